@@ -1,0 +1,273 @@
+"""Documents -> packed rows of tokens and patches.
+
+Axis legend, used in every signature of the project:
+
+    b rows of a batch    t tokens of a row    d width    v vocabulary    h, w, c height, width and channels
+    n patches (of all pictures of a batch, in row order)    p numbers in a patch    m pictures of a batch (clean copies and noised blocks)
+
+Layout of a document (BAGEL and SenseNova-U1 isolate noise this way). Its *clean stream* comes first: text and clean pictures, each
+`<|image_start|>` size `<|image_patch|>`... `<|image_end|>`. Then come its *noised blocks*, one per target picture. Every row carries
+
+    doc    which document of its row it belongs to; -1 is padding
+    order  its index in the clean stream; all patches of a picture carry the index of the first, in the noised block too
+    block  what sees itself in full: a text token is a block of its own, so is each clean picture and each noised block
+    noised whether it belongs to a noised block
+
+and these four decide who sees whom (mask.py). Targets that nothing follows need no clean copy.
+"""
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+IGNORE = -100  # torch's cross_entropy skips this label
+
+
+@dataclass(frozen=True)
+class Control:
+    """Ids of the three tokens around a picture; they start beyond the LLM's own vocabulary."""
+
+    image_start: int
+    image_patch: int
+    image_end: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A run of text tokens; see document.Text for the flags."""
+
+    ids: tuple[int, ...]
+    loss: bool = False
+    template: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to be read or drawn.
+
+    pixels: (3, h, w) in [-1, 1]. size_ids: the tokens of its size text (`64x48`, width x height in pixels). grid: rows and columns of
+    patches. clean: a clean copy stands in the clean stream (later tokens can see it). target: it has a noised block.
+    """
+
+    pixels: Float[Tensor, "3 h w"]
+    size_ids: tuple[int, ...]
+    grid: tuple[int, int]
+    target: bool = False
+    clean: bool = True
+
+
+Piece = Tokens | Picture
+
+
+def finish(pieces: list[Piece], keep_tail: bool) -> list[Piece]:
+    """Decide on clean copies: a document whose last learned thing is a target picture ends at its noised block.
+
+    keep_tail: keep the clean copy, the end of the image and what follows all the same, so that stopping is learned too.
+    """
+    last = max((i for i, piece in enumerate(pieces) if isinstance(piece, Picture)), default=None)
+    if last is None or not pieces[last].target or keep_tail:
+        return pieces
+    if any(isinstance(piece, Tokens) and piece.loss and not piece.template for piece in pieces[last + 1 :]):
+        return pieces
+    return [*pieces[:last], replace(pieces[last], clean=False)]
+
+
+def drop_text(pieces: list[Piece]) -> list[Piece]:
+    """The document without its text, for guidance: template and pictures stay, no text is learned."""
+    return [replace(p, loss=False) if isinstance(p, Tokens) else p for p in pieces if isinstance(p, Picture) or p.template]
+
+
+def drop_all(pieces: list[Piece]) -> list[Piece]:
+    """The document without its text and without every picture but the last target, for guidance: dropped pictures leave no tokens."""
+    last = max((i for i, p in enumerate(pieces) if isinstance(p, Picture) and p.target), default=None)
+    kept = [p for i, p in enumerate(pieces) if isinstance(p, Tokens) or i == last]
+    return drop_text(kept)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One document laid out, as numpy columns of equal length (its rows); the fields are those of Packed."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    order: np.ndarray
+    block: np.ndarray
+    noised: np.ndarray
+    position: np.ndarray  # (3, rows)
+    picture: np.ndarray
+    pixels: tuple[Tensor, ...]
+    source: tuple[int, ...]  # for each picture of the layout, which of `pixels`
+    noised_picture: tuple[bool, ...]
+    grid: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class _Writer:
+    """Writes the rows of one document; labels of the clean stream wait until the next token is known."""
+
+    def __init__(self, control: Control, learn_text: bool):
+        self.control, self.learn_text = control, learn_text
+        self.columns: list[np.ndarray] = []  # (9, rows): ids, labels, order, block, noised, t, h, w, picture
+        self.order = self.position = self.blocks = 0
+        self.pixels: list[Tensor] = []
+        self.pictures: list[tuple[int, bool, tuple[int, int]]] = []
+
+    def text(self, ids, learned) -> None:
+        """Text tokens; the row before each token learned gets it as its label."""
+        count = len(ids)
+        steps = np.arange(count)
+        rows = np.zeros((9, count), np.int64)
+        rows[0], rows[1], rows[2], rows[3] = ids, IGNORE, self.order + steps, self.blocks + steps
+        rows[5:8], rows[8] = self.position + steps, -1
+        if learned and self.learn_text:
+            rows[1, :-1] = ids[1:]
+            self.label_last(ids[0])
+        self.columns.append(rows)
+        self.order, self.position, self.blocks = self.order + count, self.position + count, self.blocks + count
+
+    def label_last(self, token: int) -> None:
+        if self.columns and self.columns[-1][8, -1] < 0:
+            self.columns[-1][1, -1] = token
+
+    def patches(self, source: int, grid: tuple[int, int], noised: bool, order: int, position: int) -> None:
+        """The patch rows of a picture: one block, one order, axial positions."""
+        count = grid[0] * grid[1]
+        cell = np.arange(count)
+        rows = np.zeros((9, count), np.int64)
+        rows[0], rows[1], rows[2], rows[3], rows[4] = self.control.image_patch, IGNORE, order, self.blocks, noised
+        rows[5], rows[6], rows[7], rows[8] = position, position + cell // grid[1], position + cell % grid[1], len(self.pictures)
+        self.columns.append(rows)
+        self.blocks += 1
+        self.pictures.append((source, noised, grid))
+
+    def finish(self) -> Layout:
+        table = np.concatenate(self.columns, axis=1)
+        source, noised, grid = zip(*self.pictures, strict=True) if self.pictures else ((), (), ())
+        return Layout(
+            ids=table[0], labels=table[1], order=table[2], block=table[3], noised=table[4].astype(bool), position=table[5:8],
+            picture=table[8], pixels=tuple(self.pixels), source=source, noised_picture=noised, grid=grid,
+        )  # fmt: skip
+
+
+def layout(pieces: list[Piece], control: Control, learn_text: bool = True) -> Layout:
+    """Lay one document out: clean stream, then noised blocks.
+
+    learn_text: False leaves all next-token labels out (documents whose text was dropped for guidance).
+    """
+    writer = _Writer(control, learn_text)
+    later = []  # noised blocks: where they belong, written after the clean stream
+    for piece in pieces:
+        if isinstance(piece, Tokens):
+            if piece.ids:
+                writer.text(np.asarray(piece.ids), piece.loss)
+            continue
+        writer.text(np.asarray((control.image_start, *piece.size_ids)), piece.target)
+        if piece.target and learn_text:
+            writer.label_last(control.image_patch)
+        source = len(writer.pixels)
+        writer.pixels.append(piece.pixels)
+        if piece.target:
+            later.append((source, piece.grid, True, writer.order, writer.position))
+        if piece.clean:
+            writer.patches(source, piece.grid, False, writer.order, writer.position)
+            writer.order, writer.position = writer.order + piece.grid[0] * piece.grid[1], writer.position + 1
+            writer.text(np.asarray((control.image_end,)), learned=False)
+    for block in later:
+        writer.patches(*block)
+    return writer.finish()
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch: rows of documents side by side. See the module's docstring for the axes and the four columns of the mask.
+
+    ids, labels: token ids and next-token labels (IGNORE where nothing is learned). position: (3, b, t) time, row and column; equal on
+    text. picture: which of the batch's m pictures a patch row belongs to, -1 on text. pixels: the images, each once; source: which of
+    them a picture shows. grid: rows and columns of patches of each picture. patches, time: filled by `with_patches`; time is 0 for
+    clean copies.
+    """
+
+    ids: Int[Tensor, "b t"]
+    labels: Int[Tensor, "b t"]
+    doc: Int[Tensor, "b t"]
+    order: Int[Tensor, "b t"]
+    block: Int[Tensor, "b t"]
+    noised: Bool[Tensor, "b t"]
+    position: Int[Tensor, "3 b t"]
+    picture: Int[Tensor, "b t"]
+    pixels: tuple[Float[Tensor, "3 h w"], ...]
+    source: Int[Tensor, " m"]
+    noised_picture: Bool[Tensor, " m"]
+    grid: Int[Tensor, "m 2"]
+    patches: Float[Tensor, "n p"] | None = None
+    time: Float[Tensor, " m"] | None = None
+
+    @cached_property
+    def picture_of_patch(self) -> Int[Tensor, " n"]:
+        """The picture of each patch row, in the order of `patches`."""
+        return self.picture[self.picture >= 0]
+
+    @cached_property
+    def noised_patch(self) -> Bool[Tensor, " n"]:
+        """Which of the patches belong to noised blocks."""
+        return self.noised_picture[self.picture_of_patch]
+
+    @property
+    def documents(self) -> int:
+        """Documents in the batch."""
+        return int((self.doc.amax(dim=1) + 1).sum())
+
+    def with_patches(self, patches: Float[Tensor, "n p"], time: Float[Tensor, " m"]) -> "Packed":
+        """The same batch with what stands in the patch rows."""
+        return replace(self, patches=patches, time=time)
+
+    def to(self, device: torch.device | str) -> "Packed":
+        """Every tensor on the device."""
+        moved = {f.name: _moved(getattr(self, f.name), device) for f in fields(self)}
+        return Packed(**moved)
+
+
+def _moved(value, device):
+    if isinstance(value, tuple):
+        return tuple(_moved(v, device) for v in value)
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def pack(rows: list[list[Layout]], length: int | None = None, pad_id: int = 0) -> Packed:
+    """Lay documents side by side in rows and rows in a batch.
+
+    rows: the documents of each row. length: tokens per row (default: the longest row). Raises ValueError when a row does not fit.
+    """
+    longest = max(sum(map(len, row)) for row in rows)
+    length = length or longest
+    if longest > length:
+        raise ValueError(f"a row of {longest} tokens does not fit a length of {length}: raise the length or shorten the documents")
+    table = np.zeros((10, len(rows), length), np.int64)  # ids, labels, doc, order, block, noised, t, h, w, picture
+    table[0], table[1], table[2], table[9] = pad_id, IGNORE, -1, -1
+    table[4] = np.arange(length) + length  # padding: each row its own block, beyond those of documents, so that it sees itself alone
+    pixels, source, noised, grid = [], [], [], []
+    for b, row in enumerate(rows):
+        start = 0
+        for index, doc in enumerate(row):
+            here = slice(start, start + len(doc))
+            columns = (doc.ids, doc.labels, index, doc.order, doc.block + start, doc.noised, *doc.position)
+            for column, values in zip(table, columns, strict=False):
+                column[b, here] = values
+            table[9, b, here] = np.where(doc.picture >= 0, doc.picture + len(source), -1)
+            source.extend(s + len(pixels) for s in doc.source)
+            pixels.extend(doc.pixels)
+            noised.extend(doc.noised_picture)
+            grid.extend(doc.grid)
+            start += len(doc)
+    columns = torch.from_numpy(table)
+    return Packed(
+        ids=columns[0], labels=columns[1], doc=columns[2], order=columns[3], block=columns[4], noised=columns[5].bool(),
+        position=columns[6:9], picture=columns[9], pixels=tuple(pixels), source=torch.tensor(source, dtype=torch.long),
+        noised_picture=torch.tensor(noised, dtype=torch.bool), grid=torch.tensor(grid, dtype=torch.long).view(-1, 2),
+    )  # fmt: skip
