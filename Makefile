@@ -1,0 +1,46 @@
+# make demo: train and show a model from nothing.  make test: the tests.  Both set up .venv first where it is missing.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+# Waiting OpenMP threads sleep instead of spinning, which matters as soon as two processes share the cores.
+export OMP_WAIT_POLICY := PASSIVE
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup demo test gpu-test lint format clean
+
+help:
+	@echo "make demo      pretrain a small LLM, teach it to draw, write out/demo/report.html"
+	@echo "make test      every test that needs no GPU   (ARGS='tests/test_mask.py -x' for some)"
+	@echo "make gpu-test  the tests that need one"
+	@echo "make lint      ruff over everything          (make format repairs what it can)"
+	@echo "make clean     remove .venv, caches and build products; out/ stays"
+
+demo: setup
+	$(BIN)/python -m train.demo $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -q -m "not gpu" $(ARGS)
+
+gpu-test: setup
+	$(BIN)/python -m pytest -q -m gpu $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+
+format: setup
+	$(BIN)/ruff check --fix .
+
+setup: $(VENV)/installed
+
+# The stamp is written last, so that an interrupted installation is repeated and a finished one is not.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
