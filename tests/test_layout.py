@@ -1,0 +1,163 @@
+"""The tree keeps its shape: reading order, small files, short functions, documented names, nothing unsafe, nothing private."""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = ("train", "eval", "bench", "tests")
+SOURCES = sorted(path.relative_to(ROOT) for top in ("fusion", *PROGRAMS) for path in (ROOT / top).rglob("*.py"))
+LIBRARY = [path for path in SOURCES if path.parts[0] == "fusion"]
+
+LONGEST_FILE = 450
+LONGEST_FUNCTION = 60
+
+# A file of fusion/ imports only from files above it. `fusion/__init__.py` gathers the public names and stands outside.
+READING_ORDER = [
+    "document",
+    "images",
+    "patches",
+    "sequence",
+    "mask",
+    "layers",
+    "flow",
+    "solvers",
+    "codec",
+    "backbone",
+    "model",
+    "processor",
+    "generate",
+    "api",
+    "architectures",
+    "data.shapes",
+    "data.sources",
+    "data.batches",
+    "data.check",
+    "data",
+    "cli",
+]
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"), filename=str(path))
+
+
+def nodes(path: Path, *kinds: type) -> list:
+    return [node for node in ast.walk(tree(path)) if isinstance(node, kinds)]
+
+
+def module(path: Path) -> str:
+    """fusion/data/shapes.py -> data.shapes; fusion/data/__init__.py -> data."""
+    return ".".join(path.with_suffix("").parts[1:]).removesuffix(".__init__")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Absolute dotted names of everything that a file imports, wherever in the file the import stands."""
+    package = path.parts[:-1]
+    for node in nodes(path, ast.Import, ast.ImportFrom):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        else:
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join((*above, *filter(None, [node.module])))
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def place(name: str) -> int | None:
+    """Place of a dotted module (below `fusion.`) in the reading order: that of its longest listed prefix."""
+    parts = name.split(".")
+    prefixes = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    return next((READING_ORDER.index(prefix) for prefix in prefixes if prefix in READING_ORDER), None)
+
+
+def test_the_tree_is_there():
+    assert len(LIBRARY) > 5
+    assert place("data.shapes.render") == READING_ORDER.index("data.shapes")
+    assert place("nowhere") is None
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=str)
+def test_imports_point_upwards_in_the_reading_order(path):
+    below = [name for name in imported(path) if name.split(".")[0] in PROGRAMS]
+    assert not below, f"{path} imports {below}: the library does not know its programs"
+    if path.name == "__init__.py":
+        return
+    here = place(module(path))
+    assert here is not None, f"{path} has no place in READING_ORDER of {Path(__file__).name}"
+    for name in imported(path):
+        if name.startswith("fusion."):
+            there = place(name.removeprefix("fusion."))
+            assert there is None or there <= here, f"{path} imports {name}, which comes after it"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_files_and_functions_are_short(path):
+    lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
+    assert lines <= LONGEST_FILE, f"{path} has {lines} lines"
+    long = {
+        node.name: length
+        for node in nodes(path, ast.FunctionDef, ast.AsyncFunctionDef)
+        if (length := node.end_lineno - node.lineno + 1) > LONGEST_FUNCTION
+    }
+    assert not long, f"{path}: functions over {LONGEST_FUNCTION} lines: {long}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_a_file_begins_with_its_purpose_in_one_line(path):
+    docstring = ast.get_docstring(tree(path)) or ""
+    first, *rest = docstring.splitlines() or [""]
+    assert len(first) > 10 and not (rest and rest[0].strip()), f"{path}: say in the docstring's first line what the file is"
+    assert len(first) <= 150, f"{path}: the first line has {len(first)} characters"
+
+
+def public(body: list[ast.stmt]) -> list:
+    return [
+        node
+        for node in body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=str)
+def test_public_names_have_docstrings(path):
+    bare = [node.name for node in public(tree(path).body) if not ast.get_docstring(node)]
+    assert not bare, f"{path}: no docstring on {bare}"
+
+
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+UNSAFE_CALLS = {"torch.load", "torch.save", "eval", "exec", "os.system"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_nothing_is_unpickled_or_evaluated(path):
+    modules = {name.split(".")[0] for name in imported(path)} & UNSAFE_MODULES
+    calls = {ast.unparse(node.func) for node in nodes(path, ast.Call)} & UNSAFE_CALLS
+    assert not modules | calls, f"{path} uses {sorted(modules | calls)}; weights are safetensors, state is JSON"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=str)
+def test_annotations_stay_readable_to_the_shape_checker(path):
+    assert "__future__.annotations" not in set(imported(path)), f"{path}: postponed annotations hide shapes from jaxtyping"
+    decorators = [ast.unparse(mark) for node in nodes(path, ast.FunctionDef, ast.ClassDef) for mark in node.decorator_list]
+    marked = [mark for mark in decorators if "jaxtyped" in mark]
+    assert not marked, f"{path}: shapes are checked by the tests' import hook, not by a decorator"
+
+
+# Paths of one machine, put together here so that this file does not match itself.
+MACHINE_PATHS = re.compile(r"(?<![\w.])/(?:" + "|".join(["wo" + "rk", "ro" + "ot", "ho" + "me", "Us" + "ers", "mn" + "t"]) + r")/\w")
+PROSE = [
+    path.relative_to(ROOT)
+    for pattern in ("*.md", "*.toml", "*.cff", "Makefile", "constraints.txt", ".ci/*", "configs/**/*.yaml", "docs/**/*.md", "bench/**/*.md")
+    for path in sorted(ROOT.glob(pattern))
+]
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *PROSE], ids=str)
+def test_no_path_of_somebodys_machine(path):
+    found = MACHINE_PATHS.findall((ROOT / path).read_text(encoding="utf-8"))
+    assert not found, f"{path} names {found}"
