@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 MAX_BYTES = 64 * 2**20
@@ -23,18 +23,16 @@ MAX_PIXELS = 64_000_000
 # Formats that PIL decodes on its own. EPS and WMF start other programs, others have no signature to know them by.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "QOI")
 
-ImageSource = str | Path | bytes | Image.Image | np.ndarray | Tensor
-
 
 class BadImage(ValueError):
     """An image that cannot be used; the message is one line: which image, what is wrong, what to do."""
 
     def __init__(self, name: str, problem: str):
-        super().__init__(f"{name}: {' '.join(problem.split())}")
+        super().__init__(" ".join(f"{name[:200]}: {problem}".split()))
 
 
 def open_image(
-    source: ImageSource, name: str | None = None, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
+    source: object, name: str | None = None, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
     """Open an image of any kind as 8-bit RGB, upright, carrying nothing but its pixels.
 
@@ -43,7 +41,7 @@ def open_image(
     path in error messages.
 
     EXIF orientation is applied, transparency is laid over white, 16-bit values are scaled, CMYK and palettes are converted
-    (colour profiles are ignored), and of an animation the first frame is taken. The size is read from the header and checked
+    (colour profiles are ignored), and of an animated file the first frame is taken. The size is read from the header and checked
     against `max_pixels` before anything is decoded. Raises BadImage.
     """
     if isinstance(source, Tensor):
@@ -51,7 +49,8 @@ def open_image(
     if isinstance(source, np.ndarray):
         return _to_rgb(_from_array(source, name or "image array"), name or "image array", max_pixels)
     if isinstance(source, Image.Image):
-        return _to_rgb(source, name or source.__dict__.get("filename") or "image", max_pixels)
+        path = source.filename if isinstance(source, ImageFile.ImageFile) else ""
+        return _to_rgb(source, name or str(path) or "image", max_pixels)
     if isinstance(source, bytes):
         return _decode(source, name or "image bytes", max_bytes, max_pixels)
     if isinstance(source, str) and source.startswith("data:"):
@@ -66,14 +65,13 @@ def _read_file(source: str | Path, name: str, max_bytes: int) -> bytes:
         raise BadImage(name, "URLs are not fetched; download the file and pass its path")
     path = Path(source)
     try:
-        if not path.is_file():  # also keeps us from reading a pipe or a device for ever
-            raise BadImage(name, "is a folder, not an image file" if path.is_dir() else "no such file; check the path")
-        with path.open("rb") as file:
-            return file.read(max_bytes + 1)
-    except (OSError, ValueError) as error:
-        if isinstance(error, BadImage):
-            raise
-        raise BadImage(name[:200], f"cannot be read ({error}); check the path and its permissions") from None
+        if path.is_file():  # neither a folder, nor a pipe or a device that never ends
+            with path.open("rb") as file:
+                return file.read(max_bytes + 1)
+        problem = "is a folder; pass an image file" if path.is_dir() else "no such file; check the path"
+    except OSError as error:
+        problem = f"cannot be read ({error}); check the path and its permissions"
+    raise BadImage(name, problem)
 
 
 def _read_data_uri(uri: str, name: str, max_bytes: int) -> bytes:
