@@ -1,0 +1,136 @@
+"""Small shared parts: patch embedding, timestep embedding, modulation by time, and the head that predicts the flow.
+
+Time features, modulation and the head's output are computed in fp32 whatever the weights or autocast say: bf16 keeps
+8 bits, so that 1000 t would be rounded to whole steps of 4 and a predicted pixel to the grain of the file it becomes.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class Linear32(nn.Linear):
+    """A linear layer computed in fp32, under autocast and with weights of lower precision too."""
+
+    def forward(self, x: Float[Tensor, "*n inputs"]) -> Float[Tensor, "*n outputs"]:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+
+
+def rms(x: Float[Tensor, "*n width"]) -> Float[Tensor, "*n 1"]:
+    """Root mean square over the last axis, in fp32."""
+    return x.float().square().mean(-1, keepdim=True).sqrt()
+
+
+def modulate(
+    h: Float[Tensor, "*n width"], shift: Float[Tensor, "*#n width"], scale: Float[Tensor, "*#n width"]
+) -> Float[Tensor, "*n width"]:
+    """`h + h * scale + shift` in fp32, cast back to h's dtype: with zeros it is h itself, bit for bit."""
+    wide = h.float()
+    return (wide + wide * scale.float() + shift.float()).to(h.dtype)
+
+
+class PatchEmbed(nn.Module):
+    """Patch rows -> width, cast to the dtype of the weights. Input of unit scale comes out with unit RMS (`match_rms` sets another)."""
+
+    def __init__(self, patch: int, width: int):
+        super().__init__()
+        self.proj = nn.Linear(patch, width)
+        nn.init.normal_(self.proj.weight, std=patch**-0.5)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, patches: Float[Tensor, "*n patch"]) -> Float[Tensor, "*n width"]:
+        return self.proj(patches.to(self.proj.weight.dtype))
+
+
+@torch.no_grad()
+def match_rms(embed: PatchEmbed, target: float) -> None:
+    """Scale the weight in place so that input of unit scale comes out with RMS `target`.
+
+    With independent random weights the output's mean square is that of a row of the weight times that of the input,
+    however the pixels of a patch correlate. Raises ValueError when the target is not positive.
+    """
+    if not target > 0:
+        raise ValueError(f"cannot scale a patch embedding to RMS {target}: the target must be positive")
+    weight = embed.proj.weight
+    weight.mul_(target / weight.float().square().sum(-1).mean().sqrt())
+
+
+def timestep_features(t: Float[Tensor, " n"], width: int, freq_shift: float = 0.0) -> Float[Tensor, "n width"]:
+    """Cosines, then sines, of 1000 t at frequencies 10000^(-i / (half - freq_shift)), i < half = width / 2; fp32.
+
+    freq_shift 0 is DiT's own (arXiv 2212.09748), SD3's and Flux's; diffusers' port of DiT uses 1.
+    """
+    half = width // 2
+    index = torch.arange(half, dtype=torch.float32, device=t.device)
+    frequency = torch.exp(-math.log(10000.0) * index / (half - freq_shift))
+    angle = 1000.0 * t.float()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """t in [0, 1] -> width: `timestep_features`, then linear, SiLU, linear; fp32 throughout (DiT, arXiv 2212.09748)."""
+
+    def __init__(self, width: int, frequencies: int = 256, freq_shift: float = 0.0):
+        super().__init__()
+        if frequencies % 2:
+            raise ValueError(f"{frequencies} timestep features do not split into cosines and sines: use an even number")
+        self.frequencies, self.freq_shift = frequencies, freq_shift
+        self.up = Linear32(frequencies, width)
+        self.down = Linear32(width, width)
+        for linear in (self.up, self.down):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, t: Float[Tensor, " n"]) -> Float[Tensor, "n width"]:
+        return self.down(F.silu(self.up(timestep_features(t, self.frequencies, self.freq_shift))))
+
+
+class Modulation(nn.Module):
+    """Time embedding -> `pieces` vectors of `width` in fp32 (shift, scale, gate, ...), all zero at the start.
+
+    adaLN-zero of DiT; shared by all layers, with a table per layer added by the caller, it is PixArt's adaLN-single
+    (arXiv 2310.00426).
+    """
+
+    def __init__(self, time_width: int, width: int, pieces: int = 6):
+        super().__init__()
+        self.pieces = pieces
+        self.proj = Linear32(time_width, pieces * width)
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, time: Float[Tensor, "*n time_width"]) -> Float[Tensor, "*n pieces width"]:
+        return self.proj(F.silu(time.float())).unflatten(-1, (self.pieces, -1))
+
+
+class FlowHead(nn.Module):
+    """Hidden rows -> prediction of the flow: a LayerNorm without parameters, modulated by time, and a linear layer that starts at zero.
+
+    DiT's final layer. `time` holds one row per image and `image` says whose row a patch takes; without `image`, time
+    broadcasts against the rows. `time_width` None builds the head of a network that is not told the time.
+    """
+
+    def __init__(self, width: int, out: int, time_width: int | None):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.modulation = None if time_width is None else Modulation(time_width, width, pieces=2)
+        self.out = Linear32(width, out)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self,
+        h: Float[Tensor, "*n width"],
+        time: Float[Tensor, "*m time_width"] | None = None,
+        image: Int[Tensor, "*n"] | None = None,
+    ) -> Float[Tensor, "*n out"]:
+        h = self.norm(h.float())
+        if self.modulation is not None:
+            pieces = self.modulation(time)
+            shift, scale = (pieces if image is None else pieces[image]).unbind(-2)
+            h = modulate(h, shift, scale)
+        return self.out(h)
