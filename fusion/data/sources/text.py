@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fusion.data.sources.sample import BadSample
 from fusion.data.sources.rows import Row, read_bytes, scan
+from fusion.data.sources.sample import BadSample
 
 # Where a piece may end, best first: between paragraphs, lines, sentences, words.
 BREAKS = tuple(map(re.compile, (r"\n\s*\n", r"\n", r"(?<=[.!?])\s", r"\s")))

@@ -1,0 +1,1 @@
+"""Data: the built-in world, and loaders for what people bring."""

@@ -1,0 +1,47 @@
+"""What the world is asked to draw: weights of tasks, object counts and picture sizes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from fusion.data.shapes.constants import PICTURE_SIZES
+
+DEFAULT_TASKS = {"text_to_image": 1.0}
+DEFAULT_COUNTS = {1: 0.35, 2: 0.35, 3: 0.15, 4: 0.15}
+DEFAULT_SIZES = {"32x32": 0.8, "48x32": 0.1, "32x48": 0.1}
+_SIZES = {f"{width}x{height}": (width, height) for width, height in PICTURE_SIZES}
+
+
+def _check(what: str, weights: Mapping, allowed) -> None:
+    unknown = [key for key in weights if key not in allowed]
+    if unknown:
+        raise ValueError(f"unknown {what} {unknown[0]!r} in the world's options: choose from {', '.join(map(str, allowed))}")
+    if min(weights.values(), default=0) < 0 or sum(weights.values()) <= 0:
+        raise ValueError(f"the world's {what} weights must be >= 0 with a positive sum, got {dict(weights)}")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the world draws. Weights need not sum to 1; an entry that is left out is never drawn.
+
+    `tasks` by name, `counts` by number of objects (1 to 4), `sizes` by "width x height" as in "48x32".
+    `held_out` draws only scenes with a held-out pair of kinds: for evaluation, never for training.
+    ValueError for unknown names and for weights that are negative or all zero.
+    """
+
+    tasks: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_TASKS))
+    counts: Mapping[int, float] = field(default_factory=lambda: dict(DEFAULT_COUNTS))
+    sizes: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_SIZES))
+    held_out: bool = False
+
+    def __post_init__(self):
+        _check("tasks", self.tasks, DEFAULT_TASKS)
+        _check("counts", self.counts, DEFAULT_COUNTS)
+        _check("sizes", self.sizes, _SIZES)
+        if self.held_out and sum(weight for count, weight in self.counts.items() if count > 1) <= 0:
+            raise ValueError("held-out combinations are pairs: give a weight to counts of 2 or more")
+
+    @cached_property
+    def picture_sizes(self) -> dict[tuple[int, int], float]:
+        """The weights of `sizes` by (width, height) in pixels."""
+        return {_SIZES[name]: weight for name, weight in self.sizes.items()}

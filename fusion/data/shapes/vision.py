@@ -1,0 +1,243 @@
+"""Reading pictures of the world from pixels alone: ground, connected objects, and their shapes by template."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
+
+from fusion.data.shapes.constants import COLOURS, CROSS_ARM, GROUNDS, SEVERAL_LARGE, SHAPES, SINGLE_LARGE, Kind
+
+TOLERANCE = 48.0  # RGB distance at which a pixel still counts as a palette colour; noise of +-10 reaches 17
+MIN_GROUND = 0.25  # four large squares leave 0.43 of a picture
+MIN_FIT, MIN_LEAD = 0.80, 0.03  # soft overlap with the best template, and its lead over the second best
+OBJECT_RANGE = (0.20, 0.62)  # sizes in units of the shorter side: the frozen ranges with some tolerance
+MAX_DIRT = 0.02  # share of pixels that neither ground nor objects explain
+SPECK = 0.01  # connected pixels below this share of the squared shorter side are dirt, not an object
+
+_COLOUR_NAMES, _GROUND_NAMES = tuple(COLOURS), tuple(GROUNDS)
+_PALETTE = np.array([*COLOURS.values()], dtype=np.float32)
+_GROUNDS = np.array([*GROUNDS.values()], dtype=np.float32)
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One object as read: `shape` is None where no template fits. Boxes are (left, top, right, bottom) in pixels.
+
+    `size` is small or large, `area` in pixels, `confidence` the soft overlap with the template, 0 to 1.
+    """
+
+    shape: str | None
+    colour: str
+    size: str
+    centre: tuple[float, float]
+    box: Box
+    area: float
+    confidence: float
+
+    @property
+    def kind(self) -> Kind:
+        return self.shape, self.colour
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A picture as read. `ground` is None where none of the grounds fills it; `dirt` is the unexplained share."""
+
+    width: int
+    height: int
+    ground: str | None
+    objects: tuple[Seen, ...]
+    dirt: float
+    colours: frozenset[str]
+
+    @property
+    def side(self) -> int:
+        return min(self.width, self.height)
+
+    @property
+    def flaws(self) -> tuple[str, ...]:
+        """Why this is not a clean picture of the world; empty if it is one."""
+        if self.ground is None:
+            return ("no ground colour fills the picture",)
+        found = [f"a {seen.colour} object has no clear shape" for seen in self.objects if seen.shape is None]
+        if self.dirt > MAX_DIRT:
+            found.append(f"{self.dirt:.0%} of the picture is neither ground nor object")
+        return tuple(found)
+
+
+def as_pixels(image: UInt8[np.ndarray, "h w 3"] | Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB pixels of an array or a PIL image; ValueError for anything else."""
+    pixels = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        what = f"{pixels.dtype} array of shape {pixels.shape}" if isinstance(pixels, np.ndarray) else type(image).__name__
+        raise ValueError(f"the judge reads PIL images or uint8 arrays of shape (h, w, 3), got {what}")
+    return pixels
+
+
+def connected(values: Int[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, "h w"], list[int]]:
+    """Labels (0 outside, 1 to n) of the 4-connected regions of equal positive values, and the area of each region.
+
+    Runs of equal values in each row, joined by union-find with the touching runs of the row above.
+    """
+    change = np.ones(values.shape, dtype=bool)
+    change[:, 1:] = values[:, 1:] != values[:, :-1]
+    rows, starts = (index.tolist() for index in np.nonzero(change))
+    stops = [start if start else values.shape[1] for start in starts[1:] + [0]]
+    value = values[change].tolist()
+    parent = list(range(len(rows)))
+
+    def root(run: int) -> int:
+        while parent[run] != run:
+            run = parent[run]
+        return run
+
+    above = 0
+    for run in range(len(rows)):
+        while rows[above] < rows[run] - 1:
+            above += 1
+        other = above
+        while rows[other] < rows[run] and starts[other] < stops[run]:
+            if stops[other] > starts[run] and value[other] == value[run]:
+                parent[root(run)] = root(other)
+            other += 1
+        while rows[above] < rows[run] and stops[above] <= stops[run]:
+            above += 1
+
+    numbers: dict[int, int] = {}
+    labels, areas = np.zeros_like(values), []
+    for run in range(len(rows)):
+        if value[run] == 0:
+            continue
+        number = numbers.setdefault(root(run), len(numbers) + 1)
+        if number > len(areas):
+            areas.append(0)
+        areas[number - 1] += stops[run] - starts[run]
+        labels[rows[run], starts[run] : stops[run]] = number
+    return labels, areas
+
+
+def _grow(labels: Int[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:
+    """Labels spread to their unlabelled 8-neighbours."""
+    around = np.pad(labels, 1)
+    around = np.maximum(np.maximum(around[:, :-2], around[:, 1:-1]), around[:, 2:])
+    around = np.maximum(np.maximum(around[:-2], around[1:-1]), around[2:])
+    return np.where(labels == 0, around, labels)
+
+
+def _span(length: int, low: float, high: float) -> Float[np.ndarray, " n"]:
+    """How much of each of `length` unit pixels lies between low and high."""
+    edges = np.arange(length)
+    return np.clip(np.minimum(edges + 1, high) - np.maximum(edges, low), 0, 1)
+
+
+def template(shape: str, height: int, width: int, box: Box) -> Float[np.ndarray, "h w"]:
+    """The share of each pixel that a shape filling `box` covers, by exact overlaps or distance to the edge."""
+    left, top, right, bottom = box
+    size = right - left
+    middle_x, middle_y = (left + right) / 2, (top + bottom) / 2
+    if shape == "square":
+        return np.outer(_span(height, top, bottom), _span(width, left, right))
+    if shape == "cross":
+        arm = size * CROSS_ARM / 2
+        tall = np.outer(_span(height, top, bottom), _span(width, middle_x - arm, middle_x + arm))
+        wide = np.outer(_span(height, middle_y - arm, middle_y + arm), _span(width, left, right))
+        return np.maximum(tall, wide)
+    y, x = np.arange(height)[:, None] + 0.5, np.arange(width)[None, :] + 0.5
+    if shape == "circle":
+        return np.clip(size / 2 - np.hypot(x - middle_x, y - middle_y) + 0.5, 0, 1)
+    slope = ((y - top) / 2 - np.abs(x - middle_x)) * (2 / np.sqrt(5))  # distance to the nearer leg, base = height
+    return np.clip(slope + 0.5, 0, 1) * _span(height, top, bottom)[:, None]
+
+
+# Per shape: area in units of the squared size, and how far below the box's middle its centre of mass lies.
+_AREA = {"circle": np.pi / 4, "square": 1.0, "triangle": 0.5, "cross": 2 * CROSS_ARM - CROSS_ARM**2}
+_SINK = {"circle": 0.0, "square": 0.0, "triangle": 1 / 6, "cross": 0.0}
+
+
+def _fit(alpha: Float[np.ndarray, "h w"]) -> tuple[str | None, Box, float]:
+    """The shape whose template, at the size and place that area and centre of mass give, overlaps best."""
+    height, width = alpha.shape
+    area = alpha.sum()
+    mean_x = (alpha.sum(0) * (np.arange(width) + 0.5)).sum() / area
+    mean_y = (alpha.sum(1) * (np.arange(height) + 0.5)).sum() / area
+    fits = []
+    for shape in SHAPES:
+        size = np.sqrt(area / _AREA[shape])
+        left, top = mean_x - size / 2, mean_y - _SINK[shape] * size - size / 2
+        box = (left, top, left + size, top + size)
+        mask = template(shape, height, width, box)
+        fits.append((float(np.minimum(alpha, mask).sum() / np.maximum(alpha, mask).sum()), shape, box))
+    fits.sort(reverse=True)
+    (best, shape, box), second = fits[0], fits[1][0]
+    clear = best >= MIN_FIT and best - second >= MIN_LEAD
+    return shape if clear else None, box, best
+
+
+def _nearest(flat: Float[np.ndarray, "h w 3"], palette: Float[np.ndarray, "k 3"]) -> Int[np.ndarray, "h w"]:
+    """Per pixel 1 + the index of the nearest palette entry, or 0 where none is within the tolerance."""
+    squared = (flat**2).sum(-1)[..., None] - 2 * flat @ palette.T + (palette**2).sum(-1)
+    return np.where(squared.min(-1) <= TOLERANCE**2, 1 + squared.argmin(-1), 0)
+
+
+def _ground_of(rgb: Float[np.ndarray, "h w 3"]) -> int | None:
+    """The index of the ground that fills the picture, if one does."""
+    counts = np.bincount(_nearest(rgb, _GROUNDS).ravel(), minlength=len(_GROUNDS) + 1)[1:]
+    return int(counts.argmax()) if counts.max() >= MIN_GROUND * rgb.shape[0] * rgb.shape[1] else None
+
+
+def _see(alpha: Float[np.ndarray, "h w"], mine: Bool[np.ndarray, "h w"], side: int) -> tuple:
+    """Shape, box and confidence of one object: its template is fitted in the window around its pixels."""
+    rows, columns = np.flatnonzero(mine.any(1)), np.flatnonzero(mine.any(0))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    window = (alpha * mine)[top:bottom, left:right]
+    shape, box, confidence = _fit(window)
+    size = (box[2] - box[0]) / side
+    box = (box[0] + left, box[1] + top, box[2] + left, box[3] + top)
+    return shape if OBJECT_RANGE[0] <= size <= OBJECT_RANGE[1] else None, box, confidence, float(window.sum())
+
+
+def read(image: UInt8[np.ndarray, "h w 3"] | Image.Image) -> Reading:
+    """Reads a picture from its pixels alone; ValueError unless it is a PIL image or a uint8 RGB array.
+
+    Pixels near a palette colour form connected cores; each core is spread by two pixels, and the share of colour in
+    every pixel of it, measured between ground and colour, is compared with the templates. Colour noise of +-10 and
+    slightly blurred edges are read; what neither ground nor an object explains counts as dirt.
+    """
+    pixels = as_pixels(image)
+    height, width, _ = pixels.shape
+    side = min(height, width)
+    rgb = pixels.astype(np.float32)
+    ground = _ground_of(rgb)
+    near = _nearest(rgb, _PALETTE)
+    labels, areas = connected(near)
+    keep = [number for number, area in enumerate(areas, 1) if area >= SPECK * side**2]
+    owner = np.zeros(len(areas) + 1, dtype=np.int64)
+    owner[keep] = np.arange(1, len(keep) + 1)
+    labels = owner[labels]
+    tint = np.zeros(len(keep) + 1, dtype=np.int64)
+    tint[labels] = near - 1
+    tint[0] = 0
+    colours = [_COLOUR_NAMES[index] for index in tint[1:]]
+    if ground is None:
+        return Reading(width, height, None, (), 1.0, frozenset(colours))
+
+    grown = _grow(_grow(labels))
+    direction = _PALETTE[tint[grown]] - _GROUNDS[ground]
+    offset = rgb - _GROUNDS[ground]
+    alpha = np.clip((offset * direction).sum(-1) / (direction**2).sum(-1), 0, 1)
+    residual = np.linalg.norm(offset - alpha[..., None] * direction, axis=-1)
+    explained = (grown > 0) & (residual <= TOLERANCE)
+    dirt = 1 - (explained | ((offset**2).sum(-1) <= TOLERANCE**2)).mean()
+    alpha = alpha * explained
+
+    large = SINGLE_LARGE if len(keep) == 1 else SEVERAL_LARGE
+    objects = []
+    for number, colour in enumerate(colours, 1):
+        shape, box, confidence, area = _see(alpha, grown == number, side)
+        size = "large" if (box[2] - box[0]) / side >= large else "small"
+        centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        objects.append(Seen(shape, colour, size, centre, box, area, confidence))
+    return Reading(width, height, _GROUND_NAMES[ground], tuple(objects), float(dirt), frozenset(colours))

@@ -1,0 +1,175 @@
+"""The world's English: noun phrases, captions with what they claim, and the ways to ask for a picture."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fusion.data.shapes.chance import chance, pick, some, weighted
+from fusion.data.shapes.expect import Expectation, Wanted
+from fusion.data.shapes.scene import Scene, Thing, relation
+
+NUMBERS = ("no", "one", "two", "three", "four")
+SIZE_WORDS = {"small": ("small", "small", "little"), "large": ("large", "large", "big")}
+RELATION_WORDS = {
+    "left of": ("left of", "left of", "to the left of"),
+    "right of": ("right of", "right of", "to the right of"),
+    "above": ("above", "above", "over"),
+    "below": ("below", "below", "under"),
+}
+PLACE_WORDS = {
+    "middle": ("in the middle", "in the centre"),
+    "left": ("on the left", "on the left side"),
+    "right": ("on the right", "on the right side"),
+    "top": ("at the top",),
+    "bottom": ("at the bottom",),
+    "top left": ("at the top left", "in the top left corner"),
+    "top right": ("at the top right", "in the top right corner"),
+    "bottom left": ("at the bottom left", "in the bottom left corner"),
+    "bottom right": ("at the bottom right", "in the bottom right corner"),
+}
+GROUND_WORDS = ("on a {} ground", "on a {} background", "on {}")
+PICTURE_REQUESTS = (
+    "{}", "{}", "{}", "draw {}", "draw {}", "draw {}", "draw me {}", "paint {}", "paint {}", "show me {}", "show me {}",
+    "a picture of {}", "a picture of {}", "draw a picture of {}", "paint a picture of {}", "make a picture of {}",
+    "please draw {}", "can you draw {}?", "could you paint {}?", "i want a picture of {}", "i would like to see {}",
+    "make an image of {}", "an image of {}", "please show me {}",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Caption:
+    """Words about a scene, and all that they claim."""
+
+    text: str
+    claims: Expectation
+
+
+def a(phrase: str) -> str:
+    """The phrase with its indefinite article."""
+    return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
+
+
+def plural(shape: str) -> str:
+    return "crosses" if shape == "cross" else f"{shape}s"
+
+
+def join(phrases: list[str]) -> str:
+    """"a", "a and b", "a, b and c"."""
+    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+
+
+def wanted(thing: Thing, sized: bool = False) -> Wanted:
+    """The claim that this object is there, with its size if `sized`."""
+    return Wanted(thing.shape, thing.colour, thing.size if sized else None)
+
+
+def name(rng: np.random.Generator, want: Wanted) -> str:
+    """Noun without article: "small red circle", "circle", "red shape"."""
+    size = pick(rng, SIZE_WORDS[want.size]) if want.size else None
+    return " ".join(word for word in (size, want.colour, want.shape or "shape") if word)
+
+
+def on_ground(rng: np.random.Generator, ground: str) -> str:
+    return pick(rng, GROUND_WORDS).format(ground)
+
+
+def user_style(rng: np.random.Generator, text: str) -> str:
+    """The text as people type it: as it is, with a full stop, or as a proper sentence."""
+    style = rng.random()
+    if style < 0.4:
+        return text
+    stop = "" if text[-1] in ".?!" else "."
+    return text + stop if style < 0.6 else text[0].upper() + text[1:] + (stop if style < 0.9 else "")
+
+
+def ask_for_picture(rng: np.random.Generator, caption: str) -> str:
+    """A request for a picture of what the caption says."""
+    return user_style(rng, pick(rng, PICTURE_REQUESTS).format(caption))
+
+
+def groups(rng: np.random.Generator, things: tuple[Thing, ...], sized: bool) -> tuple[str, tuple[Wanted, ...]]:
+    """A list of all objects, equal ones counted together: "two red circles and a blue square"."""
+    counted = Counter(wanted(thing, sized) for thing in things)
+    order = some(rng, list(counted), len(counted))
+    phrases = []
+    for want in order:
+        count, noun = counted[want], name(rng, want)
+        phrases.append(a(noun) if count == 1 else f"{NUMBERS[count]} {noun.removesuffix(want.shape)}{plural(want.shape)}")
+    return join(phrases), tuple(want for want in order for _ in range(counted[want]))
+
+
+def _open(rng: np.random.Generator, scene: Scene) -> Caption:
+    """"two circles", "three red shapes", "four objects": what all share, other attributes left open."""
+    things, count = scene.things, len(scene.things)
+    options = [Wanted()] if count > 1 else []
+    if len({thing.shape for thing in things}) == 1:
+        options += [Wanted(shape=things[0].shape)] * 3
+    if len({thing.colour for thing in things}) == 1:
+        options += [Wanted(colour=things[0].colour)]
+    want = pick(rng, options)
+    claims = Expectation((want,) * count)
+    if count == 1:
+        return Caption(a(name(rng, want)), claims)
+    noun = plural(want.shape) if want.shape else pick(rng, ("shapes", "objects"))
+    return Caption(" ".join(word for word in (NUMBERS[count], want.colour, noun) if word), claims)
+
+
+def _related(rng: np.random.Generator, scene: Scene, sized: bool) -> Caption:
+    """"a red circle left of a blue square", told from either side."""
+    first, second = some(rng, (0, 1), 2)
+    how = relation(scene, first, second)
+    one, two = (wanted(scene.things[index], sized) for index in (first, second))
+    text = f"{a(name(rng, one))} {pick(rng, RELATION_WORDS[how])} {a(name(rng, two))}"
+    return Caption(text, Expectation((one, two), ((0, how, 1),)))
+
+
+def _placed(rng: np.random.Generator, scene: Scene, sized: bool) -> Caption:
+    """"a red circle on the left and a blue square on the right"."""
+    things = some(rng, scene.things, len(scene.things))
+    claims = tuple(Wanted(t.shape, t.colour, t.size if sized else None, t.place) for t in things)
+    phrases = [f"{a(name(rng, want))} {pick(rng, PLACE_WORDS[want.place])}" for want in claims]
+    return Caption(join(phrases), Expectation(claims))
+
+
+def _listed(rng: np.random.Generator, scene: Scene, sized: bool) -> Caption:
+    text, claims = groups(rng, scene.things, sized)
+    if len(scene.things) > 1 and chance(rng, 0.15):
+        text = f"{NUMBERS[len(scene.things)]} {pick(rng, ('objects', 'shapes'))}: {text}"
+    return Caption(text, Expectation(claims))
+
+
+def _aligned(rng: np.random.Generator, scene: Scene, sized: bool) -> Caption:
+    """Two equal objects and how they stand: "two red circles side by side"."""
+    text, claims = groups(rng, scene.things, sized)
+    how = relation(scene, 0, 1)
+    sideways = how in ("left of", "right of")
+    phrase = pick(rng, ("side by side", "next to each other")) if sideways else "one above the other"
+    return Caption(f"{text} {phrase}", Expectation(claims, ((0, "left of" if sideways else "above", 1),)))
+
+
+def _style(rng: np.random.Generator, scene: Scene, sized: bool):
+    """The kind of caption to write for this scene."""
+    count = len(scene.things)
+    weights = {_listed: 0.5 if count < 3 else 0.7}
+    if count > 1:
+        weights[_placed] = 0.15
+    if count == 2 and relation(scene, 0, 1) is not None:
+        same = wanted(scene.things[0], sized) == wanted(scene.things[1], sized)
+        weights |= {_aligned: 0.4} if same else ({} if scene.things[0].kind == scene.things[1].kind else {_related: 0.8})
+    return weighted(rng, weights)
+
+
+def caption(rng: np.random.Generator, scene: Scene, full: bool = False, open_share: float = 0.08) -> Caption:
+    """A random true caption of the scene; `full` tells sizes, ground and where two objects stand.
+
+    `open_share` is the share of captions that leave colours or shapes open ("two circles").
+    """
+    if not full and chance(rng, open_share):
+        told = _open(rng, scene)
+    else:
+        sized = full or chance(rng, 0.25)
+        told = _style(rng, scene, sized)(rng, scene, sized)
+    if not (full or chance(rng, 0.3)):
+        return told
+    return Caption(f"{told.text} {on_ground(rng, scene.ground)}", replace(told.claims, ground=scene.ground))
