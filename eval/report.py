@@ -1,0 +1,250 @@
+"""A run folder -> report.html: one self-contained page with samples, scores, curves and the config. `python -m eval.report RUN`
+
+Only the run folder is read: `config.yaml`, `run.json` (what the program knew when it started: title, started, command, commit,
+device), `metrics.jsonl` and `samples/step_N/*.png`. Whatever is missing is left out and said, so a run can be looked at while it goes.
+
+Metrics are grouped by their names: what stands before the last slash is one chart (`loss/text` and `loss/flow` share `loss`).
+"""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from eval.charts import Line, chart, compact
+from eval.page import SHEET, Score, Section, amplified, code, figure, gallery, paragraph, score_table, story, table, triptych
+
+__all__ = [
+    "Score",
+    "Section",
+    "amplified",
+    "code",
+    "figure",
+    "gallery",
+    "paragraph",
+    "score_table",
+    "story",
+    "table",
+    "triptych",
+    "write",
+]
+
+STYLE = Path(__file__).with_name("report.css")
+AXES = ("step", "seen", "time")  # columns of a row of metrics that say when, not what
+EARLIER = 8  # sheets of earlier samples in the strip
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the chart of a group of metrics is titled and drawn; see charts.chart."""
+
+    title: str
+    unit: str = ""
+    log: bool = False
+    zero: bool = False
+    ramp: bool = False
+
+
+LOOKS = {
+    "loss": Look("Training loss", log=True),
+    "val": Look("Validation loss", "held-out documents, fixed noise", log=True),
+    "val/x_error": Look("Validation error by time", "mean squared error of x; t = 1 is noise", log=True, ramp=True),
+    "lr": Look("Learning rate", zero=True),
+    "per_second": Look("Throughput", "per second", zero=True),
+    "grad_norm": Look("Gradient norm", "before clipping", log=True),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds."""
+
+    folder: Path
+    facts: dict = field(default_factory=dict)
+    config: str = ""
+    rows: list[dict] = field(default_factory=list)
+    samples: dict[int, list[Path]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+
+def read(folder: str | Path) -> Run:
+    """Read a run folder; raises ValueError if there is none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; give the folder of a run")
+    missing = []
+    facts, config = _facts(folder / "run.json", missing), _config(folder / "config.yaml", missing)
+    return Run(folder, facts, config, _rows(folder / "metrics.jsonl", missing), _samples(folder / "samples", missing), missing)
+
+
+def _facts(path: Path, missing: list[str]) -> dict:
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    missing.append(f"{path.name} (command, commit and device)")
+    return {}
+
+
+def _config(path: Path, missing: list[str]) -> str:
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    missing.append(path.name)
+    return ""
+
+
+def _rows(path: Path, missing: list[str]) -> list[dict]:
+    """The rows of metrics.jsonl. A run that was cut off may have left half a line at the end: it is left out, and said."""
+    if not path.is_file():
+        missing.append(f"{path.name} (curves)")
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            missing.append(f"line {number} of {path.name}, which is not JSON")
+    return rows
+
+
+def _samples(folder: Path, missing: list[str]) -> dict[int, list[Path]]:
+    found = {int(step.name.removeprefix("step_")): sorted(step.glob("*.png")) for step in folder.glob("step_*")}
+    found = {step: found[step] for step in sorted(found) if found[step]}
+    if not found:
+        missing.append("samples/step_N/*.png (pictures)")
+    return found
+
+
+def lines(rows: Sequence[dict], group: str) -> list[Line]:
+    """The curves of a group of metrics, over documents seen."""
+    names = dict.fromkeys(name for row in rows for name in row if _group(name) == group)
+    return [
+        Line(name.removeprefix(group).strip("/").replace("_", " ") or group, [(r["seen"], r[name]) for r in rows if _is_number(r.get(name))])
+        for name in names
+    ]
+
+
+def _group(name: str) -> str:
+    return name.rpartition("/")[0] or name
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def curves(rows: Sequence[dict]) -> str:
+    """Every group of metrics as a chart, those in LOOKS first and in their order."""
+    found = dict.fromkeys(_group(name) for row in rows for name in row if name not in AXES and _is_number(row[name]))
+    charts = []
+    for group in sorted(found, key=lambda g: (list(LOOKS).index(g) if g in LOOKS else len(LOOKS), g)):
+        look = LOOKS.get(group) or Look(group.replace("/", ", ").replace("_", " ").capitalize())
+        try:
+            charts.append(chart(look.title, lines(rows, group), "documents seen", look.unit, look.log, look.zero, look.ramp))
+        except ValueError:  # nothing but NaN so far: there is no curve to show
+            continue
+    return '<div class="charts">' + "".join(charts) + "</div>" if charts else ""
+
+
+def samples(found: dict[int, list[Path]]) -> str:
+    """The latest samples large, and the first sheet of earlier steps in a strip under them."""
+    *earlier, latest = found
+    large = "".join(_sheet(path) for path in found[latest])
+    small = "".join(figure(found[step][0], f"step {step:,}") for step in _spread(earlier, EARLIER))
+    return f'<div class="gallery">{large}</div>' + (f'<div class="strip">{small}</div>' if small else "")
+
+
+def _sheet(path: Path) -> str:
+    """A sample: a single tiny picture is shown like any other, a sheet of several across the page."""
+    with Image.open(path) as image:
+        single = max(image.size) <= 128
+    words = path.stem.replace("_", " ")
+    return figure(path, words) if single else figure(path, words, shown=SHEET)
+
+
+def _spread(items: Sequence[int], most: int) -> list[int]:
+    """At most `most` of the items, evenly spread from the first to the last."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def span(seconds: float) -> str:
+    """A length of time as people say it: 42 s, 9 min 5 s, 2 h 3 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _lead(run: Run) -> str:
+    """One sentence of what was done, from the last row of metrics."""
+    if not run.rows:
+        return "Nothing was logged yet."
+    last = run.rows[-1]
+    rate = f", {compact(last['seen'] / last['time'])} a second" if last["time"] > 0 else ""
+    return f"{last['seen']:,} documents in {last['step']:,} steps and {span(last['time'])}{rate}."
+
+
+def _header(run: Run) -> str:
+    entries = ""
+    for name, value in run.facts.items():
+        if name == "title" or value is None:
+            continue
+        shown = f"<code>{escape(str(value))}</code>" if name in ("command", "commit") else escape(str(value))
+        entries += f'<div{" class=long" if name == "command" else ""}><dt>{escape(name)}</dt><dd>{shown}</dd></div>'
+    title = escape(str(run.facts.get("title") or run.folder.resolve().name))
+    return f'<header><h1>{title}</h1><p class="lead">{escape(_lead(run))}</p>' + (f"<dl>{entries}</dl>" if entries else "") + "</header>"
+
+
+def page(run: Run, extra: Iterable[Section] = ()) -> str:
+    """The whole report as one string of HTML."""
+    sections = [
+        Section("Samples", samples(run.samples) if run.samples else ""),
+        *extra,
+        Section("Curves", curves(run.rows)),
+        Section("Configuration", f"<details><summary>config.yaml</summary>{code(run.config)}</details>" if run.config else ""),
+    ]
+    body = "".join(f"<section><h2>{escape(part.title)}</h2>{part.html}</section>" for part in sections if part.html)
+    missing = f'<p class="missing">Not in this run folder: {escape("; ".join(run.missing))}.</p>' if run.missing else ""
+    title = escape(str(run.facts.get("title") or run.folder.resolve().name))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>\n{STYLE.read_text(encoding='utf-8')}</style></head>\n"
+        f"<body><main>{_header(run)}{body}{missing}</main></body></html>\n"
+    )
+
+
+def write(run_folder: str | Path, extra: Iterable[Section] = ()) -> Path:
+    """Write `report.html` into a run folder, atomically, and return its path.
+
+    extra: sections of the caller, shown between samples and curves. Raises ValueError if there is no such folder.
+    """
+    run = read(run_folder)
+    path = run.folder / "report.html"
+    with tempfile.NamedTemporaryFile("w", dir=run.folder, suffix=".tmp", delete=False, encoding="utf-8") as file:
+        file.write(page(run, extra))
+    os.chmod(file.name, 0o644)  # a temporary file is private; a report is not
+    os.replace(file.name, path)
+    return path
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m eval.report RUN`: write the report of a run folder and print its path."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: python -m eval.report RUN    writes RUN/report.html", file=sys.stderr)
+        return 2
+    try:
+        print(write(arguments[0]))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
