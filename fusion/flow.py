@@ -216,5 +216,6 @@ def _mean_by_image(error: Float[Tensor, " n"], image: Int[Tensor, " n"], images:
 
 
 def _over(t: Float[Tensor, "..."], x: Tensor) -> Float[Tensor, "..."]:
-    """t in fp32 with trailing axes of one, so that it broadcasts over the trailing axes of x."""
-    return t.float().reshape(t.shape + (1,) * (x.ndim - t.ndim))
+    """t in fp32 with trailing axes of one, so that it broadcasts over the trailing axes of x. A scalar stays one: it may
+    live on the CPU beside an x that does not."""
+    return t.float() if t.ndim == 0 else t.float().reshape(t.shape + (1,) * (x.ndim - t.ndim))

@@ -39,7 +39,11 @@ class PatchEmbed(nn.Module):
     def __init__(self, patch: int, width: int):
         super().__init__()
         self.proj = nn.Linear(patch, width)
-        nn.init.normal_(self.proj.weight, std=patch**-0.5)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Independent weights that keep the scale, no bias."""
+        nn.init.normal_(self.proj.weight, std=self.proj.in_features**-0.5)
         nn.init.zeros_(self.proj.bias)
 
     def forward(self, patches: Float[Tensor, "*n patch"]) -> Float[Tensor, "*n width"]:
@@ -81,6 +85,10 @@ class TimestepEmbedding(nn.Module):
         self.frequencies, self.freq_shift = frequencies, freq_shift
         self.up = Linear32(frequencies, width)
         self.down = Linear32(width, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """DiT's start: N(0, 0.02), no bias."""
         for linear in (self.up, self.down):
             nn.init.normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
@@ -100,6 +108,10 @@ class Modulation(nn.Module):
         super().__init__()
         self.pieces = pieces
         self.proj = Linear32(time_width, pieces * width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """All zero: what is modulated starts as it was."""
         nn.init.zeros_(self.proj.weight)
         nn.init.zeros_(self.proj.bias)
 
@@ -119,8 +131,14 @@ class FlowHead(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = None if time_width is None else Modulation(time_width, width, pieces=2)
         self.out = Linear32(width, out)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """All zero: the first prediction is 0 at every time."""
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+        if self.modulation is not None:
+            self.modulation.reset_parameters()
 
     def forward(
         self,
