@@ -218,6 +218,12 @@ class Packed:
         """Which of the patches belong to noised blocks."""
         return self.noised_picture[self.picture_of_patch]
 
+    @cached_property
+    def cell_of_patch(self) -> Int[Tensor, "n 2"]:
+        """Row and column of each patch in its picture."""
+        time, row, column = self.position[:, self.picture >= 0]
+        return torch.stack([row - time, column - time], dim=-1)
+
     @property
     def documents(self) -> int:
         """Documents in the batch."""

@@ -1,0 +1,333 @@
+"""Drive any Hugging Face decoder from outside: mask, axial positions, cache, and a time modulation injected by hooks.
+
+Nothing is forked. The decoder gets `inputs_embeds`, a ready 4-D mask (one per layer type where it wants that) and position ids; hooks
+on its rotary module turn three position axes into one rotation, and hooks on its attention and feed-forward modules scale, shift and
+gate the rows of pictures (adaLN as in PixArt: one MLP for all layers plus a table). On rows of text every hook adds an exact zero.
+"""
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
+from transformers.masking_utils import eager_mask
+
+from fusion.mask import Rows, additive, block_mask, visible
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the layers of a family keep what we touch; names of submodules of one decoder layer.
+
+    attention, feed_forward: modules whose input is scaled and shifted. attention_gate, feed_forward_gate: the last modules before the
+    residual additions (the post-norms where there are any: a gate before them would cancel). pre_norm: False where the modules read
+    the residual stream itself, so that a shift has to grow with it. positions: rotary, or learned per index.
+    """
+
+    layers: str = "layers"
+    attention: str = "self_attn"
+    feed_forward: str = "mlp"
+    attention_gate: str = "self_attn"
+    feed_forward_gate: str = "mlp"
+    pre_norm: bool = True
+    positions: str = "rotary"
+
+
+_PLAIN = (
+    "llama mistral ministral3 mixtral qwen2 qwen3 qwen3_moe gemma phi phi3 olmo olmoe smollm3 granite glm cohere2 starcoder2 stablelm "
+    "helium ernie4_5 hunyuan_v1_dense seed_oss apertus arcee nanochat gpt_oss"
+).split()
+_SANDWICH = Family(attention_gate="post_attention_layernorm", feed_forward_gate="post_feedforward_layernorm")
+_POST_NORM = Family(attention_gate="post_attention_layernorm", feed_forward_gate="post_feedforward_layernorm", pre_norm=False)
+
+FAMILIES: dict[str, Family] = dict.fromkeys(_PLAIN, Family()) | {
+    "gemma2": _SANDWICH,
+    "gemma3_text": _SANDWICH,
+    "glm4": Family(attention_gate="post_self_attn_layernorm", feed_forward_gate="post_mlp_layernorm"),
+    "olmo2": _POST_NORM,
+    "olmo3": _POST_NORM,
+    "granitemoe": Family(feed_forward="block_sparse_moe", feed_forward_gate="block_sparse_moe"),
+    "gpt_neox": Family(attention="attention", attention_gate="attention"),
+    "gpt2": Family(layers="h", attention="attn", attention_gate="attn", positions="learned"),
+    "opt": Family(layers="decoder.layers", feed_forward="fc1", feed_forward_gate="fc2", positions="learned"),
+}
+
+
+def family_of(config) -> Family:
+    """The adapter of a Hugging Face config; raises ValueError in one line for what is not supported."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    hybrid = kinds - {"full_attention", "sliding_attention"}
+    if hybrid:
+        raise ValueError(f"{config.model_type} has {', '.join(sorted(hybrid))} layers, which cannot attend in both directions: choose a full-attention decoder")
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"{config.model_type!r} is not a supported decoder family: choose one of {', '.join(sorted(FAMILIES))}")
+    if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "dynamic":
+        raise ValueError(f"{config.model_type} uses dynamic rotary positions, which change with the longest sequence: set rope_type to 'default'")
+    return FAMILIES[config.model_type]
+
+
+# ---- attention at short lengths on CPU ------------------------------------------------------------------------------------------
+
+
+def matmul_attention(module, query, key, value, attention_mask, scaling=None, softcap=None, s_aux=None, **_):
+    """Attention written as two matrix products: on CPUs, several times faster than SDPA's bf16 backward below about 500 tokens.
+
+    query: (b, heads, q, c); key, value: (b, kv heads, k, c); attention_mask: additive (b, 1, q, k). Returns (b, q, heads, c).
+    s_aux: attention sinks, one logit per head that takes probability and carries no value (gpt_oss).
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = torch.matmul(query * (scaling or query.shape[-1] ** -0.5), key.transpose(-1, -2))
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores + attention_mask.to(scores.dtype)
+    if s_aux is not None:
+        sinks = s_aux.view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1).to(scores.dtype)
+        scores = torch.cat([scores, sinks], dim=-1)
+    weights = scores.softmax(dim=-1)[..., : key.shape[2]].to(value.dtype)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("matmul", matmul_attention)
+AttentionMaskInterface.register("matmul", eager_mask)
+
+
+# ---- cache ----------------------------------------------------------------------------------------------------------------------
+
+
+class PrefixCache(DynamicCache):
+    """Keys and values of a prefix; between `freeze` and `thaw` a block of rows is read behind it at every solver step and not kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.buffers: list[tuple[Tensor, Tensor]] | None = None
+
+    def freeze(self, rows: int) -> None:
+        """Make room for a block of `rows` rows behind the prefix; every update until `thaw` overwrites it in place."""
+        self.buffers = [(_room(layer.keys, rows), _room(layer.values, rows)) for layer in self.layers]
+
+    def thaw(self) -> None:
+        """Forget the block: updates are kept again."""
+        self.buffers = None
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        """Keys and values of prefix and new rows, (b, heads, k, c) each."""
+        if self.buffers is None:
+            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        keys, values = self.buffers[layer_idx]
+        keys[:, :, -key_states.shape[2] :], values[:, :, -value_states.shape[2] :] = key_states, value_states
+        return keys, values
+
+    @staticmethod
+    def stack(caches: "list[PrefixCache]", rows: list[list[int]]) -> "PrefixCache":
+        """One batch out of chosen rows of several caches, each padded at its end to the longest."""
+        length = max(cache.get_seq_length() for cache in caches)
+        stacked = PrefixCache()
+        for index in range(len(caches[0].layers)):
+            parts = [(c.layers[index].keys[r], c.layers[index].values[r]) for c, r in zip(caches, rows, strict=True)]
+            keys, values = zip(*((_room(k, length - k.shape[2]), _room(v, length - v.shape[2])) for k, v in parts), strict=True)
+            DynamicCache.update(stacked, torch.cat(keys), torch.cat(values), index)
+        return stacked
+
+
+def _room(states: Tensor, rows: int) -> Tensor:
+    return torch.cat([states, states.new_zeros(*states.shape[:2], rows, states.shape[3])], dim=2)
+
+
+# ---- what the hooks read --------------------------------------------------------------------------------------------------------
+
+
+class RowModulation:
+    """Scale, shift and gate of attention and feed-forward for every row of a batch and every layer.
+
+    base: (b, t, 6, d) fp32, from the time embedding of each row's picture, zero on text. table: (layers, 6, d). image: (b, t, 1).
+    """
+
+    def __init__(self, base: Float[Tensor, "b t 6 d"], table: Float[Tensor, "layers 6 d"], image: Bool[Tensor, "b t 1"]):
+        self.base, self.table, self.image = base.unbind(2), table, image
+
+    def at(self, layer: int, index: int) -> Float[Tensor, "b t d"]:
+        """One of the six (attention scale, shift, gate; feed-forward scale, shift, gate) at a layer; an exact zero on text."""
+        return torch.where(self.image, self.base[index] + self.table[layer, index], 0.0)
+
+
+class Context:
+    """What the hooks of one decoder read during a forward pass (and its backward, under activation checkpointing)."""
+
+    def __init__(self):
+        self.modulation: RowModulation | None = None
+        self.axes: Int[Tensor, "3 b t"] | None = None
+
+    def __deepcopy__(self, memo):
+        """A copied model gets a context of its own, without the tensors of the last forward pass."""
+        return memo.setdefault(id(self), Context())
+
+
+class ModulateInput:
+    """Forward pre-hook: h + h * scale + shift, in fp32, on what enters a module."""
+
+    def __init__(self, context: Context, layer: int, index: int, relative: bool):
+        self.context, self.layer, self.index, self.relative = context, layer, index, relative
+
+    def __call__(self, module, args, kwargs):
+        modulation = self.context.modulation
+        if modulation is None:
+            return None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        h = hidden.float().view(modulation.image.shape[0], -1, hidden.shape[-1])
+        shift = modulation.at(self.layer, self.index + 1)
+        if self.relative:
+            shift = shift * h.detach().pow(2).mean(-1, keepdim=True).sqrt()
+        h = (h + h * modulation.at(self.layer, self.index) + shift).to(hidden.dtype).view(hidden.shape)
+        return ((h, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": h})
+
+
+class GateOutput:
+    """Forward hook: h * (1 + gate), in fp32, on what leaves a module for the residual stream."""
+
+    def __init__(self, context: Context, layer: int, index: int):
+        self.context, self.layer, self.index = context, layer, index
+
+    def __call__(self, module, args, output):
+        modulation = self.context.modulation
+        if modulation is None:
+            return None
+        hidden = output[0] if isinstance(output, tuple) else output
+        h = hidden.float().view(modulation.image.shape[0], -1, hidden.shape[-1])
+        h = (h + h * modulation.at(self.layer, self.index)).to(hidden.dtype).view(hidden.shape)
+        return (h, *output[1:]) if isinstance(output, tuple) else h
+
+
+class AxialRotary:
+    """Forward hook on a rotary module: its frequencies turn with time, row and column in turns (interleaved, as in Qwen3-VL).
+
+    Text has the same index on all three axes, so its rotation is bit-equal to the model's own.
+    """
+
+    def __init__(self, context: Context, axis: Int[Tensor, " c"]):
+        self.context, self.axis = context, axis
+
+    def __call__(self, module, args, kwargs, output):
+        if self.context.axes is None:
+            return None
+        _, rows, columns = self.context.axes
+        by_row, by_column = (_rotate(module, args, kwargs, positions) for positions in (rows, columns))
+        axis = self.axis.to(output[0].device)
+        return tuple(
+            torch.where(axis == 0, t, torch.where(axis == 1, r, c)) for t, r, c in zip(output, by_row, by_column, strict=True)
+        )
+
+
+def _rotate(module, args, kwargs, positions):
+    """The rotary module's own answer at other positions (forward itself, so that its hooks do not run again)."""
+    if "position_ids" in kwargs:
+        return module.forward(*args, **{**kwargs, "position_ids": positions})
+    return module.forward(args[0], positions, *args[2:], **kwargs)
+
+
+def frequency_axes(kind: type[nn.Module], config) -> Int[Tensor, " c"]:
+    """Which position axis (0 time, 1 row, 2 column) each channel of a rotary module's output turns with.
+
+    The channel order differs between families: frequencies twice in a row (llama), each frequency doubled (glm), or once (gpt_oss);
+    it shows in what the module answers at position 1. A fresh module is asked, because the model's own may still be on "meta".
+    """
+    by_layer_type = "layer_type" in inspect.signature(kind.forward).parameters
+    with torch.device("cpu"):
+        ones = torch.ones(1, 1, dtype=torch.long)
+        cosine = kind(config)(torch.zeros(1), ones, *(config.layer_types[:1] if by_layer_type else ()))[0].flatten()
+    width = len(cosine)
+    channel = torch.arange(width)
+    half = width // 2
+    if torch.equal(cosine[:half], cosine[half:]):
+        return channel % half % 3
+    if torch.equal(cosine[0::2], cosine[1::2]):
+        return channel // 2 % 3
+    return channel % 3
+
+
+# ---- the driver -----------------------------------------------------------------------------------------------------------------
+
+
+class Backbone:
+    """A Hugging Face causal LM, driven row by row.
+
+    axial: give pictures axial rotary positions (families with rotary positions only). Installs its hooks on the given model once.
+    """
+
+    def __init__(self, llm: PreTrainedModel, axial: bool = True):
+        self.llm, self.family, self.context = llm, family_of(llm.config), Context()
+        self.axial = axial and self.family.positions == "rotary"
+        self._hook_layers(llm.base_model.get_submodule(self.family.layers))
+        if self.axial:
+            self._hook_rotary(llm.base_model.rotary_emb)
+
+    def _hook_layers(self, layers: nn.ModuleList) -> None:
+        family = self.family
+        sites = ((family.attention, family.attention_gate, 0), (family.feed_forward, family.feed_forward_gate, 3))
+        for number, layer in enumerate(layers):
+            for entry, leave, index in sites:
+                change = ModulateInput(self.context, number, index, relative=not family.pre_norm)
+                layer.get_submodule(entry).register_forward_pre_hook(change, with_kwargs=True)
+                layer.get_submodule(leave).register_forward_hook(GateOutput(self.context, number, index + 2))
+
+    def _hook_rotary(self, rotary: nn.Module) -> None:
+        axis = frequency_axes(type(rotary), self.llm.config)
+        rotary.register_forward_hook(AxialRotary(self.context, axis), with_kwargs=True)
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers."""
+        return self.llm.config.num_hidden_layers
+
+    def mask(self, query: Rows, key: Rows):
+        """The mask in the form that the model's attention reads: one, or a dict by layer type where the config has layer types."""
+        window = getattr(self.llm.config, "sliding_window", None)
+        kinds = getattr(self.llm.config, "layer_types", None)
+        if kinds is None:
+            return self._one_mask(query, key, window)
+        return {kind: self._one_mask(query, key, window if kind == "sliding_attention" else None) for kind in set(kinds)}
+
+    def _one_mask(self, query: Rows, key: Rows, window: int | None):
+        kind = self.llm.config._attn_implementation
+        if kind == "flex_attention":
+            return block_mask(query, key, window)
+        seen = visible(query, key, window)
+        if kind == "sdpa":
+            return seen[:, None]
+        if kind in ("eager", "matmul"):
+            return additive(seen, self._score_dtype(seen.device.type))
+        raise ValueError(f"{kind!r} attention ignores a mixed mask: choose 'sdpa', 'eager', 'matmul' or 'flex_attention'")
+
+    def _score_dtype(self, device: str) -> torch.dtype:
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.llm.dtype
+
+    def __call__(
+        self,
+        embeds: Float[Tensor, "b t d"],
+        position: Int[Tensor, "3 b t"],
+        mask,
+        modulation: RowModulation | None = None,
+        cache: PrefixCache | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        """Hidden states after the decoder's final norm. mask: from `mask`; cache: keys before these rows, extended by them."""
+        self.context.modulation = modulation
+        self.context.axes = position if self.axial else None
+        output = self.llm.base_model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=position[0], past_key_values=cache, use_cache=cache is not None
+        )
+        return output.last_hidden_state
+
+    def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
+        """The LLM's own head with its own scaling, written as its CausalLM class writes it."""
+        config = self.llm.config
+        logits = self.llm.get_output_embeddings()(hidden)
+        if (divisor := getattr(config, "logits_scaling", None)) is not None:  # granite
+            logits = logits / divisor
+        if (factor := getattr(config, "logit_scale", None)) is not None:  # cohere
+            logits = logits * factor
+        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # gemma, nanochat
+            logits = torch.tanh(logits / cap) * cap
+        return logits

@@ -1,0 +1,231 @@
+"""FusionModel: embed -> backbone -> heads. A Hugging Face model on text, a flow model on pictures; tensors only.
+
+On `input_ids` alone it is the LLM, V logits and all, so that whatever takes a causal LM takes it. On a packed batch it also answers for
+the noised blocks. New tokens have rows of their own (`control_embed`, `control_head`) beside an LLM whose weights are never resized.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from fusion.backbone import Backbone, PrefixCache, RowModulation, family_of
+from fusion.layers import FlowHead, Modulation, PatchEmbed, TimestepEmbedding, match_rms
+from fusion.mask import Rows
+from fusion.patches import cells, sincos
+from fusion.sequence import IGNORE, Packed
+
+FORMAT_VERSION = 1
+TIMES = ("adaln", "added", "none")
+POSITIONS = ("axial", "shared")
+
+
+class FusionConfig(PreTrainedConfig):
+    """Everything that rebuilds a FusionModel.
+
+    text_config: the LLM's own config. patch_size: side of a patch in latent pixels. channels, downsample: of the codec's latents.
+    time: adaln (PixArt), added (BAGEL) or none (FuseDiT). positions: axial rotary, or one shared index plus 2-D sincos. target: what
+    the flow head predicts, x, v or eps. vocab_base: the id of the first control token; control_tokens: how many there are. position_scale: RMS of the sincos features of shared positions.
+    """
+
+    model_type = "fusion"
+    sub_configs = {"text_config": AutoConfig}
+
+    def __init__(
+        self,
+        text_config=None,
+        patch_size: int = 8,
+        channels: int = 3,
+        downsample: int = 1,
+        time: str = "adaln",
+        positions: str = "axial",
+        target: str = "x",
+        path: str = "linear",
+        vocab_base: int = 0,
+        control_tokens: int = 3,
+        position_scale: float = 1.0,
+        format_version: int = FORMAT_VERSION,
+        **kwargs,
+    ):
+        # A copy: Hugging Face writes choices (attention, experts) into the sub-configs of a composite model, and a live LLM keeps its own.
+        self.text_config = AutoConfig.for_model(**text_config) if isinstance(text_config, dict) else copy.deepcopy(text_config)
+        self.patch_size, self.channels, self.downsample = patch_size, channels, downsample
+        self.time, self.positions, self.target, self.path = time, positions, target, path
+        self.vocab_base, self.control_tokens = vocab_base, control_tokens
+        self.position_scale, self.format_version = position_scale, format_version
+        super().__init__(**kwargs)
+
+    @property
+    def patch_width(self) -> int:
+        """Numbers in a patch."""
+        return self.channels * self.patch_size**2
+
+    @property
+    def stride(self) -> int:
+        """Pixels per side of a patch."""
+        return self.downsample * self.patch_size
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a packed batch gives.
+
+    logits: at the rows with a label, over the LLM's vocabulary and then the control tokens. labels: theirs, as columns of logits.
+    prediction: of the flow head at the patches of noised blocks (`Packed.noised_patch`).
+    """
+
+    logits: Float[Tensor, "l v"]
+    labels: Int[Tensor, " l"]
+    prediction: Float[Tensor, "n p"]
+
+
+class FusionModel(PreTrainedModel, GenerationMixin):
+    """One decoder for text and pictures; see the module's docstring. Built by `FusionModel.from_llm` or `from_pretrained`."""
+
+    config_class = FusionConfig
+    base_model_prefix = "llm"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: FusionConfig, llm: PreTrainedModel | None = None):
+        super().__init__(config)
+        family = family_of(config.text_config)
+        self.llm = AutoModelForCausalLM.from_config(config.text_config) if llm is None else llm
+        width = self.llm.get_input_embeddings().embedding_dim
+        self.control_embed = nn.Embedding(config.control_tokens, width)
+        self.control_head = nn.Linear(width, config.control_tokens, bias=False)
+        self.patch_embed = PatchEmbed(config.patch_width, width)
+        self.time_embed = None if config.time == "none" else TimestepEmbedding(width)
+        self.modulation = self.modulation_table = None
+        if config.time == "adaln":
+            self.modulation = Modulation(width, width)
+            self.modulation_table = nn.Parameter(torch.zeros(config.text_config.num_hidden_layers, 6, width))
+        self.flow_head = FlowHead(width, config.patch_width, None if config.time == "none" else width)
+        self.backbone = Backbone(self.llm, axial=config.positions == "axial")
+        self.sincos = config.positions == "shared" or family.positions == "learned"
+        self.post_init()
+
+    def init_weights(self) -> None:
+        """Nothing to do: every part initialises itself when it is made, and a given LLM keeps its weights."""
+
+    @classmethod
+    def from_llm(cls, llm: PreTrainedModel, config: FusionConfig) -> "FusionModel":
+        """Extend a loaded LLM: its weights stay as they are, and text passes through the new model unchanged."""
+        model = cls(config, llm=llm)
+        model.start_from_llm()
+        return model.to(device=llm.device, dtype=llm.dtype).eval()
+
+    @torch.no_grad()
+    def start_from_llm(self) -> None:
+        """Give new rows the scale of the token embeddings as they enter the decoder; modulation and heads already start at zero."""
+        embedding = self.llm.get_input_embeddings()
+        some = torch.arange(min(embedding.num_embeddings, 4096), device=embedding.weight.device)
+        tokens = embedding(some).float().cpu()
+        scale = tokens.square().mean().sqrt().item()
+        self.control_embed.weight.copy_(tokens.mean(0) + scale * torch.randn_like(self.control_embed.weight))
+        self.control_head.weight.zero_()
+        # Sincos features have mean square 1/2 before scaling; patch and position share the variance.
+        match_rms(self.patch_embed, scale * (0.5**0.5 if self.sincos else 1.0))
+        self.config.position_scale = scale
+
+    # ---- rows in ----
+
+    def embed_tokens(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """Token embeddings; control tokens have rows of their own."""
+        control = ids >= self.config.vocab_base
+        embeds = self.llm.get_input_embeddings()(ids.masked_fill(control, 0))
+        extra = self.control_embed((ids - self.config.vocab_base).clamp(min=0))
+        return torch.where(control[..., None], extra.to(embeds.dtype), embeds)
+
+    def embed_patches(
+        self, patches: Float[Tensor, "n p"], time: Float[Tensor, "m d"] | None, picture: Int[Tensor, " n"], cell: Int[Tensor, "n 2"]
+    ) -> Float[Tensor, "n d"]:
+        """Patch rows, with the position of their cell (families without axial positions) and their time (`added`)."""
+        rows = self.patch_embed(patches)
+        if self.sincos:
+            rows = rows + self.config.position_scale * sincos(cell, rows.shape[-1])
+        if self.config.time == "added":
+            rows = rows + time[picture]
+        return rows
+
+    def embed_time(self, t: Float[Tensor, " m"]) -> Float[Tensor, "m d"] | None:
+        """Time embedding of each picture, fp32; None for a model that is not told the time."""
+        return None if self.time_embed is None else self.time_embed(t)
+
+    def modulate_rows(self, time: Float[Tensor, "m d"] | None, picture: Int[Tensor, "b t"]) -> RowModulation | None:
+        """What the hooks apply to each row; picture is -1 on text."""
+        if self.modulation is None:
+            return None
+        base = self.modulation(time)
+        base = torch.cat([torch.zeros_like(base[:1]) if len(base) else base.new_zeros(1, *base.shape[1:]), base])
+        return RowModulation(base[picture + 1], self.modulation_table.float(), (picture >= 0)[..., None])
+
+    # ---- rows out ----
+
+    def all_logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
+        """The LLM's logits over its own vocabulary, then those of the control tokens, in fp32."""
+        return torch.cat([self.backbone.logits(hidden).float(), self.control_head(hidden).float()], dim=-1)
+
+    def column(self, ids: Tensor) -> Tensor:
+        """Token ids -> columns of `all_logits` (ids between the LLM's head and the first control token do not exist)."""
+        return torch.where(ids >= self.config.vocab_base, ids - self.config.vocab_base + self.llm_vocab, ids)
+
+    @property
+    def llm_vocab(self) -> int:
+        """Columns of the LLM's own head."""
+        return self.llm.get_output_embeddings().out_features
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, packed: Packed | None = None, **kwargs):
+        """`packed` -> Output; `input_ids` (b, t) with an optional (b, t) attention_mask -> CausalLMOutputWithPast with V logits."""
+        if packed is not None:
+            return self._forward_packed(packed)
+        return self._forward_text(input_ids, attention_mask, labels, **kwargs)
+
+    def _forward_packed(self, packed: Packed) -> Output:
+        rows = Rows.of(packed)
+        time, picture = self.embed_time(packed.time), packed.picture_of_patch
+        embeds = self.embed_tokens(packed.ids)
+        patches = self.embed_patches(packed.patches, time, picture, packed.cell_of_patch)
+        where = packed.picture.flatten().ge(0).nonzero()[:, 0]
+        embeds = embeds.flatten(0, 1).index_copy(0, where, patches.to(embeds.dtype)).view_as(embeds)
+        hidden = self.backbone(embeds, packed.position, self.backbone.mask(rows, rows), self.modulate_rows(time, packed.picture))
+        learned = packed.labels != IGNORE
+        prediction = self.flow_head(hidden[packed.noised], time, picture[packed.noised_patch])
+        return Output(self.all_logits(hidden[learned]), self.column(packed.labels[learned]), prediction)
+
+    def _forward_text(self, ids, attention_mask, labels, position_ids=None, past_key_values=None, use_cache=None, logits_to_keep=0, **_):
+        cache = past_key_values if past_key_values is not None else PrefixCache() if use_cache else None
+        seen = 0 if cache is None else cache.get_seq_length()
+        valid = torch.ones(ids.shape[0], seen + ids.shape[1], device=ids.device).long() if attention_mask is None else attention_mask
+        order = (valid.cumsum(1) - 1).clamp(min=0)
+        block = torch.arange(valid.shape[1], device=ids.device).expand_as(valid)
+        key = Rows(valid - 1, order, block, torch.zeros_like(valid, dtype=torch.bool))
+        query = key.map(lambda column: column[:, seen:])
+        picture = torch.full_like(ids, -1)
+        modulation = self.modulate_rows(self.embed_time(torch.zeros(0, device=ids.device)), picture)
+        position = query.order.expand(3, -1, -1)
+        hidden = self.backbone(self.embed_tokens(ids), position, self.backbone.mask(query, key), modulation, cache)
+        kept = hidden[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else hidden[:, logits_to_keep]
+        logits = self.backbone.logits(kept)
+        loss = None if labels is None else self.llm.loss_function(logits, labels, vocab_size=self.llm_vocab)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+
+    # ---- what Hugging Face asks of a model ----
+
+    def get_input_embeddings(self):
+        """The LLM's own token embedding."""
+        return self.llm.get_input_embeddings()
+
+    def get_output_embeddings(self):
+        """The LLM's own head."""
+        return self.llm.get_output_embeddings()
+
+    def set_attention(self, kind: str) -> None:
+        """Choose the decoder's attention: sdpa, eager, matmul (fast on CPU at short lengths) or flex_attention."""
+        self.llm.set_attn_implementation(kind)

@@ -1,0 +1,121 @@
+"""What a batch is trained on: noise for every target picture, next-token loss on learned text, flow loss on noised blocks.
+
+Each loss is a sum that its caller divides by a *global* count (all ranks, the whole accumulation window), so that the mean does not
+depend on how documents fell into batches.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fusion.flow import PATHS, flow_loss, logit_normal, shift, uniform, x_error
+from fusion.model import FusionModel
+from fusion.patches import patchify
+from fusion.sequence import Packed
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights of the two losses and how times are drawn.
+
+    times: uniform or logit_normal (`mean`, `std`; JiT's -0.8, 0.8 is +0.8, 0.8 here), then moved towards noise by `shift`.
+    """
+
+    w_text: float = 0.25
+    w_flow: float = 1.0
+    times: Literal["uniform", "logit_normal"] = "logit_normal"
+    mean: float = 0.8
+    std: float = 0.8
+    shift: float = 1.0
+
+    def sample_times(self, count: int, generator: torch.Generator) -> Float[Tensor, " m"]:
+        """Times of `count` pictures, on the generator's device."""
+        drawn = uniform(count, generator) if self.times == "uniform" else logit_normal(count, generator, self.mean, self.std)
+        return shift(drawn, self.shift)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Sums and counts of one batch; `x_error` and `time` of each target picture are for the log.
+
+    text: cross-entropy over learned tokens; control: the part of it on control tokens. flow: sum over pictures of the mean loss of each.
+    """
+
+    text: Tensor
+    text_count: int
+    control: Tensor
+    control_count: int
+    flow: Tensor
+    flow_count: int
+    x_error: Float[Tensor, " k"]
+    time: Float[Tensor, " k"]
+    w_text: float
+    w_flow: float
+
+    def total(self, text_count: int, flow_count: int) -> Tensor:
+        """The scalar to minimise, given the global counts; zero-safe."""
+        return self.w_text * self.text / max(text_count, 1) + self.w_flow * self.flow / max(flow_count, 1)
+
+
+def latents(packed: Packed, codec, patch_size: int) -> Packed:
+    """Fill a batch with clean patches of its pictures, all at time 0. codec: pixels -> latents (fusion.codec)."""
+    rows = [patchify(codec.encode(pixels[None])[0], patch_size) for pixels in packed.pixels]
+    width = codec.channels * patch_size**2
+    patches = torch.cat([rows[i] for i in packed.source.tolist()]) if len(packed.source) else torch.zeros(0, width)
+    return packed.with_patches(patches.float(), torch.zeros(len(packed.source), device=patches.device))
+
+
+@dataclass(frozen=True)
+class Noised:
+    """A batch whose noised blocks carry x_t, and what they were made of, per noised patch."""
+
+    packed: Packed
+    clean: Float[Tensor, "k p"]
+    noise: Float[Tensor, "k p"]
+    time: Float[Tensor, " k"]
+
+
+def add_noise(packed: Packed, times: Float[Tensor, " m"], generator: torch.Generator, path: str = "linear") -> Noised:
+    """Put x_t into the noised blocks. packed: with clean patches (`latents`); times: of each picture, used where it is noised."""
+    where: Bool[Tensor, " n"] = packed.noised_patch
+    times = torch.where(packed.noised_picture, times.to(packed.patches.device), 0.0)
+    time = times[packed.picture_of_patch][where]
+    clean = packed.patches[where]
+    noise = torch.randn(clean.shape, generator=generator, device=generator.device).to(clean.device)
+    mixed = packed.patches.clone()
+    mixed[where] = PATHS[path].mix(clean, noise, time)
+    return Noised(packed.with_patches(mixed, times), clean, noise, time)
+
+
+def losses(model: FusionModel, packed: Packed, objective: Objective, generator: torch.Generator, config=None) -> Losses:
+    """Noise the batch, run the model, and sum both losses.
+
+    model: a FusionModel, or a wrapper of one (DDP, compiled) with its `config` given. packed: with clean patches.
+    """
+    config = config or model.config
+    times = objective.sample_times(len(packed.source), generator)
+    return losses_at(model, add_noise(packed, times, generator, config.path), objective, config)
+
+
+def losses_at(model, noised: Noised, objective: Objective, config) -> Losses:
+    """Both losses of a batch that is already noised; see `losses`."""
+    packed = noised.packed
+    output = model(packed=packed)
+    ce = F.cross_entropy(output.logits, output.labels, reduction="none")
+    control = output.labels >= output.logits.shape[-1] - config.control_tokens
+    where = packed.noised_patch
+    targets = packed.noised_picture.nonzero()[:, 0]
+    index = torch.zeros_like(packed.source).index_copy(0, targets, torch.arange(len(targets), device=targets.device))
+    picture = index[packed.picture_of_patch[where]]
+    common = (noised.clean, noised.noise, noised.time, picture, len(targets), config.target, PATHS[config.path])
+    with torch.no_grad():
+        error = x_error(output.prediction.detach(), *common)
+    return Losses(
+        text=ce.sum(), text_count=len(ce), control=ce.detach()[control].sum(), control_count=int(control.sum()),
+        flow=flow_loss(output.prediction, *common).sum(), flow_count=len(targets), x_error=error, time=packed.time[targets],
+        w_text=objective.w_text, w_flow=objective.w_flow,
+    )  # fmt: skip
