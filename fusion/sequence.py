@@ -108,32 +108,46 @@ class Layout:
         return len(self.ids)
 
 
-class _Writer:
-    """Writes the rows of one document; labels of the clean stream wait until the next token is known."""
+class Writer:
+    """Writes the rows of one document, all at once (`layout`) or as a sampler goes (`take`).
 
-    def __init__(self, control: Control, learn_text: bool):
+    A row is nine numbers: id, label, order, block, noised, time, row, column, picture. order, position and blocks are the counters of
+    the clean stream; labels of its last row wait until the next token is known.
+    """
+
+    def __init__(self, control: Control, learn_text: bool = True):
         self.control, self.learn_text = control, learn_text
-        self.columns: list[np.ndarray] = []  # (9, rows): ids, labels, order, block, noised, t, h, w, picture
+        self.columns: list[np.ndarray] = []
         self.order = self.position = self.blocks = 0
-        self.pixels: list[Tensor] = []
-        self.pictures: list[tuple[int, bool, tuple[int, int]]] = []
+        self.pictures: list[tuple[int, bool, tuple[int, int]]] = []  # source, noised, grid
 
-    def text(self, ids, learned) -> None:
-        """Text tokens; the row before each token learned gets it as its label."""
-        count = len(ids)
-        steps = np.arange(count)
-        rows = np.zeros((9, count), np.int64)
+    def text(self, ids: tuple[int, ...], learned: bool = False) -> None:
+        """Text tokens; where they are learned, the row before each gets it as its label."""
+        steps = np.arange(len(ids))
+        rows = np.zeros((9, len(ids)), np.int64)
         rows[0], rows[1], rows[2], rows[3] = ids, IGNORE, self.order + steps, self.blocks + steps
         rows[5:8], rows[8] = self.position + steps, -1
         if learned and self.learn_text:
             rows[1, :-1] = ids[1:]
-            self.label_last(ids[0])
+            self._label_last(ids[0])
         self.columns.append(rows)
-        self.order, self.position, self.blocks = self.order + count, self.position + count, self.blocks + count
+        self.order, self.position, self.blocks = self.order + len(ids), self.position + len(ids), self.blocks + len(ids)
 
-    def label_last(self, token: int) -> None:
+    def _label_last(self, token: int) -> None:
         if self.columns and self.columns[-1][8, -1] < 0:
             self.columns[-1][1, -1] = token
+
+    def open_picture(self, size_ids: tuple[int, ...], learned: bool = False) -> None:
+        """`<|image_start|>` and the size text; learned, the last size token predicts `<|image_patch|>`."""
+        self.text((self.control.image_start, *size_ids), learned)
+        if learned and self.learn_text:
+            self._label_last(self.control.image_patch)
+
+    def clean_picture(self, source: int, grid: tuple[int, int]) -> None:
+        """A clean picture and `<|image_end|>`; the clean stream counts all its patches in order, and one position."""
+        self.patches(source, grid, False, self.order, self.position)
+        self.order, self.position = self.order + grid[0] * grid[1], self.position + 1
+        self.text((self.control.image_end,))
 
     def patches(self, source: int, grid: tuple[int, int], noised: bool, order: int, position: int) -> None:
         """The patch rows of a picture: one block, one order, axial positions."""
@@ -146,13 +160,11 @@ class _Writer:
         self.blocks += 1
         self.pictures.append((source, noised, grid))
 
-    def finish(self) -> Layout:
-        table = np.concatenate(self.columns, axis=1)
-        source, noised, grid = zip(*self.pictures, strict=True) if self.pictures else ((), (), ())
-        return Layout(
-            ids=table[0], labels=table[1], order=table[2], block=table[3], noised=table[4].astype(bool), position=table[5:8],
-            picture=table[8], pixels=tuple(self.pixels), source=source, noised_picture=noised, grid=grid,
-        )  # fmt: skip
+    def take(self) -> np.ndarray:
+        """The rows written since the last call, (9, rows)."""
+        rows = np.concatenate(self.columns, axis=1) if self.columns else np.zeros((9, 0), np.int64)
+        self.columns = []
+        return rows
 
 
 def layout(pieces: list[Piece], control: Control, learn_text: bool = True) -> Layout:
@@ -160,27 +172,27 @@ def layout(pieces: list[Piece], control: Control, learn_text: bool = True) -> La
 
     learn_text: False leaves all next-token labels out (documents whose text was dropped for guidance).
     """
-    writer = _Writer(control, learn_text)
-    later = []  # noised blocks: where they belong, written after the clean stream
+    writer = Writer(control, learn_text)
+    pixels, noised_blocks = [], []
     for piece in pieces:
         if isinstance(piece, Tokens):
             if piece.ids:
-                writer.text(np.asarray(piece.ids), piece.loss)
+                writer.text(piece.ids, piece.loss)
             continue
-        writer.text(np.asarray((control.image_start, *piece.size_ids)), piece.target)
-        if piece.target and learn_text:
-            writer.label_last(control.image_patch)
-        source = len(writer.pixels)
-        writer.pixels.append(piece.pixels)
+        writer.open_picture(piece.size_ids, piece.target)
         if piece.target:
-            later.append((source, piece.grid, True, writer.order, writer.position))
+            noised_blocks.append((len(pixels), piece.grid, True, writer.order, writer.position))
         if piece.clean:
-            writer.patches(source, piece.grid, False, writer.order, writer.position)
-            writer.order, writer.position = writer.order + piece.grid[0] * piece.grid[1], writer.position + 1
-            writer.text(np.asarray((control.image_end,)), learned=False)
-    for block in later:
+            writer.clean_picture(len(pixels), piece.grid)
+        pixels.append(piece.pixels)
+    for block in noised_blocks:
         writer.patches(*block)
-    return writer.finish()
+    rows = writer.take()
+    source, noised, grid = zip(*writer.pictures, strict=True) if writer.pictures else ((), (), ())
+    return Layout(
+        ids=rows[0], labels=rows[1], order=rows[2], block=rows[3], noised=rows[4].astype(bool), position=rows[5:8],
+        picture=rows[8], pixels=tuple(pixels), source=source, noised_picture=noised, grid=grid,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
