@@ -36,7 +36,7 @@ def compact(value: float) -> str:
     return f"{value:.3g}"
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
+def ticks(low: float, high: float, count: int) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten) inside [low, high], about `count` of them."""
     raw = (high - low) / count
     power = 10 ** math.floor(math.log10(raw))
@@ -68,8 +68,8 @@ class _Scale:
         share = (warp(value) - warp(self.low)) / (warp(self.high) - warp(self.low))
         return self.start + share * (self.end - self.start)
 
-    def ticks(self) -> list[float]:
-        return log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high)
+    def ticks(self, count: int) -> list[float]:
+        return log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high, count)
 
 
 def _y_scale(values: list[float], log: bool, zero: bool) -> _Scale:
@@ -86,16 +86,11 @@ def _y_scale(values: list[float], log: bool, zero: bool) -> _Scale:
 
 
 def smooth(points: Sequence[Point], buckets: int = 140) -> list[Point]:
-    """A centred moving average over a twenty-fifth of the points, at no more than `buckets` places."""
+    """A moving average over a twenty-fifth of the points, at no more than `buckets` places; it begins and ends half a window inside."""
     reach = max(1, len(points) // 50)
-    stride = max(1, len(points) // buckets)
-    places = sorted({*range(0, len(points), stride), len(points) - 1})
-    result = []
-    for i in places:
-        near = min(reach, i, len(points) - 1 - i)  # the window shrinks towards the ends, so that it stays centred
-        window = [y for _, y in points[i - near : i + near + 1]]
-        result.append((points[i][0], sum(window) / len(window)))
-    return result
+    places = range(reach // 2, len(points) - reach // 2, max(1, len(points) // buckets))
+    windows = [points[max(0, i - reach) : i + reach + 1] for i in (*places, len(points) - 1)]
+    return [(sum(x for x, _ in window) / len(window), sum(y for _, y in window) / len(window)) for window in windows]
 
 
 def thin(points: Sequence[Point], most: int = 500) -> list[Point]:
@@ -109,9 +104,10 @@ def _path(points: Sequence[Point], x: _Scale, y: _Scale, style: str) -> str:
     return f'<path class="{style}" d="M{places}"/>'
 
 
-def _curve(line: Line, colour: str, x: _Scale, y: _Scale) -> str:
+def _curve(line: Line, colour: str, x: _Scale, y: _Scale, noisy: bool) -> str:
     if len(line.points) >= DENSE:
-        body = _path(thin(line.points), x, y, "trace") + _path(smooth(line.points), x, y, "curve")
+        trace = _path(thin(line.points), x, y, "trace" if noisy else "curve")
+        body = trace + (_path(smooth(line.points), x, y, "curve") if noisy else "")
     else:
         dots = "".join(
             f'<circle class="dot" cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.2"><title>{escape(line.name)} {compact(b)} at {compact(a)}</title></circle>'
@@ -123,11 +119,11 @@ def _curve(line: Line, colour: str, x: _Scale, y: _Scale) -> str:
 
 def _axes(x: _Scale, y: _Scale, x_label: str) -> str:
     parts = []
-    for value in y.ticks():
+    for value in y.ticks(5):
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y(value) + 3.6:.1f}" text-anchor="end">{compact(value)}</text>')
-    labelled = WIDTH - RIGHT - 7 * len(x_label) - 14
-    for value in x.ticks():
+    labelled = WIDTH - RIGHT - 6 * len(x_label) - 10
+    for value in x.ticks(7):
         anchor = "start" if x(value) < LEFT + 4 else "middle"
         if x(value) < labelled:  # the axis' name stands at its end
             parts.append(f'<text x="{x(value):.1f}" y="{HEIGHT - 7}" text-anchor="{anchor}">{compact(value)}</text>')
@@ -143,11 +139,13 @@ def colours(count: int, ramp: bool = False) -> list[str]:
     return [f"color-mix(in oklab, var(--ramp-end) {share}%, var(--ramp-start))" for share in shares]
 
 
-def _legend(lines: Sequence[Line], palette: Sequence[str]) -> str:
-    return "".join(
-        f'<span style="--c:{colour}"><i></i>{escape(line.name)} <b>{compact(smooth(line.points)[-1][1])}</b></span>'
-        for line, colour in zip(lines, palette)
-    )
+def _legend(lines: Sequence[Line], palette: Sequence[str], noisy: bool) -> str:
+    """Names and last values (of the smoothed curve, where one is drawn)."""
+    parts = []
+    for line, colour in zip(lines, palette):
+        points = smooth(line.points) if noisy and len(line.points) >= DENSE else line.points
+        parts.append(f'<span style="--c:{colour}"><i></i>{escape(line.name)} <b>{compact(points[-1][1])}</b></span>')
+    return "".join(parts)
 
 
 def chart(
@@ -158,11 +156,13 @@ def chart(
     log: bool = False,
     zero: bool = False,
     ramp: bool = False,
+    noisy: bool = True,
 ) -> str:
     """Curves over a common x axis, as an HTML figure.
 
-    The legend gives each curve's last value. log: logarithmic y axis, where all values are positive. zero: the y axis begins at 0.
-    ramp: colours in an even ramp, for curves whose order means something. Raises ValueError if there is no point to draw.
+    The legend gives each curve's last value. unit: what the numbers are, after the title. log: logarithmic y axis, where all values
+    are positive. zero: the y axis begins at 0. ramp: colours in an even ramp, for curves whose order means something. noisy: smooth a
+    curve of many points. Raises ValueError if there is no point to draw.
     """
     finite = [Line(line.name, [p for p in line.points if all(map(math.isfinite, p))]) for line in lines]
     finite = [line for line in finite if line.points]
@@ -173,10 +173,10 @@ def chart(
     x = _Scale(min(across), max(across) if max(across) > min(across) else min(across) + 1, LEFT, WIDTH - RIGHT)
     y = _y_scale(values, log and min(values) > 0, zero)
     palette = colours(len(finite), ramp)
-    curves = "".join(_curve(line, colour, x, y) for line, colour in zip(finite, palette))
+    curves = "".join(_curve(line, colour, x, y, noisy) for line, colour in zip(finite, palette))
     caption = f"<b>{escape(title)}</b>" + (f" <small>{escape(unit)}</small>" if unit else "")
     return (
-        f'<figure class="chart"><figcaption>{caption}<span class="legend">{_legend(finite, palette)}</span></figcaption>'
+        f'<figure class="chart"><figcaption>{caption}<span class="legend">{_legend(finite, palette, noisy)}</span></figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{_axes(x, y, x_label)}{curves}</svg></figure>'
     )
 

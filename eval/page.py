@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageChops
 
-from eval.charts import compact, interval
+from eval.charts import interval
 
 SHOWN = 128  # pixels on screen of the longer side of a tiny picture
 SHEET = 960  # and of a whole sheet of them
@@ -55,7 +55,7 @@ def code(text: str) -> str:
 
 
 def table(rows: Iterable[Mapping | Sequence], columns: Sequence[str]) -> str:
-    """Rows (mappings by column name, or sequences in the order of the columns) as a table; numbers are shortened and right-aligned."""
+    """Rows (mappings by column name, or sequences in the order of the columns) as a table; numbers have four digits and stand to the right."""
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     body = ""
     for row in rows:
@@ -70,7 +70,7 @@ def _cell(value) -> str:
     if isinstance(value, bool):
         return f"<td>{'yes' if value else 'no'}</td>"
     if isinstance(value, int | float):
-        shown = f"{value:,}" if isinstance(value, int) else compact(value)
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
         return f'<td class="number">{shown}</td>'
     return f"<td>{escape(str(value))}</td>"
 
@@ -86,7 +86,10 @@ def score_table(scores: Iterable[Score]) -> str:
             f"<td>{interval(score.value, score.low, score.high, score.target)}</td>"
             f'<td class="number quiet">{score.low:.2f}–{score.high:.2f}</td><td class="number quiet">{count}</td><td>{verdict}</td></tr>'
         )
-    head = '<th>score</th><th class="number"></th><th>0 <span class="end">1</span></th><th class="number">95% interval</th><th class="number">of</th><th>target</th>'
+    head = (
+        '<th>score</th><th></th><th>0 <span class="end">1</span></th>'
+        '<th class="number">95% interval</th><th class="number">of</th><th>target</th>'
+    )
     return f'<div class="wide"><table class="scores"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 

@@ -11,14 +11,15 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
+from eval import page
 from eval.charts import Line, chart, compact
-from eval.page import SHEET, Score, Section, amplified, code, figure, gallery, paragraph, score_table, story, table, triptych
+from eval.page import Score, Section, amplified, code, figure, gallery, paragraph, score_table, story, table, triptych
 
 __all__ = [
     "Score",
@@ -49,13 +50,14 @@ class Look:
     log: bool = False
     zero: bool = False
     ramp: bool = False
+    noisy: bool = True
 
 
 LOOKS = {
     "loss": Look("Training loss", log=True),
     "val": Look("Validation loss", "held-out documents, fixed noise", log=True),
     "val/x_error": Look("Validation error by time", "mean squared error of x; t = 1 is noise", log=True, ramp=True),
-    "lr": Look("Learning rate", zero=True),
+    "lr": Look("Learning rate", zero=True, noisy=False),
     "per_second": Look("Throughput", "per second", zero=True),
     "grad_norm": Look("Gradient norm", "before clipping", log=True),
 }
@@ -123,7 +125,7 @@ def lines(rows: Sequence[dict], group: str) -> list[Line]:
     """The curves of a group of metrics, over documents seen."""
     names = dict.fromkeys(name for row in rows for name in row if _group(name) == group)
     return [
-        Line(name.removeprefix(group).strip("/").replace("_", " ") or group, [(r["seen"], r[name]) for r in rows if _is_number(r.get(name))])
+        Line(name.removeprefix(group).strip("/").replace("_", " ") or "now", [(r["seen"], r[name]) for r in rows if _is_number(r.get(name))])
         for name in names
     ]
 
@@ -143,7 +145,7 @@ def curves(rows: Sequence[dict]) -> str:
     for group in sorted(found, key=lambda g: (list(LOOKS).index(g) if g in LOOKS else len(LOOKS), g)):
         look = LOOKS.get(group) or Look(group.replace("/", ", ").replace("_", " ").capitalize())
         try:
-            charts.append(chart(look.title, lines(rows, group), "documents seen", look.unit, look.log, look.zero, look.ramp))
+            charts.append(chart(look.title, lines(rows, group), "documents seen", *astuple(look)[1:]))
         except ValueError:  # nothing but NaN so far: there is no curve to show
             continue
     return '<div class="charts">' + "".join(charts) + "</div>" if charts else ""
@@ -152,17 +154,21 @@ def curves(rows: Sequence[dict]) -> str:
 def samples(found: dict[int, list[Path]]) -> str:
     """The latest samples large, and the first sheet of earlier steps in a strip under them."""
     *earlier, latest = found
-    large = "".join(_sheet(path) for path in found[latest])
+    captions = [(path, f"{path.stem.replace('_', ' ')}, step {latest:,}") for path in found[latest]]
+    single = all(_is_single(path) for path, _ in captions)
+    large = gallery(captions) if single else _sheets(captions)
     small = "".join(figure(found[step][0], f"step {step:,}") for step in _spread(earlier, EARLIER))
-    return f'<div class="gallery">{large}</div>' + (f'<div class="strip">{small}</div>' if small else "")
+    return large + (f'<div class="strip">{small}</div>' if small else "")
 
 
-def _sheet(path: Path) -> str:
-    """A sample: a single tiny picture is shown like any other, a sheet of several across the page."""
+def _is_single(path: Path) -> bool:
+    """Whether a sample is one tiny picture, shown like any other, or a sheet of several, shown across the page."""
     with Image.open(path) as image:
-        single = max(image.size) <= 128
-    words = path.stem.replace("_", " ")
-    return figure(path, words) if single else figure(path, words, shown=SHEET)
+        return max(image.size) <= page.SHOWN
+
+
+def _sheets(captions: Sequence[tuple[Path, str]]) -> str:
+    return '<div class="sheets">' + "".join(figure(path, caption, page.SHEET) for path, caption in captions) + "</div>"
 
 
 def _spread(items: Sequence[int], most: int) -> list[int]:
@@ -201,7 +207,7 @@ def _header(run: Run) -> str:
     return f'<header><h1>{title}</h1><p class="lead">{escape(_lead(run))}</p>' + (f"<dl>{entries}</dl>" if entries else "") + "</header>"
 
 
-def page(run: Run, extra: Iterable[Section] = ()) -> str:
+def render(run: Run, extra: Iterable[Section] = ()) -> str:
     """The whole report as one string of HTML."""
     sections = [
         Section("Samples", samples(run.samples) if run.samples else ""),
@@ -227,7 +233,7 @@ def write(run_folder: str | Path, extra: Iterable[Section] = ()) -> Path:
     run = read(run_folder)
     path = run.folder / "report.html"
     with tempfile.NamedTemporaryFile("w", dir=run.folder, suffix=".tmp", delete=False, encoding="utf-8") as file:
-        file.write(page(run, extra))
+        file.write(render(run, extra))
     os.chmod(file.name, 0o644)  # a temporary file is private; a report is not
     os.replace(file.name, path)
     return path

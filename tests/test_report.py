@@ -84,7 +84,7 @@ def extra_sections() -> list[report.Section]:
     return [
         report.Section("Scores", report.score_table(scores)),
         report.Section("Drawn from words", report.gallery([(scene(i), name) for i, name in enumerate(names)] + [(scene(9, (48, 32)), "wide")])),
-        report.Section("Edits", report.triptych(scene(1), scene(4), None, "Make the circle green.") + report.triptych(scene(2), scene(5), None, "Swap.")),
+        report.Section("Edits", "".join(report.triptych(scene(i), scene(i + 3), None, "Make it green.") for i in (1, 2))),
         report.Section("A story", report.story([part for i, text in enumerate(words) for part in (text, scene(i + 20))])),
         report.Section("Text", report.table(perplexity, ["model", "before", "after"])),
         report.Section("Go on", report.code('fusion generate out/demo/model "Draw a red circle."')),
@@ -203,7 +203,7 @@ def test_score_table_says_which_targets_are_met():
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 7), (0.0012, 0.0043), (1e5, 9.3e5)])
 def test_ticks_are_round_and_inside(low, high):
-    values = charts.ticks(low, high)
+    values = charts.ticks(low, high, 5)
     step = values[1] - values[0]
     assert 3 <= len(values) <= 7 and low - 1e-9 <= values[0] and values[-1] <= high + step * 1e-6
     assert any(math.isclose(step / 10 ** math.floor(math.log10(step) + 1e-9), digit) for digit in (1, 2, 5))
@@ -234,11 +234,14 @@ def test_a_log_axis_puts_equal_ratios_at_equal_distances():
     assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2], abs=0.2)
 
 
-def test_smoothing_keeps_a_straight_line_and_both_ends():
-    points = [(float(i), 3.0 * i) for i in range(1000)]
+@pytest.mark.parametrize("count", [charts.DENSE, 1000])
+def test_smoothing_keeps_a_straight_line_and_calms_noise(count):
+    points = [(float(i), 3.0 * i) for i in range(count)]
     smoothed = charts.smooth(points)
-    assert smoothed[0] == points[0] and smoothed[-1] == points[-1] and len(smoothed) < 200
-    assert all(y == pytest.approx(3 * x) for x, y in smoothed)
+    assert all(y == pytest.approx(3 * x) for x, y in smoothed) and len(smoothed) < 200
+    assert smoothed[0][0] < 0.02 * count and smoothed[-1][0] > 0.98 * count - 1.5
+    noise = [(float(i), float(np.random.default_rng(i).normal())) for i in range(count)]
+    assert np.std([y for _, y in charts.smooth(noise)]) < 0.7 * np.std([y for _, y in noise])
 
 
 def test_a_chart_without_points_says_so():
