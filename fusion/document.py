@@ -76,19 +76,25 @@ def from_messages(messages: list[dict], render: Callable[[list[dict]], str], pro
 
 
 def _unmark(rendered: str, parts: list[Part]) -> Document:
-    """Put the parts back where their marks stand in the rendered template; the rest is template text."""
+    """Put the parts back where their marks stand in the rendered template; the rest is template text.
+
+    Raises ValueError when the template left a message out, as some do with system prompts.
+    """
     document: list[Part] = []
-    learned = False
+    learned, marked = False, 0
     for piece in rendered.split("\ue000"):
         index, closed, rest = piece.partition("\ue001")
         if closed:
             part = parts[int(index)]
             document.append(part)
+            marked += 1
             learned = part.loss if isinstance(part, Text) else part.target
         else:
             rest, learned = piece, False
         if rest:
             document.append(Text(rest, loss=learned, template=True))
+    if marked != len(parts):
+        raise ValueError("the model's chat template leaves a message out: put a system prompt into the first user message")
     return tuple(part for part in document if not isinstance(part, Text) or part.text)
 
 

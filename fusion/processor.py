@@ -37,7 +37,7 @@ class FusionProcessor(ProcessorMixin):
     """Tokenizer, control tokens, chat template and image sizes of a model; saved in the model's folder.
 
     control_tokens: string -> id. stride: pixels along the side of a patch. max_side: longest side of an image in pixels.
-    max_patches: patches of an image. context: tokens that a document may have, None for any number.
+    max_patches: patches of an image.
 
     Attributes beside those: `control` (ids for sequence.py), `vocab_base` (the first new id), `total_vocab` (the LLM's ids and the
     new ones), `stop_ids` (what ends an assistant turn), `sizes` (the grammar of image sizes).
@@ -50,12 +50,11 @@ class FusionProcessor(ProcessorMixin):
         stride: int,
         max_side: int,
         max_patches: int,
-        context: int | None = None,
         chat_template: str = TEMPLATE,
     ):
         super().__init__(tokenizer, chat_template=chat_template)
         self.control_tokens = dict(control_tokens)
-        self.stride, self.max_side, self.max_patches, self.context = stride, max_side, max_patches, context
+        self.stride, self.max_side, self.max_patches = stride, max_side, max_patches
         self.control = Control(*(control_tokens[token] for token in IMAGE_TOKENS))
         self.vocab_base = min(control_tokens.values())
         self.total_vocab = max(control_tokens.values()) + 1
@@ -73,7 +72,6 @@ class FusionProcessor(ProcessorMixin):
         stride: int,
         max_side: int = 1024,
         max_patches: int = 4096,
-        context: int | None = None,
         chat_template: str | None = None,
     ) -> "FusionProcessor":
         """A processor for an LLM that has `vocab_size` logits; new ids begin behind both its logits and the tokenizer's ids.
@@ -84,11 +82,11 @@ class FusionProcessor(ProcessorMixin):
         known = tokenizer.get_vocab()
         new = [*IMAGE_TOKENS, *(token for token in CHAT_TOKENS if token in template and token not in known)]
         base = max(vocab_size, len(tokenizer))
-        return cls(tokenizer, {token: base + i for i, token in enumerate(new)}, stride, max_side, max_patches, context, template)
+        return cls(tokenizer, {token: base + i for i, token in enumerate(new)}, stride, max_side, max_patches, template)
 
     def to_dict(self) -> dict[str, Any]:
         """What processor_config.json holds; tokenizer and template have files of their own."""
-        names = ("control_tokens", "stride", "max_side", "max_patches", "context")
+        names = ("control_tokens", "stride", "max_side", "max_patches")
         return {name: getattr(self, name) for name in names} | {"processor_class": type(self).__name__}
 
     # Documents
@@ -132,10 +130,11 @@ class FusionProcessor(ProcessorMixin):
 
     # Pieces
 
-    def pieces(self, document: Document, strict: bool = False) -> list[Piece]:
+    def pieces(self, document: Document, strict: bool = False, limit: int | None = None) -> list[Piece]:
         """A document as tokens and pictures, ready for sequence.layout.
 
-        strict: refuse images that are not of an allowed size, instead of fitting them. Raises ValueError in one line.
+        strict: refuse images that are not of an allowed size, instead of fitting them. limit: the most tokens that the document may
+        have. Raises ValueError in one line.
         """
         pieces: list[Piece] = []
         after_text, space = False, ""
@@ -152,29 +151,27 @@ class FusionProcessor(ProcessorMixin):
             if ids:
                 pieces += _until_stop(ids, self.text.special) if part.template and part.loss else [Tokens(ids, part.loss, part.template)]
                 after_text = ids[-1] not in self.text.special
-        self._check_length(pieces)
+        length = clean_length(pieces)
+        if limit is not None and length > limit:
+            raise ValueError(f"the prompt has {length} tokens, the model reads {limit}: shorten the text or shrink the images")
         return pieces
 
     def _picture(self, part: Image, strict: bool) -> Picture:
         image = open_image(part.image)
-        if strict and image.size not in self.sizes:
-            width, height = image.size
-            raise ValueError(
-                f"the image is {width}x{height}: its sides must be multiples of {self.stride} up to {self.max_side}, "
-                f"with at most {self.max_patches} patches"
-            )
-        width, height = (image := fit(image, self.stride, self.max_patches * self.stride**2, self.max_side)).size
+        if image.size not in self.sizes:
+            if strict:
+                raise ValueError(
+                    f"the image is {image.width}x{image.height}: its sides must be multiples of {self.stride} up to {self.max_side}, "
+                    f"with at most {self.max_patches} patches"
+                )
+            image = fit(image, self.stride, self.max_patches * self.stride**2, self.max_side)
+        width, height = image.size
         grid = (height // self.stride, width // self.stride)
         return Picture(to_pixels(image), self.size_ids(width, height), grid, target=part.target)
 
     def size_ids(self, width: int, height: int) -> tuple[int, ...]:
         """The tokens of a size text."""
         return self.text.plain(f"{width}x{height}")
-
-    def _check_length(self, pieces: list[Piece]) -> None:
-        length = clean_length(pieces)
-        if self.context is not None and length > self.context:
-            raise ValueError(f"the document has {length} tokens, the model reads {self.context}: shorten the text or shrink the images")
 
     # Ids and text
 
@@ -209,13 +206,16 @@ class FusionProcessor(ProcessorMixin):
     ):
         """Chat messages (or a list of conversations) as a string, as ids, or with `return_dict` as `__call__` returns them.
 
-        In the string `<|image_patch|>` stands for each image, and what people typed stands unguarded: to keep their text apart from
-        control tokens, tokenize here and not in a second step.
+        In the string `<|image_patch|>` stands for each image, whose block need not hold one then, and what people typed stands
+        unguarded: to keep their text apart from control tokens, tokenize here and not in a second step.
         """
         batched = bool(conversation) and isinstance(conversation[0], list | tuple)
+        conversations = conversation if batched else [conversation]
+        if not tokenize:
+            conversations = [[_with_placeholders(message) for message in row] for row in conversations]
         rows = [
             documents.from_messages(_messages(row), lambda plain: self._render(plain, add_generation_prompt), prompt=True)
-            for row in (conversation if batched else [conversation])
+            for row in conversations
         ]
         if not tokenize:
             texts = ["".join(part.text if isinstance(part, Text) else IMAGE for part in row) for row in rows]
@@ -306,6 +306,14 @@ def _messages(source) -> list[dict]:
         role = message.get("role") if isinstance(message, dict) else None
         _check_filled(message.get("content") if role else message, f"the {role} message" if len(source) > 1 else "the prompt")
     return list(source)
+
+
+def _with_placeholders(message: dict) -> dict:
+    """A message whose image blocks may be `{"type": "image"}` alone."""
+    content = message.get("content")
+    if not isinstance(content, list | tuple):
+        return message
+    return message | {"content": [{"image": None} | b if isinstance(b, dict) and b.get("type") == "image" else b for b in content]}
 
 
 def _image_block(item) -> dict:

@@ -24,12 +24,11 @@ class SafeTokenizer:
         self.tokenizer = tokenizer
         self.control = dict(control)
         self._text_of = {index: text for text, index in control.items()}
-        own = {
-            index: token.content
-            for index, token in tokenizer.added_tokens_decoder.items()
-            if token.special or (token.content.strip() and token.content in template)
-        }
+        added = tokenizer.added_tokens_decoder.items()
+        own = {index: token.content for index, token in added if token.special}
         own |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+        self._skipped = frozenset(own) | frozenset(control.values())
+        own |= {index: token.content for index, token in added if token.content.strip() and token.content in template}
         self.special = frozenset(own) | frozenset(control.values())
         self._forbidden = self.special - {tokenizer.unk_token_id}
         self._control = _any_of(control)
@@ -55,7 +54,7 @@ class SafeTokenizer:
                 continue
             text.append(self._decode(run))
             run = []
-            if not skip_special_tokens:
+            if not (skip_special_tokens and index in self._skipped):
                 text.append(self._text_of.get(index) or self._decode([index]))
         return "".join([*text, self._decode(run)])
 
@@ -98,9 +97,11 @@ class SafeTokenizer:
 
     def _continue(self, text: str, plain: bool) -> list[int]:
         """Encode text behind another character, which is then taken off: one that never joins with what follows."""
-        before = "." if text.startswith("\n") else "\n"
-        head, ids = self._encode(before, plain), self._encode(before + text, plain)
-        return ids[len(head) :] if ids[: len(head)] == head else self._encode(text, plain)
+        for before in "\n.!|":
+            head, ids = self._encode(before, plain), self._encode(before + text, plain)
+            if head and ids[: len(head)] == head:
+                return ids[len(head) :]
+        return self._encode(text, plain)
 
     def _encode(self, text: str, plain: bool) -> list[int]:
         if not self.tokenizer.is_fast:
