@@ -16,7 +16,7 @@ class Source(Protocol):
 
     name: str
 
-    def stream(self, seed: int = 0, shard: int = 0, shards: int = 1) -> Iterator[Sample]:
+    def stream(self, seed: int | str = 0, shard: int = 0, shards: int = 1) -> Iterator[Sample]:
         """An endless stream with `state_dict` and `load_state_dict`, whose `next()` raises BadSample and can be called again."""
 
 
@@ -27,7 +27,7 @@ class Mixture:
     `skipped_count` and listed once in `skipped` as (key, reason); a source whose samples are all bad raises ValueError.
     """
 
-    def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None, seed: int = 0, shard: int = 0, shards: int = 1):
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None, seed: int | str = 0, shard: int = 0, shards: int = 1):
         weights = [1.0] * len(sources) if weights is None else list(weights)
         names = [source.name for source in sources]
         if not sources or len(weights) != len(sources):

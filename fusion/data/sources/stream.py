@@ -25,7 +25,7 @@ class Stream:
     however few the samples. `next()` raises BadSample for a bad sample, and goes on behind it when called again.
     """
 
-    def __init__(self, source: Indexed, seed: int = 0, shard: int = 0, shards: int = 1):
+    def __init__(self, source: Indexed, seed: int | str = 0, shard: int = 0, shards: int = 1):
         if not 0 <= shard < shards:
             raise ValueError(f"shard={shard} of shards={shards}: number the shards from 0")
         self.source, self._seed, self._shards = source, seed, shards

@@ -68,6 +68,6 @@ class TableSource:
             raise BadSample(key, str(error)) from None
         return Sample(made.get("messages"), made.get("content"), self.name, key, subject)
 
-    def stream(self, seed: int = 0, shard: int = 0, shards: int = 1) -> Stream:
+    def stream(self, seed: int | str = 0, shard: int = 0, shards: int = 1) -> Stream:
         """All samples, endlessly, in shuffled order."""
         return Stream(self, seed, shard, shards)
