@@ -12,11 +12,11 @@ from fusion.data.sources.stream import Stream
 
 
 class TableSource:
-    """Rows of a table read as samples of one form: what all the sources below are.
+    """Rows of a table read as samples of one form: what all sources but the hub and the world are.
 
     name: what it is called in metrics and messages. form: how a row becomes a sample. root: what paths in rows are relative to.
-    tied: further tables whose rows say which files are of one subject. Raises ValueError if a column is missing in every row,
-    or nothing is on the asked side of the split.
+    tied: further tables whose rows say which files are of one subject. subjects: all there are, on both sides of the split.
+    Raises ValueError if a column is missing in every row, or nothing is on the asked side.
     """
 
     def __init__(
@@ -42,7 +42,8 @@ class TableSource:
         for row in (row for table in tied for row in scan(table)):
             subjects.add(row.values, row.key)
         self.columns = resolve(form.names, columns or {}, seen, name)
-        chosen = split.chosen(subjects.all())
+        self.subjects = subjects.all()
+        chosen = split.chosen(self.subjects)
         self._samples = [(index, subject) for index, subject in enumerate(map(subjects.of, names)) if subject in chosen]
         if not self._samples:
             raise ValueError(f"{name}: none of its {len(rows)} samples is for {split.side}; change held_out")

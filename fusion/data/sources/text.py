@@ -64,7 +64,7 @@ class RowPieces(Sequence):
         number, start, stop = map(int, self._spans[index])
         row = self._rows[number]
         text = row.values.get(self._column)
-        piece = {self._column: text[start:stop] if isinstance(text, str) else text}
+        piece = {self._column: text[start:stop]} if isinstance(text, str) else {}
         return Row(f"{row.key}:{start}" if start else row.key, {"subject": row.key} | row.values | piece)
 
 
