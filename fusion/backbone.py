@@ -99,19 +99,21 @@ AttentionMaskInterface.register("matmul", eager_mask)
 
 
 class PrefixCache(DynamicCache):
-    """Keys and values of a prefix; between `freeze` and `thaw` a block of rows is read behind it at every solver step and not kept."""
+    """Keys and values of a prefix; once frozen, a block of rows is read behind it at every solver step and not kept."""
 
     def __init__(self):
         super().__init__()
         self.buffers: list[tuple[Tensor, Tensor]] | None = None
 
     def freeze(self, rows: int) -> None:
-        """Make room for a block of `rows` rows behind the prefix; every update until `thaw` overwrites it in place."""
+        """Make room for a block of `rows` rows behind the prefix; from now on every update overwrites it in place."""
         self.buffers = [(_room(layer.keys, rows), _room(layer.values, rows)) for layer in self.layers]
 
-    def thaw(self) -> None:
-        """Forget the block: updates are kept again."""
-        self.buffers = None
+    def head(self, batch: int) -> "PrefixCache":
+        """The first rows of a frozen cache; writes go to the same memory."""
+        part = PrefixCache()
+        part.buffers = [(keys[:batch], values[:batch]) for keys, values in self.buffers]
+        return part
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         """Keys and values of prefix and new rows, (b, heads, k, c) each."""
@@ -238,9 +240,7 @@ def frequency_axes(kind: type[nn.Module], config) -> Int[Tensor, " c"]:
     with torch.device("cpu"):
         ones = torch.ones(1, 1, dtype=torch.long)
         cosine = kind(config)(torch.zeros(1), ones, *(config.layer_types[:1] if by_layer_type else ()))[0].flatten()
-    width = len(cosine)
-    channel = torch.arange(width)
-    half = width // 2
+        half, channel = len(cosine) // 2, torch.arange(len(cosine))
     if torch.equal(cosine[:half], cosine[half:]):
         return channel % half % 3
     if torch.equal(cosine[0::2], cosine[1::2]):

@@ -69,6 +69,13 @@ class FusionConfig(PreTrainedConfig):
         """Pixels per side of a patch."""
         return self.downsample * self.patch_size
 
+    @property
+    def context(self) -> int | None:
+        """Tokens of clean stream that the decoder may read; longrope stays below the length at which its frequencies change."""
+        rope = getattr(self.text_config, "rope_parameters", None) or {}
+        original = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+        return original or getattr(self.text_config, "max_position_embeddings", None)
+
 
 @dataclass(frozen=True)
 class Output:
@@ -187,16 +194,26 @@ class FusionModel(PreTrainedModel, GenerationMixin):
             return self._forward_packed(packed)
         return self._forward_text(input_ids, attention_mask, labels, **kwargs)
 
+    def embed(
+        self,
+        ids: Int[Tensor, "b t"],
+        picture: Int[Tensor, "b t"],
+        cell: Int[Tensor, "n 2"],
+        patches: Float[Tensor, "n p"],
+        time: Float[Tensor, "m d"] | None,
+    ) -> Float[Tensor, "b t d"]:
+        """Rows as they enter the decoder: token embeddings, and patches where a row belongs to a picture."""
+        embeds = self.embed_tokens(ids)
+        where = picture.flatten().ge(0).nonzero()[:, 0]
+        rows = self.embed_patches(patches, time, picture.flatten()[where], cell)
+        return embeds.flatten(0, 1).index_copy(0, where, rows.to(embeds.dtype)).view_as(embeds)
+
     def _forward_packed(self, packed: Packed) -> Output:
-        rows = Rows.of(packed)
-        time, picture = self.embed_time(packed.time), packed.picture_of_patch
-        embeds = self.embed_tokens(packed.ids)
-        patches = self.embed_patches(packed.patches, time, picture, packed.cell_of_patch)
-        where = packed.picture.flatten().ge(0).nonzero()[:, 0]
-        embeds = embeds.flatten(0, 1).index_copy(0, where, patches.to(embeds.dtype)).view_as(embeds)
+        rows, time = Rows.of(packed), self.embed_time(packed.time)
+        embeds = self.embed(packed.ids, packed.picture, packed.cell_of_patch, packed.patches, time)
         hidden = self.backbone(embeds, packed.position, self.backbone.mask(rows, rows), self.modulate_rows(time, packed.picture))
         learned = packed.labels != IGNORE
-        prediction = self.flow_head(hidden[packed.noised], time, picture[packed.noised_patch])
+        prediction = self.flow_head(hidden[packed.noised], time, packed.picture_of_patch[packed.noised_patch])
         return Output(self.all_logits(hidden[learned]), self.column(packed.labels[learned]), prediction)
 
     def _forward_text(self, ids, attention_mask, labels, position_ids=None, past_key_values=None, use_cache=None, logits_to_keep=0, **_):

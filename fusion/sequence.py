@@ -108,6 +108,17 @@ class Layout:
         return len(self.ids)
 
 
+def picture_rows(
+    control: Control, grid: tuple[int, int], noised: bool, order: int, position: int, block: int, picture: int = 0
+) -> np.ndarray:
+    """The patch rows of one picture, (9, rows) as Writer has them."""
+    cell = np.arange(grid[0] * grid[1])
+    rows = np.zeros((9, len(cell)), np.int64)
+    rows[0], rows[1], rows[2], rows[3], rows[4] = control.image_patch, IGNORE, order, block, noised
+    rows[5], rows[6], rows[7], rows[8] = position, position + cell // grid[1], position + cell % grid[1], picture
+    return rows
+
+
 class Writer:
     """Writes the rows of one document, all at once (`layout`) or as a sampler goes (`take`).
 
@@ -151,12 +162,7 @@ class Writer:
 
     def patches(self, source: int, grid: tuple[int, int], noised: bool, order: int, position: int) -> None:
         """The patch rows of a picture: one block, one order, axial positions."""
-        count = grid[0] * grid[1]
-        cell = np.arange(count)
-        rows = np.zeros((9, count), np.int64)
-        rows[0], rows[1], rows[2], rows[3], rows[4] = self.control.image_patch, IGNORE, order, self.blocks, noised
-        rows[5], rows[6], rows[7], rows[8] = position, position + cell // grid[1], position + cell % grid[1], len(self.pictures)
-        self.columns.append(rows)
+        self.columns.append(picture_rows(self.control, grid, noised, order, position, self.blocks, len(self.pictures)))
         self.blocks += 1
         self.pictures.append((source, noised, grid))
 

@@ -1,0 +1,17 @@
+"""fusion: one decoder that reads and writes text and images, made from a pretrained LLM."""
+
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+from fusion.api import Fusion, from_llm, load
+from fusion.generate import ImageDone, ImagePreview, TextPiece
+from fusion.model import FusionConfig, FusionModel
+from fusion.processor import FusionProcessor
+from fusion.sampling import Sampling
+
+AutoConfig.register(FusionConfig.model_type, FusionConfig)
+AutoModel.register(FusionConfig, FusionModel)
+AutoProcessor.register(FusionConfig, FusionProcessor)
+
+__all__ = [
+    "Fusion", "FusionConfig", "FusionModel", "FusionProcessor", "ImageDone", "ImagePreview", "Sampling", "TextPiece", "from_llm", "load",
+]  # fmt: skip

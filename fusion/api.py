@@ -1,0 +1,243 @@
+"""Fusion: a model, its processor and its codec as one thing that draws, edits, describes, talks, loads and saves."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image as PILImage
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from fusion.backbone import family_of
+from fusion.codec import Codec, load_codec
+from fusion.generate import Event, Generator, ImageDone, TextPiece
+from fusion.images import fit_size, open_image
+from fusion.model import FORMAT_VERSION, POSITIONS, TIMES, FusionConfig, FusionModel
+from fusion.processor import FusionProcessor
+from fusion.sampling import Sampling
+
+Output = list[str | PILImage.Image]
+
+
+class Fusion:
+    """What `from_llm` and `load` return. `model`: the FusionModel; `processor`: the FusionProcessor; `codec`: pixels to latents."""
+
+    def __init__(self, model: FusionModel, processor: FusionProcessor, codec: Codec):
+        self.model, self.processor, self.codec = model, processor, codec
+
+    # ---- generation ----
+
+    def generate(self, prompt, seed: int = 0, **knobs) -> Output | list[Output]:
+        """Continue a prompt with text and images; the model decides when to draw, how large, and when to stop.
+
+        prompt: a string; a list of strings and images (one user turn); chat messages; or a list of any of the last two (a batch: row
+        i uses seed + i and equals running it alone with that seed). knobs: see fusion.sampling.Sampling.
+        """
+        prompts, batched = _batch(prompt)
+        outputs: list[Output] = [[] for _ in prompts]
+        for event in self._events(prompts, seed, knobs):
+            if isinstance(event, TextPiece):
+                _append_text(outputs[event.row], event.text)
+            elif isinstance(event, ImageDone):
+                outputs[event.row].append(event.image)
+        outputs = [_stripped(output) for output in outputs]
+        return outputs if batched else outputs[0]
+
+    def stream(self, prompt, seed: int = 0, previews: bool = True, **knobs) -> Iterator[Event]:
+        """The same as events, as they happen: TextPiece, ImagePreview (with `previews`), ImageDone."""
+        return self._events(_batch(prompt)[0], seed, knobs, previews=previews)
+
+    def draw(self, prompt: str, n: int = 1, seed: int = 0, **knobs) -> list[PILImage.Image]:
+        """n images of a prompt, with seeds seed, seed + 1, ...; the model is made to draw."""
+        return self._images([[prompt]] * n, seed, knobs)
+
+    def edit(self, image, instruction: str, seed: int = 0, **knobs) -> PILImage.Image:
+        """The image after the instruction, same size. An image that patches do not divide is drawn at the nearest size and resized back."""
+        original = open_image(image)
+        size = self.fitted_size(original)
+        edited = self._images([[original, instruction]], seed, {"image_size": size, **knobs})[0]
+        return edited if edited.size == original.size else edited.resize(original.size, PILImage.Resampling.LANCZOS)
+
+    def describe(self, image, prompt: str = "Describe this image.", **knobs) -> str:
+        """What the image shows, in words."""
+        parts = self.generate([open_image(image), prompt], **{"max_images": 0, **knobs})
+        return "".join(part for part in parts if isinstance(part, str))
+
+    def fitted_size(self, image: PILImage.Image) -> tuple[int, int]:
+        """The (width, height) at which the model reads an image."""
+        limit = self.processor
+        return fit_size(*image.size, limit.stride, limit.max_patches * limit.stride**2, limit.max_side)
+
+    def _images(self, prompts: list, seed: int, knobs: dict) -> list[PILImage.Image]:
+        events = self._events(prompts, seed, knobs, force_image=True, only_image=True)
+        done = {event.row: event.image for event in events if isinstance(event, ImageDone)}
+        if len(done) < len(prompts):
+            raise ValueError("the prompt leaves no room for an image in the model's context: shorten it or ask for a smaller image_size")
+        return [done[row] for row in range(len(prompts))]
+
+    def _events(self, prompts: list, seed: int, knobs: dict, **how) -> Iterator[Event]:
+        settings = self._settings(knobs)
+        documents = [self.processor.document(prompt, prompt=True) for prompt in prompts]
+        generator = Generator(self.model, self.processor, self.codec, settings, **how)
+        return generator.events(documents, [seed + row for row in range(len(documents))])
+
+    def _settings(self, knobs: dict) -> Sampling:
+        known = {field.name for field in fields(Sampling)}
+        if unknown := sorted(set(knobs) - known):
+            raise TypeError(f"{', '.join(unknown)}: no such knob; the knobs are {', '.join(sorted(known))}")
+        settings = Sampling(**knobs)
+        if settings.image_size is not None and tuple(settings.image_size) not in self.processor.sizes:
+            p = self.processor
+            raise ValueError(
+                f"image_size {settings.image_size}: sides must be multiples of {p.stride} up to {p.max_side}, at most {p.max_patches} patches"
+            )
+        return settings
+
+    # ---- folders ----
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model, processor and codec into one folder; files appear whole or not at all, the model's config last."""
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            self.model.save_pretrained(temporary)
+            self.processor.save_pretrained(temporary)
+            self.codec.save(Path(temporary, "codec"))
+            _move_in(Path(temporary), folder)
+
+    def export_llm(self, folder: str | Path) -> None:
+        """Write the decoder back as a plain LLM that AutoModelForCausalLM loads, with its tokenizer."""
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            self.model.llm.save_pretrained(temporary)
+            self.processor.tokenizer.save_pretrained(temporary)
+            _move_in(Path(temporary), folder)
+
+    def to(self, device=None, dtype: torch.dtype | None = None) -> "Fusion":
+        """Move model and codec."""
+        self.model.to(device=device, dtype=dtype)
+        self.codec.to(device)
+        return self
+
+
+def from_llm(
+    llm: str | Path,
+    codec: str | Path | Codec = "pixel",
+    patch_size: int = 8,
+    time: str = "adaln",
+    positions: str = "axial",
+    target: str | None = None,
+    path: str = "linear",
+    max_side: int = 1024,
+    max_patches: int = 4096,
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+) -> Fusion:
+    """Extend a pretrained decoder LLM so that it draws: its text behaviour is unchanged until it is trained.
+
+    llm: folder or hub id in Hugging Face format. codec: "pixel" (no VAE) or a diffusers autoencoder. patch_size: in latent pixels.
+    time: adaln (PixArt), added (BAGEL) or none (FuseDiT). positions: axial rotary, or shared (one index per image plus 2-D sincos).
+    target: what the flow head predicts; None means x in pixel space (JiT) and v for latents. seed: of the new weights.
+    Raises ValueError in one line for models that cannot be extended.
+    """
+    _check(time=(time, TIMES), positions=(positions, POSITIONS))
+    text_config = _without_dropout(_llm_config(llm))
+    family = family_of(text_config)
+    codec = codec if isinstance(codec, Codec) else load_codec(codec, dtype=_dtype(dtype), device=device)
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    decoder = AutoModelForCausalLM.from_pretrained(llm, config=text_config, dtype=_dtype(dtype) or "auto").to(device)
+    processor = FusionProcessor.from_tokenizer(
+        tokenizer, decoder.get_output_embeddings().out_features, codec.downsample * patch_size, max_side, max_patches
+    )
+    config = FusionConfig(
+        text_config=text_config,
+        patch_size=patch_size,
+        channels=codec.channels,
+        downsample=codec.downsample,
+        time=time,
+        positions=positions if family.positions == "rotary" else "shared",
+        target=target or ("x" if codec.downsample == 1 else "v"),
+        path=path,
+        vocab_base=processor.vocab_base,
+        control_tokens=len(processor.control_tokens),
+    )
+    config._attn_implementation = decoder.config._attn_implementation
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = FusionModel.from_llm(decoder, config)
+    return Fusion(model, processor, codec)
+
+
+def load(folder: str | Path, dtype: torch.dtype | str | None = None, device: str | torch.device | None = None) -> Fusion:
+    """Load a folder that `save_pretrained` wrote; raises ValueError in one line where it is not one or is incomplete."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: no fusion model there (config.json is missing): give the folder that save_pretrained wrote")
+    version = json.loads((folder / "config.json").read_text()).get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{folder}: format version {version}, this fusion reads {FORMAT_VERSION}: save the model again with this version")
+    try:
+        model = FusionModel.from_pretrained(folder, dtype=_dtype(dtype) or "auto").to(device).eval()
+        processor = FusionProcessor.from_pretrained(folder)
+    except (OSError, KeyError) as error:
+        raise ValueError(f"{folder}: the model is incomplete ({' '.join(str(error).split())[:200]}): copy or save it again") from None
+    return Fusion(model, processor, load_codec(folder, dtype=_dtype(dtype), device=device))
+
+
+def _llm_config(llm: str | Path):
+    try:
+        return AutoConfig.from_pretrained(llm).get_text_config()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{llm}: not a Hugging Face model ({' '.join(str(error).split())[:200]})") from None
+
+
+def _without_dropout(config):
+    """Dropout is off: fine-tuning a flow under dropout blurs it, and some configs carry 0.1 from 2019."""
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and any(mark in name for mark in ("dropout", "pdrop", "layerdrop")):
+            setattr(config, name, 0.0)
+    return config
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def _check(**choices: tuple[Any, Iterable]) -> None:
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r}: choose one of {', '.join(allowed)}")
+
+
+def _batch(prompt) -> tuple[list, bool]:
+    """A prompt, or a batch of prompts: lists whose items are all lists."""
+    batched = isinstance(prompt, list | tuple) and bool(prompt) and all(isinstance(item, list | tuple) for item in prompt)
+    return (list(prompt) if batched else [prompt]), batched
+
+
+def _append_text(output: Output, text: str) -> None:
+    if output and isinstance(output[-1], str):
+        output[-1] += text
+    else:
+        output.append(text)
+
+
+def _stripped(output: Output) -> Output:
+    parts = [part.strip() if isinstance(part, str) else part for part in output]
+    return [part for part in parts if part != ""]
+
+
+def _move_in(source: Path, folder: Path) -> None:
+    """Move finished files into a folder, config.json last: with it there, the folder is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.rglob("*"), key=lambda file: file == source / "config.json"):
+        if file.is_file():
+            target = folder / file.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
