@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence, Sized
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from fusion.data.sources.sample import BadSample, Sample
 from fusion.data.sources.split import fraction
@@ -11,6 +11,7 @@ from fusion.data.sources.split import fraction
 PATIENCE = 1000
 
 
+@runtime_checkable
 class Source(Protocol):
     """Anything that can be mixed."""
 

@@ -2,11 +2,12 @@
 
 import hashlib
 import random
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from fusion.data.sources.sample import Sample
 
 
+@runtime_checkable
 class Indexed(Protocol):
     """A source that is read by index."""
 

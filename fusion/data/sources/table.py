@@ -16,7 +16,8 @@ class TableSource:
 
     name: what it is called in metrics and messages. form: how a row becomes a sample. root: what paths in rows are relative to.
     tied: further tables whose rows say which files are of one subject. subjects: all there are, on both sides of the split.
-    Raises ValueError if a column is missing in every row, or nothing is on the asked side.
+    chosen: the (row number, subject) of each sample. Raises ValueError if a column is missing in every row, or nothing is on
+    the asked side.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class TableSource:
         fit: Fit = NATIVE,
         tied: Sequence[Sequence[Row]] = (),
     ):
-        self.name, self.form, self.root, self._rows = name, form, root, rows
+        self.name, self.form, self.root, self.rows = name, form, root, rows
         self._pictures = Pictures(root, fit)
         if not len(rows):
             raise ValueError(f"{name}: its table is empty; write at least one row")
@@ -41,15 +42,17 @@ class TableSource:
             names.append(subjects.add(row.values, row.key))
         for row in (row for table in tied for row in scan(table)):
             subjects.add(row.values, row.key)
+        if not seen:
+            raise ValueError(f"{name}: none of its {len(rows)} rows can be read; write one JSON object per line")
         self.columns = resolve(form.names, columns or {}, seen, name)
         self.subjects = subjects.all()
-        chosen = split.chosen(self.subjects)
-        self._samples = [(index, subject) for index, subject in enumerate(map(subjects.of, names)) if subject in chosen]
-        if not self._samples:
+        shown = split.chosen(self.subjects)
+        self.chosen = [(index, subject) for index, subject in enumerate(map(subjects.of, names)) if subject in shown]
+        if not self.chosen:
             raise ValueError(f"{name}: none of its {len(rows)} samples is for {split.side}; change held_out")
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.chosen)
 
     def __getitem__(self, index: int) -> Sample:
         """Sample number `index`, always made in the same way. Raises BadSample."""
@@ -57,9 +60,9 @@ class TableSource:
 
     def sample(self, index: int, rng: random.Random) -> Sample:
         """Sample number `index`; `rng` chooses prompt and direction. Raises BadSample, which names the row and what is wrong."""
-        number, subject = self._samples[index]
+        number, subject = self.chosen[index]
         try:
-            row = self._rows[number]
+            row = self.rows[number]
         except BadSample as bad:
             raise BadSample(str(self.root / bad.key), bad.reason) from None
         key = str(self.root / row.key)
