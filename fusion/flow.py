@@ -8,17 +8,15 @@ A general path is `x_t = alpha(t) x + sigma(t) noise` with `v = alpha'(t) x + si
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Target = Literal["x", "v", "eps"]
 CLAMP = 0.05
-"""Least t (or 1 - t) by which predictions are divided: JiT's constant (arXiv 2511.13720)."""
+"""Least t by which the loss of an x-prediction is divided (JiT, arXiv 2511.13720), and least 1 - t of an eps-prediction's x."""
 FLOOR = 1e-3
-"""Least sigma by which an x-prediction is divided when it becomes a velocity."""
+"""Least sigma by which an x-prediction is divided on its way to a velocity."""
 
 
 class Path(ABC):
@@ -120,13 +118,15 @@ class Estimate:
 
 
 def estimate(
-    prediction: Float[Tensor, "*s"], x_t: Float[Tensor, "*s"], t: Float[Tensor, "..."], target: Target, path: Path = LINEAR
+    prediction: Float[Tensor, "*s"], x_t: Float[Tensor, "*s"], t: Float[Tensor, "..."], target: str, path: Path = LINEAR
 ) -> Estimate:
     """What a network's prediction of `target` at (x_t, t) says about data, noise and velocity.
 
-    Affine in the prediction, so guidance may combine predictions or velocities alike. An x-prediction says nothing
-    about the noise at t = 0, where sigma is kept at FLOOR; an eps-prediction says nothing about the data at t = 1,
-    where its x shrinks to zero as alpha is kept at alpha(1 - CLAMP).
+    Affine in the prediction, so guidance may combine predictions or velocities alike. The clamp of the x-loss is not
+    repeated here: a sampler that divides by 0.05 below t = 0.05 leaves noise of std 0.015 in the picture however many
+    steps it takes, while dividing by t, a step moves x_t part of the way to x_hat and never beyond. Only at t = 0, where x
+    says nothing about the noise, FLOOR keeps v finite. An eps-prediction is of no use at the other end, as errors grow by
+    1 / alpha: there alpha stays at alpha(1 - CLAMP) and x shrinks to zero. Raises ValueError for an unknown target.
     """
     prediction, x_t, t = prediction.float(), x_t.float(), _over(t, x_t)
     if target == "x":
@@ -142,7 +142,7 @@ def estimate(
 
 
 def truth(
-    clean: Float[Tensor, "*s"], noise: Float[Tensor, "*s"], t: Float[Tensor, "..."], target: Target, path: Path = LINEAR
+    clean: Float[Tensor, "*s"], noise: Float[Tensor, "*s"], t: Float[Tensor, "..."], target: str, path: Path = LINEAR
 ) -> Float[Tensor, "*s"]:
     """What a perfect network of this `target` would have to predict for one pair of data and noise, in fp32."""
     if target == "x":
@@ -165,7 +165,10 @@ def logit_normal(n: int, generator: torch.Generator, mean: float = 0.8, std: flo
 
 
 def shift(t: Float[Tensor, "..."], s: float) -> Float[Tensor, "..."]:
-    """Move times towards noise (s > 1) or data (s < 1), keeping 0 and 1: s t / (1 + (s - 1) t) (SD3, arXiv 2403.03206, eq. 23)."""
+    """Move times towards noise (s > 1) or data (s < 1), keeping 0 and 1: s t / (1 + (s - 1) t) (SD3, arXiv 2403.03206, eq. 23).
+
+    On the linear path it divides the ratio of signal to noise by s. Raises ValueError unless s is positive.
+    """
     if not s > 0:
         raise ValueError(f"shift {s} is not positive: use 1 for none, more than 1 for more noise")
     return s * t / (1 + (s - 1) * t)
@@ -178,7 +181,7 @@ def flow_loss(
     t: Float[Tensor, " n"],
     image: Int[Tensor, " n"],
     images: int,
-    target: Target,
+    target: str,
     path: Path = LINEAR,
 ) -> Float[Tensor, " images"]:
     """Loss of each image in fp32: the mean over its patches, whose rows `image` (0 .. images - 1) points out.
@@ -201,7 +204,7 @@ def x_error(
     t: Float[Tensor, " n"],
     image: Int[Tensor, " n"],
     images: int,
-    target: Target,
+    target: str,
     path: Path = LINEAR,
 ) -> Float[Tensor, " images"]:
     """Unweighted mean squared error of x_hat for each image, in fp32: comparable between targets, for validation by time."""
