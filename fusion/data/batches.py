@@ -8,21 +8,29 @@ import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from itertools import chain
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from fusion.data.sample import BadSample, Sample
-from fusion.sequence import Layout, Packed, Picture, Piece, Tokens, drop_all, drop_text, finish, layout, pack
+from fusion.data.sources.sample import BadSample, Sample
+from fusion.sequence import IGNORE, Control, Layout, Packed, Picture, Piece, Tokens, drop_all, drop_text, finish, layout, pack
 
-# So many samples in a row that none can be used: the data is wrong, not a sample of it.
-HOPELESS = 1000
+# So many samples in a row that do not fit mean that the settings are wrong, not the samples.
+PATIENCE = 1000
 
 
+@runtime_checkable
 class Samples(Protocol):
-    """An endless stream of samples, such as fusion.data.sources.Mixture: `next` raises BadSample and goes on behind it."""
+    """An endless stream of samples, such as fusion.data.sources.Mixture.
+
+    skipped: the samples that it left out so far, as (key, reason), each once; skipped_count: how many times it left one out.
+    """
+
+    skipped: list[tuple[str, str]]
+    skipped_count: int
 
     def __next__(self) -> Sample: ...
 
@@ -51,7 +59,8 @@ class Packing:
         if min(self.length, self.rows, self.lookahead) < 1:
             raise ValueError(f"length={self.length}, rows={self.rows}, lookahead={self.lookahead}: each is at least 1")
         if min(self.drop_text, self.drop_all) < 0 or self.drop_text + self.drop_all > 1 or not 0 <= self.tail <= 1:
-            raise ValueError(f"drop_text={self.drop_text}, drop_all={self.drop_all}, tail={self.tail}: probabilities, the first two at most 1 together")
+            chances = f"drop_text={self.drop_text}, drop_all={self.drop_all}, tail={self.tail}"
+            raise ValueError(f"{chances}: these are probabilities, and the first two at most 1 together")
 
 
 @dataclass(frozen=True)
@@ -116,34 +125,37 @@ def documents(sample: Sample, processor, packing: Packing, rng: random.Random, g
         pieces = processor.pieces(processor.document(sample.messages or {"content": sample.content}, prompt=False))
     except ValueError as error:
         raise BadSample(sample.key, str(error)) from None
-    keep_tail, drop = rng.random() < packing.tail, rng.random()  # both always drawn: what one does leaves the other as it is
+    is_page = sample.messages is None
+    cuts = _cut(pieces, packing.length) if is_page and sum(map(_rows_of, pieces)) > packing.length else [pieces]
+    laid_out = [_lay_out(cut, processor.control, packing, rng, guidance) for cut in cuts]
+    laid_out = [document for document in laid_out if document.noised.any() or (document.labels != IGNORE).any()]
+    if not laid_out:
+        raise BadSample(sample.key, "holds nothing to learn: no text or image of an assistant's")
+    longest = max(map(len, laid_out))
+    if longest > packing.length:
+        raise BadSample(sample.key, f"{longest} tokens do not fit a row of {packing.length}: raise length, or shrink its images")
+    return laid_out
+
+
+def _lay_out(pieces: list[Piece], control: Control, packing: Packing, rng: random.Random, guidance: bool) -> Layout:
+    keep_tail, drop = rng.random() < packing.tail, rng.random()
     if guidance:
-        pieces, dropped = _dropped(pieces, drop, packing)
-        if dropped:
-            return [_fitting(layout(finish(pieces, keep_tail=False), processor.control, learn_text=False), sample, packing)]
-    if sample.messages is None and _longest(pieces) > packing.length:
-        cuts = _cut(pieces, packing.length)
-    else:
-        cuts = [pieces]
-    return [_fitting(layout(finish(cut, keep_tail), processor.control), sample, packing) for cut in cuts]
+        kept = _dropped(pieces, drop, packing)
+        if kept is not pieces:
+            return layout(finish(kept, keep_tail=False), control, learn_text=False)
+    return layout(finish(pieces, keep_tail), control)
 
 
-def _dropped(pieces: list[Piece], drop: float, packing: Packing) -> tuple[list[Piece], bool]:
+def _dropped(pieces: list[Piece], drop: float, packing: Packing) -> list[Piece]:
     """Guidance drops of a document that draws. Where there is no context image, the second kind would only repeat the first."""
     pictures = [piece for piece in pieces if isinstance(piece, Picture)]
     if not any(picture.target for picture in pictures):
-        return pieces, False
+        return pieces
     if drop < packing.drop_text:
-        return drop_text(pieces), True
+        return drop_text(pieces)
     if drop < packing.drop_text + packing.drop_all and len(pictures) > 1:
-        return drop_all(pieces), True
-    return pieces, False
-
-
-def _fitting(document: Layout, sample: Sample, packing: Packing) -> Layout:
-    if len(document) > packing.length:
-        raise BadSample(sample.key, f"{len(document)} tokens do not fit a row of {packing.length}: raise length, or shrink its images")
-    return document
+        return drop_all(pieces)
+    return pieces
 
 
 def _rows_of(piece: Piece) -> int:
@@ -153,14 +165,10 @@ def _rows_of(piece: Piece) -> int:
     return 2 + len(piece.size_ids) + piece.grid[0] * piece.grid[1] * (1 + piece.target)
 
 
-def _longest(pieces: list[Piece]) -> int:
-    return sum(map(_rows_of, pieces))
-
-
 def _cut(pieces: list[Piece], length: int) -> list[list[Piece]]:
     """A page cut into documents that fit: between its parts where possible, inside a text only where that text alone is too long."""
     cuts, room = [[]], length
-    for piece in (short for piece in pieces for short in _shortened(piece, length)):
+    for piece in chain.from_iterable(_shortened(piece, length) for piece in pieces):
         if _rows_of(piece) > room:
             cuts.append([])
             room = length
@@ -223,18 +231,19 @@ class _Shard:
         self.seed, self.shard = seed, shard
         self.number = 0
         self.waiting: list[Item] = []
-        self.skipped: list[str] = []
+        self.too_long: list[str] = []
+        self.known_bad: set[tuple[str, str]] = set()
 
     def read(self) -> list[Item]:
-        """The documents of the next sample; a bad one is noted and gives none."""
+        """The documents of the next sample; one that does not fit is noted and gives none."""
         before = self.samples.state_dict()
         rng = random.Random(f"{self.seed}/{self.shard}/{self.number}")
+        sample = next(self.samples)
         self.number += 1
         try:
-            sample = next(self.samples)
             laid_out = documents(sample, self.processor, self.packing, rng)
         except BadSample as bad:
-            self.skipped.append(str(bad))
+            self.too_long.append(str(bad))
             return []
         return [Item(doc, sample.key, sample.source, self.number - 1, part, before) for part, doc in enumerate(laid_out)]
 
@@ -244,16 +253,24 @@ class _Shard:
             items = self.read()
             self.waiting += items
             failures = 0 if items else failures + 1
-            if failures == HOPELESS:
-                raise ValueError(f"the last {HOPELESS} samples could not be used, the last of them: {self.skipped[-1]}")
+            if failures == PATIENCE:
+                raise ValueError(f"none of the last {PATIENCE} samples could be used, as {self.too_long[-1]}")
+
+    def newly_skipped(self) -> tuple[str, ...]:
+        """The samples left out since the last call, one line each."""
+        lines, self.too_long = self.too_long, []
+        if self.samples.skipped_count > len(self.known_bad):
+            new = [pair for pair in self.samples.skipped if pair not in self.known_bad]
+            self.known_bad.update(new)
+            lines += [f"{key}: {reason}" for key, reason in new]
+        return tuple(lines)
 
     def __next__(self) -> Batch:
         rows = []
         for _ in range(self.packing.rows):
             self.refill()
             rows.append(fill_row(self.waiting, self.packing.length))
-        skipped, self.skipped = tuple(self.skipped), []
-        return _batch(rows, self.packing, skipped=skipped, shard=self.shard, state=self.state_dict())
+        return _batch(rows, self.packing, skipped=self.newly_skipped(), shard=self.shard, state=self.state_dict())
 
     def state_dict(self) -> dict:
         oldest = self.waiting[0] if self.waiting else None
@@ -267,10 +284,10 @@ class _Shard:
     def load_state_dict(self, state: dict) -> None:
         self.samples.load_state_dict(state["samples"])
         wanted = {tuple(pair) for pair in state["waiting"]}
-        self.number, self.waiting = state["first"], []
+        self.number = state["first"]
         while self.number < state["number"]:
             self.waiting += [item for item in self.read() if (item.number, item.part) in wanted]
-        self.skipped = []  # they were reported before the state was taken
+        self.newly_skipped()  # reported before the state was taken
 
 
 class Batches(IterableDataset):

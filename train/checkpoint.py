@@ -1,0 +1,90 @@
+"""Checkpoints that are either whole or not there: written aside, synced to disk, renamed, and only then is an old one deleted."""
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+# Written last: the files of the checkpoint and their sizes, so that a copy that broke off is noticed too.
+MARKER = "complete.json"
+
+
+def save(folder: str | Path, step: int, write: Callable[[Path], None], keep: int = 2) -> Path:
+    """Write `folder`/step_N through `write(aside)`, and delete all but the newest `keep` when it is safely there."""
+    folder = Path(folder)
+    final, aside = folder / f"step_{step}", folder / f"step_{step}.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    write(aside)
+    seal(aside)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(aside, final)
+    _sync(folder)
+    for old in steps(folder)[:-keep] if keep else []:
+        shutil.rmtree(folder / f"step_{old}")
+    return final
+
+
+def seal(folder: Path) -> None:
+    """Sync every file of a folder to disk and write the marker that lists them."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    (folder / MARKER).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
+    for path in [*files, folder / MARKER, *(p for p in folder.rglob("*") if p.is_dir()), folder]:
+        _sync(path)
+
+
+def steps(folder: str | Path) -> list[int]:
+    """The steps of all checkpoints in a folder, oldest first, complete or not."""
+    names = (re.fullmatch(r"step_(\d+)", path.name) for path in Path(folder).glob("step_*"))
+    return sorted(int(match[1]) for match in names if match)
+
+
+def newest(folder: str | Path) -> Path | None:
+    """The newest complete checkpoint; says on stderr which newer ones it passes over."""
+    for step in reversed(steps(folder)):
+        path = Path(folder) / f"step_{step}"
+        missing = what_is_missing(path)
+        if missing is None:
+            return path
+        print(f"{path}: not complete ({missing}), passing it over for an older checkpoint", file=sys.stderr)
+    return None
+
+
+def what_is_missing(path: Path) -> str | None:
+    """None for a complete checkpoint, else what is wrong with it."""
+    try:
+        sizes = json.loads((path / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"no {MARKER}"
+    for name, size in sizes.items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if (path / name).stat().st_size != size:
+            return f"{name} was cut off"
+    return None
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Named tensors as safetensors; each is copied out of whatever storage it shares."""
+    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, str(path))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Named tensors of a safetensors file, on the CPU."""
+    return load_file(str(path))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

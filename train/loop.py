@@ -1,0 +1,358 @@
+"""The training loop: batches in, a trained model and a run folder out; stops and goes on anywhere, bit for bit."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from fusion.api import Fusion
+from torch import Tensor
+from tqdm import tqdm
+
+from fusion.data.batches import Batch, Loader
+from fusion.objective import Objective, latents, losses
+from fusion.sequence import IGNORE
+from train import checkpoint
+from train.ema import EMA
+from train.interrupt import Interrupts
+from train.metrics import Means, Metrics
+from train.optim import Optim, Optimizers, rate
+from train.precision import autocast, faster_in_bf16
+from train.validate import validate
+
+WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "trainer.json"
+
+
+class NotFinite(ArithmeticError):
+    """A loss or gradient that is not a number; one line that names the step and the documents. The weights are those before it."""
+
+
+@dataclass
+class Training:
+    """Settings of a run.
+
+    documents, minutes: the run ends at whichever comes first, and the learning rate has then reached its end. accumulate: batches
+    per step. ema: decay of the averaged weights, which are the ones that are saved. precision: auto takes bf16 where it is faster.
+    compile: compile the layers of the decoder. workers: processes that make batches. The `_every` are in steps, 0 for never; keep:
+    checkpoints kept.
+    """
+
+    documents: int | None = 100_000
+    minutes: float | None = None
+    accumulate: int = 1
+    ema: float = 0.999
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    compile: bool = False
+    workers: int = 1
+    seed: int = 0
+    log_every: int = 20
+    validate_every: int = 500
+    sample_every: int = 1000
+    save_every: int = 1000
+    keep: int = 2
+    optim: Optim = field(default_factory=Optim)
+
+    def __post_init__(self):
+        if not (self.documents or self.minutes):
+            raise ValueError("a run needs an end: set documents or minutes")
+        if self.accumulate < 1 or self.keep < 1 or self.log_every < 1:
+            raise ValueError(f"accumulate={self.accumulate}, keep={self.keep}, log_every={self.log_every}: each is at least 1")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the batches of one step hold together, over all ranks: what losses are divided by, and what the log tells."""
+
+    text: int
+    pictures: int
+    documents: int
+    tokens: int
+    padding: int
+    skipped: int
+    stop: bool
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended. interrupted: by which signal, None if it reached its end."""
+
+    steps: int
+    seen: int
+    seconds: float
+    interrupted: str | None
+
+
+class Trainer:
+    """Trains a Fusion on a Loader's batches and writes the run folder `run`.
+
+    held_out: batches for validation by name (fusion.data.batches.fixed_batches). sample: called as sample(folder) with the averaged
+    weights in place. resume: go on from the newest complete checkpoint in `run`; without one, begin.
+    """
+
+    def __init__(
+        self,
+        fusion: Fusion,
+        loader: Loader,
+        objective: Objective,
+        settings: Training,
+        run: str | Path,
+        held_out: Mapping[str, Sequence[Batch]] | None = None,
+        sample: Callable[[Path], None] | None = None,
+        resume: bool = False,
+    ):
+        self.fusion, self.loader, self.objective, self.settings, self.run = fusion, loader, objective, settings, Path(run)
+        self.held_out, self.sample = held_out or {}, sample
+        self.accelerator = Accelerator()
+        if loader.batches.world != self.accelerator.num_processes:
+            raise ValueError(
+                f"the batches are dealt to {loader.batches.world} ranks but {self.accelerator.num_processes} run: make Batches with rank and world"
+            )
+        self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
+        # Masters are fp32 whatever the LLM was saved in; autocast casts them for the products.
+        self.model = fusion.model.to(device=self.device, dtype=torch.float32).train()
+        fusion.codec.to(self.device)
+        self.optimizers = Optimizers(self.model, settings.optim)
+        self.ema = EMA(self.model, settings.ema)
+        self.parameters = self.ema.live
+        self.step = self.seen = 0
+        self.saved = -1  # the step of the last checkpoint
+        self.before = 0.0  # seconds of training before this process began
+        self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and faster_in_bf16(self.device))
+        if resume and (newest := checkpoint.newest(self.run / "checkpoints")):
+            self._load(newest)
+        self.autocast = autocast(self.device, self.bf16)
+        if settings.compile:
+            compile_layers(self.model)
+
+    # ---- the loop ----
+
+    def fit(self) -> Summary:
+        """Train to the end, or until SIGINT or SIGTERM; either way a checkpoint is there afterwards.
+
+        At the end the model holds the averaged weights. Raises NotFinite.
+        """
+        self._start = time.monotonic()
+        self.metrics = Metrics(self.run / "metrics.jsonl", self.step) if self.main else None
+        self.means, self.logged = Means(), (time.monotonic(), 0, 0)
+        with Interrupts() as interrupts, _bar(self.main) as bar:
+            asked = None
+            self.progress = self._measure()
+            while self.progress < 1 and not asked:
+                stop = self._one_step(interrupts, bar)
+                asked = (interrupts.asked or "a signal to another rank") if stop else None
+                self._at_intervals()
+            self._save()
+        if not asked:
+            self.ema.copy_to_model()
+        self.loader.close()
+        return Summary(self.step, self.seen, self.seconds, asked)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        return self.before + time.monotonic() - self._start
+
+    def _measure(self) -> float:
+        """The share of the run that is done: of its documents or of its minutes, whichever is nearer to its end."""
+        documents, minutes = self.settings.documents, self.settings.minutes
+        by_documents = self.seen / documents if documents else 0.0
+        by_time = self._together(self.seconds if self.main else 0.0)[0] / (60 * minutes) if minutes else 0.0
+        return min(1.0, max(by_documents, by_time))
+
+    def _one_step(self, interrupts: Interrupts, bar: tqdm) -> bool:
+        """One update; returns whether a rank was asked to stop."""
+        window = [next(self.loader) for _ in range(self.settings.accumulate)]
+        counts = self._count(window, interrupts)
+        factor = rate(self.settings.optim, self.step, self.progress)
+        sums = [self._backward(batch, number, counts) for number, batch in enumerate(window)]
+        self._sum_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.optim.clip, foreach=True)
+        table = torch.stack([torch.stack(row) for row in sums]).tolist()  # the one wait for the device in a step
+        self._check(window, table, float(norm))
+        self.optimizers.set_rate(factor)
+        self.optimizers.step()
+        self.optimizers.zero_grad()
+        self.step, self.seen = self.step + 1, self.seen + counts.documents
+        self.ema.update(self.step)
+        self.progress = self._measure()
+        self._note(window, table, counts, float(norm), factor, bar)
+        return counts.stop
+
+    def _backward(self, batch: Batch, number: int, counts: Counts) -> list[Tensor]:
+        """Gradients of one batch; returns total, text, control and flow sums and the count of control tokens."""
+        # Noise follows from where the run stands, not from a generator that a checkpoint would have to carry.
+        seed = hashlib.blake2b(f"{self.settings.seed}/{self.accelerator.process_index}/{self.step}/{number}".encode(), digest_size=7)
+        generator = torch.Generator(self.device).manual_seed(int.from_bytes(seed.digest()))
+        packed = latents(batch.packed.to(self.device), self.fusion.codec, self.model.config.patch_size)
+        with self.autocast():
+            result = losses(self.model, packed, self.objective, generator)
+        total = result.total(counts.text, counts.pictures)
+        total.backward()
+        control_count = torch.as_tensor(float(result.control_count), device=self.device)
+        return [value.detach().float() for value in (total, result.text, result.control, result.flow, control_count)]
+
+    def _count(self, window: list[Batch], interrupts: Interrupts) -> Counts:
+        """Counts of the whole window on all ranks, known before the first backward pass so that every mean is exact."""
+        rows = [batch.packed for batch in window]
+        sums = self._together(
+            sum(int((packed.labels != IGNORE).sum()) for packed in rows),
+            sum(int(packed.noised_picture.sum()) for packed in rows),
+            sum(len(batch.keys) for batch in window),
+            sum(packed.ids.numel() for packed in rows),
+            sum(int((packed.doc < 0).sum()) for packed in rows),
+            sum(len(batch.skipped) for batch in window),
+            float(interrupts.asked is not None),
+        )
+        return Counts(*map(int, sums[:-1]), stop=sums[-1] > 0)
+
+    def _together(self, *values: float) -> list[float]:
+        """Sums over all ranks."""
+        if self.accelerator.num_processes == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device)
+        return self.accelerator.reduce(tensor, "sum").tolist()
+
+    def _sum_gradients(self) -> None:
+        """Add up the ranks' gradients. Counts are global already, so the sum is the gradient of the mean; a rank without pictures
+        (or without text) has no gradient for some weights, which is why this is not left to DDP."""
+        if self.accelerator.num_processes == 1:
+            return
+        for p in self.parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        flat = torch.cat([p.grad.flatten() for p in self.parameters])
+        flat = self.accelerator.reduce(flat, "sum")
+        for p, gradient in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
+            p.grad.copy_(gradient.view_as(p))
+
+    def _check(self, window: list[Batch], table: list[list[float]], norm: float) -> None:
+        guilty = [batch for batch, row in zip(window, table, strict=True) if not math.isfinite(row[0])]
+        if not guilty and math.isfinite(norm):
+            return
+        what = "the loss" if guilty else "the gradient"
+        keys = ", ".join(key for batch in guilty or window for key in batch.keys)
+        advice = "nothing was updated; look at these documents, or lower the learning rate"
+        raise NotFinite(f"step {self.step + 1}: {what} is not finite; {advice}: {keys}")
+
+    # ---- what is told ----
+
+    def _note(self, window, table, counts: Counts, norm: float, factor: float, bar: tqdm) -> None:
+        for total, text, control, flow, control_count in table:
+            self.means.add(total=(total, 0), text=(text, 0), control=(control, control_count), flow=(flow, 0))
+        self.means.add(total=(0, 1), text=(0, counts.text), flow=(0, counts.pictures), norm=(norm, 1))
+        self.means.add(padding=(counts.padding, counts.tokens), skipped=(counts.skipped, 1))
+        now, documents, tokens = self.logged
+        self.logged = (now, documents + counts.documents, tokens + counts.tokens - counts.padding)
+        if self.main:
+            for line in (line for batch in window for line in batch.skipped):
+                with (self.run / "skipped.txt").open("a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+        if self.step % self.settings.log_every == 0 or self.step == 1:
+            self._log(factor, bar)
+
+    def _log(self, factor: float, bar: tqdm) -> None:
+        since, documents, tokens = self.logged
+        now = time.monotonic()
+        elapsed = max(now - since, 1e-9)
+        self.logged = (now, 0, 0)
+        means = self._means_over_ranks()
+        if not self.main:
+            return
+        names = {"total": "loss/total", "text": "loss/text", "control": "loss/control", "flow": "loss/flow", "norm": "grad_norm"}
+        values = {names.get(name, name): value for name, value in means.items()}
+        values |= {"lr": self.settings.optim.lr * factor, "per_second/documents": documents / elapsed, "per_second/tokens": tokens / elapsed}
+        self.metrics.log(self.step, self.seen, self.seconds, **values)
+        left = self.seconds * (1 - self.progress) / max(self.progress, 1e-9)
+        bar.n = round(100 * self.progress, 1)
+        bar.set_postfix_str(
+            f"step {self.step:,}  {self.seen:,} documents  loss {means['total']:.4f}  "
+            f"{documents / elapsed:,.0f} documents/s  {tokens / elapsed:,.0f} tokens/s  {_clock(left)} left"
+        )
+
+    def _means_over_ranks(self) -> dict[str, float]:
+        if self.accelerator.num_processes > 1:
+            names = sorted(self.means.sums)
+            ranks = self.accelerator.num_processes
+            local = ("total", "text", "control", "flow")  # the counts below are global already, these sums are not
+            sums = self._together(*(self.means.sums[name][0] for name in names))
+            counts = self._together(*(self.means.sums[name][1] for name in names))
+            for name, total, count in zip(names, sums, counts, strict=True):
+                total = total if name in local else total / ranks
+                self.means.sums[name] = (total, count if name == "control" else count / ranks)
+        return self.means.take()
+
+    def _at_intervals(self) -> None:
+        settings, ended = self.settings, self.progress == 1
+        if self.held_out and settings.validate_every and (self.step % settings.validate_every == 0 or ended) and self.main:
+            with self.ema.swapped_in():
+                values = validate(self.model.eval(), self.fusion.codec, self.held_out, self.objective, settings.seed, self.autocast)
+            self.model.train()
+            self.metrics.log(self.step, self.seen, self.seconds, **values)
+        if self.sample and settings.sample_every and (self.step % settings.sample_every == 0 or ended) and self.main:
+            with self.ema.swapped_in():
+                self.model.eval()
+                self.sample(self.run / "samples" / f"step_{self.step}")
+            self.model.train()
+        if settings.save_every and self.step % settings.save_every == 0 and not ended:
+            self._save()
+        self.accelerator.wait_for_everyone()
+
+    # ---- checkpoints ----
+
+    def _save(self) -> None:
+        if self.saved == self.step:
+            return
+        self.saved = self.step
+        streams = gather_object([self.loader.state_dict()])
+        if self.main:
+            checkpoint.save(self.run / "checkpoints", self.step, lambda folder: self._write(folder, streams), self.settings.keep)
+        self.accelerator.wait_for_everyone()
+
+    def _write(self, folder: Path, streams: list[dict]) -> None:
+        with self.ema.swapped_in():
+            self.fusion.save_pretrained(folder / "model")
+        own = dict(zip(self.ema.names, self.parameters, strict=True))
+        averages = self.ema.state_dict()
+        tensors = {f"own/{name}": p for name, p in own.items()} | {f"ema/{name}": average for name, average in averages.items()}
+        checkpoint.write_tensors(folder / WEIGHTS, tensors)
+        checkpoint.write_tensors(folder / OPTIMIZER, self.optimizers.state_dict())
+        state = {"step": self.step, "seen": self.seen, "seconds": self.seconds, "bf16": self.bf16, "streams": streams}
+        (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+
+    @torch.no_grad()
+    def _load(self, folder: Path) -> None:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        tensors = checkpoint.read_tensors(folder / WEIGHTS)
+        for name, p in zip(self.ema.names, self.parameters, strict=True):
+            p.copy_(tensors[f"own/{name}"])
+        self.ema.load_state_dict({name: tensors[f"ema/{name}"] for name in self.ema.names})
+        self.optimizers.load_state_dict(checkpoint.read_tensors(folder / OPTIMIZER))
+        self.step, self.seen, self.before, self.bf16 = state["step"], state["seen"], state["seconds"], state["bf16"]
+        self.saved = self.step
+        if len(state["streams"]) != self.accelerator.num_processes:
+            raise ValueError(f"{folder} was saved by {len(state['streams'])} ranks: go on with as many")
+        self.loader.load_state_dict(state["streams"][self.accelerator.process_index])
+
+
+def compile_layers(model) -> None:
+    """Compile each layer of the decoder in place; all share one compiled piece of code, and hooks are compiled with them."""
+    layers = model.llm.base_model.get_submodule(model.backbone.family.layers)
+    for layer in layers:
+        layer.compile()
+
+
+def _bar(shown: bool) -> tqdm:
+    return tqdm(total=100, disable=not shown, bar_format="{percentage:3.0f}% |{bar:24}| {postfix}", mininterval=1.0)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(min(seconds, 359_999)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

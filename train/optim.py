@@ -1,0 +1,171 @@
+"""Optimizers: parameter groups, AdamW, Muon for the decoder's hidden matrices, and the learning rate of each moment of a run."""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+# Quintic Newton-Schulz coefficients of Keller Jordan's Muon (kellerjordan.github.io/posts/muon).
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+@dataclass
+class Optim:
+    """Settings of the optimizer.
+
+    optimizer: adamw, or muon, which takes the hidden matrices of the decoder and leaves the rest to AdamW. lr: the peak learning rate
+    of both (Muon's step is scaled to the RMS of AdamW's, so that one rate serves both); matrix_lr: Muon's own, where it should differ.
+    llm_lr: factor on the rate of the LLM's own weights. schedule: cosine, or wsd (constant, then linear down over the last `decay` of
+    the run). warmup: steps of linear warmup. floor: share of the peak that is left at the end. clip: largest norm of the gradient.
+    """
+
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    matrix_lr: float | None = None
+    llm_lr: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.05
+    momentum: float = 0.95
+    schedule: str = "cosine"
+    warmup: int = 100
+    decay: float = 0.3
+    floor: float = 0.0
+    clip: float = 1.0
+
+    def __post_init__(self):
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer={self.optimizer!r}: choose adamw or muon")
+        if self.schedule not in ("cosine", "wsd"):
+            raise ValueError(f"schedule={self.schedule!r}: choose cosine or wsd")
+
+
+def rate(settings: Optim, step: int, progress: float) -> float:
+    """Factor on the peak learning rate at a step (counted from 0) and a share of the run in [0, 1]; `floor` once that is 1."""
+    progress = min(max(progress, 0.0), 1.0)
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    share = cosine if settings.schedule == "cosine" else min(1.0, (1 - progress) / max(settings.decay, 1e-9))
+    return min(1.0, (step + 1) / max(settings.warmup, 1)) * (settings.floor + (1 - settings.floor) * share)
+
+
+class Optimizers:
+    """The optimizers of a run as one: step, zero_grad, set_rate, and a state of named tensors for safetensors."""
+
+    def __init__(self, model: nn.Module, settings: Optim):
+        self.settings = settings
+        self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
+        matrices = hidden_matrices(model) if settings.optimizer == "muon" else []
+        adam = AdamW(_adam_groups(model, matrices, settings), lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True)
+        self.parts: list[Optimizer] = [adam]
+        if matrices:
+            lr = settings.matrix_lr or settings.lr * settings.llm_lr
+            self.parts.append(Muon(matrices, lr=lr, momentum=settings.momentum, weight_decay=settings.weight_decay))
+        for group in self.groups:
+            group["peak"] = group["lr"]
+
+    @property
+    def groups(self) -> list[dict]:
+        """The parameter groups of all optimizers."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def set_rate(self, factor: float) -> None:
+        """Give every group its peak learning rate times the factor."""
+        for group in self.groups:
+            group["lr"] = group["peak"] * factor
+
+    def step(self) -> None:
+        """Update all parameters that have a gradient."""
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """`<kind>/<parameter>` -> tensor."""
+        states = ((self.names[p], state) for part in self.parts for p, state in part.state.items())
+        return {f"{kind}/{name}": value for name, state in states for kind, value in state.items()}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Take the state back, each tensor onto the device of its parameter (step counts stay where fused AdamW wants them)."""
+        parameters = {name: p for p, name in self.names.items()}
+        owner = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
+        for key, value in tensors.items():
+            kind, _, name = key.partition("/")
+            p = parameters[name]
+            owner[p].state[p][kind] = value.to(p.device).clone()
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The weight matrices of the decoder's layers: what Muon is for. Embeddings, heads and modulation are not among them."""
+    layers = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    found = {id(p): p for group in layers for p in group.parameters() if p.ndim == 2 and p.requires_grad and min(p.shape) > 1}
+    return list(found.values())
+
+
+def _adam_groups(model: nn.Module, matrices: list[nn.Parameter], settings: Optim) -> list[dict]:
+    """Matrices of linear layers decay; norms, biases, embeddings, tables and modulation, where zero means nothing, do not."""
+    elsewhere = {id(p) for p in matrices}
+    linear = {id(m.weight) for name, m in model.named_modules() if isinstance(m, nn.Linear) and "modulation" not in name}
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}  # a tied head is an embedding
+    groups = defaultdict(list)
+    for name, p in model.named_parameters():
+        if p.requires_grad and id(p) not in elsewhere:
+            groups[name.startswith("llm."), id(p) in linear - embeddings].append(p)
+    return [
+        {"params": params, "lr": settings.lr * (settings.llm_lr if in_llm else 1.0), "weight_decay": settings.weight_decay if decays else 0.0}
+        for (in_llm, decays), params in groups.items()
+    ]
+
+
+class Muon(Optimizer):
+    """Momentum, orthogonalised: every singular value of a matrix's update becomes about 1 (Jordan 2024).
+
+    As torch.optim.Muon with Nesterov momentum and adjust_lr_fn="match_rms_adamw" (0.2 sqrt(max(rows, columns)), arXiv 2502.16982), but
+    matrices of one shape go through Newton-Schulz together, and in fp32 on CPUs, where bf16 products are not always faster.
+    """
+
+    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0, steps: int = 5):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "steps": steps})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        """One update of every matrix that has a gradient."""
+        for group in self.param_groups:
+            same_shape = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    same_shape[p.shape].append(p)
+            for params in same_shape.values():
+                self._update(params, group)
+
+    def _update(self, params: list[nn.Parameter], group: dict) -> None:
+        gradients = [p.grad for p in params]
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        momentum = [self.state[p]["momentum"] for p in params]
+        torch._foreach_lerp_(momentum, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, momentum, group["momentum"])  # Nesterov
+        updates = orthogonalise(torch.stack(ahead), group["steps"]).unbind()
+        scale = 0.2 * math.sqrt(max(params[0].shape))
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(params, [update.to(p.dtype) for update, p in zip(updates, params, strict=True)], alpha=-group["lr"] * scale)
+
+
+def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
+    """(k, rows, columns) -> the same shape with singular values near 1, by Newton-Schulz iteration."""
+    a, b, c = NEWTON_SCHULZ
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x.to(torch.bfloat16 if x.is_cuda else torch.float32)
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
