@@ -23,13 +23,13 @@ class SafeTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, control: dict[str, int], template: str):
         self.tokenizer = tokenizer
         self.control = dict(control)
-        self._text_of = {index: text for text, index in control.items()}
         added = tokenizer.added_tokens_decoder.items()
         own = {index: token.content for index, token in added if token.special}
         own |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
         self._skipped = frozenset(own) | frozenset(control.values())
         own |= {index: token.content for index, token in added if token.content.strip() and token.content in template}
         self.special = frozenset(own) | frozenset(control.values())
+        self._text_of = own | {index: text for text, index in control.items()}
         self._forbidden = self.special - {tokenizer.unk_token_id}
         self._control = _any_of(control)
         self._typed = re.compile(f"(?={_any_of({*own.values(), *control}).pattern})")
@@ -55,7 +55,7 @@ class SafeTokenizer:
             text.append(self._decode(run))
             run = []
             if not (skip_special_tokens and index in self._skipped):
-                text.append(self._text_of.get(index) or self._decode([index]))
+                text.append(self._text_of[index])
         return "".join([*text, self._decode(run)])
 
     def _remember(self, read, text: str, after_text: bool, plain: bool) -> tuple[int, ...]:
