@@ -1,6 +1,15 @@
 """The built-in world: coloured shapes on a plain ground, every task of a unified model, and a judge of pixels."""
 
-from fusion.data.shapes.constants import COLOURS, GROUNDS, HELD_OUT, KINDS, PICTURE_SIZES, RELATIONS, SHAPES, WORLD_VERSION
+from fusion.data.shapes.constants import (
+    COLOURS,
+    GROUNDS,
+    HELD_OUT,
+    KINDS,
+    PICTURE_SIZES,
+    RELATIONS,
+    SHAPES,
+    WORLD_VERSION,
+)
 from fusion.data.shapes.expect import Edit, Expectation, Question, Wanted
 from fusion.data.shapes.judge import Verdict, check
 from fusion.data.shapes.options import Options

@@ -35,11 +35,19 @@ SEVERAL_SIZES = {"small": (0.25, 0.28), "large": (0.34, 0.375)}
 SINGLE_JITTER = 1 / 6
 SEVERAL_JITTER = 1 / 20
 
+MOVE = 1 / 8  # a single object that is told to move goes at least this far, in units of the shorter side
+
 # A measured object is called large from here on: halfway between the two ranges.
 SINGLE_LARGE = 0.45
 SEVERAL_LARGE = 0.31
 
 PICTURE_SIZES = ((32, 32), (48, 32), (32, 48), (48, 48), (64, 48), (48, 64), (64, 64), (64, 32), (32, 64))  # width, height
+
+# Object counts with which an edit is possible; two objects must stand in a grid for `add` and `move`.
+EDIT_COUNTS = {
+    "recolour": (1, 2, 3, 4), "reshape": (1, 2, 3, 4), "ground": (1, 2, 3, 4), "swap": (2, 3, 4), "move": (1, 2, 3),
+    "add": (2, 3), "remove": (3, 4),
+}  # fmt: skip
 
 # A kind is what an object is, wherever it stands: (shape, colour).
 Kind = tuple[str, str]
@@ -59,7 +67,9 @@ def _held_out_pairs() -> frozenset[frozenset[Kind]]:
 # Two kinds that form a held-out pair never share a training picture or a training sentence, in any relation.
 HELD_OUT: frozenset[frozenset[Kind]] = _held_out_pairs()
 
+_BOTH_WAYS = {order for one, two in map(tuple, HELD_OUT) for order in ((one, two), (two, one))}
+
 
 def has_held_out(kinds: list[Kind] | tuple[Kind, ...]) -> bool:
     """Whether any two of these kinds form a held-out pair."""
-    return any(frozenset(pair) in HELD_OUT for pair in combinations(kinds, 2))
+    return any(pair in _BOTH_WAYS for pair in combinations(kinds, 2))

@@ -1,5 +1,6 @@
 """The judge: whether a picture shows what was asked and whether an edit was done, from pixels only."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -7,13 +8,18 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from fusion.data.shapes.expect import Expectation, Wanted
-from fusion.data.shapes.vision import Reading, Seen, read
+from fusion.data.shapes.constants import MOVE, Kind
+from fusion.data.shapes.expect import Edit, Expectation, Question, Wanted
+from fusion.data.shapes.vision import Reading, Seen, as_pixels, on_ground, read
 
 Picture = UInt8[np.ndarray, "h w 3"] | Image.Image
 
 STEP = 0.25  # related objects stand at least this far apart, in units of the shorter side, and closer across
+SAME_PLACE = 0.07  # an object stays where it was within this, in units of the shorter side: 2 pixels of 32
+SAME_SIZE = 0.12  # and keeps its size within this, in the same units
+MARGIN, SAME_PIXEL = 2, 8  # boxes of changed objects grow by 2 pixels; others must stay within 8 of 255
 
+Demand = Callable[[Seen], bool]
 
 @dataclass(frozen=True)
 class Verdict:
@@ -89,3 +95,113 @@ def check(image: Picture, expectation: Expectation) -> Verdict:
     if expectation.picture_size not in (None, (reading.width, reading.height)):
         reasons.append(f"the picture is {reading.width}x{reading.height}, not {'x'.join(map(str, expectation.picture_size))}")
     return Verdict(not reasons, tuple(reasons), not missing, count_right, bool(orders), related)
+
+
+@dataclass(frozen=True)
+class EditVerdict:
+    """`done`: the asked change is there and all other objects and the ground are as before; else `reasons` says why not.
+
+    `kept`: share of the pixels outside the changed objects' boxes (before and after, grown by 2) that stay within 8 of
+    255 in every channel. For a change of ground they are compared with the picture before on the new ground.
+    """
+
+    done: bool
+    reasons: tuple[str, ...]
+    kept: float
+
+
+def edit_done(before: Picture, after: Picture, edit: Edit) -> EditVerdict:
+    """Whether `after` is `before` with the asked change and nothing else, and how much of the rest was kept."""
+    old, new = read(before), read(after)
+    reasons = [f"before: {flaw}" for flaw in old.flaws] + [f"after: {flaw}" for flaw in new.flaws]
+    named = [kind for kind in (None if edit.kind == "add" else edit.target, edit.other) if kind is not None]
+    unclear = [kind for kind in named if [seen.kind for seen in old.objects].count(kind) != 1]
+    reasons += [f"before: not exactly one {colour} {shape}" for shape, colour in unclear]
+    changed = [seen for seen in old.objects if seen.kind in named and (edit.kind != "add")]
+    if reasons:
+        return EditVerdict(False, tuple(reasons), _kept(before, after, edit, changed))
+    stay = [seen for seen in old.objects if seen not in changed]
+    asked = _asked(old, new, edit)
+    demands = [_as_before(seen, seen.kind, seen.centre, old.side) for seen in stay] + asked
+    match = _match(new.objects, demands)
+    if len(new.objects) != len(demands):
+        reasons.append(f"after: {len(new.objects)} objects instead of {len(demands)}")
+    elif match is None:
+        reasons.append("after: the objects are not those before with the asked change")
+    if new.ground != (edit.ground or old.ground):
+        reasons.append(f"after: the ground is {new.ground} instead of {edit.ground or old.ground}")
+    return EditVerdict(not reasons, tuple(reasons), _kept(before, after, edit, changed + list((match or ())[len(stay) :])))
+
+
+def _as_before(seen: Seen, kind: Kind, centre: tuple[float, float], side: int) -> Demand:
+    """An object of this kind at this centre, as large as `seen`."""
+    size = seen.box[2] - seen.box[0]
+
+    def met(new: Seen) -> bool:
+        apart = max(abs(one - two) for one, two in zip(new.centre, centre))
+        resized = abs(new.box[2] - new.box[0] - size)
+        return new.kind == kind and apart <= SAME_PLACE * side and resized <= SAME_SIZE * side
+
+    return met
+
+
+def _asked(old: Reading, new: Reading, edit: Edit) -> list[Demand]:
+    """What the changed objects must be like after the edit."""
+    by_kind = {seen.kind: seen for seen in old.objects}
+    if edit.kind in ("remove", "ground"):
+        return []
+    if edit.kind == "add":
+        return [lambda seen: _added(seen, by_kind, new, edit)]
+    target = by_kind[edit.target]
+    if edit.kind == "move":
+        return [lambda seen: _moved(seen, target, new, edit)]
+    if edit.kind == "swap":
+        other = by_kind[edit.other]
+        return [_as_before(one, one.kind, two.centre, old.side) for one, two in ((target, other), (other, target))]
+    kind = (edit.shape or target.shape, edit.colour or target.colour)
+    return [_as_before(target, kind, target.centre, old.side)]
+
+
+def _added(seen: Seen, by_kind: dict[Kind, Seen], new: Reading, edit: Edit) -> bool:
+    if not fits(Wanted(*edit.target, edit.size, edit.place), seen, new):
+        return False
+    return edit.relation is None or holds(edit.relation, seen, by_kind[edit.other], new.side)
+
+
+def _moved(seen: Seen, target: Seen, new: Reading, edit: Edit) -> bool:
+    """At the asked place; or clearly further in the asked direction and nowhere else."""
+    if edit.place is not None:
+        place = fits(Wanted(*edit.target, None, edit.place), seen, new)
+        return place and abs(seen.box[2] - seen.box[0] - (target.box[2] - target.box[0])) <= SAME_SIZE * new.side
+    axis, sign = {"left": (0, -1), "right": (0, 1), "up": (1, -1), "down": (1, 1)}[edit.direction]
+    step = sign * (seen.centre[axis] - target.centre[axis])
+    along = (seen.centre[0], target.centre[1]) if axis == 0 else (target.centre[0], seen.centre[1])
+    return step >= (MOVE - SAME_PLACE / 2) * new.side and _as_before(target, target.kind, along, new.side)(seen)
+
+
+def _match(objects: tuple[Seen, ...], demands: list[Demand]) -> tuple[Seen, ...] | None:
+    """The objects in an order that meets the demands one by one, if there is one."""
+    if len(objects) != len(demands):
+        return None
+    orders = permutations(objects)
+    return next((order for order in orders if all(met(seen) for met, seen in zip(demands, order))), None)
+
+
+def _kept(before: Picture, after: Picture, edit: Edit, changed: list[Seen]) -> float:
+    first, second = as_pixels(before), as_pixels(after)
+    if first.shape != second.shape:
+        return 0.0
+    expected = on_ground(before, edit.ground) if edit.kind == "ground" else first.astype(np.float32)
+    outside = np.ones(first.shape[:2], dtype=bool)
+    for seen in changed:
+        left, top = (max(0, int(np.floor(edge)) - MARGIN) for edge in seen.box[:2])
+        right, bottom = (int(np.ceil(edge)) + MARGIN for edge in seen.box[2:])
+        outside[top:bottom, left:right] = False
+    same = (np.abs(expected - second) <= SAME_PIXEL).all(-1)
+    return float(same[outside].mean())
+
+
+def answer_right(question: Question, reply: str) -> bool:
+    """Whether a reply is the right answer, whatever its case, final stop or article."""
+    words = reply.lower().strip().rstrip(".!").split()
+    return " ".join(words[1:] if words[:1] in (["a"], ["an"]) else words) == question.answer

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from fusion.data.shapes.constants import PICTURE_SIZES
+from fusion.data.shapes.constants import EDIT_COUNTS, PICTURE_SIZES
 
-DEFAULT_TASKS = {"text_to_image": 1.0}
+DEFAULT_TASKS = {
+    "text_to_image": 0.45, "edits": 0.2, "questions": 0.1, "image_to_text": 0.08, "stories": 0.07, "chat": 0.1,
+}  # fmt: skip
 DEFAULT_COUNTS = {1: 0.35, 2: 0.35, 3: 0.15, 4: 0.15}
 DEFAULT_SIZES = {"32x32": 0.8, "48x32": 0.1, "32x48": 0.1}
 _SIZES = {f"{width}x{height}": (width, height) for width, height in PICTURE_SIZES}
@@ -45,3 +47,11 @@ class Options:
     def picture_sizes(self) -> dict[tuple[int, int], float]:
         """The weights of `sizes` by (width, height) in pixels."""
         return {_SIZES[name]: weight for name, weight in self.sizes.items()}
+
+    @cached_property
+    def edit_counts(self) -> dict[str, dict[int, float]]:
+        """For every kind of edit that some scene drawn here allows: the weights of the object counts that do."""
+        lowest = 2 if self.held_out else 1
+        counts = {count: weight for count, weight in self.counts.items() if weight > 0 and count >= lowest}
+        possible = {kind: {n: w for n, w in counts.items() if n in allowed} for kind, allowed in EDIT_COUNTS.items()}
+        return {kind: weights for kind, weights in possible.items() if weights}

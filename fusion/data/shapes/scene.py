@@ -27,6 +27,7 @@ PLACES = {
     "column": {"top": (0.5, 0.25), "bottom": (0.5, 0.75)},
     "grid": dict(zip(CELLS, ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)))),
 }
+PAIR_LAYOUTS = {"row": 0.4, "column": 0.4, "grid": 0.2}
 _GROUND_NAMES = tuple(GROUNDS)
 _HELD_OUT = tuple(sorted(tuple(sorted(pair)) for pair in HELD_OUT))
 
@@ -69,6 +70,11 @@ class Scene:
         return min(self.width, self.height)
 
     @property
+    def picture_size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.width, self.height
+
+    @property
     def kinds(self) -> tuple[Kind, ...]:
         return tuple(thing.kind for thing in self.things)
 
@@ -100,25 +106,23 @@ def relation(scene: Scene, first: int, second: int) -> str | None:
     return None
 
 
-def _around(rng: np.random.Generator, middle: float, pixels: int, jitter: float) -> int:
-    """A whole-pixel corner that puts the box's middle within `jitter` of `middle`."""
-    corner = middle - pixels / 2
-    return whole(rng, math.ceil(corner - jitter), math.floor(corner + jitter))
+def corners(scene_size: tuple[int, int], layout: str, place: str, pixels: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The allowed (lowest, highest) x and y of a box's corner, for an object of `pixels` at a named place."""
+    jitter = min(scene_size) * (SINGLE_JITTER if layout == "single" else SEVERAL_JITTER)
+    middles = [unit * length - pixels / 2 for unit, length in zip(PLACES[layout][place], scene_size)]
+    x, y = ((math.ceil(middle - jitter), math.floor(middle + jitter)) for middle in middles)
+    return x, y
 
 
 def place_thing(
-    rng: np.random.Generator, shape_of: tuple[int, int], layout: str, kind: Kind, size: str, place: str
+    rng: np.random.Generator, scene_size: tuple[int, int], layout: str, kind: Kind, size: str, place: str
 ) -> Thing:
-    """An object of this kind and size at a named place of a picture of `shape_of` (width, height) pixels."""
-    width, height = shape_of
-    side = min(shape_of)
-    single = layout == "single"
-    low, high = (SINGLE_SIZES if single else SEVERAL_SIZES)[size]
+    """An object of this kind and size at a named place of a picture of `scene_size` (width, height) pixels."""
+    side = min(scene_size)
+    low, high = (SINGLE_SIZES if layout == "single" else SEVERAL_SIZES)[size]
     pixels = whole(rng, math.ceil(low * side), math.floor(high * side))
-    jitter = side * (SINGLE_JITTER if single else SEVERAL_JITTER)
-    u, v = PLACES[layout][place]
-    x, y = _around(rng, u * width, pixels, jitter), _around(rng, v * height, pixels, jitter)
-    return Thing(kind[0], kind[1], size, place, pixels, x, y)
+    x, y = corners(scene_size, layout, place, pixels)
+    return Thing(kind[0], kind[1], size, place, pixels, whole(rng, *x), whole(rng, *y))
 
 
 def _free_kinds(rng: np.random.Generator, count: int) -> list[Kind]:
@@ -145,33 +149,24 @@ def sample_kinds(rng: np.random.Generator, count: int, held_out: bool) -> list[K
     return kinds
 
 
-def sample_layout(rng: np.random.Generator, count: int) -> tuple[str, list[str]]:
-    """A layout for `count` objects and the places they take, in the order of the objects."""
-    if count == 1:
-        return "single", ["middle"]
-    layout = weighted(rng, {"row": 0.4, "column": 0.4, "grid": 0.2}) if count == 2 else "grid"
-    return layout, some(rng, tuple(PLACES[layout]), count)
-
-
 def sample_scene(
     rng: np.random.Generator,
     counts: Mapping[int, float],
     sizes: Mapping[tuple[int, int], float],
     held_out: bool = False,
-    layout: str | None = None,
+    grid: bool = False,
 ) -> Scene:
     """A random scene: `counts` weighs the number of objects, `sizes` the (width, height) in pixels.
 
-    `layout` forces one (for two objects: row, column or grid). With `held_out` the scene has a held-out pair.
+    `grid` puts two objects in a grid, too. With `held_out` the scene has a held-out pair.
     """
     if held_out:
         counts = {count: weight for count, weight in counts.items() if count > 1}
-    count, shape_of = weighted(rng, counts), weighted(rng, sizes)
+    count, scene_size = weighted(rng, counts), weighted(rng, sizes)
     kinds = sample_kinds(rng, count, held_out)
-    chosen, places = sample_layout(rng, count)
-    if layout is not None and layout != chosen:
-        chosen, places = layout, some(rng, tuple(PLACES[layout]), count)
+    layout = "single" if count == 1 else "grid" if grid or count > 2 else weighted(rng, PAIR_LAYOUTS)
+    places = some(rng, tuple(PLACES[layout]), count)
     things = tuple(
-        place_thing(rng, shape_of, chosen, kind, pick(rng, ("small", "large")), place) for kind, place in zip(kinds, places)
+        place_thing(rng, scene_size, layout, kind, pick(rng, ("small", "large")), place) for kind, place in zip(kinds, places)
     )
-    return Scene(*shape_of, pick(rng, _GROUND_NAMES), chosen, things)
+    return Scene(*scene_size, pick(rng, _GROUND_NAMES), layout, things)

@@ -188,56 +188,84 @@ def _ground_of(rgb: Float[np.ndarray, "h w 3"]) -> int | None:
     return int(counts.argmax()) if counts.max() >= MIN_GROUND * rgb.shape[0] * rgb.shape[1] else None
 
 
-def _see(alpha: Float[np.ndarray, "h w"], mine: Bool[np.ndarray, "h w"], side: int) -> tuple:
-    """Shape, box and confidence of one object: its template is fitted in the window around its pixels."""
+@dataclass(frozen=True)
+class Matte:
+    """A picture split into objects on a ground. `ground` is an index or None, `colours` one index per object.
+
+    `owner` is 0 or 1 + the object whose pixels and surroundings these are, `alpha` its share of each pixel (0 where
+    the pixel is no mixture of its colour and the ground), `explained` whether ground or object explain the pixel.
+    """
+
+    ground: int | None
+    colours: tuple[int, ...]
+    owner: Int[np.ndarray, "h w"]
+    alpha: Float[np.ndarray, "h w"]
+    explained: Bool[np.ndarray, "h w"]
+
+
+def matte(pixels: UInt8[np.ndarray, "h w 3"]) -> Matte:
+    """Pixels near a palette colour form connected cores, which are spread by two pixels to take in their soft edges."""
+    rgb = pixels.astype(np.float32)
+    ground, near = _ground_of(rgb), _nearest(rgb, _PALETTE)
+    labels, areas = connected(near)
+    number = np.zeros(len(areas) + 1, dtype=labels.dtype)
+    kept = [index for index, area in enumerate(areas, 1) if area >= SPECK * min(pixels.shape[:2]) ** 2]
+    number[kept] = np.arange(1, len(kept) + 1)
+    labels = number[labels]
+    colours = np.zeros(len(kept) + 1, dtype=labels.dtype)
+    colours[labels] = near - 1
+    nothing = np.zeros(labels.shape, dtype=bool)
+    if ground is None:
+        return Matte(None, tuple(colours[1:].tolist()), labels, nothing.astype(np.float32), nothing)
+    owner = _grow(_grow(labels))
+    direction, offset = _PALETTE[colours[owner]] - _GROUNDS[ground], rgb - _GROUNDS[ground]
+    alpha = np.clip((offset * direction).sum(-1) / (direction**2).sum(-1), 0, 1)
+    mixed = (owner > 0) & (((offset - alpha[..., None] * direction) ** 2).sum(-1) <= TOLERANCE**2)
+    explained = mixed | ((offset**2).sum(-1) <= TOLERANCE**2)
+    return Matte(ground, tuple(colours[1:].tolist()), owner, alpha * mixed, explained)
+
+
+def _seen(split: Matte, number: int, side: int) -> Seen:
+    """Object `number` (from 0): its template is fitted in the window around its pixels."""
+    mine = split.owner == number + 1
     rows, columns = np.flatnonzero(mine.any(1)), np.flatnonzero(mine.any(0))
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    window = (alpha * mine)[top:bottom, left:right]
-    shape, box, confidence = _fit(window)
+    top, left = rows[0], columns[0]
+    window = (split.alpha * mine)[top : rows[-1] + 1, left : columns[-1] + 1]
+    shape, inner, confidence = _fit(window)
+    box = tuple(float(edge + start) for edge, start in zip(inner, (left, top, left, top)))
     size = (box[2] - box[0]) / side
-    box = (box[0] + left, box[1] + top, box[2] + left, box[3] + top)
-    return shape if OBJECT_RANGE[0] <= size <= OBJECT_RANGE[1] else None, box, confidence, float(window.sum())
+    large = SINGLE_LARGE if len(split.colours) == 1 else SEVERAL_LARGE
+    return Seen(
+        shape=shape if OBJECT_RANGE[0] <= size <= OBJECT_RANGE[1] else None,
+        colour=_COLOUR_NAMES[split.colours[number]],
+        size="large" if size >= large else "small",
+        centre=((box[0] + box[2]) / 2, (box[1] + box[3]) / 2),
+        box=box,
+        area=float(window.sum()),
+        confidence=confidence,
+    )
 
 
 def read(image: UInt8[np.ndarray, "h w 3"] | Image.Image) -> Reading:
     """Reads a picture from its pixels alone; ValueError unless it is a PIL image or a uint8 RGB array.
 
-    Pixels near a palette colour form connected cores; each core is spread by two pixels, and the share of colour in
-    every pixel of it, measured between ground and colour, is compared with the templates. Colour noise of +-10 and
-    slightly blurred edges are read; what neither ground nor an object explains counts as dirt.
+    The share of colour in every pixel of an object, measured between ground and colour, is compared with templates
+    of the shapes. Colour noise of +-10 and slightly blurred edges are read; what neither ground nor an object
+    explains counts as dirt.
     """
     pixels = as_pixels(image)
+    split = matte(pixels)
     height, width, _ = pixels.shape
-    side = min(height, width)
-    rgb = pixels.astype(np.float32)
-    ground = _ground_of(rgb)
-    near = _nearest(rgb, _PALETTE)
-    labels, areas = connected(near)
-    keep = [number for number, area in enumerate(areas, 1) if area >= SPECK * side**2]
-    owner = np.zeros(len(areas) + 1, dtype=np.int64)
-    owner[keep] = np.arange(1, len(keep) + 1)
-    labels = owner[labels]
-    tint = np.zeros(len(keep) + 1, dtype=np.int64)
-    tint[labels] = near - 1
-    tint[0] = 0
-    colours = [_COLOUR_NAMES[index] for index in tint[1:]]
-    if ground is None:
-        return Reading(width, height, None, (), 1.0, frozenset(colours))
+    colours = frozenset(_COLOUR_NAMES[index] for index in split.colours)
+    if split.ground is None:
+        return Reading(width, height, None, (), 1.0, colours)
+    objects = tuple(_seen(split, number, min(height, width)) for number in range(len(split.colours)))
+    return Reading(width, height, _GROUND_NAMES[split.ground], objects, float(1 - split.explained.mean()), colours)
 
-    grown = _grow(_grow(labels))
-    direction = _PALETTE[tint[grown]] - _GROUNDS[ground]
-    offset = rgb - _GROUNDS[ground]
-    alpha = np.clip((offset * direction).sum(-1) / (direction**2).sum(-1), 0, 1)
-    residual = np.linalg.norm(offset - alpha[..., None] * direction, axis=-1)
-    explained = (grown > 0) & (residual <= TOLERANCE)
-    dirt = 1 - (explained | ((offset**2).sum(-1) <= TOLERANCE**2)).mean()
-    alpha = alpha * explained
 
-    large = SINGLE_LARGE if len(keep) == 1 else SEVERAL_LARGE
-    objects = []
-    for number, colour in enumerate(colours, 1):
-        shape, box, confidence, area = _see(alpha, grown == number, side)
-        size = "large" if (box[2] - box[0]) / side >= large else "small"
-        centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-        objects.append(Seen(shape, colour, size, centre, box, area, confidence))
-    return Reading(width, height, _GROUND_NAMES[ground], tuple(objects), float(dirt), frozenset(colours))
+def on_ground(image: UInt8[np.ndarray, "h w 3"] | Image.Image, ground: str) -> Float[np.ndarray, "h w 3"]:
+    """The picture's pixels, 0 to 255, with its ground exchanged and the objects kept."""
+    pixels = as_pixels(image)
+    split = matte(pixels)
+    old = 0 if split.ground is None else split.ground
+    return pixels + (1 - split.alpha[..., None]) * (np.array(GROUNDS[ground]) - _GROUNDS[old])

@@ -1,15 +1,16 @@
 """The world's English: noun phrases, captions with what they claim, and the ways to ask for a picture."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fusion.data.shapes.chance import chance, pick, some, weighted
+from fusion.data.shapes.chance import chance, pick, some
 from fusion.data.shapes.expect import Expectation, Wanted
-from fusion.data.shapes.scene import Scene, Thing, relation
+from fusion.data.shapes.scene import PLACES, Scene, Thing, relation
 
-NUMBERS = ("no", "one", "two", "three", "four")
+NUMBERS = ("zero", "one", "two", "three", "four")
 SIZE_WORDS = {"small": ("small", "small", "little"), "large": ("large", "large", "big")}
 RELATION_WORDS = {
     "left of": ("left of", "left of", "to the left of"),
@@ -70,10 +71,6 @@ def name(rng: np.random.Generator, want: Wanted) -> str:
     return " ".join(word for word in (size, want.colour, want.shape or "shape") if word)
 
 
-def on_ground(rng: np.random.Generator, ground: str) -> str:
-    return pick(rng, GROUND_WORDS).format(ground)
-
-
 def user_style(rng: np.random.Generator, text: str) -> str:
     """The text as people type it: as it is, with a full stop, or as a proper sentence."""
     style = rng.random()
@@ -88,15 +85,14 @@ def ask_for_picture(rng: np.random.Generator, caption: str) -> str:
     return user_style(rng, pick(rng, PICTURE_REQUESTS).format(caption))
 
 
-def groups(rng: np.random.Generator, things: tuple[Thing, ...], sized: bool) -> tuple[str, tuple[Wanted, ...]]:
-    """A list of all objects, equal ones counted together: "two red circles and a blue square"."""
+def groups(rng: np.random.Generator, things: Sequence[Thing], sized: bool) -> Caption:
+    """All objects in their order, equal ones counted together: "two red circles and a blue square"."""
     counted = Counter(wanted(thing, sized) for thing in things)
-    order = some(rng, list(counted), len(counted))
     phrases = []
-    for want in order:
-        count, noun = counted[want], name(rng, want)
+    for want, count in counted.items():
+        noun = name(rng, want)
         phrases.append(a(noun) if count == 1 else f"{NUMBERS[count]} {noun.removesuffix(want.shape)}{plural(want.shape)}")
-    return join(phrases), tuple(want for want in order for _ in range(counted[want]))
+    return Caption(join(phrases), Expectation(tuple(want for want in counted for _ in range(counted[want]))))
 
 
 def _open(rng: np.random.Generator, scene: Scene) -> Caption:
@@ -115,61 +111,72 @@ def _open(rng: np.random.Generator, scene: Scene) -> Caption:
     return Caption(" ".join(word for word in (NUMBERS[count], want.colour, noun) if word), claims)
 
 
-def _related(rng: np.random.Generator, scene: Scene, sized: bool) -> Caption:
-    """"a red circle left of a blue square", told from either side."""
-    first, second = some(rng, (0, 1), 2)
-    how = relation(scene, first, second)
-    one, two = (wanted(scene.things[index], sized) for index in (first, second))
+def _related(rng: np.random.Generator, scene: Scene, sized: bool, order: Sequence[int]) -> Caption:
+    """"a red circle left of a blue square": how the first in `order` stands to the second."""
+    how = relation(scene, *order)
+    one, two = (wanted(scene.things[index], sized) for index in order)
     text = f"{a(name(rng, one))} {pick(rng, RELATION_WORDS[how])} {a(name(rng, two))}"
     return Caption(text, Expectation((one, two), ((0, how, 1),)))
 
 
-def _placed(rng: np.random.Generator, scene: Scene, sized: bool) -> Caption:
+def _placed(rng: np.random.Generator, things: Sequence[Thing], sized: bool) -> Caption:
     """"a red circle on the left and a blue square on the right"."""
-    things = some(rng, scene.things, len(scene.things))
-    claims = tuple(Wanted(t.shape, t.colour, t.size if sized else None, t.place) for t in things)
+    claims = tuple(replace(wanted(thing, sized), place=thing.place) for thing in things)
     phrases = [f"{a(name(rng, want))} {pick(rng, PLACE_WORDS[want.place])}" for want in claims]
     return Caption(join(phrases), Expectation(claims))
 
 
-def _listed(rng: np.random.Generator, scene: Scene, sized: bool) -> Caption:
-    text, claims = groups(rng, scene.things, sized)
-    if len(scene.things) > 1 and chance(rng, 0.15):
-        text = f"{NUMBERS[len(scene.things)]} {pick(rng, ('objects', 'shapes'))}: {text}"
-    return Caption(text, Expectation(claims))
+def _listed(rng: np.random.Generator, things: Sequence[Thing], sized: bool) -> Caption:
+    """"a red circle and a blue square", "three objects: two red circles and a blue square"."""
+    told = groups(rng, things, sized)
+    if len(things) > 1 and chance(rng, 0.15):
+        return replace(told, text=f"{NUMBERS[len(things)]} {pick(rng, ('objects', 'shapes'))}: {told.text}")
+    return told
 
 
 def _aligned(rng: np.random.Generator, scene: Scene, sized: bool) -> Caption:
     """Two equal objects and how they stand: "two red circles side by side"."""
-    text, claims = groups(rng, scene.things, sized)
-    how = relation(scene, 0, 1)
-    sideways = how in ("left of", "right of")
+    told = groups(rng, scene.things, sized)
+    sideways = relation(scene, 0, 1) in ("left of", "right of")
     phrase = pick(rng, ("side by side", "next to each other")) if sideways else "one above the other"
-    return Caption(f"{text} {phrase}", Expectation(claims, ((0, "left of" if sideways else "above", 1),)))
+    claims = replace(told.claims, relations=((0, "left of" if sideways else "above", 1),))
+    return Caption(f"{told.text} {phrase}", claims)
 
 
-def _style(rng: np.random.Generator, scene: Scene, sized: bool):
-    """The kind of caption to write for this scene."""
-    count = len(scene.things)
-    weights = {_listed: 0.5 if count < 3 else 0.7}
-    if count > 1:
-        weights[_placed] = 0.15
-    if count == 2 and relation(scene, 0, 1) is not None:
-        same = wanted(scene.things[0], sized) == wanted(scene.things[1], sized)
-        weights |= {_aligned: 0.4} if same else ({} if scene.things[0].kind == scene.things[1].kind else {_related: 0.8})
-    return weighted(rng, weights)
+def _told(rng: np.random.Generator, scene: Scene, sized: bool) -> Caption:
+    """All shapes and colours, sometimes with where the objects stand."""
+    things = some(rng, scene.things, len(scene.things))
+    if len(things) > 1 and chance(rng, 0.15):
+        return _placed(rng, things, sized)
+    if len(things) == 2 and relation(scene, 0, 1) is not None and chance(rng, 0.55):
+        if scene.things[0].kind != scene.things[1].kind:
+            return _related(rng, scene, sized, some(rng, (0, 1), 2))
+        if wanted(things[0], sized) == wanted(things[1], sized):
+            return _aligned(rng, scene, sized)
+    return _listed(rng, things, sized)
 
 
-def caption(rng: np.random.Generator, scene: Scene, full: bool = False, open_share: float = 0.08) -> Caption:
-    """A random true caption of the scene; `full` tells sizes, ground and where two objects stand.
+def _grounded(rng: np.random.Generator, told: Caption, ground: str) -> Caption:
+    text = f"{told.text} {pick(rng, GROUND_WORDS).format(ground)}"
+    return Caption(text, replace(told.claims, ground=ground))
 
-    `open_share` is the share of captions that leave colours or shapes open ("two circles").
+
+def caption(rng: np.random.Generator, scene: Scene, open_share: float = 0.08) -> Caption:
+    """A random true caption of the scene; it may tell sizes, ground and where objects stand, or leave them open.
+
+    `open_share` is the share of captions that leave colours or shapes open as well ("two circles").
     """
-    if not full and chance(rng, open_share):
-        told = _open(rng, scene)
-    else:
-        sized = full or chance(rng, 0.25)
-        told = _style(rng, scene, sized)(rng, scene, sized)
-    if not (full or chance(rng, 0.3)):
-        return told
-    return Caption(f"{told.text} {on_ground(rng, scene.ground)}", replace(told.claims, ground=scene.ground))
+    told = _open(rng, scene) if chance(rng, open_share) else _told(rng, scene, sized=chance(rng, 0.25))
+    return _grounded(rng, told, scene.ground) if chance(rng, 0.3) else told
+
+
+def describe(rng: np.random.Generator, scene: Scene, detail: bool) -> Caption:
+    """What there is to see, in reading order; in `detail` with sizes, places and ground."""
+    order = sorted(range(len(scene.things)), key=lambda index: tuple(PLACES[scene.layout]).index(scene.things[index].place))
+    things = [scene.things[index] for index in order]
+    if detail:
+        told = groups(rng, things, sized=True) if len(things) == 1 else _placed(rng, things, sized=True)
+        return _grounded(rng, told, scene.ground)
+    if len(things) == 2 and relation(scene, 0, 1) is not None and things[0].kind != things[1].kind:
+        return _related(rng, scene, False, order)
+    return groups(rng, things, sized=False)
