@@ -1,10 +1,9 @@
-"""What the model reads, as a picture: the packed sequence token by token and its attention mask; and pictures in a terminal.
+"""What the model reads, as a picture: the packed sequence token by token, and its attention mask.
 
 Above stands the sequence in reading order: text tokens as chips, pictures as thumbnails in the grid of their patches, a bar under
 whatever is learned. Below stands the mask: a row sees the columns that are coloured, each in the colour of what is seen.
 """
 
-import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +75,20 @@ def _picture_span(packed: Packed, index: int, start: int, stop: int, doc: int) -
     rows, columns = packed.grid[index].tolist()
     label = f"{columns} x {rows} patches" + (f", t = {packed.time[index]:.2f}" if noised and packed.time is not None else "")
     return Span("noised block" if noised else "clean picture", start, stop, doc, label, noised, index)
+
+
+def summary(packed: Packed, processor, row: int = 0) -> str:
+    """What one row of a batch holds, in one line."""
+    all_spans = spans(packed, processor, row)
+    rows = {kind: sum(span.stop - span.start for span in all_spans if span.kind == kind) for kind in KINDS}
+    learned = sum(span.learned for span in all_spans if span.picture < 0)
+    pictures = sum(span.picture >= 0 and span.kind == "clean picture" for span in all_spans)
+    noised = sum(span.kind == "noised block" for span in all_spans)
+    return (
+        f"{sum(rows.values())} rows: {rows['text']} text tokens, {rows['control token']} control tokens, "
+        f"{rows['clean picture']} patches of {pictures} clean pictures, {rows['noised block']} of {noised} noised blocks, "
+        f"{rows['padding']} padding; a next token is learned at {learned}"
+    )
 
 
 def readable(text: str) -> str:
@@ -261,25 +274,3 @@ def _rail_image(all_spans: list[Span], cell: int, rail: int, height: int, bar_le
             place = (beyond if bar_left else rail - beyond, (top + bottom) // 2)
             draw.text(place, span.label, fill=INK, font=font, anchor="lm" if bar_left else "rm")
     return strip
-
-
-# The terminal
-
-
-def half_blocks(image: Image.Image, columns: int | None = None) -> str:
-    """An image for a terminal of 24-bit colour: each character is two pixels, one above the other.
-
-    columns: at most this wide (default: the terminal's width, at most 64); wider images are shrunk, smaller ones stay.
-    """
-    limit = columns or min(64, shutil.get_terminal_size().columns)
-    image = image.convert("RGB")
-    if image.width > limit:
-        image = image.resize((limit, max(1, round(image.height * limit / image.width))), Image.Resampling.BOX)
-    pixels = np.asarray(image)
-    if len(pixels) % 2:
-        pixels = np.concatenate([pixels, pixels[-1:]])
-    lines = []
-    for upper, lower in zip(pixels[::2], pixels[1::2]):
-        cells = (f"\x1b[38;2;{a};{b};{c};48;2;{d};{e};{f}m▀" for (a, b, c), (d, e, f) in zip(upper.tolist(), lower.tolist()))
-        lines.append("".join(cells) + "\x1b[0m")
-    return "\n".join(lines)
