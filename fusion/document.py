@@ -5,7 +5,7 @@ A *message* is what people write: `{"role": "user", "content": "draw a cat"}`, w
 model reads: the messages rendered by a chat template, cut into parts that say what is learned.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,7 +38,7 @@ Part = Text | Image
 Document = tuple[Part, ...]
 
 
-def blocks(content: str | Iterable[dict]) -> list[dict]:
+def blocks(content: Any) -> list[dict]:
     """The content of a message as a list of text and image blocks; raises ValueError naming what is wrong."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
@@ -53,7 +53,7 @@ def blocks(content: str | Iterable[dict]) -> list[dict]:
     return list(content)
 
 
-def from_messages(messages: list[dict], render: Callable[[list[dict]], str], prompt: bool = False) -> Document:
+def from_messages(messages: list, render: Callable[[list[dict]], str], prompt: bool = False) -> Document:
     """Chat messages -> document.
 
     render: the chat template as a function from string-only messages to one string. Assistant turns are learned: their text, the
@@ -98,7 +98,7 @@ def _unmark(rendered: str, parts: list[Part]) -> Document:
     return tuple(part for part in document if not isinstance(part, Text) or part.text)
 
 
-def from_content(content: list[dict]) -> Document:
+def from_content(content: Any) -> Document:
     """An interleaved document without roles (a page, a book): everything in it is learned."""
     return tuple(Text(b["text"], loss=True) if b["type"] == "text" else Image(b["image"], target=True) for b in blocks(content))
 

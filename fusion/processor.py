@@ -30,8 +30,6 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-Prompt = str | list | tuple | dict
-
 
 class FusionProcessor(ProcessorMixin):
     """Tokenizer, control tokens, chat template and image sizes of a model; saved in the model's folder.
@@ -91,7 +89,7 @@ class FusionProcessor(ProcessorMixin):
 
     # Documents
 
-    def document(self, source: Prompt, prompt: bool = False) -> Document:
+    def document(self, source: Any, prompt: bool = False) -> Document:
         """What a person gives, as a document.
 
         source: chat messages; or a string, or a list of strings and images (one user turn); or `{"content": [blocks]}`, an

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-Trie = dict[int, "Trie"]
-
 
 @dataclass(frozen=True)
 class Next:
@@ -67,8 +65,8 @@ class SizeGrammar:
         return sizes
 
     @cached_property
-    def _trie(self) -> Trie:
-        root: Trie = {}
+    def _trie(self) -> dict[int, dict]:
+        root: dict[int, dict] = {}
         for ids in self._sizes:
             node = root
             for index in ids:
