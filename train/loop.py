@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import transformers
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from fusion.api import Fusion
 from torch import Tensor
 from tqdm import tqdm
 
+from fusion.api import Fusion
 from fusion.data.batches import Batch, Loader
 from fusion.objective import Objective, latents, losses
 from fusion.sequence import IGNORE
@@ -24,7 +25,7 @@ from train.ema import EMA
 from train.interrupt import Interrupts
 from train.metrics import Means, Metrics
 from train.optim import Optim, Optimizers, rate
-from train.precision import autocast, faster_in_bf16
+from train.precision import autocast, bf16_is_faster
 from train.validate import validate
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "trainer.json"
@@ -76,7 +77,6 @@ class Counts:
     tokens: int
     padding: int
     skipped: int
-    stop: bool
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,16 @@ class Trainer:
         self.ema = EMA(self.model, settings.ema)
         self.parameters = self.ema.live
         self.step = self.seen = 0
+        self.skipped = 0  # bad samples left out so far
         self.saved = -1  # the step of the last checkpoint
         self.before = 0.0  # seconds of training before this process began
-        self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and faster_in_bf16(self.device))
+        # Measured once and kept in the checkpoint: on a busy machine a second measurement could come out otherwise.
+        self.precision = settings.precision
+        if self.precision == "auto":
+            self.precision = "bf16" if self.device.type != "cpu" or bf16_is_faster() else "fp32"
         if resume and (newest := checkpoint.newest(self.run / "checkpoints")):
             self._load(newest)
-        self.autocast = autocast(self.device, self.bf16)
+        self.autocast = autocast(self.precision, self.device)
         if settings.compile:
             compile_layers(self.model)
 
@@ -138,15 +142,15 @@ class Trainer:
 
         At the end the model holds the averaged weights. Raises NotFinite.
         """
+        transformers.utils.logging.disable_progress_bar()  # one bar is enough: saving a model would draw another over it
         self._start = time.monotonic()
         self.metrics = Metrics(self.run / "metrics.jsonl", self.step) if self.main else None
         self.means, self.logged = Means(), (time.monotonic(), 0, 0)
         with Interrupts() as interrupts, _bar(self.main) as bar:
             asked = None
-            self.progress = self._measure()
+            self._look_at_the_clock(interrupts)
             while self.progress < 1 and not asked:
-                stop = self._one_step(interrupts, bar)
-                asked = (interrupts.asked or "a signal to another rank") if stop else None
+                asked = self._one_step(interrupts, bar)
                 self._at_intervals()
             self._save()
         if not asked:
@@ -159,17 +163,20 @@ class Trainer:
         """Seconds of training so far, those before a resume included."""
         return self.before + time.monotonic() - self._start
 
-    def _measure(self) -> float:
-        """The share of the run that is done: of its documents or of its minutes, whichever is nearer to its end."""
-        documents, minutes = self.settings.documents, self.settings.minutes
-        by_documents = self.seen / documents if documents else 0.0
-        by_time = self._together(self.seconds if self.main else 0.0)[0] / (60 * minutes) if minutes else 0.0
-        return min(1.0, max(by_documents, by_time))
+    def _look_at_the_clock(self, interrupts: Interrupts) -> str | None:
+        """Set `progress`: the share of the run that is done, of its documents or of its minutes, whichever is nearer to its end.
 
-    def _one_step(self, interrupts: Interrupts, bar: tqdm) -> bool:
-        """One update; returns whether a rank was asked to stop."""
+        Returns the signal that asks to stop; the ranks agree on both.
+        """
+        seconds, signals = self._together(self.seconds if self.main else 0.0, float(interrupts.asked is not None))
+        documents, minutes = self.settings.documents, self.settings.minutes
+        self.progress = min(1.0, max(self.seen / documents if documents else 0.0, seconds / (60 * minutes) if minutes else 0.0))
+        return (interrupts.asked or "a signal to another rank") if signals else None
+
+    def _one_step(self, interrupts: Interrupts, bar: tqdm) -> str | None:
+        """One update; returns the signal that asks to stop, if one came."""
         window = [next(self.loader) for _ in range(self.settings.accumulate)]
-        counts = self._count(window, interrupts)
+        counts = self._count(window)
         factor = rate(self.settings.optim, self.step, self.progress)
         sums = [self._backward(batch, number, counts) for number, batch in enumerate(window)]
         self._sum_gradients()
@@ -181,9 +188,9 @@ class Trainer:
         self.optimizers.zero_grad()
         self.step, self.seen = self.step + 1, self.seen + counts.documents
         self.ema.update(self.step)
-        self.progress = self._measure()
+        asked = self._look_at_the_clock(interrupts)
         self._note(window, table, counts, float(norm), factor, bar)
-        return counts.stop
+        return asked
 
     def _backward(self, batch: Batch, number: int, counts: Counts) -> list[Tensor]:
         """Gradients of one batch; returns total, text, control and flow sums and the count of control tokens."""
@@ -191,14 +198,14 @@ class Trainer:
         seed = hashlib.blake2b(f"{self.settings.seed}/{self.accelerator.process_index}/{self.step}/{number}".encode(), digest_size=7)
         generator = torch.Generator(self.device).manual_seed(int.from_bytes(seed.digest()))
         packed = latents(batch.packed.to(self.device), self.fusion.codec, self.model.config.patch_size)
-        with self.autocast():
+        with self.autocast:
             result = losses(self.model, packed, self.objective, generator)
         total = result.total(counts.text, counts.pictures)
         total.backward()
         control_count = torch.as_tensor(float(result.control_count), device=self.device)
         return [value.detach().float() for value in (total, result.text, result.control, result.flow, control_count)]
 
-    def _count(self, window: list[Batch], interrupts: Interrupts) -> Counts:
+    def _count(self, window: list[Batch]) -> Counts:
         """Counts of the whole window on all ranks, known before the first backward pass so that every mean is exact."""
         rows = [batch.packed for batch in window]
         sums = self._together(
@@ -208,9 +215,8 @@ class Trainer:
             sum(packed.ids.numel() for packed in rows),
             sum(int((packed.doc < 0).sum()) for packed in rows),
             sum(len(batch.skipped) for batch in window),
-            float(interrupts.asked is not None),
         )
-        return Counts(*map(int, sums[:-1]), stop=sums[-1] > 0)
+        return Counts(*map(int, sums))
 
     def _together(self, *values: float) -> list[float]:
         """Sums over all ranks."""
@@ -247,7 +253,8 @@ class Trainer:
         for total, text, control, flow, control_count in table:
             self.means.add(total=(total, 0), text=(text, 0), control=(control, control_count), flow=(flow, 0))
         self.means.add(total=(0, 1), text=(0, counts.text), flow=(0, counts.pictures), norm=(norm, 1))
-        self.means.add(padding=(counts.padding, counts.tokens), skipped=(counts.skipped, 1))
+        self.means.add(padding=(counts.padding, counts.tokens))
+        self.skipped += counts.skipped
         now, documents, tokens = self.logged
         self.logged = (now, documents + counts.documents, tokens + counts.tokens - counts.padding)
         if self.main:
@@ -265,13 +272,14 @@ class Trainer:
         means = self._means_over_ranks()
         if not self.main:
             return
+        means["skipped"] = self.skipped
         names = {"total": "loss/total", "text": "loss/text", "control": "loss/control", "flow": "loss/flow", "norm": "grad_norm"}
         values = {names.get(name, name): value for name, value in means.items()}
         values |= {"lr": self.settings.optim.lr * factor, "per_second/documents": documents / elapsed, "per_second/tokens": tokens / elapsed}
         self.metrics.log(self.step, self.seen, self.seconds, **values)
         left = self.seconds * (1 - self.progress) / max(self.progress, 1e-9)
         bar.n = round(100 * self.progress, 1)
-        bar.set_postfix_str(
+        bar.set_description_str(
             f"step {self.step:,}  {self.seen:,} documents  loss {means['total']:.4f}  "
             f"{documents / elapsed:,.0f} documents/s  {tokens / elapsed:,.0f} tokens/s  {_clock(left)} left"
         )
@@ -323,7 +331,8 @@ class Trainer:
         tensors = {f"own/{name}": p for name, p in own.items()} | {f"ema/{name}": average for name, average in averages.items()}
         checkpoint.write_tensors(folder / WEIGHTS, tensors)
         checkpoint.write_tensors(folder / OPTIMIZER, self.optimizers.state_dict())
-        state = {"step": self.step, "seen": self.seen, "seconds": self.seconds, "bf16": self.bf16, "streams": streams}
+        counts = {"step": self.step, "seen": self.seen, "skipped": self.skipped, "seconds": self.seconds}
+        state = counts | {"precision": self.precision, "streams": streams}
         (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
     @torch.no_grad()
@@ -334,7 +343,8 @@ class Trainer:
             p.copy_(tensors[f"own/{name}"])
         self.ema.load_state_dict({name: tensors[f"ema/{name}"] for name in self.ema.names})
         self.optimizers.load_state_dict(checkpoint.read_tensors(folder / OPTIMIZER))
-        self.step, self.seen, self.before, self.bf16 = state["step"], state["seen"], state["seconds"], state["bf16"]
+        self.step, self.seen, self.skipped = state["step"], state["seen"], state["skipped"]
+        self.before, self.precision = state["seconds"], state["precision"]
         self.saved = self.step
         if len(state["streams"]) != self.accelerator.num_processes:
             raise ValueError(f"{folder} was saved by {len(state['streams'])} ranks: go on with as many")
@@ -349,7 +359,7 @@ def compile_layers(model) -> None:
 
 
 def _bar(shown: bool) -> tqdm:
-    return tqdm(total=100, disable=not shown, bar_format="{percentage:3.0f}% |{bar:24}| {postfix}", mininterval=1.0)
+    return tqdm(total=100, disable=not shown, bar_format="{percentage:3.0f}% |{bar:24}| {desc}", mininterval=1.0)
 
 
 def _clock(seconds: float) -> str:

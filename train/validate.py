@@ -1,7 +1,7 @@
 """Validation: the losses of held-out batches with the same noise and the same times at every call."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -36,7 +36,7 @@ class _Sums:
 
 @torch.no_grad()
 def validate(
-    model, codec, held_out: Mapping[str, Sequence[Batch]], objective: Objective, seed: int, autocast: Callable[[], AbstractContextManager]
+    model, codec, held_out: Mapping[str, Sequence[Batch]], objective: Objective, seed: int, autocast: AbstractContextManager
 ) -> dict[str, float]:
     """Metrics of held-out batches by name of their source.
 
@@ -51,7 +51,7 @@ def validate(
         for number, batch in enumerate(batches):
             generator = torch.Generator(device).manual_seed(seed + number)
             packed = latents(batch.packed.to(device), codec, model.config.patch_size)
-            with autocast():
+            with autocast:
                 result = losses(model, packed, objective, generator)
             for sums in (total, by_name[name]):
                 sums.add(result)

@@ -16,7 +16,20 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from fusion.data.sources.sample import BadSample, Sample
-from fusion.sequence import IGNORE, Control, Layout, Packed, Picture, Piece, Tokens, drop_all, drop_text, finish, layout, pack
+from fusion.sequence import (
+    IGNORE,
+    Control,
+    Layout,
+    Packed,
+    Picture,
+    Piece,
+    Tokens,
+    drop_all,
+    drop_text,
+    finish,
+    layout,
+    pack,
+)
 
 # So many samples in a row that do not fit mean that the settings are wrong, not the samples.
 PATIENCE = 1000
@@ -208,16 +221,24 @@ def _batch(rows: list[list[Item]], packing: Packing, **rest) -> Batch:
 
 
 def fixed_batches(samples: Iterable[Sample], processor, packing: Packing, seed: int = 0) -> list[Batch]:
-    """A finite set of samples as batches, for validation: nothing dropped for guidance, nothing left out. Raises BadSample."""
-    waiting = []
+    """A finite set of samples as batches, for validation: nothing is dropped for guidance.
+
+    What does not fit a row is left out, as in training, and told in `skipped` of the first batch.
+    """
+    waiting, skipped = [], []
     for number, sample in enumerate(samples):
         rng = random.Random(f"{seed}/fixed/{number}")
-        laid_out = documents(sample, processor, packing, rng, guidance=False)
+        try:
+            laid_out = documents(sample, processor, packing, rng, guidance=False)
+        except BadSample as bad:
+            skipped.append(str(bad))
+            continue
         waiting += [Item(document, sample.key, sample.source) for document in laid_out]
     rows = []
     while waiting:
         rows.append(fill_row(waiting, packing.length))
-    return [_batch(rows[i : i + packing.rows], packing) for i in range(0, len(rows), packing.rows)]
+    batches = [_batch(rows[i : i + packing.rows], packing) for i in range(0, len(rows), packing.rows)]
+    return [replace(batches[0], skipped=tuple(skipped)), *batches[1:]] if batches else []
 
 
 # ---- the endless stream ---------------------------------------------------------------------------------------------------------

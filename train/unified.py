@@ -1,0 +1,162 @@
+"""Fine-tunes an LLM into a model of text and images: `accelerate launch -m train.unified configs/unified.yaml key=value ...`"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sized
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate import PartialState
+
+import fusion
+from eval import report
+from fusion.api import Fusion
+from fusion.data.batches import Batches, Loader, Packing, fixed_batches
+from fusion.data.sources import Mixture, Sample, Source
+from fusion.data.sources.config import DataConfig, open_sources
+from fusion.objective import Objective
+from train.checkpoint import steps
+from train.config import load, save_config
+from train.loop import NotFinite, Summary, Trainer, Training
+from train.samples import Sampler, Samples, ask, from_samples
+
+
+@dataclass
+class Model:
+    """The model that is trained: arguments of fusion.from_llm. attention: of the decoder, auto takes what is fast on the device."""
+
+    llm: str = "???"
+    codec: str = "pixel"
+    patch_size: int = 8
+    time: str = "adaln"
+    positions: str = "axial"
+    target: str | None = None
+    path: str = "linear"
+    max_side: int = 1024
+    max_patches: int = 4096
+    attention: str = "auto"
+
+
+@dataclass
+class Validation:
+    """Held-out documents per source whose losses are followed."""
+
+    documents: int = 64
+
+
+@dataclass
+class Unified:
+    """A run: the folder it writes, model, data, how documents are packed, losses, training, validation and samples.
+
+    resume: go on from the newest complete checkpoint in `run`.
+    """
+
+    run: str = "out/unified"
+    resume: bool = False
+    model: Model = field(default_factory=Model)
+    data: DataConfig = field(default_factory=DataConfig)
+    packing: Packing = field(default_factory=Packing)
+    objective: Objective = field(default_factory=Objective)
+    training: Training = field(default_factory=Training)
+    validation: Validation = field(default_factory=Validation)
+    samples: Samples = field(default_factory=Samples)
+
+
+def train(config: Unified) -> Summary:
+    """The whole run: train, save RUN/model, write RUN/report.html. Raises ValueError and NotFinite, each one line."""
+    run, ranks = Path(config.run), PartialState()
+    if not config.resume and steps(run / "checkpoints"):
+        raise ValueError(f"{run} holds a run already: resume=true goes on with it, run=ANOTHER_FOLDER begins a new one")
+    model = build(config.model)
+    if ranks.is_main_process:
+        describe(run, config)
+    trainer = trainer_for(config, model, ranks.process_index, ranks.num_processes)
+    summary = trainer.fit()
+    if ranks.is_main_process and not summary.interrupted:
+        model.save_pretrained(run / "model")
+        report.write(run)
+    return summary
+
+
+def build(settings: Model) -> Fusion:
+    """The extended LLM, in fp32."""
+    names = ("codec", "patch_size", "time", "positions", "target", "path", "max_side", "max_patches")
+    model = fusion.from_llm(settings.llm, dtype=torch.float32, **{name: getattr(settings, name) for name in names})
+    # Short rows on CPUs: SDPA's backward is several times slower than two matrix products.
+    fast = "sdpa" if torch.cuda.is_available() else "matmul"
+    model.model.set_attention(fast if settings.attention == "auto" else settings.attention)
+    return model
+
+
+def trainer_for(config: Unified, model: Fusion, rank: int = 0, world: int = 1) -> Trainer:
+    """Trainer, stream, validation and sampler of a config."""
+    stride, seed = model.processor.stride, config.training.seed
+    sources = open_sources(config.data, "train", stride)  # read once here, shared by the workers
+    weights = [source.weight for source in config.data.sources]
+
+    def open_samples(shard: int, shards: int) -> Mixture:
+        return Mixture(sources, weights, seed, shard, shards)
+
+    batches = Batches(open_samples, model.processor, config.packing, seed, rank, world)
+    loader = Loader(batches, config.training.workers)
+    held_out, groups = {}, {"prompts": [ask(text) for text in config.samples.prompts]}
+    for source in open_sources(config.data, "validation", stride):
+        samples = first_samples(source, max(config.validation.documents, config.samples.held_out))
+        held_out[source.name] = fixed_batches(samples[: config.validation.documents], model.processor, config.packing)
+        groups[source.name] = from_samples(samples[: config.samples.held_out])
+    sampler = Sampler(model, groups, config.samples)
+    return Trainer(model, loader, config.objective, config.training, config.run, held_out, sampler, config.resume)
+
+
+def first_samples(source: Source, count: int) -> list[Sample]:
+    """The same samples of a source at every call: `count`, or all that it has."""
+    count = min(count, len(source)) if isinstance(source, Sized) else count
+    return list(islice(Mixture([source], seed="held out"), count))
+
+
+def describe(run: Path, config: Unified) -> None:
+    """Write config.yaml and run.json: what the report says about how this run came about."""
+    run.mkdir(parents=True, exist_ok=True)
+    save_config(config, run / "config.yaml")
+    facts = {
+        "title": run.name,
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": "python -m train.unified " + " ".join(sys.argv[1:]),
+        "commit": commit(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads",
+    }
+    (run / "run.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+def commit() -> str:
+    """The commit of the code, or nothing outside a clone."""
+    git = shutil.which("git")
+    asked = git and subprocess.run([git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return asked.stdout.strip() if asked else ""
+
+
+def main(argv: list[str]) -> int:
+    """The program: 0 when the run ended or was asked to stop, 1 with one line on stderr when it could not go on."""
+    config = load(Unified, argv)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        summary = train(config)
+    except (ValueError, NotFinite) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if PartialState().is_main_process:
+        if summary.interrupted:
+            print(f"stopped by {summary.interrupted} at step {summary.steps}, {config.run}/checkpoints has it: resume=true goes on")
+        else:
+            print(f"{config.run}/report.html, {config.run}/model  ({summary.seen:,} documents in {summary.seconds / 60:.1f} minutes)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
