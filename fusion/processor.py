@@ -5,8 +5,9 @@ own chat template where a tokenizer brings none, live here, with ids beyond the 
 """
 
 from functools import cached_property
-from typing import Any
+from typing import Any, no_type_check
 
+import numpy as np
 from jinja2 import TemplateError
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
@@ -41,6 +42,7 @@ class FusionProcessor(ProcessorMixin):
     new ones), `stop_ids` (what ends an assistant turn), `sizes` (the grammar of image sizes).
     """
 
+    @no_type_check  # transformers looks up the names of the arguments, which a type checker's wrapper would hide from it
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -99,9 +101,10 @@ class FusionProcessor(ProcessorMixin):
         if isinstance(source, dict) and "role" not in source:
             return self._interleaved(source, prompt)
         messages = _messages(source)
-        if prompt and messages[-1].get("role") == "assistant":
+        document = documents.from_messages(messages, lambda plain: self._render(plain, prompt), prompt)
+        if prompt and messages[-1]["role"] == "assistant":
             raise ValueError("a prompt ends with the user's turn, not the assistant's: take the last message away")
-        return documents.from_messages(messages, lambda plain: self._render(plain, prompt), prompt)
+        return document
 
     def _interleaved(self, source: dict, prompt: bool) -> Document:
         content = source.get("content")
@@ -185,7 +188,7 @@ class FusionProcessor(ProcessorMixin):
 
     def decode(self, ids, skip_special_tokens: bool = False) -> str:
         """Ids as text; control tokens as their strings, or not at all."""
-        return self.text.decode(ids.tolist() if isinstance(ids, Tensor) else ids, skip_special_tokens)
+        return self.text.decode(ids.tolist() if isinstance(ids, Tensor | np.ndarray) else ids, skip_special_tokens)
 
     def batch_decode(self, rows, skip_special_tokens: bool = False) -> list[str]:
         """`decode` of each row."""
@@ -291,7 +294,7 @@ def clean_length(pieces: list[Piece]) -> int:
     return sum(len(p.ids) if isinstance(p, Tokens) else 2 + len(p.size_ids) + p.grid[0] * p.grid[1] for p in pieces)
 
 
-def _messages(source) -> list[dict]:
+def _messages(source: Any) -> list:
     """Chat messages from messages, a string, or a list of strings and images; checked for what the rest relies on."""
     if isinstance(source, str):
         source = [source]

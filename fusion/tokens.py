@@ -48,7 +48,7 @@ class SafeTokenizer:
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Ids as text; control tokens and special tokens as their strings, or not at all."""
         text, run = [], []
-        for index in map(int, ids):
+        for index in ids:
             if index not in self.special:
                 run.append(index)
                 continue
