@@ -38,7 +38,12 @@ __all__ = [
 
 STYLE = Path(__file__).with_name("report.css")
 AXES = ("step", "seen", "time")  # columns of a row of metrics that say when, not what
-EARLIER = 8  # sheets of earlier samples in the strip
+EARLIER = 8  # sheets of earlier samples in a strip
+SMALL_SHEET = 400  # pixels; a sheet below is a grid of bare pictures and can be enlarged, one above has words in it
+
+
+# What a run counts, by the rate that it logs; the first one found names the x axis.
+RATES = {"per_second/documents": "documents", "tokens_per_second": "tokens", "images_per_second": "images"}
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,20 @@ class Look:
     noisy: bool = True
 
 
+# Groups, and single metrics that get a chart of their own; in the order of the page.
 LOOKS = {
     "loss": Look("Training loss", log=True),
     "val": Look("Validation loss", "held-out documents, fixed noise", log=True),
     "val/x_error": Look("Validation error by time", "mean squared error of x; t = 1 is noise", log=True, ramp=True),
+    "val/psnr": Look("Reconstruction", "PSNR of held-out images, dB"),
+    "val/text_of": Look("Validation loss of text by source", log=True),
+    "val/x_error_of": Look("Validation error of images by source", log=True),
     "lr": Look("Learning rate", zero=True, noisy=False),
-    "per_second": Look("Throughput", "per second", zero=True),
+    **{rate: Look("Throughput", f"{unit} per second", zero=True) for rate, unit in RATES.items()},
+    "per_second/tokens": Look("Throughput", "tokens per second", zero=True),
     "grad_norm": Look("Gradient norm", "before clipping", log=True),
+    "padding": Look("Padding", "share of tokens", zero=True),
+    "skipped": Look("Bad samples left out", "per step", zero=True),
 }
 
 
@@ -122,7 +134,7 @@ def _samples(folder: Path, missing: list[str]) -> dict[int, list[Path]]:
 
 
 def lines(rows: Sequence[dict], group: str) -> list[Line]:
-    """The curves of a group of metrics, over documents seen."""
+    """The curves of a group of metrics, over what was seen."""
     names = dict.fromkeys(name for row in rows for name in row if _group(name) == group)
     return [
         Line(name.removeprefix(group).strip("/").replace("_", " ") or "now", [(r["seen"], r[name]) for r in rows if _is_number(r.get(name))])
@@ -131,7 +143,16 @@ def lines(rows: Sequence[dict], group: str) -> list[Line]:
 
 
 def _group(name: str) -> str:
-    return name.rpartition("/")[0] or name
+    return name if name in LOOKS else name.rpartition("/")[0] or name
+
+
+def _unit(rows: Sequence[dict]) -> str:
+    """What the run counts as seen."""
+    return next((unit for rate, unit in RATES.items() if any(rate in row for row in rows)), "samples")
+
+
+def _readable(group: str) -> str:
+    return group.replace("/", ", ").replace("_", " ").capitalize()
 
 
 def _is_number(value) -> bool:
@@ -143,35 +164,40 @@ def curves(rows: Sequence[dict]) -> str:
     found = dict.fromkeys(_group(name) for row in rows for name in row if name not in AXES and _is_number(row[name]))
     charts = []
     for group in sorted(found, key=lambda g: (list(LOOKS).index(g) if g in LOOKS else len(LOOKS), g)):
-        look = LOOKS.get(group) or Look(group.replace("/", ", ").replace("_", " ").capitalize())
+        look, curves_of_group = LOOKS.get(group) or Look(_readable(group)), lines(rows, group)
+        if group.endswith("_of") and len(curves_of_group) < 2:  # by source, where there is one: that is the chart before
+            continue
         try:
-            charts.append(chart(look.title, lines(rows, group), "documents seen", *astuple(look)[1:]))
+            charts.append(chart(look.title, curves_of_group, f"{_unit(rows)} seen", *astuple(look)[1:]))
         except ValueError:  # nothing but NaN so far: there is no curve to show
             continue
     return '<div class="charts">' + "".join(charts) + "</div>" if charts else ""
 
 
 def samples(found: dict[int, list[Path]]) -> str:
-    """The latest samples large, and the first sheet of earlier steps in a strip under them."""
+    """The latest samples large; under each sheet the same sheet of earlier steps, small."""
     *earlier, latest = found
-    captions = [(path, f"{path.stem.replace('_', ' ')}, step {latest:,}") for path in found[latest]]
-    single = all(_is_single(path) for path, _ in captions)
-    large = gallery(captions) if single else _sheets(captions)
-    small = "".join(figure(found[step][0], f"step {step:,}") for step in _spread(earlier, EARLIER))
-    return large + (f'<div class="strip">{small}</div>' if small else "")
+    if all(_size(path) <= page.SHOWN for path in found[latest]):
+        return gallery([(path, _caption(path, latest)) for path in found[latest]])
+    sheets = ""
+    for path in found[latest]:
+        shown = page.SHEET if _size(path) < SMALL_SHEET else 1
+        before = [(step, other) for step in earlier for other in found[step] if other.name == path.name]
+        strip = "".join(figure(other, f"step {step:,}") for step, other in _spread(before, EARLIER))
+        sheets += figure(path, _caption(path, latest), shown) + (f'<div class="strip">{strip}</div>' if strip else "")
+    return f'<div class="sheets">{sheets}</div>'
 
 
-def _is_single(path: Path) -> bool:
-    """Whether a sample is one tiny picture, shown like any other, or a sheet of several, shown across the page."""
+def _size(path: Path) -> int:
     with Image.open(path) as image:
-        return max(image.size) <= page.SHOWN
+        return max(image.size)
 
 
-def _sheets(captions: Sequence[tuple[Path, str]]) -> str:
-    return '<div class="sheets">' + "".join(figure(path, caption, page.SHEET) for path, caption in captions) + "</div>"
+def _caption(path: Path, step: int) -> str:
+    return f"{path.stem.replace('_', ' ')}, step {step:,}"
 
 
-def _spread(items: Sequence[int], most: int) -> list[int]:
+def _spread(items: Sequence, most: int) -> list:
     """At most `most` of the items, evenly spread from the first to the last."""
     if len(items) <= most:
         return list(items)
@@ -193,7 +219,7 @@ def _lead(run: Run) -> str:
         return "Nothing was logged yet."
     last = run.rows[-1]
     rate = f", {compact(last['seen'] / last['time'])} a second" if last["time"] > 0 else ""
-    return f"{last['seen']:,} documents in {last['step']:,} steps and {span(last['time'])}{rate}."
+    return f"{last['seen']:,} {_unit(run.rows)} in {last['step']:,} steps and {span(last['time'])}{rate}."
 
 
 def _header(run: Run) -> str:

@@ -42,9 +42,11 @@ def metrics(steps: int = 2000) -> list[dict]:
         fade = math.exp(-step / 400)
         row = {"step": step, "seen": step * 128, "time": step * 0.33, "lr": 3e-4 * min(1, step / 100) * (1 + math.cos(math.pi * step / steps)) / 2}
         row |= {"loss/text": (0.3 + 2 * fade) * rng.uniform(0.8, 1.2), "loss/flow": (0.08 + 0.9 * fade) * rng.uniform(0.8, 1.2)}
-        row["per_second/documents"] = 390 * rng.uniform(0.95, 1.03)
+        row |= {"loss/control": 0.05 + fade * rng.uniform(0.9, 1.1), "grad_norm": rng.lognormal(), "skipped": 0.0, "padding": 0.03}
+        row |= {"per_second/documents": 390 * rng.uniform(0.95, 1.03), "per_second/tokens": 9000 * rng.uniform(0.95, 1.03)}
         if step % 200 == 0:
             row |= {"val/text": 0.32 + 2 * fade, "val/flow": 0.09 + 0.9 * fade}
+            row |= {"val/text_of/world": 0.3 + 2 * fade, "val/x_error_of/world": 0.1, "val/x_error_of/stories": 0.2}
             row |= {f"val/x_error/{i / 5:.1f}–{(i + 1) / 5:.1f}": (0.002 + 0.02 * i) * (1 + 5 * fade) for i in range(5)}
         rows.append(row)
     return rows
@@ -142,8 +144,10 @@ def test_the_page_says_what_when_how_and_shows_every_part(whole):
         assert words in whole
     for title in ("Samples", "Scores", "Edits", "A story", "Curves", "Configuration"):
         assert f"<h2>{title}</h2>" in whole
-    for title in ("Training loss", "Validation loss", "Validation error by time", "Learning rate", "Throughput"):
+    for title in ("Training loss", "Validation loss", "Validation error by time", "Learning rate", "Gradient norm", "Padding"):
         assert whole.count(f"<b>{title}</b>") == 1
+    assert whole.count("<b>Throughput</b>") == 2 and whole.count("documents seen") == whole.count('class="chart"')
+    assert "error of images by source" in whole and "loss of text by source" not in whole  # there is one source of text
     assert "Not in this run folder" not in whole
     assert whole.index("step 200<") < whole.index("step 1,800<")  # the strip of earlier samples, in order
 
@@ -163,6 +167,11 @@ def test_a_run_cut_off_in_a_line_keeps_the_rest(tmp_path):
         file.write('{"step": 210, "se')
     html = report.write(folder).read_text(encoding="utf-8")
     assert "line 21 of metrics.jsonl" in html and "25,600 documents in 200 steps" in html
+
+
+def test_an_llm_counts_tokens():
+    html = report.curves([{"step": i, "seen": 1000 * i, "time": i, "loss": 5 / i, "tokens_per_second": 1000} for i in (1, 2)])
+    assert "tokens seen" in html and "<b>Training loss</b>" in html and "documents" not in html
 
 
 def test_a_metric_that_is_only_nan_leaves_its_chart_out():
