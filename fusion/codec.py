@@ -118,9 +118,7 @@ FAMILIES = {
         encode=lambda vae, pixels: rearrange(
             vae.encode(pixels).latent_dist.mode(), "b c (h p) (w q) -> b (c p q) h w", p=2, q=2
         ),
-        decode=lambda vae, latents: vae.decode(
-            rearrange(latents, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2)
-        ).sample,
+        decode=lambda vae, latents: vae.decode(rearrange(latents, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2)).sample,
     ),
     "AutoencoderKLQwenImage": Family(
         channels=lambda config: config["z_dim"],
@@ -157,7 +155,8 @@ class Autoencoder(Codec):
         height, width = pixels.shape[2:]
         if height % self.downsample or width % self.downsample:
             raise ValueError(f"a {width}x{height} image has sides that {self.downsample} does not divide; fit it to the stride first")
-        raw = self.family.encode(self.vae, pixels.to(self.vae.device, self.vae.dtype)).float()
+        with torch.autocast(self.vae.device.type, enabled=False):  # a codec's precision is its own
+            raw = self.family.encode(self.vae, pixels.to(self.vae.device, self.vae.dtype)).float()
         return ((raw - self.shift.to(raw.device)) * self.scale.to(raw.device)).to(pixels)
 
     @torch.no_grad()
@@ -165,7 +164,8 @@ class Autoencoder(Codec):
         """`raw = latents / scale + shift`, decoded."""
         raw = latents.to(self.vae.device, torch.float32)
         raw = raw / self.scale.to(raw.device) + self.shift.to(raw.device)
-        return self.family.decode(self.vae, raw.to(self.vae.dtype)).to(latents)
+        with torch.autocast(self.vae.device.type, enabled=False):
+            return self.family.decode(self.vae, raw.to(self.vae.dtype)).to(latents)
 
     def save(self, folder: str | Path) -> None:
         """Write it in diffusers' own format: `config.json` and safetensors."""

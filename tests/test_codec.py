@@ -153,6 +153,13 @@ def test_frozen_and_in_evaluation_mode(codec, pixels):
     torch.testing.assert_close(codec.encode(pixels), codec.encode(pixels), atol=0, rtol=0)
 
 
+def test_autocast_around_a_codec_changes_nothing(codec, pixels):
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = codec.encode(pixels)
+        decoded = codec.decode(latents)
+    assert torch.equal(latents, codec.encode(pixels)) and torch.equal(decoded, codec.decode(latents))
+
+
 def test_save_then_load_is_the_identity(codec, pixels, tmp_path):
     codec.save(tmp_path / "model" / "codec")
     files = {file.name for file in (tmp_path / "model/codec").iterdir()}
