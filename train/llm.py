@@ -61,11 +61,11 @@ class Pretraining:
     heads: int = 4
     positions: int = 4096
     context: int = 128
-    rows: int = 16
+    rows: int = 8
     tokens: int = 400_000
     seconds: float = 90.0
     precision: str = "auto"
-    optim: Optim = field(default_factory=lambda: Optim(optimizer="muon", lr=5e-3, warmup=20))
+    optim: Optim = field(default_factory=lambda: Optim(lr=4e-3, warmup=20))
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def read_corpus(data: TextData, seed: int = 0) -> Corpus:
         held_out, skipped = _read(PlainText(data.path, Split("validation", data.held_out), max_chars=data.max_chars))
         train, more = _read(PlainText(data.path, Split("train", data.held_out), max_chars=data.max_chars))
         skipped += more
-    train = [text for text in train if text not in set(held_out)]
+    kept_apart = set(held_out)
+    train = [text for text in train if text not in kept_apart]
     if not train or not held_out:
         because = f" ({len(skipped)} left out, the first is {skipped[0]})" if skipped else ""
         raise ValueError(f"{data.path or 'the built-in world'}: nothing to train on, or nothing held out; give more texts{because}")

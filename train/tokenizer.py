@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 
-# Sizes of pictures are written as text ("64x48"). Whatever the text, the trainers see every size of two-digit sides this
-# often, so that a side is one token.
-SIDES = range(10, 100)
-SIZE_COUNT = 4
+# Sizes of pictures are written as text ("64x48"). Whatever the text, the trainers see every size whose sides have two digits
+# and divide by four this often, so that such a side is one token.
+SIDES = range(12, 100, 4)
+SIZE_COUNT = 40
 
 
 def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -63,6 +63,7 @@ def train_sentencepiece_model(texts: Iterable[str], vocab_size: int) -> sentence
         byte_fallback=True,
         character_coverage=1.0,
         normalization_rule_name="identity",
+        user_defined_symbols=["<"],
         add_dummy_prefix=False,
         remove_extra_whitespaces=False,
         unk_id=0,
@@ -77,10 +78,15 @@ def train_sentencepiece_model(texts: Iterable[str], vocab_size: int) -> sentence
 
 
 def _train_sentencepiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """The learned pieces and scores in a fast tokenizer, which finds the same best segmentation."""
+    """The learned pieces and scores in a fast tokenizer, which finds the same best segmentation.
+
+    To the fast model every piece is text, also the names of control and byte pieces (`<|endoftext|>`, `<0x41>`). They begin with
+    "<", which is cut off from what follows, here as there: so nobody can type them.
+    """
     learned = train_sentencepiece_model(texts, vocab_size)
     pieces = [(learned.id_to_piece(token), learned.get_score(token)) for token in range(learned.vocab_size())]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=learned.unk_id(), byte_fallback=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    cut, spaces = pre_tokenizers.Split("<", "isolated"), pre_tokenizers.Metaspace(prepend_scheme="never")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, spaces])
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return tokenizer
