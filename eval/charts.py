@@ -69,7 +69,9 @@ class _Scale:
         return self.start + share * (self.end - self.start)
 
     def ticks(self, count: int) -> list[float]:
-        return log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high, count)
+        """Where to write numbers; a logarithmic axis too short for round powers is marked like an even one."""
+        powers = log_ticks(self.low, self.high) if self.log else []
+        return powers if len(powers) > 1 else ticks(self.low, self.high, count)
 
 
 def _y_scale(values: list[float], log: bool, zero: bool) -> _Scale:
@@ -123,7 +125,7 @@ def _axes(x: _Scale, y: _Scale, x_label: str) -> str:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y(value) + 3.6:.1f}" text-anchor="end">{compact(value)}</text>')
     labelled = WIDTH - RIGHT - 6 * len(x_label) - 10
-    for value in x.ticks(7):
+    for value in filter(float.is_integer, map(float, x.ticks(7))):
         anchor = "start" if x(value) < LEFT + 4 else "middle"
         if x(value) < labelled:  # the axis' name stands at its end
             parts.append(f'<text x="{x(value):.1f}" y="{HEIGHT - 7}" text-anchor="{anchor}">{compact(value)}</text>')

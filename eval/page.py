@@ -16,7 +16,6 @@ from PIL import Image, ImageChops
 from eval.charts import interval
 
 SHOWN = 128  # pixels on screen of the longer side of a tiny picture
-SHEET = 960  # and of a whole sheet of them
 
 Picture = Image.Image
 

@@ -39,7 +39,7 @@ __all__ = [
 STYLE = Path(__file__).with_name("report.css")
 AXES = ("step", "seen", "time")  # columns of a row of metrics that say when, not what
 EARLIER = 8  # sheets of earlier samples in a strip
-SMALL_SHEET = 400  # pixels; a sheet below is a grid of bare pictures and can be enlarged, one above has words in it
+AS_IT_IS = 1  # a sheet has words in it, and its pictures were enlarged when it was made
 
 
 # What a run counts, by the rate that it logs; the first one found names the x axis.
@@ -58,7 +58,9 @@ class Look:
     noisy: bool = True
 
 
-# Groups, and single metrics that get a chart of their own; in the order of the page.
+# Metrics with a chart of their own, whatever stands before their last slash.
+ALONE = {*RATES, "per_second/tokens", "val/psnr"}
+# Groups in the order of the page.
 LOOKS = {
     "loss": Look("Training loss", log=True),
     "val": Look("Validation loss", "held-out documents, fixed noise", log=True),
@@ -143,7 +145,7 @@ def lines(rows: Sequence[dict], group: str) -> list[Line]:
 
 
 def _group(name: str) -> str:
-    return name if name in LOOKS else name.rpartition("/")[0] or name
+    return name if name in ALONE else name.rpartition("/")[0] or name
 
 
 def _unit(rows: Sequence[dict]) -> str:
@@ -181,10 +183,9 @@ def samples(found: dict[int, list[Path]]) -> str:
         return gallery([(path, _caption(path, latest)) for path in found[latest]])
     sheets = ""
     for path in found[latest]:
-        shown = page.SHEET if _size(path) < SMALL_SHEET else 1
         before = [(step, other) for step in earlier for other in found[step] if other.name == path.name]
-        strip = "".join(figure(other, f"step {step:,}") for step, other in _spread(before, EARLIER))
-        sheets += figure(path, _caption(path, latest), shown) + (f'<div class="strip">{strip}</div>' if strip else "")
+        strip = "".join(figure(other, f"step {step:,}", AS_IT_IS) for step, other in _spread(before, EARLIER))
+        sheets += figure(path, _caption(path, latest), AS_IT_IS) + (f'<div class="strip">{strip}</div>' if strip else "")
     return f'<div class="sheets">{sheets}</div>'
 
 

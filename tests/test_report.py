@@ -29,9 +29,11 @@ def scene(seed: int, size: tuple[int, int] = (32, 32), noise: float = 0.0) -> Im
 
 
 def sheet(step: int) -> Image.Image:
-    image = Image.new("RGB", (8 * 34 + 2, 2 * 34 + 2), "white")
+    """Sixteen pictures, enlarged, as the trainer's sampler draws them."""
+    image = Image.new("RGB", (8 * 118 + 6, 2 * 118 + 6), "white")
     for i in range(16):
-        image.paste(scene(i, noise=0.9 * math.exp(-step / 600)), (2 + 34 * (i % 8), 2 + 34 * (i // 8)))
+        large = scene(i, noise=0.9 * math.exp(-step / 600)).resize((112, 112), Image.Resampling.NEAREST)
+        image.paste(large, (6 + 118 * (i % 8), 6 + 118 * (i // 8)))
     return image
 
 
@@ -45,7 +47,7 @@ def metrics(steps: int = 2000) -> list[dict]:
         row |= {"loss/control": 0.05 + fade * rng.uniform(0.9, 1.1), "grad_norm": rng.lognormal(), "skipped": 0.0, "padding": 0.03}
         row |= {"per_second/documents": 390 * rng.uniform(0.95, 1.03), "per_second/tokens": 9000 * rng.uniform(0.95, 1.03)}
         if step % 200 == 0:
-            row |= {"val/text": 0.32 + 2 * fade, "val/flow": 0.09 + 0.9 * fade}
+            row |= {"val/text": 0.32 + 2 * fade, "val/x_error": 0.09 + 0.9 * fade}
             row |= {"val/text_of/world": 0.3 + 2 * fade, "val/x_error_of/world": 0.1, "val/x_error_of/stories": 0.2}
             row |= {f"val/x_error/{i / 5:.1f}–{(i + 1) / 5:.1f}": (0.002 + 0.02 * i) * (1 + 5 * fade) for i in range(5)}
         rows.append(row)
@@ -144,6 +146,8 @@ def test_the_page_says_what_when_how_and_shows_every_part(whole):
         assert words in whole
     for title in ("Samples", "Scores", "Edits", "A story", "Curves", "Configuration"):
         assert f"<h2>{title}</h2>" in whole
+    names = re.findall("</i>([^<]+) <b>", whole.partition("<b>Validation loss</b>")[2].partition("</figure>")[0])
+    assert names == ["text", "x error"]  # the mean over all times stands with the losses, its bins in a chart of their own
     for title in ("Training loss", "Validation loss", "Validation error by time", "Learning rate", "Gradient norm", "Padding"):
         assert whole.count(f"<b>{title}</b>") == 1
     assert whole.count("<b>Throughput</b>") == 2 and whole.count("documents seen") == whole.count('class="chart"')
@@ -216,6 +220,12 @@ def test_ticks_are_round_and_inside(low, high):
     step = values[1] - values[0]
     assert 3 <= len(values) <= 7 and low - 1e-9 <= values[0] and values[-1] <= high + step * 1e-6
     assert any(math.isclose(step / 10 ** math.floor(math.log10(step) + 1e-9), digit) for digit in (1, 2, 5))
+
+
+def test_a_short_log_axis_has_numbers_all_the_same():
+    (svg,) = svgs(charts.chart("t", [charts.Line("a", [(0, 5.6), (1, 6.1)])], "x", log=True))
+    heights = [float(text.text) for text in svg.iter("text") if text.get("text-anchor") == "end" and text.get("class") is None]
+    assert len(heights) >= 3 and all(5 < height < 7 for height in heights)
 
 
 def test_log_ticks_cover_decades():
