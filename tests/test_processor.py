@@ -1,7 +1,7 @@
 """The processor: documents from what people give, exact tokens and loss flags, sizes, saving, the Hugging Face interface."""
 
 import copy
-import pickle
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -327,7 +327,7 @@ def test_auto_processor_finds_it(processor, tmp_path):
 
 def test_it_travels_to_worker_processes(any_processor):
     document = any_processor.document([turn("user", "draw a circle"), turn("assistant", "no")])
-    for twin in (pickle.loads(pickle.dumps(any_processor)), copy.deepcopy(any_processor)):
+    for twin in (ForkingPickler.loads(ForkingPickler.dumps(any_processor)), copy.deepcopy(any_processor)):
         assert twin.pieces(document) == any_processor.pieces(document)
 
 

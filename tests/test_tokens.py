@@ -1,7 +1,7 @@
 """Text to ids and back: what people type never becomes a control token, and comes back as it was."""
 
 import copy
-import pickle
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 
@@ -118,6 +118,6 @@ def test_settings_of_the_tokenizer_do_not_reach_in():
 
 
 def test_it_travels_to_other_processes(text):
-    for twin in (pickle.loads(pickle.dumps(text)), copy.deepcopy(text)):
+    for twin in (ForkingPickler.loads(ForkingPickler.dumps(text)), copy.deepcopy(text)):
         assert twin.plain("a red <|end|>") == text.plain("a red <|end|>")
         assert twin.marked("<|end|>") == text.marked("<|end|>")
