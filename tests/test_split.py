@@ -106,19 +106,31 @@ def test_captions_and_edits_of_one_folder_split_alike_though_only_the_edits_have
     assert sides["validation"] and not sides["train"] & sides["validation"]
 
 
-def test_no_base_emoji_is_on_both_sides(shared_data):
-    emoji = shared_data / "emoji"
-    bases = {"train": set(), "validation": set()}
-    counts = {}
-    for side in bases:
-        for source in (ImageFolder(emoji, side), EditPairs(emoji, side)):
-            counts[source.name, side] = len(source)
-            for number, subject in source.chosen:
-                files = [v for k, v in source.rows[number].values.items() if k.endswith("file_name")]
-                found = {re.split("[_-]", PurePosixPath(file).stem)[0] for file in files}
-                assert found == {subject}
-                bases[side] |= found
+@pytest.fixture(scope="module")
+def emoji(shared_data):
+    """The real captions and edits, on both sides of the split."""
+    return ImageFolder(shared_data / "emoji"), EditPairs(shared_data / "emoji")
+
+
+def test_no_base_emoji_is_on_both_sides(emoji):
+    captions, edits = emoji
+    assert (len(captions), len(edits)) == (3486, 7103)
+    assert captions.subjects == edits.subjects
+    sides = {side: Split(side).chosen(captions.subjects) for side in ("train", "validation")}
+    bases = {side: set() for side in sides}
+    for source, table in ((captions, "metadata.jsonl"), (edits, "edits.jsonl")):
+        lines = (source.root / table).read_text().splitlines()
+        for number, subject in source.chosen:
+            files = [value for column, value in json.loads(lines[number]).items() if column.endswith("file_name")]
+            side = "train" if subject in sides["train"] else "validation"
+            bases[side] |= {re.split("[_-]", PurePosixPath(file).stem)[0] for file in files}
     assert not bases["train"] & bases["validation"]
     assert 0.03 < len(bases["validation"]) / len(bases["train"] | bases["validation"]) < 0.07
-    assert sum(n for (name, _), n in counts.items() if name == "emoji") == 3486
-    assert sum(n for (name, _), n in counts.items() if name == "emoji-edits") == 7103
+
+
+def test_the_real_emoji_open(emoji):
+    captions, edits = (source[0] for source in emoji)
+    assert captions.messages[0]["content"][0]["text"] == "draw haircut, flat style"
+    assert edits.messages[0]["content"][1]["text"] == "redraw it in 3d style"
+    assert captions.messages[1]["content"][0]["image"] == edits.messages[0]["content"][0]["image"]
+    assert captions.subject == edits.subject == "1f487"

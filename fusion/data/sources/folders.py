@@ -1,10 +1,9 @@
 """Folders of images: ImageFolder with captions, EditPairs with instructions."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from fusion.data.sources.forms import DRAW, NATIVE, Captions, Edits, Fit
-from fusion.data.sources.rows import TABLES, Row, find_table, open_table
+from fusion.data.sources.rows import TABLES, Row, Rows, find_table, open_table
 from fusion.data.sources.sample import BadSample
 from fusion.data.sources.split import SUFFIXES, Split
 from fusion.data.sources.table import TableSource
@@ -54,7 +53,7 @@ class EditPairs(TableSource):
         super().__init__(name or f"{root.name}-edits", open_table(table), Edits(), root, columns, split, fit, _others(root, table))
 
 
-class SidecarRows(Sequence):
+class SidecarRows:
     """The images under a folder, each with the text file beside it as its caption."""
 
     def __init__(self, root: Path):
@@ -84,6 +83,6 @@ def _folder(path: str | Path) -> Path:
     return Path(path).resolve()
 
 
-def _others(root: Path, table: Path | None) -> list[Sequence[Row]]:
+def _others(root: Path, table: Path | None) -> list[Rows]:
     """The other tables in a folder: they may say that files of `table` are of one subject."""
     return [open_table(path) for path in sorted(root.iterdir()) if path.suffix in TABLES and path != table]

@@ -2,10 +2,10 @@
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,7 +22,16 @@ class Row:
     values: dict[str, Any]
 
 
-class JsonLines(Sequence):
+@runtime_checkable
+class Rows(Protocol):
+    """Rows read by index. A row that cannot be read raises BadSample, which is why this is no Sequence: those iterate to the end."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Row: ...
+
+
+class JsonLines:
     """The objects of a JSON lines file. Only the places of the lines are kept in memory; a broken line raises BadSample."""
 
     def __init__(self, path: Path):
@@ -51,10 +60,10 @@ class JsonLines(Sequence):
         return Row(key, values)
 
 
-class ListTable(Sequence):
+class ListTable:
     """Rows held in memory; `first` is the number that the first has in messages."""
 
-    def __init__(self, path: Path, rows: Sequence[dict], first: int):
+    def __init__(self, path: Path, rows: list[dict], first: int):
         self.path, self._rows, self._first = path, rows, first
 
     def __len__(self) -> int:
@@ -64,7 +73,7 @@ class ListTable(Sequence):
         return Row(f"{self.path.name}:{self._first + index}", self._rows[index])
 
 
-def open_table(path: Path) -> Sequence[Row]:
+def open_table(path: Path) -> Rows:
     """The rows of a .jsonl, .csv or .parquet file; raises ValueError in one line if there is none, or it cannot be read."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file; check the path")
@@ -91,7 +100,7 @@ def find_table(path: Path, stem: str) -> Path | None:
     return found[0] if found else None
 
 
-def scan(rows: Sequence[Row]) -> Iterator[Row]:
+def scan(rows: Rows) -> Iterator[Row]:
     """All rows in order; a broken one comes without values."""
     for index in range(len(rows)):
         try:

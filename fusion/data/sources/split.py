@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -73,10 +73,14 @@ class Subjects:
 
     def add(self, values: dict[str, Any], key: str) -> Name:
         """Tie together all that the row `values` names, and return one of it; `key` names a row that has neither file nor subject."""
-        first, *others = self._names(values, key)
-        for other in (first, *others):
-            small, large = sorted((self._find(first), self._find(other)))
-            self._parent[large] = small
+        label = values.get("subject")
+        names = [(False, self._variant.sub("", PurePosixPath(name).stem)) for name in image_names(values)]
+        names += [(True, str(label))] if label not in (None, "") else []
+        first, *others = dict.fromkeys(names) or [(True, key)]
+        root = self._find(first)
+        for other in map(self._find, others):
+            root, below = min(root, other), max(root, other)
+            self._parent[below] = root
         return first
 
     def all(self) -> set[str]:
@@ -87,12 +91,6 @@ class Subjects:
         """The subject that a name belongs to, by all rows added so far."""
         return self._find(name)[1]
 
-    def _names(self, values: dict[str, Any], key: str) -> list[Name]:
-        label = values.get("subject")
-        names = [(False, self._variant.sub("", PurePosixPath(name).stem)) for name in image_names(values)]
-        names += [(True, str(label))] if label not in (None, "") else []
-        return names or [(True, key)]
-
     def _find(self, name: Name) -> Name:
         while (parent := self._parent.setdefault(name, name)) != name:
             self._parent[name] = self._parent[parent]  # path halving keeps the trees flat
@@ -100,11 +98,16 @@ class Subjects:
         return name
 
 
-def image_names(value: Any) -> Iterable[str]:
+def image_names(values: Any) -> list[str]:
     """All strings in a row, however deep, that name an image file."""
-    if isinstance(value, str):
-        if value.lower().endswith(SUFFIXES):
-            yield value
-    elif isinstance(value, dict | list | tuple):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from image_names(part)
+    names, left = [], [values]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            if value.lower().endswith(SUFFIXES):
+                names.append(value)
+        elif isinstance(value, dict):
+            left += reversed(value.values())
+        elif isinstance(value, list | tuple):
+            left += reversed(value)
+    return names

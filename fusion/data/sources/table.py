@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fusion.data.sources.forms import NATIVE, Fit, Form, Pictures, resolve
-from fusion.data.sources.rows import Row, scan
+from fusion.data.sources.rows import Rows, scan
 from fusion.data.sources.sample import BadSample, Sample
 from fusion.data.sources.split import Split, Subjects
 from fusion.data.sources.stream import Stream
@@ -23,13 +23,13 @@ class TableSource:
     def __init__(
         self,
         name: str,
-        rows: Sequence[Row],
+        rows: Rows,
         form: Form,
         root: Path,
         columns: dict[str, str] | None = None,
         split: Split | str = "all",
         fit: Fit = NATIVE,
-        tied: Sequence[Sequence[Row]] = (),
+        tied: Sequence[Rows] = (),
     ):
         self.name, self.form, self.root, self.rows = name, form, root, rows
         self._pictures = Pictures(root, fit)

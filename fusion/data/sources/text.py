@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fusion.data.sources.rows import Row, read_bytes, scan
+from fusion.data.sources.rows import Row, Rows, read_bytes, scan
 from fusion.data.sources.sample import BadSample
 
 # Where a piece may end, best first: between paragraphs, lines, sentences, words.
@@ -25,7 +25,7 @@ def cut(text: str, max_chars: int) -> Iterator[tuple[int, int]]:
     yield start, len(text)
 
 
-class FilePieces(Sequence):
+class FilePieces:
     """Pieces of text files, read when asked for. A file is a subject; of a single file, each piece is one."""
 
     def __init__(self, root: Path, paths: Sequence[Path], max_chars: int):
@@ -46,10 +46,10 @@ class FilePieces(Sequence):
         return Row(key, {"text": text} | ({"subject": name} if len(self._paths) > 1 else {}))
 
 
-class RowPieces(Sequence):
+class RowPieces:
     """Pieces of the column `column` of a table. A row is a subject."""
 
-    def __init__(self, rows: Sequence[Row], column: str, max_chars: int):
+    def __init__(self, rows: Rows, column: str, max_chars: int):
         self._rows, self._column = rows, column
         spans = []
         for number, row in enumerate(scan(rows)):
