@@ -106,7 +106,7 @@ def _cell(prompt: Prompt, answer: Sequence[str | Image.Image]) -> Image.Image:
     pictures += [(open_image(part), "true") for part in prompt.truth if not isinstance(part, str)]
     width = max(1, len(pictures)) * (CELL + GAP)
     words = [(block["text"], INK) for block in given if block["type"] == "text"]
-    words += [(f"→ {part}", INK) for part in answer if isinstance(part, str)]
+    words += [(f"answer: {part}", INK) for part in answer if isinstance(part, str)]
     words += [(f"true: {part}", QUIET) for part in prompt.truth if isinstance(part, str)]
     lines = [(line, colour) for text, colour in words for line in _wrapped(text, width - GAP)]
     top = CELL + LINE + 4 if pictures else 0
@@ -132,14 +132,14 @@ def _enlarged(picture: Image.Image) -> Image.Image:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of at most `width` pixels, broken between words, and inside a word that is wider than a line."""
     font, lines = _font(), [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
+    for character in text.replace("\n", " "):
+        if font.getlength(lines[-1] + character) > width:
+            line, space, word = lines[-1].rpartition(" ")
+            lines[-1:] = [line, word] if space else [lines[-1], ""]
+        lines[-1] += character
+    return [line.strip() for line in lines]
 
 
 def _font() -> ImageFont.FreeTypeFont:
