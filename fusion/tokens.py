@@ -35,7 +35,7 @@ class SafeTokenizer:
         self._typed = re.compile(f"(?={_any_of({*own.values(), *control}).pattern})")
         self._cache: dict[tuple[str, bool, bool], tuple[int, ...]] = {}
         # Sentencepiece begins a text with a space of its own; what continues a text must not get another one.
-        self._begins_with_space = self._encode("a", True) != self._continue("a", True)
+        self._begins_with_space = self._encode("a") != self._continue("a")
 
     def plain(self, text: str, after_text: bool = False) -> tuple[int, ...]:
         """Ids of what a person wrote. after_text: it continues a text, and no token that begins one is put before it."""
@@ -79,7 +79,7 @@ class SafeTokenizer:
     def _pieces(self, text: str, cuts: Iterable[int], after_text: bool) -> list[int]:
         ids, start = [], 0
         for end in (*cuts, len(text)):
-            ids += self._next(text[start:end], True, after_text or start > 0)
+            ids += self._next(text[start:end], after_text or start > 0)
             start = end
         return ids
 
@@ -89,29 +89,29 @@ class SafeTokenizer:
             if piece in self.control:
                 ids.append(self.control[piece])
             elif piece:
-                ids += self._next(piece, False, ids[-1] not in self.special if ids else after_text)
+                ids += self._next(piece, ids[-1] not in self.special if ids else after_text)
         return ids
 
-    def _next(self, text: str, plain: bool, after_text: bool) -> list[int]:
-        return self._continue(text, plain) if after_text and self._begins_with_space else self._encode(text, plain)
+    def _next(self, text: str, after_text: bool) -> list[int]:
+        return self._continue(text) if after_text and self._begins_with_space else self._encode(text)
 
-    def _continue(self, text: str, plain: bool) -> list[int]:
+    def _continue(self, text: str) -> list[int]:
         """Encode text behind another character, which is then taken off: one that never joins with what follows."""
         for before in "\n.!|":
-            head, ids = self._encode(before, plain), self._encode(before + text, plain)
+            head, ids = self._encode(before), self._encode(before + text)
             if head and ids[: len(head)] == head:
                 return ids[len(head) :]
-        return self._encode(text, plain)
+        return self._encode(text)
 
-    def _encode(self, text: str, plain: bool) -> list[int]:
+    def _encode(self, text: str) -> list[int]:
         if not self.tokenizer.is_fast:
-            return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=plain)
-        backend = self.tokenizer.backend_tokenizer  # transformers' own wrapper takes four times as long
+            return self.tokenizer.encode(text, add_special_tokens=False)
+        backend = self.tokenizer.backend_tokenizer  # transformers' own wrapper takes half as long again
         if backend.truncation is not None:
             backend.no_truncation()
         if backend.padding is not None:
             backend.no_padding()
-        backend.encode_special_tokens = plain
+        backend.encode_special_tokens = False
         return backend.encode(text, add_special_tokens=False).ids
 
     def _decode(self, ids: list[int]) -> str:
