@@ -38,7 +38,7 @@ class TextData:
     """
 
     path: str | None = None
-    texts: int = 20_000
+    texts: int = 8_000
     held_out: float = 0.02
     max_chars: int = 1000
 
