@@ -303,8 +303,9 @@ def inspect(options: argparse.Namespace) -> None:
     processor = _processor(options)
     pieces = finish(processor.pieces(processor.document(source, prompt=options.prompt)), keep_tail=options.tail)
     packed = pack([[layout(pieces, processor.control)]])
+    drawing = draw_packed(packed, processor)
     print(summary(packed, processor))
-    print(save_image(draw_packed(packed, processor), out))
+    print(save_image(drawing, out))
 
 
 def _processor(options: argparse.Namespace):

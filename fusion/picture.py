@@ -5,6 +5,7 @@ whatever is learned. Below stands the mask: a row sees the columns that are colo
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ LEARNS_TEXT, LEARNS_PICTURE = (42, 157, 111), (222, 122, 44)
 ZOOM = 2  # drawn at twice the size, for sharp letters
 MARGIN, GAP, CHIP = 28 * ZOOM, 5 * ZOOM, 24 * ZOOM
 MASK = 760 * ZOOM  # side of the mask, about
+MOST = 4096  # rows, a pixel each
 LABELLED = 10 * ZOOM  # cells of at least this height have their token written beside them
 
 
@@ -102,12 +104,15 @@ def readable(text: str) -> str:
 def draw_packed(packed: Packed, processor, row: int = 0) -> Image.Image:
     """The sequence and the mask of one row of a packed batch, as an RGB image (times and noise are shown where they are set).
 
-    Raises ValueError where the batch has no such row.
+    Raises ValueError where the batch has no such row, or one too long to be drawn.
     """
     if not 0 <= row < len(packed.ids):
         raise ValueError(f"row {row} is not in a batch of {len(packed.ids)} rows: ask for one from 0 to {len(packed.ids) - 1}")
+    count = packed.ids.shape[1]
+    if count > MOST:
+        raise ValueError(f"{count} rows are too many to draw, {MOST} are the most: shorten the document or take smaller pictures")
     all_spans = spans(packed, processor, row)
-    width = MASK + 2 * MARGIN + _rail(all_spans, packed.ids.shape[1])
+    width = max(MASK, count) + 2 * MARGIN + _rail(all_spans, count)
     parts = [_legend(width), _sequence(all_spans, packed, width), _mask(all_spans, packed, row, width)]
     page = Image.new("RGB", (width, sum(part.height for part in parts) + MARGIN), PAPER)
     top = MARGIN // 2
@@ -117,6 +122,7 @@ def draw_packed(packed: Packed, processor, row: int = 0) -> Image.Image:
     return page
 
 
+@cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size * ZOOM)
 

@@ -1,9 +1,9 @@
 """Answers on their way out: text as it comes, images into numbered files and, while they become clear, into the terminal."""
 
+import io
 import shutil
 import sys
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from PIL import Image
@@ -37,7 +37,7 @@ class Screen:
     out: as in files.image_path. show: draw images in the terminal, in place while they become clear.
     """
 
-    def __init__(self, out: str | Path, show: bool, stream: TextIO | None = None):
+    def __init__(self, out: str | Path, show: bool, stream: io.TextIOBase | None = None):
         self.out, self.show, self.stream = image_path(out), show, stream or sys.stdout
         self._mid_line = False
         self._drawn = 0  # lines of the unfinished image that stands last on the screen
