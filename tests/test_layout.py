@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,13 @@ READING_ORDER = [
     "codec",
     "backbone",
     "model",
+    "objective",
+    "sizes",
+    "tokens",
     "processor",
+    "sampling",
+    "prefix",
+    "drawing",
     "generate",
     "api",
     "architectures",
@@ -38,6 +45,11 @@ READING_ORDER = [
     "data.batches",
     "data.check",
     "data",
+    "picture",
+    "files",
+    "conversation",
+    "show",
+    "chat",
     "cli",
 ]
 
@@ -93,6 +105,20 @@ def test_imports_point_upwards_in_the_reading_order(path):
         if name.startswith("fusion."):
             there = place(name.removeprefix("fusion."))
             assert there is None or there <= here, f"{path} imports {name}, which comes after it"
+
+
+def test_no_imports_go_in_circles():
+    modules = {module(path): path for path in LIBRARY if len(path.parts) > 2 or path.name != "__init__.py"}
+
+    def owner(name: str) -> str | None:
+        parts = name.removeprefix("fusion.").split(".")
+        return next((known for end in range(len(parts), 0, -1) if (known := ".".join(parts[:end])) in modules), None)
+
+    graph = {
+        name: {owner(needed) for needed in imported(path) if needed.startswith("fusion.")} - {None, name}
+        for name, path in modules.items()
+    }
+    assert set(TopologicalSorter(graph).static_order()) == set(modules)  # a circle raises CycleError, which shows it
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)
