@@ -1,5 +1,6 @@
 """The built-in world: coloured shapes on a plain ground, every task of a unified model, and a judge of pixels."""
 
+from fusion.data.shapes import judge
 from fusion.data.shapes.constants import (
     COLOURS,
     GROUNDS,
@@ -10,18 +11,32 @@ from fusion.data.shapes.constants import (
     SHAPES,
     WORLD_VERSION,
 )
+from fusion.data.shapes.evaluation import (
+    SCORED_SEED,
+    EvaluationEdit,
+    EvaluationIntent,
+    EvaluationPrompt,
+    EvaluationQuestion,
+    evaluation_edits,
+    evaluation_intents,
+    evaluation_prompts,
+    evaluation_questions,
+)
 from fusion.data.shapes.expect import Edit, Expectation, Question, Wanted
-from fusion.data.shapes.judge import Verdict, check
+from fusion.data.shapes.judge import EditVerdict, Verdict
 from fusion.data.shapes.options import Options
+from fusion.data.shapes.prose import plain_text
 from fusion.data.shapes.render import picture, render
 from fusion.data.shapes.sample import Sample
 from fusion.data.shapes.scene import Scene, Thing
-from fusion.data.shapes.vision import Reading, Seen, read
+from fusion.data.shapes.tasks import TASKS
+from fusion.data.shapes.vision import Reading, Seen
 from fusion.data.shapes.words import Caption, caption
 from fusion.data.shapes.world import World
 
 __all__ = [
-    "COLOURS", "GROUNDS", "HELD_OUT", "KINDS", "PICTURE_SIZES", "RELATIONS", "SHAPES", "WORLD_VERSION",
-    "Caption", "Edit", "Expectation", "Options", "Question", "Reading", "Sample", "Scene", "Seen", "Thing", "Verdict", "Wanted",
-    "World", "caption", "check", "picture", "read", "render",
+    "COLOURS", "GROUNDS", "HELD_OUT", "KINDS", "PICTURE_SIZES", "RELATIONS", "SCORED_SEED", "SHAPES", "TASKS", "WORLD_VERSION",
+    "Caption", "Edit", "EditVerdict", "EvaluationEdit", "EvaluationIntent", "EvaluationPrompt", "EvaluationQuestion", "Expectation",
+    "Options", "Question", "Reading", "Sample", "Scene", "Seen", "Thing", "Verdict", "Wanted", "World", "caption",
+    "evaluation_edits", "evaluation_intents", "evaluation_prompts", "evaluation_questions", "judge", "picture", "plain_text", "render",
 ]  # fmt: skip

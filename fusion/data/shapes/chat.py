@@ -38,6 +38,7 @@ FORM = {
     "circle": "it is round and has no corners", "square": "it has four equal sides and four corners",
     "triangle": "it has three sides and three corners", "cross": "it has four arms that meet in the middle",
 }  # fmt: skip
+PAINTING = {"circle": "makes it round", "square": "makes four equal sides", "triangle": "makes three sides", "cross": "makes four arms"}
 
 
 def small_talk(rng: np.random.Generator, scene: Scene) -> Turn:
@@ -89,9 +90,8 @@ def echo(rng: np.random.Generator, scene: Scene) -> Turn:
 def how_to(rng: np.random.Generator, scene: Scene) -> Turn:
     """How something is drawn, not the drawing."""
     thing = pick(rng, scene.things)
-    steps = {"circle": "make it round", "square": "make four equal sides", "triangle": "make three sides", "cross": "make four arms"}
     asked = pick(rng, ("how do you draw {}?", "how would you paint {}?", "how does one draw {}?"))
-    return asked.format(a(f"{thing.colour} {thing.shape}")), f"i take {thing.colour} paint and {steps[thing.shape]}."
+    return asked.format(a(f"{thing.colour} {thing.shape}")), f"one takes {thing.colour} paint and {PAINTING[thing.shape]}."
 
 
 TALKS: dict[Callable[[np.random.Generator, Scene], Turn | list[Turn]], float] = {

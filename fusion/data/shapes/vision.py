@@ -11,6 +11,8 @@ from fusion.data.shapes.constants import COLOURS, CROSS_ARM, GROUNDS, SEVERAL_LA
 TOLERANCE = 48.0  # RGB distance at which a pixel still counts as a palette colour; noise of +-10 reaches 17
 MIN_GROUND = 0.25  # four large squares leave 0.43 of a picture
 MIN_FIT, MIN_LEAD = 0.80, 0.03  # soft overlap with the best template, and its lead over the second best
+SHARPNESS = 2.5  # how much steeper edges are made before templates are compared
+MAX_SOFTNESS = 2.2  # mean width of the edges in pixels, roughly: a 1-2-1 blur is read, 1-4-6-4-1 is not
 OBJECT_RANGE = (0.20, 0.62)  # sizes in units of the shorter side: the frozen ranges with some tolerance
 MAX_DIRT = 0.02  # share of pixels that neither ground nor objects explain
 SPECK = 0.01  # connected pixels below this share of the squared shorter side are dirt, not an object
@@ -152,9 +154,20 @@ def template(shape: str, height: int, width: int, box: Box) -> Float[np.ndarray,
     return np.clip(slope + 0.5, 0, 1) * _span(height, top, bottom)[:, None]
 
 
-# Per shape: area in units of the squared size, and how far below the box's middle its centre of mass lies.
+# Per shape, in units of its size: area, perimeter, and how far below the box's middle its centre of mass lies.
 _AREA = {"circle": np.pi / 4, "square": 1.0, "triangle": 0.5, "cross": 2 * CROSS_ARM - CROSS_ARM**2}
+_PERIMETER = {"circle": np.pi, "square": 4.0, "triangle": 1 + np.sqrt(5), "cross": 4.0}
 _SINK = {"circle": 0.0, "square": 0.0, "triangle": 1 / 6, "cross": 0.0}
+
+
+def _sharpen(alpha: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+    """Edges made steeper about one half, so that a slightly blurred edge costs nothing."""
+    return np.clip(SHARPNESS * (alpha - 0.5) + 0.5, 0, 1)
+
+
+def _overlap(one: Float[np.ndarray, "h w"], two: Float[np.ndarray, "h w"]) -> float:
+    """Soft intersection over union."""
+    return float(np.minimum(one, two).sum() / np.maximum(one, two).sum())
 
 
 def _fit(alpha: Float[np.ndarray, "h w"]) -> tuple[str | None, Box, float]:
@@ -163,40 +176,54 @@ def _fit(alpha: Float[np.ndarray, "h w"]) -> tuple[str | None, Box, float]:
     area = alpha.sum()
     mean_x = (alpha.sum(0) * (np.arange(width) + 0.5)).sum() / area
     mean_y = (alpha.sum(1) * (np.arange(height) + 0.5)).sum() / area
-    fits = []
+    fits, sharp = [], _sharpen(alpha)
     for shape in SHAPES:
         size = np.sqrt(area / _AREA[shape])
         left, top = mean_x - size / 2, mean_y - _SINK[shape] * size - size / 2
         box = (left, top, left + size, top + size)
-        mask = template(shape, height, width, box)
-        fits.append((float(np.minimum(alpha, mask).sum() / np.maximum(alpha, mask).sum()), shape, box))
+        fits.append((_overlap(sharp, _sharpen(template(shape, height, width, box))), shape, box))
     fits.sort(reverse=True)
     (best, shape, box), second = fits[0], fits[1][0]
-    clear = best >= MIN_FIT and best - second >= MIN_LEAD
+    softness = 4 * (alpha * (1 - alpha)).sum() / (_PERIMETER[shape] * (box[2] - box[0]))
+    clear = best >= MIN_FIT and best - second >= MIN_LEAD and softness <= MAX_SOFTNESS
     return shape if clear else None, box, best
 
 
-def _nearest(flat: Float[np.ndarray, "h w 3"], palette: Float[np.ndarray, "k 3"]) -> Int[np.ndarray, "h w"]:
-    """Per pixel 1 + the index of the nearest palette entry, or 0 where none is within the tolerance."""
-    squared = (flat**2).sum(-1)[..., None] - 2 * flat @ palette.T + (palette**2).sum(-1)
+def _dot(one: Float[np.ndarray, "h w 3"], two: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
+    return np.einsum("hwc,hwc->hw", one, two)
+
+
+def _ground_of(rgb: Float[np.ndarray, "h w 3"]) -> tuple[int, float]:
+    """The index of the ground that most pixels are near, and their share."""
+    near = [float((_dot(rgb - ground, rgb - ground) <= TOLERANCE**2).mean()) for ground in _GROUNDS]
+    return int(np.argmax(near)), max(near)
+
+
+def _cores(rgb: Float[np.ndarray, "h w 3"], ground: int) -> Int[np.ndarray, "h w"]:
+    """Per pixel 1 + the index of the colour it shows, mixtures with less than half of ground included; 0 for none.
+
+    What counts is the distance to the mixtures of ground and colour, not to the colour: a soft red edge on beige lies
+    closer to orange than to red, but further from the mixtures of orange.
+    """
+    offset, direction = rgb - _GROUNDS[ground], _PALETTE - _GROUNDS[ground]
+    length, along = (direction**2).sum(-1), offset @ direction.T
+    share = np.minimum(along / length, 1)
+    squared = _dot(offset, offset)[..., None] - 2 * share * along + share**2 * length
+    squared[share < 0.5] = np.inf
     return np.where(squared.min(-1) <= TOLERANCE**2, 1 + squared.argmin(-1), 0)
-
-
-def _ground_of(rgb: Float[np.ndarray, "h w 3"]) -> int | None:
-    """The index of the ground that fills the picture, if one does."""
-    counts = np.bincount(_nearest(rgb, _GROUNDS).ravel(), minlength=len(_GROUNDS) + 1)[1:]
-    return int(counts.argmax()) if counts.max() >= MIN_GROUND * rgb.shape[0] * rgb.shape[1] else None
 
 
 @dataclass(frozen=True)
 class Matte:
-    """A picture split into objects on a ground. `ground` is an index or None, `colours` one index per object.
+    """A picture split into objects on a ground. `ground` and `colours` (one per object) are indices.
 
-    `owner` is 0 or 1 + the object whose pixels and surroundings these are, `alpha` its share of each pixel (0 where
-    the pixel is no mixture of its colour and the ground), `explained` whether ground or object explain the pixel.
+    `filled` is the share of pixels near that ground. `owner` is 0 or 1 + the object whose pixels and surroundings these
+    are, `alpha` its share of each pixel (0 where the pixel is no mixture of its colour and the ground), `explained`
+    whether ground or object explain the pixel.
     """
 
-    ground: int | None
+    ground: int
+    filled: float
     colours: tuple[int, ...]
     owner: Int[np.ndarray, "h w"]
     alpha: Float[np.ndarray, "h w"]
@@ -204,9 +231,10 @@ class Matte:
 
 
 def matte(pixels: UInt8[np.ndarray, "h w 3"]) -> Matte:
-    """Pixels near a palette colour form connected cores, which are spread by two pixels to take in their soft edges."""
+    """Pixels near a palette colour form connected cores, which are spread to take in their soft edges."""
     rgb = pixels.astype(np.float32)
-    ground, near = _ground_of(rgb), _nearest(rgb, _PALETTE)
+    ground, filled = _ground_of(rgb)
+    near = _cores(rgb, ground)
     labels, areas = connected(near)
     number = np.zeros(len(areas) + 1, dtype=labels.dtype)
     kept = [index for index, area in enumerate(areas, 1) if area >= SPECK * min(pixels.shape[:2]) ** 2]
@@ -214,15 +242,13 @@ def matte(pixels: UInt8[np.ndarray, "h w 3"]) -> Matte:
     labels = number[labels]
     colours = np.zeros(len(kept) + 1, dtype=labels.dtype)
     colours[labels] = near - 1
-    nothing = np.zeros(labels.shape, dtype=bool)
-    if ground is None:
-        return Matte(None, tuple(colours[1:].tolist()), labels, nothing.astype(np.float32), nothing)
     owner = _grow(_grow(labels))
     direction, offset = _PALETTE[colours[owner]] - _GROUNDS[ground], rgb - _GROUNDS[ground]
-    alpha = np.clip((offset * direction).sum(-1) / (direction**2).sum(-1), 0, 1)
-    mixed = (owner > 0) & (((offset - alpha[..., None] * direction) ** 2).sum(-1) <= TOLERANCE**2)
-    explained = mixed | ((offset**2).sum(-1) <= TOLERANCE**2)
-    return Matte(ground, tuple(colours[1:].tolist()), owner, alpha * mixed, explained)
+    along, length, squared = _dot(offset, direction), _dot(direction, direction), _dot(offset, offset)
+    alpha = np.clip(along / length, 0, 1)
+    mixed = (owner > 0) & (squared - 2 * alpha * along + alpha**2 * length <= TOLERANCE**2)
+    explained = mixed | (squared <= TOLERANCE**2)
+    return Matte(ground, filled, tuple(colours[1:].tolist()), owner, alpha * mixed, explained)
 
 
 def _seen(split: Matte, number: int, side: int) -> Seen:
@@ -257,7 +283,7 @@ def read(image: UInt8[np.ndarray, "h w 3"] | Image.Image) -> Reading:
     split = matte(pixels)
     height, width, _ = pixels.shape
     colours = frozenset(_COLOUR_NAMES[index] for index in split.colours)
-    if split.ground is None:
+    if split.filled < MIN_GROUND:
         return Reading(width, height, None, (), 1.0, colours)
     objects = tuple(_seen(split, number, min(height, width)) for number in range(len(split.colours)))
     return Reading(width, height, _GROUND_NAMES[split.ground], objects, float(1 - split.explained.mean()), colours)
@@ -267,5 +293,4 @@ def on_ground(image: UInt8[np.ndarray, "h w 3"] | Image.Image, ground: str) -> F
     """The picture's pixels, 0 to 255, with its ground exchanged and the objects kept."""
     pixels = as_pixels(image)
     split = matte(pixels)
-    old = 0 if split.ground is None else split.ground
-    return pixels + (1 - split.alpha[..., None]) * (np.array(GROUNDS[ground]) - _GROUNDS[old])
+    return pixels + (1 - split.alpha[..., None]) * (np.array(GROUNDS[ground]) - _GROUNDS[split.ground])

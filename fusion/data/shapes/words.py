@@ -85,9 +85,9 @@ def ask_for_picture(rng: np.random.Generator, caption: str) -> str:
     return user_style(rng, pick(rng, PICTURE_REQUESTS).format(caption))
 
 
-def groups(rng: np.random.Generator, things: Sequence[Thing], sized: bool) -> Caption:
-    """All objects in their order, equal ones counted together: "two red circles and a blue square"."""
-    counted = Counter(wanted(thing, sized) for thing in things)
+def groups(rng: np.random.Generator, wants: Sequence[Wanted]) -> Caption:
+    """All that is wanted in its order, equal ones counted together: "two red circles and a blue square"."""
+    counted = Counter(wants)
     phrases = []
     for want, count in counted.items():
         noun = name(rng, want)
@@ -96,19 +96,18 @@ def groups(rng: np.random.Generator, things: Sequence[Thing], sized: bool) -> Ca
 
 
 def _open(rng: np.random.Generator, scene: Scene) -> Caption:
-    """"two circles", "three red shapes", "four objects": what all share, other attributes left open."""
+    """"two circles and a cross", "three red shapes", "four objects": colours, shapes or both left open."""
     things, count = scene.things, len(scene.things)
     options = [Wanted()] if count > 1 else []
-    if len({thing.shape for thing in things}) == 1:
-        options += [Wanted(shape=things[0].shape)] * 3
     if len({thing.colour for thing in things}) == 1:
-        options += [Wanted(colour=things[0].colour)]
+        options.append(Wanted(colour=things[0].colour))
+    if not options or chance(rng, 0.7):
+        return groups(rng, some(rng, [Wanted(shape=thing.shape) for thing in things], count))
     want = pick(rng, options)
     claims = Expectation((want,) * count)
     if count == 1:
         return Caption(a(name(rng, want)), claims)
-    noun = plural(want.shape) if want.shape else pick(rng, ("shapes", "objects"))
-    return Caption(" ".join(word for word in (NUMBERS[count], want.colour, noun) if word), claims)
+    return Caption(" ".join(filter(None, (NUMBERS[count], want.colour, pick(rng, ("shapes", "objects"))))), claims)
 
 
 def _related(rng: np.random.Generator, scene: Scene, sized: bool, order: Sequence[int]) -> Caption:
@@ -128,7 +127,7 @@ def _placed(rng: np.random.Generator, things: Sequence[Thing], sized: bool) -> C
 
 def _listed(rng: np.random.Generator, things: Sequence[Thing], sized: bool) -> Caption:
     """"a red circle and a blue square", "three objects: two red circles and a blue square"."""
-    told = groups(rng, things, sized)
+    told = groups(rng, [wanted(thing, sized) for thing in things])
     if len(things) > 1 and chance(rng, 0.15):
         return replace(told, text=f"{NUMBERS[len(things)]} {pick(rng, ('objects', 'shapes'))}: {told.text}")
     return told
@@ -136,7 +135,7 @@ def _listed(rng: np.random.Generator, things: Sequence[Thing], sized: bool) -> C
 
 def _aligned(rng: np.random.Generator, scene: Scene, sized: bool) -> Caption:
     """Two equal objects and how they stand: "two red circles side by side"."""
-    told = groups(rng, scene.things, sized)
+    told = groups(rng, [wanted(thing, sized) for thing in scene.things])
     sideways = relation(scene, 0, 1) in ("left of", "right of")
     phrase = pick(rng, ("side by side", "next to each other")) if sideways else "one above the other"
     claims = replace(told.claims, relations=((0, "left of" if sideways else "above", 1),))
@@ -175,8 +174,8 @@ def describe(rng: np.random.Generator, scene: Scene, detail: bool) -> Caption:
     order = sorted(range(len(scene.things)), key=lambda index: tuple(PLACES[scene.layout]).index(scene.things[index].place))
     things = [scene.things[index] for index in order]
     if detail:
-        told = groups(rng, things, sized=True) if len(things) == 1 else _placed(rng, things, sized=True)
+        told = groups(rng, [wanted(things[0], sized=True)]) if len(things) == 1 else _placed(rng, things, sized=True)
         return _grounded(rng, told, scene.ground)
     if len(things) == 2 and relation(scene, 0, 1) is not None and things[0].kind != things[1].kind:
         return _related(rng, scene, False, order)
-    return groups(rng, things, sized=False)
+    return groups(rng, [wanted(thing) for thing in things])

@@ -1,0 +1,175 @@
+"""Fixed evaluation sets: GenEval in miniature, edits, questions, and requests that do or do not ask for a picture.
+
+Their random streams carry a spawn key of their own (`SeedSequence(seed, spawn_key=(EVALUATION, ...))`). Training draws
+from `default_rng(seed)`, whose key is empty, or from children spawned from it, whose keys count from 0: the streams
+differ for every seed. Held-out pairs of kinds never occur in training at all. `SCORED_SEED` is for reported figures;
+whatever is chosen or tuned is chosen on other seeds.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
+
+from fusion.data.shapes.chance import chance, pick, some, whole
+from fusion.data.shapes.constants import COLOURS, KINDS, RELATIONS, SHAPES, Kind, has_held_out
+from fusion.data.shapes.edit_words import request
+from fusion.data.shapes.edits import EDITS
+from fusion.data.shapes.expect import Edit, Expectation, Question, Wanted
+from fusion.data.shapes.options import Options
+from fusion.data.shapes.questions import QUESTIONS
+from fusion.data.shapes.render import render
+from fusion.data.shapes.sample import Message
+from fusion.data.shapes.scene import Scene
+from fusion.data.shapes.tasks import TASKS, any_scene, first_edit
+from fusion.data.shapes.words import RELATION_WORDS, Caption, a, ask_for_picture, groups, name
+
+EVALUATION = 0x5A9E  # no trainer spawns this many children
+SCORED_SEED = 0
+_SETS = ("prompts", "edits", "questions", "intents")
+
+
+@dataclass(frozen=True)
+class EvaluationPrompt:
+    """A request for a picture and what the picture must show; `held_out` if it names a held-out pair."""
+
+    category: str
+    prompt: str
+    expectation: Expectation
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class EvaluationEdit:
+    """A picture (uint8 RGB), a request for one change, and the scenes before and after it (one right result of several)."""
+
+    kind: str
+    image: UInt8[np.ndarray, "h w 3"]
+    instruction: str
+    edit: Edit
+    before: Scene
+    after: Scene
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class EvaluationQuestion:
+    """A picture (uint8 RGB) and a question about it with its answer."""
+
+    kind: str
+    image: UInt8[np.ndarray, "h w 3"]
+    question: Question
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class EvaluationIntent:
+    """A user's first message and whether it asks for a picture; `kind` is the task it comes from."""
+
+    kind: str
+    message: Message
+    draw: bool
+
+
+def _stream(name_of_set: str, seed: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(EVALUATION, _SETS.index(name_of_set))))
+
+
+def _two_kinds(rng: np.random.Generator, held_out: bool) -> tuple[Kind, Kind]:
+    """Two kinds that differ in shape and in colour, as a held-out pair or as one that training has."""
+    while True:
+        one, two = pick(rng, KINDS), pick(rng, KINDS)
+        if one[0] != two[0] and one[1] != two[1] and has_held_out((one, two)) == held_out:
+            return one, two
+
+
+def _single_object(rng: np.random.Generator, held_out: bool) -> Caption:
+    return groups(rng, [Wanted(shape=pick(rng, SHAPES))])
+
+
+def _two_objects(rng: np.random.Generator, held_out: bool) -> Caption:
+    return groups(rng, [Wanted(shape=shape) for shape in some(rng, SHAPES, 2)])
+
+
+def _counting(rng: np.random.Generator, held_out: bool) -> Caption:
+    colour = pick(rng, tuple(COLOURS)) if chance(rng, 0.5) else None
+    return groups(rng, [Wanted(shape=pick(rng, SHAPES), colour=colour)] * whole(rng, 2, 4))
+
+
+def _colours(rng: np.random.Generator, held_out: bool) -> Caption:
+    return groups(rng, [Wanted(*pick(rng, KINDS))])
+
+
+def _position(rng: np.random.Generator, held_out: bool) -> Caption:
+    one, two = (Wanted(*kind) for kind in _two_kinds(rng, held_out))
+    how = pick(rng, RELATIONS)
+    text = f"{a(name(rng, one))} {pick(rng, RELATION_WORDS[how])} {a(name(rng, two))}"
+    return Caption(text, Expectation((one, two), ((0, how, 1),)))
+
+
+def _attribute_binding(rng: np.random.Generator, held_out: bool) -> Caption:
+    return groups(rng, [Wanted(*kind) for kind in _two_kinds(rng, held_out)])
+
+
+# The six categories of GenEval (Ghosh et al. 2023); only pairs of kinds can be held out.
+CATEGORIES: dict[str, Callable[[np.random.Generator, bool], Caption]] = {
+    "single_object": _single_object, "two_objects": _two_objects, "counting": _counting, "colours": _colours,
+    "position": _position, "attribute_binding": _attribute_binding,
+}  # fmt: skip
+HELD_OUT_CATEGORIES = ("position", "attribute_binding")
+
+
+def evaluation_prompts(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationPrompt, ...]:
+    """`n` requests, the categories in turn; every other one of position and attribute_binding is held out."""
+    rng, prompts = _stream("prompts", seed), []
+    for number in range(n):
+        category = tuple(CATEGORIES)[number % len(CATEGORIES)]
+        held_out = category in HELD_OUT_CATEGORIES and number // len(CATEGORIES) % 2 == 1
+        told = CATEGORIES[category](rng, held_out)
+        prompts.append(EvaluationPrompt(category, ask_for_picture(rng, told.text), told.claims, held_out))
+    return tuple(prompts)
+
+
+def _alternately(number: int, kinds: int) -> Options:
+    """Default scenes; those of every other round through the kinds have a held-out pair."""
+    return Options(held_out=number // kinds % 2 == 1)
+
+
+def evaluation_edits(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationEdit, ...]:
+    """`n` edits, the kinds in turn; every other round edits pictures with a held-out pair."""
+    rng, edits = _stream("edits", seed), []
+    for number in range(n):
+        kind = tuple(EDITS)[number % len(EDITS)]
+        options = _alternately(number, len(EDITS))
+        before, (edit, after) = first_edit(rng, options, kind)
+        instruction = request(rng, edit, before.kinds)
+        edits.append(EvaluationEdit(kind, render(before), instruction, edit, before, after, options.held_out))
+    return tuple(edits)
+
+
+def evaluation_questions(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationQuestion, ...]:
+    """`n` questions, the kinds in turn; every other round is about pictures with a held-out pair."""
+    rng, questions = _stream("questions", seed), []
+    for number in range(n):
+        kind = tuple(QUESTIONS)[number % len(QUESTIONS)]
+        options, question = _alternately(number, len(QUESTIONS)), None
+        while question is None:
+            scene = any_scene(rng, options)
+            question = QUESTIONS[kind](rng, scene)
+        questions.append(EvaluationQuestion(kind, render(scene), question, options.held_out))
+    return tuple(questions)
+
+
+_DRAWING = ("text_to_image", "text_to_image", "edits", "stories")
+_TALKING = ("chat", "chat", "questions", "image_to_text")
+
+
+def evaluation_intents(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationIntent, ...]:
+    """`n` first messages in turn: one that asks for a picture, then one that clearly does not."""
+    rng, intents = _stream("intents", seed), []
+    for number in range(n):
+        draw = number % 2 == 0
+        kind = (_DRAWING if draw else _TALKING)[number // 2 % 4]
+        intents.append(EvaluationIntent(kind, TASKS[kind](rng, Options()).messages[0], draw))
+    return tuple(intents)
