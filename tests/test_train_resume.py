@@ -1,83 +1,89 @@
-"""Law 6: resuming equals never having stopped, bit for bit; and a half-written checkpoint is passed over."""
+"""Law 6: resuming equals never having stopped, bit for bit, whatever stopped the run."""
 
-import json
+import os
+import signal
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-import fusion
-from fusion.data.batches import Batches, Loader, Packing, fixed_batches
-from fusion.data.shapes import World
-from fusion.data.sources import Mixture, WorldSource
-from fusion.objective import Objective
-from tests import families
-from train import checkpoint
-from train.loop import NotFinite, Trainer, Training
+from tests import training
+from train.loop import Trainer
 from train.metrics import read
-from train.optim import Optim
-
-PACKING = Packing(length=512, rows=1, lookahead=8)
 
 
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llm")
-    families.tiny_llm("llama").save_pretrained(folder)
-    families.tiny_tokenizer().save_pretrained(folder)
-    return folder
+def llm(tmp_path_factory) -> Path:
+    return training.save_llm(tmp_path_factory.mktemp("llm"))
 
 
-def trainer(llm, run, documents=40, resume=False, workers=0, optimizer="muon", **rest) -> Trainer:
-    model = fusion.from_llm(llm, dtype=torch.float32)
-    source = WorldSource(World())
-    batches = Batches(lambda shard, shards: Mixture([source], seed=1, shard=shard, shards=shards), model.processor, PACKING, seed=2)
-    settings = {
-        "documents": documents, "workers": workers, "precision": "fp32", "ema": 0.9, "seed": 3, "log_every": 1, "save_every": 2,
-        "validate_every": 2, "sample_every": 0, "keep": 3, "optim": Optim(optimizer=optimizer, warmup=3, lr=1e-3),
-    }  # fmt: skip
-    held = Mixture([source], seed="held out")
-    held_out = {"world": fixed_batches([next(held) for _ in range(4)], model.processor, PACKING)}
-    return Trainer(model, Loader(batches, workers), Objective(), Training(**settings | rest), run, held_out, resume=resume)
-
-
-def tensors(folder) -> dict:
+def tensors(folder: Path) -> dict:
     names = ("weights.safetensors", "optimizer.safetensors", "model/model.safetensors")
     return {f"{name}/{key}": value for name in names for key, value in load_file(folder / name).items()}
 
 
-def told(run) -> list[dict]:
+def told(run: Path) -> list[dict]:
     """Metrics without what depends on the clock."""
     return [{k: v for k, v in row.items() if k != "time" and not k.startswith("per_second")} for row in read(run / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize(("optimizer", "workers"), [("muon", 0), ("adamw", 2)])
-def test_resuming_equals_never_having_stopped(llm, tmp_path, optimizer, workers):
-    straight = trainer(llm, tmp_path / "straight", optimizer=optimizer, workers=workers).fit()
-    assert straight.interrupted is None and straight.steps > 5
-    stopped = trainer(llm, tmp_path / "stopped", optimizer=optimizer, workers=workers)
-    stop_after(stopped, steps=3)
-    first = stopped.fit()
-    assert first.interrupted == "SIGTERM" and first.steps == 3
-    second = trainer(llm, tmp_path / "stopped", resume=True, optimizer=optimizer, workers=workers).fit()
-    assert (second.steps, second.seen) == (straight.steps, straight.seen)
-    a, b = (tensors(tmp_path / name / "checkpoints" / f"step_{straight.steps}") for name in ("straight", "stopped"))
-    assert a.keys() == b.keys() and any("/momentum/" in key or "/exp_avg/" in key for key in a)
-    different = [name for name in a if not torch.equal(a[name], b[name])]
-    assert not different
-    assert told(tmp_path / "straight") == told(tmp_path / "stopped")
-
-
-def stop_after(run: Trainer, steps: int) -> None:
+def interrupt_in_step(trainer: Trainer, step: int) -> None:
     """Let a SIGTERM arrive in the middle of a step."""
-    import os
-    import signal
-
-    backward = run._backward
+    backward = trainer._backward
 
     def watched(*args):
-        if run.step == steps - 1:
+        if trainer.step == step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return backward(*args)
 
-    run._backward = watched
+    trainer._backward = watched
+
+
+@pytest.mark.parametrize(("optimizer", "workers"), [("muon", 0), ("adamw", 2)])
+def test_resuming_equals_never_having_stopped(llm, tmp_path, optimizer, workers):
+    how = {"optimizer": optimizer, "workers": workers}
+    straight = training.make(llm, tmp_path / "straight", **how).fit()
+    assert straight.interrupted is None and straight.steps > 5
+    trainer = training.make(llm, tmp_path / "stopped", **how)
+    interrupt_in_step(trainer, 3)
+    first = trainer.fit()
+    assert first.interrupted == "SIGTERM" and first.steps == 3
+    second = training.make(llm, tmp_path / "stopped", resume=True, **how).fit()
+    assert (second.steps, second.seen) == (straight.steps, straight.seen)
+    a, b = (tensors(tmp_path / name / "checkpoints" / f"step_{straight.steps}") for name in ("straight", "stopped"))
+    assert a.keys() == b.keys() and any(f"/{'momentum' if optimizer == 'muon' else 'exp_avg'}/" in key for key in a)
+    assert not [name for name in a if not torch.equal(a[name], b[name])]
+    assert told(tmp_path / "straight") == told(tmp_path / "stopped")
+
+
+def test_after_a_crash_it_goes_on_from_the_newest_whole_checkpoint(llm, tmp_path, capsys):
+    straight = training.make(llm, tmp_path / "straight").fit()
+    trainer = training.make(llm, tmp_path / "crashed")
+    real = trainer._one_step
+
+    def crashes(*args):
+        if trainer.step == 5:
+            raise RuntimeError("the power failed")
+        return real(*args)
+
+    trainer._one_step = crashes
+    with pytest.raises(RuntimeError, match="the power failed"):
+        trainer.fit()
+    damaged = tmp_path / "crashed" / "checkpoints" / "step_4" / "weights.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    resumed = training.make(llm, tmp_path / "crashed", resume=True)
+    assert resumed.step == 2 and "step_4: not complete" in capsys.readouterr().err
+    assert resumed.fit().steps == straight.steps
+    a, b = (tensors(tmp_path / name / "checkpoints" / f"step_{straight.steps}") for name in ("straight", "crashed"))
+    assert not [name for name in a if not torch.equal(a[name], b[name])]
+    assert told(tmp_path / "straight") == told(tmp_path / "crashed")
+
+
+def test_a_finished_run_has_nothing_left_to_do(llm, tmp_path):
+    first = training.make(llm, tmp_path)
+    done = first.fit()
+    again = training.make(llm, tmp_path, resume=True)
+    assert again.fit().steps == done.steps
+    for (name, p), q in zip(first.model.named_parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(p, q), name

@@ -4,7 +4,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -132,8 +133,6 @@ class Trainer:
         if resume and (newest := checkpoint.newest(self.run / "checkpoints")):
             self._load(newest)
         self.autocast = autocast(self.precision, self.device)
-        if settings.compile:
-            compile_layers(self.model)
 
     # ---- the loop ----
 
@@ -146,7 +145,8 @@ class Trainer:
         self._start = time.monotonic()
         self.metrics = Metrics(self.run / "metrics.jsonl", self.step) if self.main else None
         self.means, self.logged = Means(), (time.monotonic(), 0, 0)
-        with Interrupts() as interrupts, _bar(self.main) as bar:
+        layers = compiled(self.model) if self.settings.compile else nullcontext()
+        with Interrupts() as interrupts, _bar(self.main) as bar, layers:
             asked = None
             self._look_at_the_clock(interrupts)
             while self.progress < 1 and not asked:
@@ -155,6 +155,7 @@ class Trainer:
             self._save()
         if not asked:
             self.ema.copy_to_model()
+            self.model.eval()
         self.loader.close()
         return Summary(self.step, self.seen, self.seconds, asked)
 
@@ -194,9 +195,10 @@ class Trainer:
 
     def _backward(self, batch: Batch, number: int, counts: Counts) -> list[Tensor]:
         """Gradients of one batch; returns total, text, control and flow sums and the count of control tokens."""
-        # Noise follows from where the run stands, not from a generator that a checkpoint would have to carry.
-        seed = hashlib.blake2b(f"{self.settings.seed}/{self.accelerator.process_index}/{self.step}/{number}".encode(), digest_size=7)
-        generator = torch.Generator(self.device).manual_seed(int.from_bytes(seed.digest()))
+        # Noise follows from the place of the batch in the run, not from a generator that a checkpoint would have to carry.
+        place = self.accelerator.process_index * self.settings.accumulate + number
+        seed = hashlib.blake2b(f"{self.settings.seed}/{self.step}/{place}".encode(), digest_size=7).digest()
+        generator = torch.Generator(self.device).manual_seed(int.from_bytes(seed))
         packed = latents(batch.packed.to(self.device), self.fusion.codec, self.model.config.patch_size)
         with self.autocast:
             result = losses(self.model, packed, self.objective, generator)
@@ -240,7 +242,7 @@ class Trainer:
 
     def _check(self, window: list[Batch], table: list[list[float]], norm: float) -> None:
         guilty = [batch for batch, row in zip(window, table, strict=True) if not math.isfinite(row[0])]
-        if not guilty and math.isfinite(norm):
+        if not self._together(float(bool(guilty) or not math.isfinite(norm)))[0]:
             return
         what = "the loss" if guilty else "the gradient"
         keys = ", ".join(key for batch in guilty or window for key in batch.keys)
@@ -299,15 +301,12 @@ class Trainer:
     def _at_intervals(self) -> None:
         settings, ended = self.settings, self.progress == 1
         if self.held_out and settings.validate_every and (self.step % settings.validate_every == 0 or ended) and self.main:
-            with self.ema.swapped_in():
-                values = validate(self.model.eval(), self.fusion.codec, self.held_out, self.objective, settings.seed, self.autocast)
-            self.model.train()
+            with _averaged(self.model, self.ema):
+                values = validate(self.model, self.fusion.codec, self.held_out, self.objective, settings.seed, self.autocast)
             self.metrics.log(self.step, self.seen, self.seconds, **values)
         if self.sample and settings.sample_every and (self.step % settings.sample_every == 0 or ended) and self.main:
-            with self.ema.swapped_in():
-                self.model.eval()
+            with _averaged(self.model, self.ema):
                 self.sample(self.run / "samples" / f"step_{self.step}")
-            self.model.train()
         if settings.save_every and self.step % settings.save_every == 0 and not ended:
             self._save()
         self.accelerator.wait_for_everyone()
@@ -351,11 +350,28 @@ class Trainer:
         self.loader.load_state_dict(state["streams"][self.accelerator.process_index])
 
 
-def compile_layers(model) -> None:
-    """Compile each layer of the decoder in place; all share one compiled piece of code, and hooks are compiled with them."""
+@contextmanager
+def compiled(model) -> Iterator[None]:
+    """Inside, each layer of the decoder runs compiled, its hooks with it; from outside, so that the model itself knows nothing of it."""
     layers = model.llm.base_model.get_submodule(model.backbone.family.layers)
-    for layer in layers:
-        layer.compile()
+    # The hooks know the number of their layer, so each layer is a compilation of its own; beyond the limit they would run eagerly.
+    with torch._dynamo.config.patch(recompile_limit=4 * len(layers)):
+        for layer in layers:
+            layer.forward = torch.compile(layer.forward)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward
+
+
+@contextmanager
+def _averaged(model, ema: EMA) -> Iterator[None]:
+    """Inside, the model is ready to be looked at: averaged weights, eval mode, and eager, as shapes vary."""
+    with ema.swapped_in(), torch.compiler.set_stance("force_eager"):
+        model.eval()
+        yield
+        model.train()
 
 
 def _bar(shown: bool) -> tqdm:

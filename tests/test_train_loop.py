@@ -1,0 +1,181 @@
+"""The training loop: exact means, nothing learned from a bad step, intervals, ends, ranks, and compiled layers."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fusion
+from fusion.objective import Objective
+from tests import training
+from train import loop
+from train.loop import NotFinite, Training, compiled
+from train.metrics import read
+from train.validate import validate
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory) -> Path:
+    return training.save_llm(tmp_path_factory.mktemp("llm"))
+
+
+@pytest.fixture(scope="module")
+def batches(llm):
+    """Four rows of the world's documents, one batch each."""
+    return training.held_out(fusion.from_llm(llm, dtype=torch.float32).processor, count=14)[:4]
+
+
+def one_step(llm, run, given, accumulate) -> dict[str, torch.Tensor]:
+    """The gradients of the first step."""
+    text_only = Objective(w_flow=0.0)  # the flow's noise depends on how rows fall into batches, text does not see it
+    trainer = training.make(llm, run, training.Given(given), objective=text_only, accumulate=accumulate, validate=False)
+    trainer.optimizers.step = lambda: gradients.update({n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None})
+    gradients = {}
+    trainer._at_intervals = lambda: setattr(trainer, "progress", 1.0)
+    trainer.fit()
+    return gradients
+
+
+def test_accumulation_changes_nothing_but_memory(llm, batches, tmp_path):
+    processor = fusion.from_llm(llm, dtype=torch.float32).processor
+    (whole,) = training.held_out(processor, count=14, packing=replace(training.PACKING, rows=100))
+    parts = training.held_out(processor, count=14)
+    assert len(parts) > 2 and sum(len(part.keys) for part in parts) == len(whole.keys)
+    a = one_step(llm, tmp_path / "a", [whole], accumulate=1)
+    b = one_step(llm, tmp_path / "b", parts, accumulate=len(parts))
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=1e-4)
+
+
+def test_it_learns_and_writes_a_run_folder(llm, batches, tmp_path):
+    shown = []
+
+    def sample(folder: Path) -> None:
+        assert not trainer.model.training
+        shown.append((folder.name, {name: p.clone() for name, p in trainer.model.named_parameters()}))
+
+    trainer = training.make(llm, tmp_path, training.Given(batches[:1]), sample, documents=150, sample_every=10, validate_every=10, keep=1)
+    summary = trainer.fit()
+    rows = read(tmp_path / "metrics.jsonl")
+    losses = [row["loss/total"] for row in rows if "loss/total" in row]
+    assert len(losses) == summary.steps and sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert {"loss/text", "loss/control", "loss/flow", "grad_norm", "padding", "skipped", "lr", "per_second/tokens"} <= rows[0].keys()
+    followed = [row for row in rows if "val/text" in row]
+    assert len(followed) == len({row["step"] for row in followed}) >= 2
+    assert {"val/control", "val/x_error", "val/text_of/world", "val/x_error_of/world"} <= followed[0].keys()
+    assert [name for name, _ in shown] == [f"step_{row['step']}" for row in followed]
+    assert checkpoints(tmp_path) == [f"step_{summary.steps}"]
+    # What was shown last, what the checkpoint calls the model and what the caller has now are the averaged weights.
+    for name, p in trainer.model.named_parameters():
+        assert torch.equal(p, shown[-1][1][name]), name
+    saved = load_file(tmp_path / "checkpoints" / f"step_{summary.steps}" / "model" / "model.safetensors")
+    again = fusion.load(tmp_path / "checkpoints" / f"step_{summary.steps}" / "model")
+    assert saved and all(torch.equal(p, q) for p, q in zip(trainer.model.parameters(), again.model.parameters(), strict=True))
+
+
+def checkpoints(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def test_a_loss_that_is_not_a_number_stops_before_the_update(llm, batches, tmp_path):
+    bad = next(batch for batch in batches if batch.packed.noised.any())
+    pixels = tuple(image * float("nan") for image in bad.packed.pixels)
+    poisoned = replace(bad, packed=replace(bad.packed, pixels=pixels))
+    good = next(batch for batch in batches if batch is not bad)
+    trainer = training.make(llm, tmp_path, training.Given([good, poisoned]), accumulate=2, documents=10**6)
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    with pytest.raises(NotFinite) as caught:
+        trainer.fit()
+    line = str(caught.value)
+    assert line.startswith("step 1: the loss is not finite; nothing was updated") and "\n" not in line
+    assert all(key in line for key in bad.keys) and not any(key in line for key in good.keys)
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_learning_rate_follows_whichever_end_is_nearer(llm, batches, tmp_path):
+    by_time = training.make(
+        llm, tmp_path / "t", training.Given(batches), documents=10**9, minutes=1.5 / 60, validate_every=0, save_every=0
+    )
+    assert by_time.fit().seconds < 30
+    rates = [row["lr"] for row in read(tmp_path / "t" / "metrics.jsonl")]
+    assert max(rates) > 5 * rates[-1]
+    with pytest.raises(ValueError, match="a run needs an end: set documents or minutes"):
+        Training(documents=None)
+
+
+def test_validation_is_the_same_at_every_call(llm, batches):
+    model = fusion.from_llm(llm, dtype=torch.float32)
+    look = partial(validate, model.model, model.codec, {"a": batches[:2], "b": batches[2:]}, Objective(), 0, torch.autocast("cpu", enabled=False))
+    first, second = look(), look()
+    assert first == second and {"val/text_of/a", "val/x_error_of/b"} <= first.keys()
+    bins = {name: value for name, value in first.items() if name.startswith("val/x_error/")}
+    assert len(bins) >= 3 and all(value > 0 for value in bins.values())
+    tilted = Objective(times="logit_normal", mean=3.0, shift=5.0, w_text=9.0)  # how training draws times must not matter
+    assert validate(model.model, model.codec, {"a": batches[:2], "b": batches[2:]}, tilted, 0, torch.autocast("cpu", enabled=False)) == first
+
+
+def test_compiled_layers_compute_the_same(llm, batches, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.torch, "compile", partial(torch.compile, backend="aot_eager"))
+    rows = {}
+    for kind in (False, True):
+        trainer = training.make(llm, tmp_path / str(kind), training.Given(batches[:1]), compile=kind, documents=6, validate=False)
+        trainer.fit()
+        rows[kind] = [row["loss/total"] for row in read(tmp_path / str(kind) / "metrics.jsonl")]
+    assert rows[True] == pytest.approx(rows[False], abs=1e-4)
+    layers = trainer.model.llm.model.layers
+    with compiled(trainer.model):
+        assert all("forward" in vars(layer) for layer in layers)
+    assert not any("forward" in vars(layer) for layer in layers)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from accelerate import PartialState
+from tests import training
+ranks = PartialState(cpu=True)
+llm, run, accumulate, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+trainer = training.make(llm, run, rank=ranks.process_index, world=ranks.num_processes, accumulate=accumulate, workers=workers, documents=40)
+trainer.fit()
+"""
+
+
+def test_two_ranks_equal_one_that_accumulates(llm, tmp_path, root):
+    """The shards of two ranks are those of two workers of one rank, so documents, noise and global counts are the same."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    common = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    alone = subprocess.Popen([sys.executable, program, llm, tmp_path / "one", "2", "2"], env=common)
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, program, llm, tmp_path / "two", "1", "0"],
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29517"},
+        )
+        for rank in (0, 1)
+    ]
+    assert [process.wait(timeout=300) for process in (alone, *ranks)] == [0, 0, 0]
+    (name,) = set(checkpoints(tmp_path / "one")[-1:]) & set(checkpoints(tmp_path / "two"))
+    one, two = (load_file(tmp_path / run / "checkpoints" / name / "weights.safetensors") for run in ("one", "two"))
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], atol=2e-4, rtol=0)
+    a, b = (read(tmp_path / run / "metrics.jsonl") for run in ("one", "two"))
+    assert len(a) == len(b)
+    for mine, theirs in zip(a, b, strict=True):
+        same = [key for key in mine if key != "time" and not key.startswith("per_second")]
+        assert {key: mine[key] for key in same} == pytest.approx({key: theirs[key] for key in same}, rel=1e-3)
+    streams = json.loads((tmp_path / "two" / "checkpoints" / name / loop.STATE).read_text())["streams"]
+    assert len(streams) == 2 and {shard for stream in streams for shard in stream["shards"]} == {"0", "1"}
+
+
+def test_batches_for_another_number_of_ranks_are_refused(llm, tmp_path):
+    with pytest.raises(ValueError, match="dealt to 3 ranks but 1 run"):
+        training.make(llm, tmp_path, rank=0, world=3)

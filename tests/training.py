@@ -1,0 +1,68 @@
+"""A tiny trainer on the built-in world, for the tests of training."""
+
+from pathlib import Path
+
+import torch
+
+import fusion
+from fusion.data.batches import Batches, Loader, Packing, fixed_batches
+from fusion.data.shapes import World
+from fusion.data.sources import Mixture, WorldSource
+from fusion.objective import Objective
+from tests import families
+from train.loop import Trainer, Training
+from train.optim import Optim
+
+PACKING = Packing(length=512, rows=1, lookahead=8)
+SOURCE = WorldSource(World())
+
+
+def save_llm(folder: Path) -> Path:
+    """A tiny Llama with its tokenizer as a Hugging Face folder."""
+    families.tiny_llm("llama").save_pretrained(folder)
+    families.tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def open_samples(shard: int, shards: int) -> Mixture:
+    """The world's documents of one shard."""
+    return Mixture([SOURCE], seed=1, shard=shard, shards=shards)
+
+
+def held_out(processor, count: int = 4, packing: Packing = PACKING) -> list:
+    """Batches of the same few documents of the world."""
+    mixture = Mixture([SOURCE], seed="held out")
+    return fixed_batches([next(mixture) for _ in range(count)], processor, packing)
+
+
+class Given:
+    """A loader that yields given batches, again and again."""
+
+    class batches:
+        world = 1
+
+    def __init__(self, given: list):
+        self.given, self.taken = given, 0
+
+    def __next__(self):
+        self.taken += 1
+        return self.given[(self.taken - 1) % len(self.given)]
+
+    def state_dict(self) -> dict:
+        return {"taken": self.taken}
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+def make(llm, run, loader=None, sample=None, resume=False, objective=None, rank=0, world=1, validate=True, **settings) -> Trainer:
+    """A Trainer with settings that suit a test; `settings` are those of Training, and `optimizer`."""
+    model = fusion.from_llm(llm, dtype=torch.float32)
+    defaults = {
+        "documents": 40, "workers": 0, "precision": "fp32", "ema": 0.9, "seed": 3, "log_every": 1, "save_every": 2, "keep": 3,
+        "validate_every": 2, "sample_every": 2, "optim": Optim(optimizer=settings.pop("optimizer", "adamw"), warmup=3, lr=1e-3),
+    }  # fmt: skip
+    training = Training(**defaults | settings)
+    loader = loader or Loader(Batches(open_samples, model.processor, PACKING, 2, rank, world), training.workers)
+    watched = {"world": held_out(model.processor)} if validate else None
+    return Trainer(model, loader, objective or Objective(), training, run, watched, sample, resume)
