@@ -5,8 +5,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,6 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from tqdm import tqdm
 
 from fusion.api import Fusion
 from fusion.data.batches import Batch, Loader
@@ -24,7 +23,7 @@ from fusion.sequence import IGNORE
 from train import checkpoint
 from train.ema import EMA
 from train.interrupt import Interrupts
-from train.metrics import Means, Metrics
+from train.log import Counts, Log, Moment, Sums
 from train.optim import Optim, Optimizers, rate
 from train.precision import autocast, bf16_is_faster
 from train.validate import validate
@@ -66,18 +65,6 @@ class Training:
             raise ValueError("a run needs an end: set documents or minutes")
         if self.accumulate < 1 or self.keep < 1 or self.log_every < 1:
             raise ValueError(f"accumulate={self.accumulate}, keep={self.keep}, log_every={self.log_every}: each is at least 1")
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What the batches of one step hold together, over all ranks: what losses are divided by, and what the log tells."""
-
-    text: int
-    pictures: int
-    documents: int
-    tokens: int
-    padding: int
-    skipped: int
 
 
 @dataclass(frozen=True)
@@ -124,6 +111,7 @@ class Trainer:
         self.parameters = self.ema.live
         self.step = self.seen = 0
         self.skipped = 0  # bad samples left out so far
+        self.progress = self.factor = 0.0  # the share of the run that is done, and of the peak learning rate
         self.saved = -1  # the step of the last checkpoint
         self.before = 0.0  # seconds of training before this process began
         # Measured once and kept in the checkpoint: on a busy machine a second measurement could come out otherwise.
@@ -143,15 +131,16 @@ class Trainer:
         """
         transformers.utils.logging.disable_progress_bar()  # one bar is enough: saving a model would draw another over it
         self._start = time.monotonic()
-        self.metrics = Metrics(self.run / "metrics.jsonl", self.step) if self.main else None
-        self.means, self.logged = Means(), (time.monotonic(), 0, 0)
-        layers = compiled(self.model) if self.settings.compile else nullcontext()
-        with Interrupts() as interrupts, _bar(self.main) as bar, layers:
-            asked = None
+        self.log = Log(self.run, self.step, self.main)
+        asked = None
+        with Interrupts() as interrupts, closing(self.log), compiled(self.model) if self.settings.compile else nullcontext():
             self._look_at_the_clock(interrupts)
             while self.progress < 1 and not asked:
-                asked = self._one_step(interrupts, bar)
-                self._at_intervals()
+                asked = self._one_step(interrupts)
+                if not asked:
+                    began = time.monotonic()
+                    self._at_intervals()
+                    self.log.rested(time.monotonic() - began)
             self._save()
         if not asked:
             self.ema.copy_to_model()
@@ -174,27 +163,35 @@ class Trainer:
         self.progress = min(1.0, max(self.seen / documents if documents else 0.0, seconds / (60 * minutes) if minutes else 0.0))
         return (interrupts.asked or "a signal to another rank") if signals else None
 
-    def _one_step(self, interrupts: Interrupts, bar: tqdm) -> str | None:
+    def _one_step(self, interrupts: Interrupts) -> str | None:
         """One update; returns the signal that asks to stop, if one came."""
         window = [next(self.loader) for _ in range(self.settings.accumulate)]
         counts = self._count(window)
-        factor = rate(self.settings.optim, self.step, self.progress)
+        self.factor = rate(self.settings.optim, self.step, self.progress)
         sums = [self._backward(batch, number, counts) for number, batch in enumerate(window)]
         self._sum_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.optim.clip, foreach=True)
-        table = torch.stack([torch.stack(row) for row in sums]).tolist()  # the one wait for the device in a step
-        self._check(window, table, float(norm))
-        self.optimizers.set_rate(factor)
+        *rows, norm = torch.cat([*sums, norm.view(1)]).tolist()  # the one wait for the device in a step
+        table = [Sums(*rows[start : start + 5]) for start in range(0, len(rows), 5)]
+        total = Sums(*self._together(*(sum(values) for values in zip(*map(astuple, table), strict=True))))
+        self._check(window, table, total, norm)
+        self.optimizers.set_rate(self.factor)
         self.optimizers.step()
         self.optimizers.zero_grad()
-        self.step, self.seen = self.step + 1, self.seen + counts.documents
+        self.step, self.seen, self.skipped = self.step + 1, self.seen + counts.documents, self.skipped + counts.skipped
         self.ema.update(self.step)
         asked = self._look_at_the_clock(interrupts)
-        self._note(window, table, counts, float(norm), factor, bar)
+        self.log.add(total, counts, norm)
+        self.log.skipped(line for batch in window for line in batch.skipped)
+        if self.step % self.settings.log_every == 0 or self.step == 1:
+            self.log.write(self._moment())
         return asked
 
-    def _backward(self, batch: Batch, number: int, counts: Counts) -> list[Tensor]:
-        """Gradients of one batch; returns total, text, control and flow sums and the count of control tokens."""
+    def _moment(self) -> Moment:
+        return Moment(self.step, self.seen, self.skipped, self.seconds, self.progress, self.settings.optim.lr * self.factor)
+
+    def _backward(self, batch: Batch, number: int, counts: Counts) -> Tensor:
+        """Gradients of one batch; returns the five numbers of Sums, on the device."""
         # Noise follows from the place of the batch in the run, not from a generator that a checkpoint would have to carry.
         place = self.accelerator.process_index * self.settings.accumulate + number
         seed = hashlib.blake2b(f"{self.settings.seed}/{self.step}/{place}".encode(), digest_size=7).digest()
@@ -204,8 +201,8 @@ class Trainer:
             result = losses(self.model, packed, self.objective, generator)
         total = result.total(counts.text, counts.pictures)
         total.backward()
-        control_count = torch.as_tensor(float(result.control_count), device=self.device)
-        return [value.detach().float() for value in (total, result.text, result.control, result.flow, control_count)]
+        measured = (total, result.text, result.control, result.flow, result.control_count)
+        return torch.stack([torch.as_tensor(value, dtype=torch.float32, device=self.device).detach() for value in measured])
 
     def _count(self, window: list[Batch]) -> Counts:
         """Counts of the whole window on all ranks, known before the first backward pass so that every mean is exact."""
@@ -240,70 +237,22 @@ class Trainer:
         for p, gradient in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
             p.grad.copy_(gradient.view_as(p))
 
-    def _check(self, window: list[Batch], table: list[list[float]], norm: float) -> None:
-        guilty = [batch for batch, row in zip(window, table, strict=True) if not math.isfinite(row[0])]
-        if not self._together(float(bool(guilty) or not math.isfinite(norm)))[0]:
+    def _check(self, window: list[Batch], table: list[Sums], total: Sums, norm: float) -> None:
+        """Raise NotFinite, on all ranks alike, and name the documents of the batches that did it where they are known."""
+        if math.isfinite(total.total) and math.isfinite(norm):
             return
-        what = "the loss" if guilty else "the gradient"
+        guilty = [batch for batch, sums in zip(window, table, strict=True) if not math.isfinite(sums.total)]
+        what = "the gradient" if math.isfinite(total.total) else "the loss" if guilty else "another rank's loss"
         keys = ", ".join(key for batch in guilty or window for key in batch.keys)
         advice = "nothing was updated; look at these documents, or lower the learning rate"
         raise NotFinite(f"step {self.step + 1}: {what} is not finite; {advice}: {keys}")
-
-    # ---- what is told ----
-
-    def _note(self, window, table, counts: Counts, norm: float, factor: float, bar: tqdm) -> None:
-        for total, text, control, flow, control_count in table:
-            self.means.add(total=(total, 0), text=(text, 0), control=(control, control_count), flow=(flow, 0))
-        self.means.add(total=(0, 1), text=(0, counts.text), flow=(0, counts.pictures), norm=(norm, 1))
-        self.means.add(padding=(counts.padding, counts.tokens))
-        self.skipped += counts.skipped
-        now, documents, tokens = self.logged
-        self.logged = (now, documents + counts.documents, tokens + counts.tokens - counts.padding)
-        if self.main:
-            for line in (line for batch in window for line in batch.skipped):
-                with (self.run / "skipped.txt").open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
-        if self.step % self.settings.log_every == 0 or self.step == 1:
-            self._log(factor, bar)
-
-    def _log(self, factor: float, bar: tqdm) -> None:
-        since, documents, tokens = self.logged
-        now = time.monotonic()
-        elapsed = max(now - since, 1e-9)
-        self.logged = (now, 0, 0)
-        means = self._means_over_ranks()
-        if not self.main:
-            return
-        means["skipped"] = self.skipped
-        names = {"total": "loss/total", "text": "loss/text", "control": "loss/control", "flow": "loss/flow", "norm": "grad_norm"}
-        values = {names.get(name, name): value for name, value in means.items()}
-        values |= {"lr": self.settings.optim.lr * factor, "per_second/documents": documents / elapsed, "per_second/tokens": tokens / elapsed}
-        self.metrics.log(self.step, self.seen, self.seconds, **values)
-        left = self.seconds * (1 - self.progress) / max(self.progress, 1e-9)
-        bar.n = round(100 * self.progress, 1)
-        bar.set_description_str(
-            f"step {self.step:,}  {self.seen:,} documents  loss {means['total']:.4f}  "
-            f"{documents / elapsed:,.0f} documents/s  {tokens / elapsed:,.0f} tokens/s  {_clock(left)} left"
-        )
-
-    def _means_over_ranks(self) -> dict[str, float]:
-        if self.accelerator.num_processes > 1:
-            names = sorted(self.means.sums)
-            ranks = self.accelerator.num_processes
-            local = ("total", "text", "control", "flow")  # the counts below are global already, these sums are not
-            sums = self._together(*(self.means.sums[name][0] for name in names))
-            counts = self._together(*(self.means.sums[name][1] for name in names))
-            for name, total, count in zip(names, sums, counts, strict=True):
-                total = total if name in local else total / ranks
-                self.means.sums[name] = (total, count if name == "control" else count / ranks)
-        return self.means.take()
 
     def _at_intervals(self) -> None:
         settings, ended = self.settings, self.progress == 1
         if self.held_out and settings.validate_every and (self.step % settings.validate_every == 0 or ended) and self.main:
             with _averaged(self.model, self.ema):
                 values = validate(self.model, self.fusion.codec, self.held_out, self.objective, settings.seed, self.autocast)
-            self.metrics.log(self.step, self.seen, self.seconds, **values)
+            self.log.row(self._moment(), values)
         if self.sample and settings.sample_every and (self.step % settings.sample_every == 0 or ended) and self.main:
             with _averaged(self.model, self.ema):
                 self.sample(self.run / "samples" / f"step_{self.step}")
@@ -372,13 +321,3 @@ def _averaged(model, ema: EMA) -> Iterator[None]:
         model.eval()
         yield
         model.train()
-
-
-def _bar(shown: bool) -> tqdm:
-    return tqdm(total=100, disable=not shown, bar_format="{percentage:3.0f}% |{bar:24}| {desc}", mininterval=1.0)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(min(seconds, 359_999)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,108 @@
+"""What a run tells while it goes: rows of metrics.jsonl, a progress bar with throughput and time left, and the samples left out."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from train.metrics import Means, Metrics
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the batches of one step hold together, over all ranks: what losses are divided by, and what the log tells."""
+
+    text: int
+    pictures: int
+    documents: int
+    tokens: int
+    padding: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What one step measured, summed over its batches and all ranks; `control` is the part of `text` on control tokens."""
+
+    total: float
+    text: float
+    control: float
+    flow: float
+    control_count: float
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run stands. seconds: of training. progress: the share of the run that is done. lr: the learning rate of the step."""
+
+    step: int
+    seen: int
+    skipped: int
+    seconds: float
+    progress: float
+    lr: float
+
+
+class Log:
+    """The log of a run folder; on ranks other than the main one only samples left out are noted."""
+
+    def __init__(self, run: Path, step: int, main: bool):
+        self.run, self.main = run, main
+        self.metrics = Metrics(run / "metrics.jsonl", step) if main else None
+        self.bar = tqdm(total=100, disable=not main, bar_format="{percentage:3.0f}% |{bar:24}| {desc}", mininterval=1.0)
+        self.means = Means()
+        self.since, self.documents, self.tokens = time.monotonic(), 0, 0
+
+    def add(self, sums: Sums, counts: Counts, norm: float) -> None:
+        """Take in a step."""
+        self.means.add(
+            **{
+                "loss/total": (sums.total, 1),
+                "loss/text": (sums.text, counts.text),
+                "loss/control": (sums.control, sums.control_count),
+                "loss/flow": (sums.flow, counts.pictures),
+                "grad_norm": (norm, 1),
+                "padding": (counts.padding, counts.tokens),
+            }
+        )
+        self.documents, self.tokens = self.documents + counts.documents, self.tokens + counts.tokens - counts.padding
+
+    def skipped(self, lines: Iterable[str]) -> None:
+        """List samples that were left out in skipped.txt, each with its key and the reason."""
+        if lines := list(lines):
+            with (self.run / "skipped.txt").open("a", encoding="utf-8") as file:
+                file.writelines(line + "\n" for line in lines)
+
+    def write(self, moment: Moment) -> None:
+        """The means since the last call as a row and in the bar."""
+        elapsed = max(time.monotonic() - self.since, 1e-9)
+        documents, tokens, means = self.documents / elapsed, self.tokens / elapsed, self.means.take()
+        self.since, self.documents, self.tokens = time.monotonic(), 0, 0
+        self.row(moment, means | {"skipped": moment.skipped, "lr": moment.lr, "per_second/documents": documents, "per_second/tokens": tokens})
+        left = moment.seconds * (1 - moment.progress) / max(moment.progress, 1e-9)
+        self.bar.n = round(100 * moment.progress, 1)
+        self.bar.set_description_str(
+            f"step {moment.step:,}  {moment.seen:,} documents  loss {means['loss/total']:.4f}  "
+            f"{documents:,.0f} documents/s  {tokens:,.0f} tokens/s  {_clock(left)} left"
+        )
+
+    def row(self, moment: Moment, values: dict[str, float]) -> None:
+        """Any values as a row."""
+        if self.metrics:
+            self.metrics.log(moment.step, moment.seen, moment.seconds, **values)
+
+    def rested(self, seconds: float) -> None:
+        """Take time that was not spent on steps out of the throughput."""
+        self.since += seconds
+
+    def close(self) -> None:
+        """End the bar's line."""
+        self.bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(min(seconds, 359_999)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
