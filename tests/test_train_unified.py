@@ -1,0 +1,106 @@
+"""train.unified from a config to a report, and sample sheets."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import fusion
+from fusion.data.sources import Sample
+from tests import training
+from train import unified
+from train.config import load_config
+from train.metrics import read
+from train.samples import Prompt, ask, from_samples, sheet
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory) -> Path:
+    return training.save_llm(tmp_path_factory.mktemp("llm"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder of captioned pictures and edit pairs; one picture is broken."""
+    root, rng = tmp_path_factory.mktemp("data"), random.Random(0)
+    colours = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0)}
+    rows, pairs = [], []
+    for number in range(24):
+        name = rng.choice(sorted(colours))
+        Image.new("RGB", (rng.choice((16, 24)), 16), colours[name]).save(root / f"{number}.png")
+        rows.append({"file_name": f"{number}.png", "text": f"a {name} picture"})
+        if number % 2:
+            pairs.append({"input_file_name": f"{number - 1}.png", "instruction": f"make it {name}", "edited_file_name": f"{number}.png"})
+    (root / "0.png").write_bytes(b"broken")
+    (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    return root
+
+
+def words(llm: Path, folder: Path, run: Path) -> list[str]:
+    return [
+        f"run={run}", f"model.llm={llm}", f"data.path={folder}", "data.held_out=0.3", "data.sources=[{kind: images, describe: 0.5}, {kind: edits}]",
+        "packing.length=128", "packing.rows=2", "packing.lookahead=8", "training.workers=0", "training.documents=60", "training.log_every=1",
+        "training.validate_every=3", "training.sample_every=3", "training.precision=fp32", "training.save_every=3", "validation.documents=4",
+        "samples.held_out=2", "samples.steps=2", "samples.max_new_tokens=4", "samples.prompts=[draw a red picture]",
+    ]  # fmt: skip
+
+
+def test_from_a_config_to_a_report(llm, folder, tmp_path, capsys, root):
+    run = tmp_path / "run"
+    argv = [str(root / "configs" / "unified.yaml"), *words(llm, folder, run)]
+    assert unified.main(argv) == 0
+    assert "report.html" in capsys.readouterr().out
+    assert (run / "report.html").stat().st_size > 1000
+    assert load_config(unified.Unified, run / "config.yaml").model.llm == str(llm)
+    assert {"title", "started", "command", "device"} <= json.loads((run / "run.json").read_text()).keys()
+    rows = read(run / "metrics.jsonl")
+    assert {"val/text", "val/x_error"} <= {name for row in rows for name in row}
+    last = max((run / "samples").iterdir(), key=lambda path: int(path.name.removeprefix("step_")))
+    assert {path.stem for path in last.iterdir()} > {"prompts"}
+    assert "0.png" in (run / "skipped.txt").read_text()
+    model = fusion.load(run / "model")
+    assert all(isinstance(part, str | Image.Image) for part in model.generate("draw a red picture", steps=2, max_new_tokens=4))
+    assert unified.main(argv) == 1  # a second run does not write over the first
+    assert "resume=true" in capsys.readouterr().err
+    assert unified.main([*argv, "resume=true", "training.documents=80"]) == 0
+    assert read(run / "metrics.jsonl")[-1]["seen"] >= 80 > rows[-1]["seen"]
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("data.sources=[]", "data.sources is empty"),
+        ("model.time=sometimes", "time='sometimes'"),
+        ("training.documents=null", "a run needs an end"),
+        ("model.llm=nowhere/at_all", "nowhere/at_all"),
+    ],
+)
+def test_a_mistake_is_one_line(llm, folder, tmp_path, capsys, root, word, line):
+    argv = [str(root / "configs" / "unified.yaml"), *words(llm, folder, tmp_path / "run"), "training.minutes=null", word]
+    try:
+        code = unified.main(argv)
+    except SystemExit as exit:
+        code = exit.code
+        said = str(code)
+    else:
+        said = capsys.readouterr().err
+    assert code not in (0, None) and line in said and len(said.strip().splitlines()) == 1
+
+
+def test_a_sheet_shows_what_was_given_drawn_and_true():
+    red, blue = Image.new("RGB", (32, 24), (255, 0, 0)), Image.new("RGB", (500, 300), (0, 0, 255))
+    edit = Prompt([{"role": "user", "content": [{"type": "image", "image": red}, {"type": "text", "text": "make it blue"}]}], (blue,))
+    page = sheet([edit, ask("what is this?")], [[blue], ["a " + "very" * 60 + " long answer"]])
+    colours = {colour: count for count, colour in page.getcolors(maxcolors=2**24)}
+    assert colours[255, 0, 0] == 128 * 96
+    assert colours[0, 0, 255] == 2 * 128 * 77
+    assert page.width < 6 * 160
+
+
+def test_conversations_lose_their_last_answer_and_pages_are_left_out():
+    talk = [{"role": "user", "content": "red?"}, {"role": "assistant", "content": [{"type": "text", "text": "yes"}]}]
+    (prompt,) = from_samples([Sample(talk, None, "a", "a:1"), Sample(None, [{"type": "text", "text": "page"}], "a", "a:2")])
+    assert prompt.messages == talk[:1] and prompt.truth == ("yes",)
