@@ -6,6 +6,7 @@ else ever sees noise. Padding sees itself alone. Sliding windows count clean-str
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Int
@@ -62,11 +63,15 @@ def block_mask(query: Rows, key: Rows, window: int | None = None):
     """The same mask for FlexAttention (PyTorch's torch.nn.attention.flex_attention.BlockMask)."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    def sees(b, h, q, k):
-        distance = query.order[b, q] - key.order[b, k]
-        before = (distance > 0) & ~key.noised[b, k]
-        if window is not None:
-            before = before & (distance < window)
-        return (query.doc[b, q] == key.doc[b, k]) & (before | (query.block[b, q] == key.block[b, k]))
+    sees = partial(_sees, query, key, window)
+    # A lambda, because FlexAttention counts the arguments of what it is given.
+    return create_block_mask(lambda b, h, q, k: sees(b, q, k), query.doc.shape[0], None, len(query), len(key), device=query.doc.device)
 
-    return create_block_mask(sees, query.doc.shape[0], None, len(query), len(key), device=query.doc.device)
+
+def _sees(query: Rows, key: Rows, window: int | None, b, q, k):
+    """`visible` at one pair of indices, as FlexAttention asks."""
+    distance = query.order[b, q] - key.order[b, k]
+    before = (distance > 0) & ~key.noised[b, k]
+    if window is not None:
+        before = before & (distance < window)
+    return (query.doc[b, q] == key.doc[b, k]) & (before | (query.block[b, q] == key.block[b, k]))

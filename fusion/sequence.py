@@ -219,7 +219,7 @@ class Packed:
     noised: Bool[Tensor, "b t"]
     position: Int[Tensor, "3 b t"]
     picture: Int[Tensor, "b t"]
-    pixels: tuple[Float[Tensor, "3 h w"], ...]
+    pixels: tuple[Float[Tensor, "3 _ _"], ...]
     source: Int[Tensor, " m"]
     noised_picture: Bool[Tensor, " m"]
     grid: Int[Tensor, "m 2"]
@@ -280,7 +280,7 @@ def pack(rows: list[list[Layout]], length: int | None = None, pad_id: int = 0) -
         start = 0
         for index, doc in enumerate(row):
             here = slice(start, start + len(doc))
-            columns = (doc.ids, doc.labels, index, doc.order, doc.block + start, doc.noised, *doc.position)
+            columns = (doc.ids, doc.labels, index, doc.order, doc.block, doc.noised, *doc.position)
             for column, values in zip(table, columns, strict=False):
                 column[b, here] = values
             table[9, b, here] = np.where(doc.picture >= 0, doc.picture + len(source), -1)
