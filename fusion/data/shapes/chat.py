@@ -42,6 +42,7 @@ PAINTING = {"circle": "makes it round", "square": "makes four equal sides", "tri
 
 
 def small_talk(rng: np.random.Generator, scene: Scene) -> Turn:
+    """Greetings, thanks, and who is speaking."""
     return pick(rng, SMALL_TALK)
 
 

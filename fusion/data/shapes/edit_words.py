@@ -13,7 +13,7 @@ REQUESTS = {
     "recolour": ("make {it} {new}", "make {it} {new}", "turn {it} {new}", "change {it} to {new}", "change the colour of {it} to {new}",
                  "paint {it} {new}", "colour {it} {new}", "{it} should be {new}"),
     "reshape": ("make {it} {new}", "turn {it} into {new}", "change {it} to {new}", "change {it} into {new}", "replace {it} with {new}"),
-    "add": ("add {new}{where}", "add {new}{where}", "put {new}{where}", "place {new}{where}", "add {new}{where} to the picture"),
+    "add": ("add {new}{where}", "add {new}{where}", "put {new}{where}", "place {new}{where}", "add {new} to the picture{where}"),
     "remove": ("remove {it}", "remove {it}", "delete {it}", "take {it} away", "take away {it}", "erase {it}"),
     "move": ("move {it} {where}", "move {it} {where}", "shift {it} {where}"),
     "place": ("move {it} to the {where}", "move {it} to the {where} corner", "put {it} in the {where} corner"),
@@ -80,6 +80,7 @@ def _template(rng: np.random.Generator, table: dict[str, tuple[str, ...]], edit:
 def request(rng: np.random.Generator, edit: Edit, kinds: Sequence[Kind]) -> str:
     """What a person says who wants this edit of a picture with objects of these kinds."""
     text = _template(rng, REQUESTS, edit).format(**_slots(rng, edit, kinds, pronoun=True))
+    text = text.replace("the colour of it ", "its colour ")
     return user_style(rng, text if " should " in text else pick(rng, POLITE).format(text))
 
 

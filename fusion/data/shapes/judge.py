@@ -12,7 +12,7 @@ from fusion.data.shapes.constants import MOVE, Kind
 from fusion.data.shapes.expect import Edit, Expectation, Question, Wanted
 from fusion.data.shapes.vision import Reading, Seen, as_pixels, on_ground, read
 
-Picture = UInt8[np.ndarray, "h w 3"] | Image.Image
+Picture = UInt8[np.ndarray, "_ _ 3"] | Image.Image  # any size: `_` binds no dimension
 
 STEP = 0.25  # related objects stand at least this far apart, in units of the shorter side, and closer across
 SAME_PLACE = 0.07  # an object stays where it was within this, in units of the shorter side: 2 pixels of 32
@@ -67,8 +67,9 @@ def _arrangements(reading: Reading, wanted: tuple[Wanted, ...]) -> list[tuple[Se
     """Every way to pair the objects with what was asked, in the order asked."""
     if len(reading.objects) != len(wanted) or len(wanted) > 4:
         return []
-    orders = permutations(reading.objects)
-    return [order for order in orders if all(fits(want, seen, reading) for want, seen in zip(wanted, order))]
+    fit = [[fits(want, seen, reading) for seen in reading.objects] for want in wanted]
+    orders = [order for order in permutations(range(len(wanted))) if all(row[index] for row, index in zip(fit, order))]
+    return [tuple(reading.objects[index] for index in order) for order in orders]
 
 
 def check(image: Picture, expectation: Expectation) -> Verdict:
@@ -183,8 +184,11 @@ def _match(objects: tuple[Seen, ...], demands: list[Demand]) -> tuple[Seen, ...]
     """The objects in an order that meets the demands one by one, if there is one."""
     if len(objects) != len(demands):
         return None
-    orders = permutations(objects)
-    return next((order for order in orders if all(met(seen) for met, seen in zip(demands, order))), None)
+    met = [[demand(seen) for seen in objects] for demand in demands]
+    for order in permutations(range(len(objects))):
+        if all(row[index] for row, index in zip(met, order)):
+            return tuple(objects[index] for index in order)
+    return None
 
 
 def _kept(before: Picture, after: Picture, edit: Edit, changed: list[Seen]) -> float:

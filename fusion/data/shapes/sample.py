@@ -45,8 +45,10 @@ def message(role: str, *content: str | np.ndarray) -> Message:
 
 
 def user(*content: str | np.ndarray) -> Message:
+    """A user turn of texts and images, in order."""
     return message("user", *content)
 
 
 def assistant(*content: str | np.ndarray) -> Message:
+    """An assistant turn of texts and images, in order; its images are targets."""
     return message("assistant", *content)

@@ -89,12 +89,7 @@ def connected(values: Int[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, "h w"], l
     rows, starts = (index.tolist() for index in np.nonzero(change))
     stops = [start if start else values.shape[1] for start in starts[1:] + [0]]
     value = values[change].tolist()
-    parent = list(range(len(rows)))
-
-    def root(run: int) -> int:
-        while parent[run] != run:
-            run = parent[run]
-        return run
+    parent = list(range(len(rows)))  # of each run: an earlier run of its region, or itself
 
     above = 0
     for run in range(len(rows)):
@@ -103,7 +98,12 @@ def connected(values: Int[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, "h w"], l
         other = above
         while rows[other] < rows[run] and starts[other] < stops[run]:
             if stops[other] > starts[run] and value[other] == value[run]:
-                parent[root(run)] = root(other)
+                one, two = run, other
+                while parent[one] != one:
+                    one = parent[one]
+                while parent[two] != two:
+                    two = parent[two]
+                parent[max(one, two)] = min(one, two)
             other += 1
         while rows[above] < rows[run] and stops[above] <= stops[run]:
             above += 1
@@ -111,9 +111,10 @@ def connected(values: Int[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, "h w"], l
     numbers: dict[int, int] = {}
     labels, areas = np.zeros_like(values), []
     for run in range(len(rows)):
+        parent[run] = parent[parent[run]]  # earlier runs point to their region's first run already
         if value[run] == 0:
             continue
-        number = numbers.setdefault(root(run), len(numbers) + 1)
+        number = numbers.setdefault(parent[run], len(numbers) + 1)
         if number > len(areas):
             areas.append(0)
         areas[number - 1] += stops[run] - starts[run]
@@ -129,67 +130,63 @@ def _grow(labels: Int[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:
     return np.where(labels == 0, around, labels)
 
 
-def _span(length: int, low: float, high: float) -> Float[np.ndarray, " n"]:
-    """How much of each of `length` unit pixels lies between low and high."""
-    edges = np.arange(length)
-    return np.clip(np.minimum(edges + 1, high) - np.maximum(edges, low), 0, 1)
+def _span(offset: np.ndarray, half: float) -> np.ndarray:
+    """How much of unit pixels whose middles lie at `offset` is between -half and half."""
+    return np.clip(np.minimum(offset + 0.5, half) - np.maximum(offset - 0.5, -half), 0, 1)
 
 
-def template(shape: str, height: int, width: int, box: Box) -> Float[np.ndarray, "h w"]:
-    """The share of each pixel that a shape filling `box` covers, by exact overlaps or distance to the edge."""
-    left, top, right, bottom = box
-    size = right - left
-    middle_x, middle_y = (left + right) / 2, (top + bottom) / 2
-    if shape == "square":
-        return np.outer(_span(height, top, bottom), _span(width, left, right))
-    if shape == "cross":
-        arm = size * CROSS_ARM / 2
-        tall = np.outer(_span(height, top, bottom), _span(width, middle_x - arm, middle_x + arm))
-        wide = np.outer(_span(height, middle_y - arm, middle_y + arm), _span(width, left, right))
-        return np.maximum(tall, wide)
-    y, x = np.arange(height)[:, None] + 0.5, np.arange(width)[None, :] + 0.5
-    if shape == "circle":
-        return np.clip(size / 2 - np.hypot(x - middle_x, y - middle_y) + 0.5, 0, 1)
-    slope = ((y - top) / 2 - np.abs(x - middle_x)) * (2 / np.sqrt(5))  # distance to the nearer leg, base = height
-    return np.clip(slope + 0.5, 0, 1) * _span(height, top, bottom)[:, None]
+# Per shape of SHAPES, in units of its size: area, perimeter, and how far below the box's middle its centre of mass lies.
+_AREA = np.array([np.pi / 4, 1.0, 0.5, 2 * CROSS_ARM - CROSS_ARM**2])
+_PERIMETER = np.array([np.pi, 4.0, 1 + np.sqrt(5), 4.0])
+_SINK = np.array([0.0, 0.0, 1 / 6, 0.0])
 
 
-# Per shape, in units of its size: area, perimeter, and how far below the box's middle its centre of mass lies.
-_AREA = {"circle": np.pi / 4, "square": 1.0, "triangle": 0.5, "cross": 2 * CROSS_ARM - CROSS_ARM**2}
-_PERIMETER = {"circle": np.pi, "square": 4.0, "triangle": 1 + np.sqrt(5), "cross": 4.0}
-_SINK = {"circle": 0.0, "square": 0.0, "triangle": 1 / 6, "cross": 0.0}
+def templates(
+    height: int, width: int, middle_x: Float[np.ndarray, " k"], middle_y: Float[np.ndarray, " k"], size: Float[np.ndarray, " k"]
+) -> Float[np.ndarray, "k h w"]:
+    """For each shape of SHAPES, in a box of its own middle and size: the share of every pixel that it covers.
 
-
-def _sharpen(alpha: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    """Edges made steeper about one half, so that a slightly blurred edge costs nothing."""
-    return np.clip(SHARPNESS * (alpha - 0.5) + 0.5, 0, 1)
-
-
-def _overlap(one: Float[np.ndarray, "h w"], two: Float[np.ndarray, "h w"]) -> float:
-    """Soft intersection over union."""
-    return float(np.minimum(one, two).sum() / np.maximum(one, two).sum())
+    Squares and crosses by exact overlaps, circles and triangles by the distance to the edge.
+    """
+    x = np.arange(width)[None, :] + 0.5 - middle_x[:, None]
+    y = np.arange(height)[None, :] + 0.5 - middle_y[:, None]
+    circle, square, triangle, cross = size / 2
+    arm = CROSS_ARM * cross
+    leg = ((y[2][:, None] + triangle) / 2 - np.abs(x[2])) * (2 / np.sqrt(5))  # distance to the nearer leg, base = height
+    bars = [np.outer(_span(y[3], tall), _span(x[3], wide)) for tall, wide in ((cross, arm), (arm, cross))]
+    return np.stack(
+        [
+            np.clip(circle + 0.5 - np.hypot(x[0], y[0][:, None]), 0, 1),
+            np.outer(_span(y[1], square), _span(x[1], square)),
+            np.clip(leg + 0.5, 0, 1) * _span(y[2], triangle)[:, None],
+            np.maximum(*bars),
+        ]
+    )
 
 
 def _fit(alpha: Float[np.ndarray, "h w"]) -> tuple[str | None, Box, float]:
-    """The shape whose template, at the size and place that area and centre of mass give, overlaps best."""
+    """The shape whose template, at the size and place that area and centre of mass give, overlaps best.
+
+    Both are made steeper about one half before, so that a slightly blurred edge costs nothing.
+    """
     height, width = alpha.shape
     area = alpha.sum()
-    mean_x = (alpha.sum(0) * (np.arange(width) + 0.5)).sum() / area
-    mean_y = (alpha.sum(1) * (np.arange(height) + 0.5)).sum() / area
-    fits, sharp = [], _sharpen(alpha)
-    for shape in SHAPES:
-        size = np.sqrt(area / _AREA[shape])
-        left, top = mean_x - size / 2, mean_y - _SINK[shape] * size - size / 2
-        box = (left, top, left + size, top + size)
-        fits.append((_overlap(sharp, _sharpen(template(shape, height, width, box))), shape, box))
-    fits.sort(reverse=True)
-    (best, shape, box), second = fits[0], fits[1][0]
-    softness = 4 * (alpha * (1 - alpha)).sum() / (_PERIMETER[shape] * (box[2] - box[0]))
-    clear = best >= MIN_FIT and best - second >= MIN_LEAD and softness <= MAX_SOFTNESS
-    return shape if clear else None, box, best
+    middle_x = np.full(len(SHAPES), alpha.sum(0) @ (np.arange(width) + 0.5) / area)
+    size = np.sqrt(area / _AREA)
+    middle_y = alpha.sum(1) @ (np.arange(height) + 0.5) / area - _SINK * size
+    masks = np.clip(SHARPNESS * (templates(height, width, middle_x, middle_y, size) - 0.5) + 0.5, 0, 1)
+    sharp = np.clip(SHARPNESS * (alpha - 0.5) + 0.5, 0, 1)
+    overlap = np.minimum(sharp, masks).sum((1, 2)) / np.maximum(sharp, masks).sum((1, 2))
+    second, best = np.argsort(overlap)[-2:]
+    softness = 4 * (alpha * (1 - alpha)).sum() / (_PERIMETER[best] * size[best])
+    clear = overlap[best] >= MIN_FIT and overlap[best] - overlap[second] >= MIN_LEAD and softness <= MAX_SOFTNESS
+    left, top = middle_x[best] - size[best] / 2, middle_y[best] - size[best] / 2
+    box = (left, top, left + size[best], top + size[best])
+    return SHAPES[best] if clear else None, box, float(overlap[best])
 
 
-def _dot(one: Float[np.ndarray, "h w 3"], two: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
+def _dot(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Products of the colours of two pictures, pixel by pixel."""
     return np.einsum("hwc,hwc->hw", one, two)
 
 

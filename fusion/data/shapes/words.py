@@ -52,6 +52,7 @@ def a(phrase: str) -> str:
 
 
 def plural(shape: str) -> str:
+    """The shape's plural."""
     return "crosses" if shape == "cross" else f"{shape}s"
 
 
