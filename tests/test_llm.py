@@ -138,7 +138,7 @@ def test_pretraining_beats_unigrams_and_loads_with_transformers(kind, tmp_path, 
     held_out = stream_of(tokenizer, read_corpus(TextData(path=str(text_file), held_out=0.05)).held_out)
     rows = read(out / "metrics.jsonl")
     assert perplexity(model, held_out, context=32) == pytest.approx(rows[-1]["perplexity"], rel=1e-3)
-    assert rows[-1]["perplexity"] < rows[-1]["unigram_perplexity"] / 3
+    assert rows[-1]["perplexity"] < rows[-1]["unigram_perplexity"] / 5
     assert rows[-1]["seen"] == 30_208  # the first whole step at or beyond 30,000
     assert load_config(Pretraining, out / "config.yaml") == settings(tmp_path, text_file, tokenizer=kind)
 

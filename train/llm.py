@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from fusion.data.shapes import plain_text
 from fusion.data.sources import BadSample, PlainText, Split
@@ -61,11 +62,11 @@ class Pretraining:
     heads: int = 4
     positions: int = 4096
     context: int = 128
-    rows: int = 8
-    tokens: int = 400_000
+    rows: int = 16
+    tokens: int = 300_000
     seconds: float = 90.0
     precision: str = "auto"
-    optim: Optim = field(default_factory=lambda: Optim(lr=4e-3, warmup=20))
+    optim: Optim = field(default_factory=lambda: Optim(optimizer="muon", lr=1.5e-2, warmup=10))
 
 
 @dataclass(frozen=True)
@@ -251,6 +252,7 @@ def _save(out: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 
 def main() -> None:
     """`python -m train.llm [config.yaml] [key=value ...]`"""
+    logging.disable_progress_bar()  # of writing shards: there is one
     try:
         pretrain(load(Pretraining, sys.argv[1:]))
     except (PretrainingError, ValueError) as error:

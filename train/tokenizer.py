@@ -1,6 +1,7 @@
 """Tokenizers trained from text, byte-level BPE or sentencepiece unigram; both give every text back unchanged."""
 
 import io
+import re
 from collections.abc import Iterable, Iterator
 
 import sentencepiece
@@ -53,9 +54,13 @@ def _train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 def train_sentencepiece_model(texts: Iterable[str], vocab_size: int) -> sentencepiece.SentencePieceProcessor:
     """A unigram model that changes nothing about the text: no normalisation, no added or removed space, bytes as fallback."""
+    texts = list(_with_sizes(texts))
+    # Candidates are the substrings that different characters follow. In plain sentences a space follows "▁and" every time, so that
+    # "▁and" would not be one; alone, the end does too.
+    words = sorted({f" {word}" for text in texts for word in re.findall(r"\w+", text)})
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=_with_sizes(texts),
+        sentence_iterator=iter(texts + words),
         model_writer=model,
         model_type="unigram",
         vocab_size=vocab_size,
