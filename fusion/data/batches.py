@@ -6,7 +6,7 @@ where its samples stand, and which documents wait in the lookahead buffer; resum
 
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Any, Protocol, runtime_checkable
@@ -199,7 +199,7 @@ def _shortened(piece: Piece, length: int) -> list[Piece]:
 # ---- documents -> rows ----------------------------------------------------------------------------------------------------------
 
 
-def fill_row(waiting: list[Item], length: int) -> list[Item]:
+def fill_row(waiting: list[Sized], length: int) -> list[Sized]:
     """Take out of `waiting` the documents of one row: the oldest, then again and again the longest that still fits.
 
     The oldest goes first so that none waits for ever.
