@@ -1,0 +1,313 @@
+"""Scores a model on the built-in world: pictures, edits, questions, when to draw. `python -m eval.shapes MODEL_FOLDER [count=200]`
+
+The scored prompts (`split=scored`) are for reported figures alone; whatever is chosen or tuned is chosen on `split=development`.
+"""
+
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from omegaconf import OmegaConf
+from PIL import Image
+from tqdm import tqdm
+
+import fusion
+from eval.page import Score
+from eval.scores import mean_of, mean_score
+from eval.sheet import Cell, contact_sheet
+from fusion.api import Fusion
+from fusion.data.shapes import (
+    SCORED_SEED,
+    WORLD_VERSION,
+    EditVerdict,
+    EvaluationEdit,
+    EvaluationIntent,
+    EvaluationPrompt,
+    EvaluationQuestion,
+    Verdict,
+    evaluation_edits,
+    evaluation_intents,
+    evaluation_prompts,
+    evaluation_questions,
+    judge,
+)
+from fusion.generate import ImageDone
+
+SPLITS = {"scored": SCORED_SEED, "development": SCORED_SEED + 1}
+SIZE = (32, 32)  # of the pictures asked for: the world's most frequent
+BATCH = 64  # rows generated together
+LEAST = 12  # prompts with which every category has one that is held out
+ANSWER, OPENING = 12, 64  # tokens within which a question is answered, and within which a story comes to its first picture
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture drawn for a prompt, and what the judge says of it."""
+
+    asked: EvaluationPrompt
+    image: Image.Image
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Edited:
+    """An edit of a picture, and what the judge says of it."""
+
+    asked: EvaluationEdit
+    before: Image.Image
+    image: Image.Image
+    verdict: EditVerdict
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer to a question about a picture."""
+
+    asked: EvaluationQuestion
+    image: Image.Image
+    reply: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Decided:
+    """Whether the model drew when a user began in these words."""
+
+    asked: EvaluationIntent
+    drew: bool
+
+
+@dataclass(frozen=True)
+class ShapesScores:
+    """The scores of a model; each is a share with its count and 95% interval.
+
+    overall: GenEval in miniature, the mean over its six categories; seen, held_out: the same over prompts whose pairs of kinds occur in
+    training, and over those (in position and attribute binding) whose pairs never do. colours_present: pictures with all asked colours, of those that ask for any.
+    edits_done: the asked change and nothing else. edits_kept: pixels outside the changed objects that stay within 8 of 255.
+    when_to_draw: draws if asked to, and only then. details: by category, kind of edit, kind of question, and intent.
+    """
+
+    seed: int
+    world: int | str
+    seconds: float
+    overall: Score
+    seen: Score
+    held_out: Score
+    colours_present: Score
+    edits_done: Score
+    edits_kept: Score
+    questions: Score
+    when_to_draw: Score
+    details: tuple[Score, ...]
+
+    @property
+    def main(self) -> list[Score]:
+        """All but the details, in order."""
+        return [value for value in vars(self).values() if isinstance(value, Score)]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything a model was asked and what it made of it."""
+
+    seed: int
+    seconds: float
+    drawn: list[Drawn]
+    edited: list[Edited]
+    answered: list[Answered]
+    decided: list[Decided]
+
+    @property
+    def scores(self) -> ShapesScores:
+        """The shares of what came out right."""
+        coloured = [one for one in self.drawn if one.asked.expectation.colours]
+        categories = _by(self.drawn, lambda one: one.asked.category)
+        seen = _by([one for one in self.drawn if not one.asked.held_out], lambda one: one.asked.category)
+        held_out = _by([one for one in self.drawn if one.asked.held_out], lambda one: f"{one.asked.category}, held out")
+        details = [
+            *_shares(seen | held_out, _picture_right),
+            *_shares(_by(self.edited, lambda one: f"edit: {one.asked.kind}"), _edit_right),
+            *_shares(_by(self.edited, lambda one: "edits, held out" if one.asked.held_out else "edits, seen"), _edit_right),
+            *_shares(_by(self.answered, lambda one: f"question: {one.asked.kind}"), lambda one: one.right),
+            *_shares(_by(self.decided, lambda one: "draws when asked" if one.asked.draw else "draws only when asked"), _decided_right),
+        ]
+        return ShapesScores(
+            seed=self.seed,
+            world=WORLD_VERSION,
+            seconds=round(self.seconds, 1),
+            overall=mean_of("overall", _shares(categories, _picture_right)),
+            seen=mean_of("overall, seen pairs", _shares(seen, _picture_right)),
+            held_out=mean_of("overall, held-out pairs", _shares(held_out, _picture_right)),
+            colours_present=mean_score("all asked colours present", [one.verdict.colours_present for one in coloured]),
+            edits_done=mean_score("edits done", map(_edit_right, self.edited)),
+            edits_kept=mean_score("pixels kept in edits", [one.verdict.kept for one in self.edited]),
+            questions=mean_score("questions", [one.right for one in self.answered]),
+            when_to_draw=mean_score("draws when asked and only then", map(_decided_right, self.decided)),
+            details=tuple(details),
+        )
+
+    def sheets(self) -> dict[str, Image.Image]:
+        """Contact sheets by name: drawings, edits."""
+        drawn = [Cell((one.image,), one.asked.prompt, one.verdict.ok) for one in self.drawn]
+        edited = [Cell((one.before, one.image), one.asked.instruction, one.verdict.done) for one in self.edited]
+        return {"drawings": contact_sheet(drawn), "edits": contact_sheet(edited)}
+
+
+def score(model: Fusion, count: int = 200, seed: int = SCORED_SEED, **knobs) -> ShapesScores:
+    """The scores of `evaluate` alone."""
+    return evaluate(model, count, seed, **knobs).scores
+
+
+def evaluate(model: Fusion, count: int = 200, seed: int = SCORED_SEED, progress: bool = False, **knobs) -> Evaluation:
+    """Ask for `count` pictures, `count` answers, and half as many edits and decisions, all of `seed`.
+
+    knobs: see fusion.sampling.Sampling. Pictures are 32x32, edits as large as what is edited. Raises ValueError for less than 12 prompts.
+    """
+    if count < LEAST:
+        raise ValueError(f"count={count}: give at least {LEAST}, so that every category has a prompt")
+    began = time.monotonic()
+    with tqdm(total=3 * count, desc="scoring", unit="prompts", disable=not progress) as bar:
+        drawn = _draw(model, evaluation_prompts(count, seed), seed, knobs, bar)
+        edited = _edit(model, evaluation_edits(count // 2, seed), seed, knobs, bar)
+        answered = _answer(model, evaluation_questions(count, seed), seed, knobs, bar)
+        decided = _decide(model, evaluation_intents(count // 2, seed), seed, knobs, bar)
+    return Evaluation(seed, time.monotonic() - began, drawn, edited, answered, decided)
+
+
+def _draw(model: Fusion, asked: Sequence[EvaluationPrompt], seed: int, knobs: dict, bar: tqdm) -> list[Drawn]:
+    images = []
+    for start, part in _batches(asked, bar):
+        # There is no picture to be guided by, and a branch for it would only cost time.
+        settings = {"image_size": SIZE, **knobs, "image_guidance": 1.0}
+        images += model._images([[one.prompt] for one in part], seed + start, settings)
+    return [Drawn(one, image, judge.check(image, one.expectation)) for one, image in zip(asked, images, strict=True)]
+
+
+def _edit(model: Fusion, asked: Sequence[EvaluationEdit], seed: int, knobs: dict, bar: tqdm) -> list[Edited]:
+    """In batches of one size, as a batch draws all its pictures in the same size; back in the order asked."""
+    done: dict[int, Edited] = {}
+    for places in _by(range(len(asked)), lambda place: asked[place].image.shape).values():
+        for start, part in _batches(places, bar):
+            before = [Image.fromarray(asked[place].image) for place in part]
+            prompts = [[image, asked[place].instruction] for image, place in zip(before, part, strict=True)]
+            images = model._images(prompts, seed + start, {**knobs, "image_size": before[0].size})
+            for place, old, new in zip(part, before, images, strict=True):
+                done[place] = Edited(asked[place], old, new, judge.edit_done(old, new, asked[place].edit))
+    return [done[place] for place in range(len(asked))]
+
+
+def _answer(model: Fusion, asked: Sequence[EvaluationQuestion], seed: int, knobs: dict, bar: tqdm) -> list[Answered]:
+    answered = []
+    for start, part in _batches(asked, bar):
+        images = [Image.fromarray(one.image) for one in part]
+        prompts = [[image, one.question.text] for image, one in zip(images, part, strict=True)]
+        replies = model.generate(prompts, seed + start, **{**knobs, "max_images": 0, "max_new_tokens": ANSWER})
+        for one, image, reply in zip(part, images, replies, strict=True):
+            text = "".join(reply)
+            answered.append(Answered(one, image, text, judge.answer_right(one.question, text)))
+    return answered
+
+
+def _decide(model: Fusion, asked: Sequence[EvaluationIntent], seed: int, knobs: dict, bar: tqdm) -> list[Decided]:
+    """What counts is whether an answer comes to a picture at all: it is drawn in a single step, and nothing is written behind it."""
+    decided = []
+    quick = {"image_size": SIZE, "steps": 1, "solver": "euler", "guidance": 1.0, "image_guidance": 1.0, "max_new_tokens": OPENING, "max_images": 1}
+    for start, part in _batches(asked, bar):
+        events = model._events([[_with_pil(one.message)] for one in part], seed + start, {**knobs, **quick}, only_image=True)
+        drew = {event.row for event in events if isinstance(event, ImageDone)}
+        decided += [Decided(one, row in drew) for row, one in enumerate(part)]
+    return decided
+
+
+def _batches(items: Sequence, bar: tqdm) -> Iterable[tuple[int, Sequence]]:
+    for start in range(0, len(items), BATCH):
+        part = items[start : start + BATCH]
+        yield start, part
+        bar.update(len(part))
+
+
+def _with_pil(message: dict) -> dict:
+    blocks = [block | {"image": Image.fromarray(block["image"])} if block["type"] == "image" else block for block in message["content"]]
+    return {**message, "content": blocks}
+
+
+def _by(items: Iterable, name: Callable) -> dict:
+    groups = defaultdict(list)
+    for item in items:
+        groups[name(item)].append(item)
+    return dict(groups)
+
+
+def _shares(groups: dict[str, list], right: Callable) -> list[Score]:
+    return [mean_score(name.replace("_", " "), map(right, items)) for name, items in groups.items()]
+
+
+def _picture_right(one: Drawn) -> bool:
+    return one.verdict.ok
+
+
+def _edit_right(one: Edited) -> bool:
+    return one.verdict.done
+
+
+def _decided_right(one: Decided) -> bool:
+    return one.drew == one.asked.draw
+
+
+def with_targets(scores: ShapesScores, targets: dict[str, float]) -> list[Score]:
+    """The main scores, each with the target of its field's name where there is one."""
+    return [replace(value, target=targets.get(name)) for name, value in vars(scores).items() if isinstance(value, Score)]
+
+
+def as_text(scores: ShapesScores) -> str:
+    """The scores as a table for a terminal."""
+    rows = [*scores.main, None, *scores.details]
+    width = max(len(one.name) for one in rows if one)
+    lines = [f"{one.name:<{width}}  {one.value:.2f}   {one.low:.2f}-{one.high:.2f}   of {one.count}" if one else "" for one in rows]
+    return "\n".join(lines)
+
+
+def save(evaluation: Evaluation, folder: str | Path) -> list[Path]:
+    """Write scores.json, drawings.png and edits.png into a folder, each whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "scores.json"]
+    aside = folder / "scores.json.tmp"
+    aside.write_text(json.dumps(asdict(evaluation.scores), indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, paths[0])
+    for name, sheet in evaluation.sheets().items():
+        sheet.save(folder / f"{name}.png.tmp", format="PNG")
+        os.replace(folder / f"{name}.png.tmp", folder / f"{name}.png")
+        paths.append(folder / f"{name}.png")
+    return paths
+
+
+def main(argv: Sequence[str]) -> int:
+    """`python -m eval.shapes MODEL_FOLDER [count=200] [split=scored|development] [out=FOLDER] [steps=20 guidance=3 ...]`"""
+    if not argv or "=" in argv[0] or argv[0].startswith("-") or not all("=" in word for word in argv[1:]):
+        print(main.__doc__.replace("`", ""), file=sys.stderr)
+        return 2
+    words = {"count": 200, "split": "scored"} | OmegaConf.to_container(OmegaConf.from_dotlist(list(argv[1:])))
+    count, split, out = words.pop("count"), words.pop("split"), words.pop("out", None)
+    try:
+        if split not in SPLITS:
+            raise ValueError(f"split={split}: choose one of {', '.join(SPLITS)}")
+        evaluation = evaluate(fusion.load(argv[0]), count, SPLITS[split], progress=True, **words)
+    except (ValueError, TypeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(as_text(evaluation.scores))
+    written = save(evaluation, out or Path(argv[0]) / "scores" / split)
+    print(f"{evaluation.seconds:.0f} s, {sum(map(len, (evaluation.drawn, evaluation.edited, evaluation.answered, evaluation.decided)))} prompts")
+    print(*written, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
