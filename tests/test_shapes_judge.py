@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import combinations
 
+import jaxtyping
 import numpy as np
 import pytest
 from PIL import Image
@@ -53,7 +54,17 @@ def recovered(scene):
     )
 
 
-def test_ten_thousand_scenes_are_recovered_exactly():
+@pytest.fixture
+def unchecked():
+    """No shape checks: they would take twice as long as the judge itself, and the other tests have them."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.mark.slow
+def test_ten_thousand_scenes_are_recovered_exactly(unchecked):
     rng = np.random.default_rng(0)
     sizes = {size: 9 if size == (32, 32) else 0.25 for size in PICTURE_SIZES}
     missed = [scene for scene in (sample_scene(rng, COUNTS, sizes) for _ in range(10_000)) if not recovered(scene)]
