@@ -1,0 +1,173 @@
+"""Tiny fusion models of every family and mixed documents for the laws: text longer than the window, several pictures, one beyond it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from fusion.codec import Pixel
+from fusion.model import FusionConfig, FusionModel
+from fusion.objective import latents
+from fusion.sequence import Control, Packed, Picture, Piece, Tokens, layout, pack
+from tests import families
+
+PATCH = 2
+CONTROL = Control(image_start=families.VOCAB, image_patch=families.VOCAB + 1, image_end=families.VOCAB + 2)
+MODES = [("adaln", "shared"), *((time, positions) for time in ("added", "none") for positions in ("axial", "shared"))]
+# Every family as from_llm extends it by default, and three of different make with each way to tell time and positions.
+CASES = [(family, "adaln", "axial") for family in families.FAMILIES]
+CASES += [(family, *mode) for family in ("llama", "gemma3_text") for mode in MODES]
+CASES += [("gpt2", time, "shared") for time in ("added", "none")]
+TOLERANCE = 1e-5  # of two ways to compute the same fp32 numbers, relative to their RMS
+
+
+def text(count: int, seed: int) -> Tokens:
+    """Random tokens, all learned."""
+    generator = torch.Generator().manual_seed(seed)
+    return Tokens(tuple(torch.randint(1, families.VOCAB, (count,), generator=generator).tolist()), loss=True)
+
+
+def picture(rows: int, columns: int, seed: int, target: bool = True, clean: bool = True) -> Picture:
+    """A picture of random pixels, its size text two tokens."""
+    pixels = torch.rand(3, rows * PATCH, columns * PATCH, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return Picture(pixels, (20 + rows, 20 + columns), (rows, columns), target=target, clean=clean)
+
+
+def story() -> list[Piece]:
+    """Text beyond the window of 16, a target larger than the window, a context picture, a second target, and text behind them all."""
+    return [text(19, 1), picture(5, 4, 2), text(3, 3), picture(2, 3, 4, target=False), text(2, 5), picture(3, 1, 6), text(18, 7)]
+
+
+def drawing() -> list[Piece]:
+    """A short request whose document ends with the noised block of its second target."""
+    return [text(5, 8), picture(2, 2, 9), text(4, 10), picture(4, 3, 11, clean=False)]
+
+
+def prose() -> list[Piece]:
+    """Text alone, twice as long as the window."""
+    return [text(34, 12)]
+
+
+@cache
+def tiny_fusion(family: str, time: str = "adaln", positions: str = "axial", attention: str | None = None) -> FusionModel:
+    """A fusion model of a tiny random LLM, float32, what starts at zero drawn from N(0, 0.02). Shared: do not change it."""
+    return stirred(fresh_fusion(family, time, positions, attention))
+
+
+def fresh_fusion(family: str, time: str = "adaln", positions: str = "axial", attention: str | None = None) -> FusionModel:
+    """The same as `from_llm` leaves it: what starts at zero is zero."""
+    llm = families.tiny_llm(family, attn_implementation=attention)
+    config = FusionConfig(text_config=llm.config, patch_size=PATCH, time=time, positions=positions, vocab_base=families.VOCAB)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return FusionModel.from_llm(llm, config)
+
+
+def stirred(model: FusionModel) -> FusionModel:
+    """The model with every weight of ours that is all zero drawn from N(0, 0.02), so that nothing hides behind a zero."""
+    generator = torch.Generator().manual_seed(2)
+    for name, weight in model.named_parameters():
+        if not name.startswith("llm.") and not weight.any():
+            weight.data.normal_(std=0.02, generator=generator)
+    return model
+
+
+def packed_rows(rows: list[list[list[Piece]]], times: float = 0.6, length: int | None = None) -> Packed:
+    """Documents in rows, clean patches in the clean stream, and noise mixed into the noised blocks at time `times`.
+
+    The noise of a picture is drawn by its own pixels, so that it does not depend on where the document lies.
+    """
+    packed = latents(pack([[layout(pieces, CONTROL) for pieces in row] for row in rows], length), Pixel(), PATCH)
+    patches = packed.patches.clone()
+    for number in packed.noised_picture.nonzero()[:, 0].tolist():
+        own = packed.picture_of_patch == number
+        patches[own] = (1 - times) * patches[own] + times * noise_of(packed.patches[own])
+    return packed.with_patches(patches, packed.noised_picture.float() * times)
+
+
+def noise_of(patches: Tensor) -> Tensor:
+    """Standard normal noise that belongs to a picture."""
+    generator = torch.Generator().manual_seed(int(patches.double().abs().sum().item() * 1e4))
+    return torch.randn(patches.shape, generator=generator)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Everything a packed forward pass says: hidden (b, t, d) after the final norm, logits (b, t, v), prediction (n, p)."""
+
+    hidden: Tensor
+    logits: Tensor
+    prediction: Tensor
+
+
+@torch.no_grad()
+def answer(model: FusionModel, packed: Packed) -> Answer:
+    """The model's answer at every row, through its own forward."""
+    with watched(model) as calls:
+        output = model(packed=packed)
+    return Answer(calls[0], model.all_logits(calls[0]), output.prediction)
+
+
+@contextmanager
+def watched(model: FusionModel) -> Iterator[list[Tensor]]:
+    """Hidden states of every call of the decoder while the block runs."""
+    calls: list[Tensor] = []
+    hook = model.llm.base_model.register_forward_hook(lambda module, args, output: calls.append(output.last_hidden_state.detach()))
+    try:
+        yield calls
+    finally:
+        hook.remove()
+
+
+def changed(packed: Packed, row: int, index: int) -> Packed:
+    """The batch with another token, or another patch, at one place."""
+    if packed.picture[row, index] < 0:
+        ids = packed.ids.clone()
+        ids[row, index] = (ids[row, index] + 7) % families.VOCAB
+        return replace(packed, ids=ids)
+    patches = packed.patches.clone()
+    patches[patch_number(packed)[row, index]] += 1.0
+    return packed.with_patches(patches, packed.time)
+
+
+def patch_number(packed: Packed) -> Tensor:
+    """Which of `patches` stands in a row, (b, t); meaningless on text."""
+    return (packed.picture >= 0).flatten().cumsum(0).view_as(packed.picture) - 1
+
+
+def error(a: Tensor, b: Tensor) -> float:
+    """The largest difference, relative to the RMS of b."""
+    return 0.0 if a.numel() == 0 else ((a - b).abs().max() / b.square().mean().sqrt().clamp(min=1e-8)).item()
+
+
+def assert_close(a: Tensor, b: Tensor, tolerance: float = TOLERANCE) -> None:
+    """Equal but for the order of fp32 sums."""
+    assert a.shape == b.shape
+    assert error(a, b) <= tolerance, f"off by {error(a, b):.1e} of the RMS, {tolerance:.0e} allowed"
+
+
+@contextmanager
+def routing_margins(model: FusionModel) -> Iterator[list[float]]:
+    """By how much the last expert chosen leads the first one left out, per call of each router; empty without experts.
+
+    A margin above the rounding of fp32 says that two ways to compute the same rows choose the same experts.
+    """
+    margins: list[float] = []
+
+    def watch(module, args, output):
+        scores = args[0].flatten(0, -2).float() @ module.weight.float().T
+        if getattr(module, "bias", None) is not None:
+            scores = scores + module.bias
+        best = scores.softmax(-1).sort(-1, descending=True).values
+        chosen = model.llm.config.num_experts_per_tok
+        margins.append((best[:, chosen - 1] - best[:, chosen]).min().item())
+
+    hooks = [module.register_forward_hook(watch) for module in model.llm.modules() if type(module).__name__.endswith("Router")]
+    try:
+        yield margins
+    finally:
+        for hook in hooks:
+            hook.remove()
