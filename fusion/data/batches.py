@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, fields, replace
 from itertools import chain
+from operator import itemgetter
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -205,12 +206,12 @@ def fill_row(waiting: list[Sized], length: int) -> list[Sized]:
     The oldest goes first so that none waits for ever.
     """
     row, room = [waiting[0]], length - len(waiting[0])
-    by_length = sorted(range(1, len(waiting)), key=lambda i: len(waiting[i]))
-    lengths = [len(waiting[i]) for i in by_length]
-    while place := bisect_right(lengths, room):
-        room -= lengths.pop(place - 1)
-        row.append(waiting[by_length.pop(place - 1)])
-    waiting[:] = [waiting[i] for i in sorted(by_length)]
+    left = sorted((len(item), index) for index, item in enumerate(waiting) if index)
+    while place := bisect_right(left, room, key=itemgetter(0)):
+        size, index = left.pop(place - 1)
+        row.append(waiting[index])
+        room -= size
+    waiting[:] = [waiting[index] for index in sorted(index for _, index in left)]
     return row
 
 
