@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from omegaconf import OmegaConf
 from PIL import Image
 from tqdm import tqdm
@@ -88,9 +87,10 @@ class ShapesScores:
     """The scores of a model; each is a share with its count and 95% interval.
 
     overall: GenEval in miniature, the mean over its six categories; seen, held_out: the same over prompts whose pairs of kinds occur in
-    training, and over those (in position and attribute binding) whose pairs never do. colours_present: pictures with all asked colours, of those that ask for any.
-    edits_done: the asked change and nothing else. edits_kept: pixels outside the changed objects that stay within 8 of 255.
-    when_to_draw: draws if asked to, and only then. details: by category, kind of edit, kind of question, and intent.
+    training, and over those (in position and attribute binding) whose pairs never do. colours_present: pictures with all asked colours,
+    of those that ask for any. edits_done: the asked change and nothing else. edits_kept: pixels outside the changed objects that stay
+    within 8 of 255. questions: right answers. when_to_draw: draws if asked to, and only then. details: by category, kind of edit, kind
+    of question, and intent.
     """
 
     seed: int

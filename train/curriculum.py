@@ -1,0 +1,88 @@
+"""The built-in world in stages: what it draws changes along a run, by the number of the document alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fusion.data.shapes import Options, World
+from fusion.data.sources import Sample, Stream, WorldSource
+
+
+@dataclass
+class Stage:
+    """What the world draws until this share of its documents. tasks, counts, sizes: weights as in fusion.data.shapes.Options; what is
+    left out is as the world has it."""
+
+    until: float = 1.0
+    tasks: dict[str, float] | None = None
+    counts: dict[int, float] | None = None
+    sizes: dict[str, float] | None = None
+
+    @property
+    def world(self) -> World:
+        """The world of this stage."""
+        given = {"tasks": self.tasks, "counts": self.counts, "sizes": self.sizes}
+        return World(Options(**{name: value for name, value in given.items() if value is not None}))
+
+
+class Curriculum:
+    """A source for fusion.data.sources.Mixture: document number i comes from the stage that i / documents falls into, the last for ever.
+
+    Stages follow the number of documents, not the clock, so that a run is the same on every machine and resumes exactly; a run that its
+    time limit ends early has not seen the last of them.
+    """
+
+    def __init__(self, stages: Sequence[Stage], documents: int, seed: int = 0, name: str = "world"):
+        ends = [stage.until for stage in stages]
+        if not ends or ends != sorted(set(ends)) or ends[0] <= 0 or ends[-1] != 1:
+            raise ValueError(f"stages end at {ends}: let each end later than the one before, and the last at 1")
+        self.name = name
+        self._stages = [(stage.until * documents, WorldSource(stage.world, seed, name)) for stage in stages]
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def sample(self, index: int) -> Sample:
+        """Document number `index`."""
+        return next((world for end, world in self._stages if index < end), self._stages[-1][1])[index]
+
+    def stream(self, seed: int | str = 0, shard: int = 0, shards: int = 1) -> "Walk":
+        """The documents in the order of their numbers, dealt to the shards in turn; they have a seed of their own."""
+        return Walk(self, shard, shards)
+
+
+class Walk:
+    """An endless stream over a Curriculum, in order."""
+
+    def __init__(self, curriculum: Curriculum, shard: int, shards: int):
+        self._curriculum, self._shards, self._next = curriculum, shards, shard
+
+    def __next__(self) -> Sample:
+        sample = self._curriculum.sample(self._next)
+        self._next += self._shards
+        return sample
+
+    def state_dict(self) -> dict[str, int]:
+        """The number of the next document."""
+        return {"next": self._next}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where `state_dict` was taken."""
+        self._next = state["next"]
+
+
+class Texts:
+    """Plain texts as a source; each is a page, learned from its first token to its end."""
+
+    def __init__(self, texts: Sequence[str], name: str = "text"):
+        self.name, self._texts = name, list(texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def sample(self, index: int, rng) -> Sample:
+        """Text number `index`; there is nothing left for `rng` to choose."""
+        return Sample(None, [{"type": "text", "text": self._texts[index]}], self.name, f"{self.name}:{index}")
+
+    def stream(self, seed: int | str = 0, shard: int = 0, shards: int = 1) -> Stream:
+        """All texts shuffled, again and again."""
+        return Stream(self, seed, shard, shards)

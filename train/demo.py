@@ -1,0 +1,255 @@
+"""The demo: pretrains a small LLM, teaches it to draw, edit and look, scores it, writes a report. `python -m train.demo [key=value ...]`"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from eval import report, shapes
+from eval.text import Kept, kept
+from fusion.api import Fusion
+from fusion.data.batches import Batches, Loader, Packing, fixed_batches
+from fusion.data.shapes import TASKS, Options, World
+from fusion.data.sources import Mixture, WorldSource
+from fusion.objective import Objective
+from train import showcase
+from train.checkpoint import steps
+from train.config import ConfigError, load, load_config, save_config
+from train.curriculum import Curriculum, Stage, Texts
+from train.llm import Corpus, Pretraining, PretrainingError, pretrain, read_corpus
+from train.loop import NotFinite, Summary, Trainer, Training
+from train.metrics import read
+from train.samples import Sampler, Samples, ask, from_samples
+from train.unified import Model, build, commit, first_samples
+
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
+TRAINING_SEED, HELD_OUT_SEED = 1, 2  # of the world's documents: two seeds share none
+
+
+@dataclass
+class WorldConfig:
+    """What is learned. text: share of plain text among the documents, the rest is the built-in world; stages: see train.curriculum."""
+
+    text: float = 0.1
+    stages: list[Stage] = field(default_factory=lambda: [Stage()])
+
+    def __post_init__(self):
+        if not 0 <= self.text < 1:
+            raise ValueError(f"text={self.text}: a share of at least 0 and below 1")
+
+
+@dataclass
+class Scoring:
+    """How the finished model is scored and shown. count: prompts; split: scored, or development while anything is being chosen.
+
+    texts: held-out texts whose perplexity is compared. steps, solver, shift, guidance, image_guidance: see fusion.sampling.Sampling.
+    targets: by field of eval.shapes.ShapesScores, and text_rise, the largest share by which the perplexity may rise.
+    """
+
+    count: int = 200
+    split: str = "scored"
+    texts: int = 160
+    steps: int = 20
+    solver: str = "euler"
+    shift: float = 1.0
+    guidance: float = 3.0
+    image_guidance: float = 1.0
+    targets: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.split not in shapes.SPLITS:
+            raise ValueError(f"split={self.split!r}: choose one of {', '.join(shapes.SPLITS)}")
+
+    @property
+    def knobs(self) -> dict:
+        """What goes to Fusion's methods."""
+        return {name: getattr(self, name) for name in ("steps", "solver", "shift", "guidance", "image_guidance")}
+
+
+@dataclass
+class Demo:
+    """The demo: the folder it writes; how many documents it trains on, and the minutes after which it stops doing so, those of the
+    language model included; and the settings of its parts. held_out: documents of each task for validation; shown: of them in samples.
+    """
+
+    out: str = "out/demo"
+    documents: int = 100_000
+    minutes: float = 15.0
+    llm: Pretraining = field(default_factory=lambda: Pretraining(out="${out}/llm"))
+    model: Model = field(default_factory=lambda: Model(llm="${out}/llm", max_side=64, max_patches=64))
+    world: WorldConfig = field(default_factory=WorldConfig)
+    packing: Packing = field(default_factory=Packing)
+    objective: Objective = field(default_factory=Objective)
+    training: Training = field(default_factory=Training)
+    held_out: int = 16
+    samples: Samples = field(default_factory=Samples)
+    scoring: Scoring = field(default_factory=Scoring)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of the demo."""
+
+    evaluation: shapes.Evaluation
+    kept: Kept
+    model: Path
+    report: Path
+
+
+def demo(config: Demo) -> Summary | Outcome:
+    """The whole program; a Summary if it was interrupted while learning to draw. Raises ValueError, PretrainingError and NotFinite."""
+    out = Path(config.out)
+    begin(config, out)
+    corpus = read_corpus(config.llm.data, config.llm.seed)
+    language_model(config)
+    model = build(config.model)
+    summary = trainer_for(config, model, corpus).fit()
+    if summary.interrupted:
+        return summary
+    model.save_pretrained(out / "model")
+    return show(config, model, corpus)
+
+
+# ---- beginning, and going on ----
+
+
+def begin(config: Demo, out: Path) -> None:
+    """Go on with what the folder holds if it was made with the same settings; otherwise clear away what an earlier demo left there."""
+    before = earlier(out)
+    if before is None and out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} holds something that is not a demo of this version: give another folder, out=FOLDER")
+    if before and learns_alike(before, config):
+        saved = steps(out / "checkpoints")
+        print(f"{out}: goes on with the demo there" + (f", from step {saved[-1]}" if saved else ""))
+    elif before:
+        keep_llm = before.llm == config.llm
+        print(f"{out}: begins again, as the settings are others" + (" (but the language model's)" if keep_llm else ""))
+        for name in ("checkpoints", "samples", "model", "scores", *(() if keep_llm else ("llm",))):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in ("metrics.jsonl", "skipped.txt", "report.html"):
+            (out / name).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    save_config(config, out / "config.yaml")
+    facts = {
+        "title": "Demo: a language model learns to draw",
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": " ".join(["python -m train.demo", *sys.argv[1:]]),
+        "commit": commit(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads",
+    }
+    (out / "run.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+def earlier(out: Path) -> Demo | None:
+    """The settings of the demo that the folder holds, if it holds one."""
+    try:
+        return load_config(Demo, out / "config.yaml")
+    except ConfigError:
+        return None
+
+
+def learns_alike(one: Demo, other: Demo) -> bool:
+    """Whether two demos train alike; how the outcome is scored may differ."""
+    return replace(one, scoring=other.scoring) == other
+
+
+# ---- learning ----
+
+
+def language_model(config: Demo) -> None:
+    """Pretrain the LLM, or keep the one that is there."""
+    out = Path(config.llm.out)
+    if (out / "config.json").is_file():
+        print(f"{out}: the language model is there")
+    else:
+        pretrain(replace(config.llm, seconds=min(config.llm.seconds, 60 * config.minutes)))
+    last = read(out / "metrics.jsonl")[-1]
+    times = last["unigram_perplexity"] / last["perplexity"]
+    print(f"held-out perplexity {last['perplexity']:.2f}, {times:.1f} times below the {last['unigram_perplexity']:.1f} of single words")
+
+
+def trainer_for(config: Demo, model: Fusion, corpus: Corpus) -> Trainer:
+    """The trainer on the mixed world and plain text, for the documents and in the time that are left."""
+    share = config.world.text
+    world = Curriculum(config.world.stages, round(config.documents * (1 - share)), TRAINING_SEED)
+    # A partial of a class, for the workers get it by pickling.
+    open_samples = partial(_mixture, [world, Texts(corpus.train)], [1 - share, share], config.training.seed)
+    batches = Batches(open_samples, model.processor, config.packing, config.training.seed)
+    held_out, groups = watched(config, model, corpus)
+    spent = read(Path(config.llm.out, "metrics.jsonl"))[-1]["time"] / 60
+    settings = replace(config.training, documents=config.documents, minutes=max(config.minutes - spent, 1e-6))
+    sampler = Sampler(model, groups, config.samples)
+    loader = Loader(batches, config.training.workers)
+    return Trainer(model, loader, config.objective, settings, config.out, held_out, sampler, resume=True)
+
+
+def _mixture(sources: list, weights: list[float], seed: int, shard: int, shards: int) -> Mixture:
+    return Mixture(sources, weights, seed, shard, shards)
+
+
+def watched(config: Demo, model: Fusion, corpus: Corpus) -> tuple[dict, dict]:
+    """Held-out batches by task, whose losses are followed, and groups of prompts, whose answers are."""
+    held_out, groups = {}, {"prompts": [ask(text) for text in config.samples.prompts]}
+    for task in TASKS:
+        samples = first_samples(WorldSource(World(Options(tasks={task: 1.0})), HELD_OUT_SEED, task), config.held_out)
+        held_out[task] = fixed_batches(samples, model.processor, config.packing)
+        groups[task] = from_samples(samples[: config.samples.held_out])
+    held_out["text"] = fixed_batches(first_samples(Texts(corpus.held_out), config.held_out), model.processor, config.packing)
+    return held_out, groups
+
+
+# ---- showing ----
+
+
+def show(config: Demo, model: Fusion, corpus: Corpus) -> Outcome:
+    """Score the model, let it draw, edit, describe and tell, and write the report."""
+    out, scoring = Path(config.out), config.scoring
+    evaluation = shapes.evaluate(model, scoring.count, shapes.SPLITS[scoring.split], progress=True, **scoring.knobs)
+    shapes.save(evaluation, out / "scores")
+    text = kept(config.llm.out, out / "model", corpus.held_out[: scoring.texts])
+    extra = showcase.sections(model, evaluation, text, scoring.targets, scoring.knobs, out / "model")
+    return Outcome(evaluation, text, out / "model", report.write(out, extra))
+
+
+def summary_of(outcome: Outcome, config: Demo) -> str:
+    """What a person at the terminal wants to know."""
+    lines = []
+    for score in shapes.with_targets(outcome.evaluation.scores, config.scoring.targets):
+        target = "" if score.target is None else f"   target {score.target:.2f} {'met' if score.value >= score.target else 'missed'}"
+        lines.append(f"{score.name:<32} {score.value:.2f}{target}")
+    text = outcome.kept
+    lines.append(f"{'text perplexity':<32} {text.before:.2f} -> {text.after:.2f} ({text.rise:+.1%})")
+    last = read(Path(config.out, "metrics.jsonl"))[-1]
+    lines.append(f"{last['seen']:,} documents in {last['time'] / 60:.1f} minutes")
+    return "\n".join([*lines, f"model   {outcome.model}", f"report  {outcome.report}"])
+
+
+def main(argv: Sequence[str]) -> int:
+    """`python -m train.demo [CONFIG.yaml] [key=value ...]`: 0 at the end, 1 with one line where it cannot go on, 130 when interrupted."""
+    words = list(argv)
+    config = load(Demo, words if words and "=" not in words[0] else [str(CONFIG), *words])
+    logging.disable_progress_bar()
+    try:
+        outcome = demo(config)
+    except (ValueError, PretrainingError, NotFinite) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on with what {config.out} holds", file=sys.stderr)
+        return 130
+    if isinstance(outcome, Summary):
+        print(f"stopped by {outcome.interrupted} at step {outcome.steps}; the same command goes on from there")
+        return 130
+    print(summary_of(outcome, config))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,115 @@
+"""What the demo's model can do, as sections of its report: scores, drawings, edits, a story, descriptions, questions, text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from eval import shapes
+from eval.page import Section, code, gallery, paragraph, score_table, story, table, triptych
+from eval.shapes import Answered, Edited, Evaluation
+from eval.text import Kept
+from fusion.api import Fusion
+
+PROMPTS = (
+    "draw a red circle", "draw a blue triangle", "draw a purple cross", "draw a green square on a beige ground",
+    "draw a red circle left of a blue square", "draw a yellow cross above a cyan triangle", "draw three orange circles",
+    "draw a black square and a green circle",
+)  # fmt: skip
+STORIES = (
+    "tell me a story in three pictures about a red circle",
+    "tell me a story in two pictures about a blue square and a yellow triangle",
+)
+SEEDS = 4  # pictures of one prompt
+DRAWINGS, EDITS, QUESTIONS, DESCRIBED = 32, 10, 16, 8  # how many are shown
+
+
+def sections(model: Fusion, evaluation: Evaluation, kept: Kept, targets: dict[str, float], knobs: dict, model_folder: Path) -> list[Section]:
+    """The sections in the order of the page."""
+    return [
+        Section("Scores", scores(evaluation, targets)),
+        Section("Drawn on request", drawings(model, knobs) + as_scored(evaluation)),
+        Section("Edits", "".join(edit(one) for one in evaluation.edited[:EDITS])),
+        Section("Stories", stories(model, knobs)),
+        Section("Descriptions", descriptions(model, [one.image for one in evaluation.answered[::7][:DESCRIBED]], knobs)),
+        Section("Questions", gallery((one.image, answer(one)) for one in evaluation.answered[:QUESTIONS])),
+        Section("Text kept", text(kept, targets.get("text_rise"))),
+        Section("Going on", code(commands(model_folder))),
+    ]
+
+
+def scores(evaluation: Evaluation, targets: dict[str, float]) -> str:
+    """The main scores against their targets, and by category."""
+    found = evaluation.scores
+    split = {seed: name for name, seed in shapes.SPLITS.items()}.get(found.seed, f"seed {found.seed}")
+    words = (
+        f"{len(evaluation.drawn)} pictures, {len(evaluation.edited)} edits, {len(evaluation.answered)} answers and {len(evaluation.decided)} "
+        f"openings ({split} prompts), judged from pixels alone in {found.seconds:.0f} s."
+    )
+    details = f"<details><summary>by category</summary>{score_table(found.details)}</details>"
+    return paragraph(words) + score_table(shapes.with_targets(found, targets)) + details
+
+
+def drawings(model: Fusion, knobs: dict) -> str:
+    """A few prompts, each with several seeds, at the size that the model chooses."""
+    shown = []
+    for prompt in PROMPTS:
+        shown += [(image, prompt) for image in model.draw(prompt, n=SEEDS, **knobs)]
+    return gallery(shown)
+
+
+def as_scored(evaluation: Evaluation) -> str:
+    """The first of the scored pictures, each with the judge's word."""
+    shown = []
+    for one in evaluation.drawn[:DRAWINGS]:
+        mark = "✓" if one.verdict.ok else "✗"
+        shown.append((one.image, f"{mark} {one.asked.prompt}" + ("" if one.verdict.ok else f" ({one.verdict.reasons[0]})")))
+    right = sum(one.verdict.ok for one in evaluation.drawn[:DRAWINGS])
+    return paragraph(f"The first {len(shown)} of the scored prompts, {right} of them right:") + gallery(shown)
+
+
+def edit(one: Edited) -> str:
+    """Before, after and difference, with the judge's word."""
+    said = "✓" if one.verdict.done else "✗ " + one.verdict.reasons[0].removeprefix("after: ")
+    return triptych(one.before, one.image, caption=f"{one.asked.instruction}: {said}; {one.verdict.kept:.0%} of the rest kept")
+
+
+def stories(model: Fusion, knobs: dict) -> str:
+    """Interleaved text and pictures, all of it the model's own."""
+    told = model.generate([[prompt] for prompt in STORIES], **{**knobs, "max_new_tokens": 160, "max_images": 4})
+    return "".join(paragraph(f"“{prompt}”") + story(parts) for prompt, parts in zip(STORIES, told, strict=True))
+
+
+def descriptions(model: Fusion, images: Sequence[Image.Image], knobs: dict) -> str:
+    """What the model says of pictures that it did not draw."""
+    replies = model.generate([[image, "Describe the picture."] for image in images], **{**knobs, "max_images": 0, "max_new_tokens": 64})
+    return gallery([(image, "".join(reply)) for image, reply in zip(images, replies, strict=True)])
+
+
+def answer(one: Answered) -> str:
+    """Question and answer, with the right one where they differ."""
+    question = f"{one.asked.question.text} {one.reply}"
+    return f"✓ {question}" if one.right else f"✗ {question} (right: {one.asked.question.answer})"
+
+
+def text(kept: Kept, most: float | None) -> str:
+    """Perplexity before and after."""
+    said = "" if most is None else f" The target is a rise of at most {most:.0%}: {'met' if kept.rise <= most else 'missed'}."
+    rows = [("the language model", kept.before), ("after learning to draw", kept.after)]
+    words = f"{kept.tokens:,} tokens of held-out text, the same for both. It {'rose' if kept.rise > 0 else 'fell'} by {abs(kept.rise):.1%}.{said}"
+    return paragraph(words) + table(rows, ("held-out perplexity", "per token"))
+
+
+def commands(folder: Path) -> str:
+    """What a person may want to type next."""
+    return f"""
+.venv/bin/fusion generate {folder} "draw a red circle left of a blue square"
+.venv/bin/fusion chat {folder}
+.venv/bin/fusion edit {folder} IMAGE.png "make the circle green"
+.venv/bin/python -m eval.shapes {folder} split=development
+.venv/bin/python -m train.demo out=out/longer minutes=120 documents=1000000
+
+import fusion
+model = fusion.load("{folder}")
+model.draw("draw a red circle")[0].save("drawn.png")
+"""
