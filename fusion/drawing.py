@@ -32,7 +32,7 @@ class Drawn:
 
     step: int
     steps: int
-    x_hat: list[Float[Tensor, "n p"]]
+    x_hat: list[Float[Tensor, "_ p"]]
 
 
 def draw(model: FusionModel, canvases: list[Canvas], settings: Sampling) -> Iterator[Drawn]:

@@ -63,7 +63,7 @@ class Prefix:
             elif isinstance(piece, Tokens) and piece.ids:
                 writer.text(piece.ids)
 
-    def read(self, patches: list[Float[Tensor, "n p"]]) -> None:
+    def read(self, patches: list[Float[Tensor, "_ p"]]) -> None:
         """Run everything written since the last call through the decoder. patches: of the clean pictures in it, in row order."""
         new = [writer.take() for writer in self.writers]
         seen = 0 if self.rows is None else len(self.rows)
