@@ -9,7 +9,19 @@ from fusion.sequence import layout
 from tests.documents import rows_of, sees
 from tests.families import FAMILIES, WINDOW
 from tests.mixed import (
-    CASES, CONTROL, TOLERANCE, answer, assert_close, changed, drawing, packed_rows, patch_number, prose, routing_margins, story, tiny_fusion,
+    CASES,
+    CONTROL,
+    TOLERANCE,
+    answer,
+    assert_close,
+    changed,
+    drawing,
+    packed_rows,
+    patch_number,
+    prose,
+    routing_margins,
+    story,
+    tiny_fusion,
 )  # fmt: skip
 
 cases = pytest.mark.parametrize("case", CASES, ids="-".join)

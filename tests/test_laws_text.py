@@ -8,7 +8,18 @@ import torch
 from fusion.mask import Rows
 from fusion.sequence import Tokens, layout, pack
 from tests.families import FAMILIES, VOCAB, WINDOW, tiny_llm
-from tests.mixed import CONTROL, TOLERANCE, answer, assert_close, fresh_fusion, packed_rows, picture, routing_margins, stirred, text
+from tests.mixed import (
+    CONTROL,
+    TOLERANCE,
+    answer,
+    assert_close,
+    fresh_fusion,
+    packed_rows,
+    picture,
+    routing_margins,
+    stirred,
+    text,
+)
 
 LENGTH = 3 * WINDOW
 SHORT = 2 * WINDOW - 3

@@ -1,0 +1,172 @@
+"""Laws 4 and 5: what the cached, batched sampler computes is what training computed, step for step; and how much work it does."""
+
+import pytest
+import torch
+
+from fusion.codec import Pixel
+from fusion.drawing import Canvas, draw
+from fusion.flow import PATHS, estimate
+from fusion.objective import latents
+from fusion.prefix import Prefix
+from fusion.sampling import Sampling
+from fusion.sequence import Picture, Piece, Tokens, layout, pack
+from fusion.solvers import SOLVERS, schedule, steps
+from tests.mixed import (
+    CASES,
+    CONTROL,
+    PATCH,
+    TOLERANCE,
+    answer,
+    assert_close,
+    drawing,
+    packed_rows,
+    picture,
+    prose,
+    routing_margins,
+    story,
+    text,
+    tiny_fusion,
+    watched,
+)  # fmt: skip
+
+cases = pytest.mark.parametrize("case", CASES, ids="-".join)
+# Every token in its turn, small errors of one step enter the next, and near t = 0 a velocity divides by t.
+CLOSED_LOOP = 5 * TOLERANCE
+UNGUIDED = Sampling(steps=3, guidance=1.0)
+GUIDED = Sampling(steps=3, guidance=3.0, image_guidance=1.5)
+
+
+def patches_of(piece: Picture) -> torch.Tensor:
+    return latents(pack([[layout([piece], CONTROL)]]), Pixel(), PATCH).patches[: piece.grid[0] * piece.grid[1]]
+
+
+def noise(piece: Picture) -> torch.Tensor:
+    return torch.randn(patches_of(piece).shape, generator=torch.Generator().manual_seed(sum(piece.size_ids)))
+
+
+def uncached(model, pieces: list[Piece]):
+    """The velocity of all noised blocks of a document, read as in training: x (n, p), one block after the other."""
+    packed = packed_rows([[pieces]])
+    config = model.config
+
+    @torch.no_grad()
+    def velocity(x, t):
+        patches = packed.patches.clone()
+        patches[packed.noised_patch] = x
+        prediction = model(packed=packed.with_patches(patches, packed.noised_picture * t)).prediction
+        return estimate(prediction, x, t, config.target, PATHS[config.path]).velocity
+
+    return velocity
+
+
+def integrated(model, velocity, start: torch.Tensor, settings: Sampling) -> list[torch.Tensor]:
+    """x_hat after every step of the settings' solver."""
+    walk = steps(SOLVERS[settings.solver], velocity, start, schedule(settings.steps, settings.shift), PATHS[model.config.path])
+    return [state.x_hat for state in walk]
+
+
+@cases
+@torch.no_grad()
+def test_the_sampler_reads_and_draws_what_training_did(case):
+    """A document grown token by token and drawn image by image, against one packed pass over all of it."""
+    model, pieces = tiny_fusion(*case), story()
+    targets = [piece for piece in pieces if isinstance(piece, Picture) and piece.target]
+    prefix, hidden, drawn = Prefix(model, CONTROL, 1), [], []
+
+    def spell(ids):
+        for token in ids:
+            prefix.write(0, [Tokens((token,))])
+            prefix.read([])
+            hidden.append(prefix.last)
+
+    for piece in pieces:
+        if isinstance(piece, Tokens):
+            spell(piece.ids)
+            continue
+        spell((CONTROL.image_start, *piece.size_ids))
+        if piece.target:
+            canvas = Canvas({"full": (prefix, 0)}, piece.grid, noise(piece))
+            drawn.append([step.x_hat[0] for step in draw(model, [canvas], UNGUIDED)])
+        prefix.writers[0].clean_picture(0, piece.grid)
+        prefix.read([patches_of(piece)])
+        hidden.append(prefix.last)
+
+    packed = packed_rows([[pieces]])
+    with routing_margins(model) as margins:
+        expected = answer(model, packed)
+    is_text = (packed.picture[0] < 0) & ~packed.noised[0]
+    assert_close(torch.cat(hidden), expected.hidden[0, is_text])
+    assert_close(model.all_logits(torch.cat(hidden)), expected.logits[0, is_text])
+    trained = integrated(model, uncached(model, pieces), torch.cat([noise(piece) for piece in targets]), UNGUIDED)
+    for sampled, together in zip(zip(*drawn, strict=True), trained, strict=True):
+        assert_close(torch.cat(sampled), together, CLOSED_LOOP)
+    assert not margins or min(margins) > TOLERANCE
+
+
+@cases
+@torch.no_grad()
+def test_documents_read_together_are_read_as_if_alone(case):
+    """Rows of a batch grow by different pieces at different times."""
+    model, documents = tiny_fusion(*case), [story(), drawing()[:3], prose()]
+    prefix, last = Prefix(model, CONTROL, len(documents)), []
+    for turn in range(max(map(len, documents))):
+        new = [pieces[turn : turn + 1] for pieces in documents]
+        for row, pieces in enumerate(new):
+            prefix.write(row, pieces)
+        prefix.read([patches_of(piece) for pieces in new for piece in pieces if isinstance(piece, Picture)])
+        last.append(prefix.last)
+    for row, pieces in enumerate(documents):
+        expected = answer(model, packed_rows([[pieces]]))
+        for turn in range(len(pieces)):
+            clean = layout(pieces[: turn + 1], CONTROL)
+            assert_close(last[turn][row], expected.hidden[0, int((~clean.noised).sum()) - 1])
+        assert torch.equal(last[-1][row], last[len(pieces) - 1][row]), "a row that has nothing to read keeps its last state"
+
+
+def canvas_of(model, requests: list[list[Piece]]) -> dict[str, tuple[Prefix, int]]:
+    """Prefixes up to the size of the picture that ends each request, by the names of guidance's branches."""
+    prefixes = {}
+    for name, pieces in zip(("full", "image", "none"), requests, strict=True):
+        prefix = Prefix(model, CONTROL, 1)
+        prefix.write(0, pieces[:-1])
+        prefix.writers[0].open_picture(pieces[-1].size_ids)
+        prefix.read([patches_of(piece) for piece in pieces[:-1] if isinstance(piece, Picture)])
+        prefixes[name] = (prefix, 0)
+    return prefixes
+
+
+def branches(before: Tokens, context: Picture, drawn: Picture) -> list[list[Piece]]:
+    return [[context, before, drawn], [context, drawn], [drawn]]
+
+
+@cases
+@torch.no_grad()
+def test_pictures_drawn_together_with_guidance_are_drawn_as_if_alone_branch_by_branch(case):
+    model = tiny_fusion(*case)
+    requests = [
+        branches(text(19, 1), picture(2, 3, 4, target=False), picture(5, 4, 2, clean=False)),
+        branches(text(3, 8), picture(4, 4, 5, target=False), picture(1, 3, 9, clean=False)),
+    ]
+    canvases = [Canvas(canvas_of(model, request), request[0][-1].grid, noise(request[0][-1])) for request in requests]
+    with watched(model) as calls:
+        together = [step.x_hat for step in draw(model, canvases, GUIDED)]
+    assert [tuple(call.shape[:2]) for call in calls] == [(6, 20)] * GUIDED.steps, "three branches of two pictures, nothing but patches"
+    for row, request in enumerate(requests):
+        velocity = GUIDED.flow_guidance.velocity({name: uncached(model, p) for name, p in zip(("full", "image", "none"), request, strict=True)})
+        alone = integrated(model, velocity, canvases[row].noise, GUIDED)
+        for step, expected in zip(together, alone, strict=True):
+            assert_close(step[row], expected, CLOSED_LOOP)
+
+
+@cases
+@torch.no_grad()
+def test_every_attention_that_the_family_declares_agrees(case):
+    family, *mode = case
+    declared = type(tiny_fusion(*case).llm)
+    kinds = ["eager", "matmul"] + ["sdpa"] * declared._supports_sdpa
+    packed = packed_rows([[story(), drawing()], [prose()]])
+    answers = {kind: answer(tiny_fusion(family, *mode, attention=kind), packed) for kind in kinds}
+    for kind in kinds[1:]:
+        real = packed.doc >= 0
+        assert_close(answers[kind].hidden[real], answers["eager"].hidden[real])
+        assert_close(answers[kind].prediction, answers["eager"].prediction)
