@@ -15,16 +15,21 @@ import transformers
 from accelerate import PartialState
 
 import fusion
-from eval import report
+from eval import emoji, report
+from eval.page import Section
 from fusion.api import Fusion
 from fusion.data.batches import Batches, Loader, Packing, fixed_batches
-from fusion.data.sources import Mixture, Sample, Source
+from fusion.data.shapes import World
+from fusion.data.sources import Mixture, Sample, Source, WorldSource
 from fusion.data.sources.config import DataConfig, open_sources
 from fusion.objective import Objective
 from train.checkpoint import steps
 from train.config import load, save_config
 from train.loop import NotFinite, Summary, Trainer, Training
 from train.samples import Sampler, Samples, ask, from_samples
+
+# Each a function of the model, the run's data config and knobs of generation; what it returns becomes part of the report.
+EVALUATIONS = {"emoji": emoji.sections}
 
 
 @dataclass
@@ -54,11 +59,14 @@ class Validation:
 class Unified:
     """A run: the folder it writes, model, data, how documents are packed, losses, training, validation and samples.
 
-    resume: go on from the newest complete checkpoint in `run`.
+    resume: go on from the newest complete checkpoint in `run`. world: weight of the built-in world's documents in the mixture, beside
+    those of the sources. evaluation: what is tried at the end and shown in the report, by its name in EVALUATIONS.
     """
 
     run: str = "out/unified"
     resume: bool = False
+    world: float = 0.0
+    evaluation: str | None = None
     model: Model = field(default_factory=Model)
     data: DataConfig = field(default_factory=DataConfig)
     packing: Packing = field(default_factory=Packing)
@@ -66,6 +74,12 @@ class Unified:
     training: Training = field(default_factory=Training)
     validation: Validation = field(default_factory=Validation)
     samples: Samples = field(default_factory=Samples)
+
+    def __post_init__(self):
+        if self.evaluation is not None and self.evaluation not in EVALUATIONS:
+            raise ValueError(f"evaluation={self.evaluation!r}: choose one of {', '.join(EVALUATIONS)}, or null")
+        if self.world < 0:
+            raise ValueError(f"world={self.world}: the weight of the built-in world is at least 0")
 
 
 def train(config: Unified) -> Summary:
@@ -80,8 +94,16 @@ def train(config: Unified) -> Summary:
     summary = trainer.fit()
     if ranks.is_main_process and not summary.interrupted:
         model.save_pretrained(run / "model")
-        report.write(run)
+        report.write(run, evaluate(config, model))
     return summary
+
+
+def evaluate(config: Unified, model: Fusion) -> list[Section]:
+    """The sections that the run's own evaluation adds to its report."""
+    if config.evaluation is None:
+        return []
+    knobs = {name: getattr(config.samples, name) for name in emoji.KNOBS}
+    return EVALUATIONS[config.evaluation](model, config.data, knobs)
 
 
 def build(settings: Model) -> Fusion:
@@ -99,6 +121,8 @@ def trainer_for(config: Unified, model: Fusion, rank: int = 0, world: int = 1) -
     stride, seed = model.processor.stride, config.training.seed
     sources = open_sources(config.data, "train", stride)  # read once here, shared by the workers
     weights = [source.weight for source in config.data.sources]
+    if config.world:
+        sources, weights = [*sources, WorldSource(World(), seed)], [*weights, config.world]
 
     def open_samples(shard: int, shards: int) -> Mixture:
         return Mixture(sources, weights, seed, shard, shards)

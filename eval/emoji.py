@@ -1,0 +1,137 @@
+"""Held-out emoji: names drawn, styles and skin tones changed, each beside the true picture. `python -m eval.emoji RUN`"""
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+import fusion
+from eval import report
+from eval.page import Section, figure, paragraph, table
+from fusion.api import Fusion
+from fusion.data.sources import BadSample, EditPairs, ImageFolder, Sample
+from fusion.data.sources.config import DataConfig, open_sources
+from fusion.data.sources.split import fraction
+from fusion.document import blocks
+
+COUNT = 24  # pictures, and pairs of each kind of edit: as many characters, or all that are held out
+KNOBS = ("seed", "steps", "guidance", "image_guidance")  # of a run's samples; used here too
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A held-out sample and what the model made of it; all pictures are of one size. before: None where nothing was edited."""
+
+    words: str
+    before: Image.Image | None
+    wanted: Image.Image
+    drawn: Image.Image
+
+
+def sections(model: Fusion, data: DataConfig, knobs: Mapping[str, Any], count: int = COUNT) -> list[Section]:
+    """The part of a report about characters that were never trained on, by the split that the config's own loaders make.
+
+    data: as the run had it, with sources of kind images or edits; the latter are told apart by their column `kind`.
+    knobs: of Fusion.draw and Fusion.edit.
+    """
+    sources = [replace(source, describe=0.0) if source.kind == "images" else source for source in data.sources]
+    found = []
+    for source in open_sources(replace(data, sources=sources), "validation", model.processor.stride):
+        if isinstance(source, ImageFolder):
+            drawn = [_drawn(model, sample, knobs) for sample in _samples(source, count)]
+            found.append(Section("Held-out characters, from their names", _panels(drawn)))
+        elif isinstance(source, EditPairs):
+            for kind in sorted({_kind(source, index) for index in range(len(source))}):
+                drawn = [_drawn(model, sample, knobs) for sample in _samples(source, count, kind)]
+                found.append(Section(f"Held-out characters, edits of {kind}", _distances(drawn) + _panels(drawn)))
+    return found
+
+
+def psnr(image: Image.Image, other: Image.Image) -> float:
+    """Peak signal-to-noise ratio of two pictures of one size, in dB; inf where they are equal."""
+    error = np.mean((np.asarray(image, np.float64) - np.asarray(other, np.float64)) ** 2)
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def _kind(source: EditPairs, index: int) -> str:
+    return str(source.rows[source.chosen[index][0]].values.get("kind", "any kind"))
+
+
+def _samples(source: ImageFolder | EditPairs, count: int, kind: str | None = None) -> Iterator[Sample]:
+    """At most `count` samples, each of another subject, the same at every call. kind: of edits."""
+    seen = set()
+    for index in sorted(range(len(source)), key=lambda index: fraction("held-out emoji", index)):
+        subject = source.chosen[index][1]
+        if len(seen) == count:
+            return
+        if subject in seen or (kind and _kind(source, index) != kind):
+            continue
+        try:
+            yield source[index]
+            seen.add(subject)
+        except BadSample:
+            continue
+
+
+def _drawn(model: Fusion, sample: Sample, knobs: Mapping[str, Any]) -> Drawn:
+    asked, answer = sample.messages
+    words = " ".join(block["text"] for block in blocks(asked["content"]) if block["type"] == "text")
+    before = next((block["image"] for block in blocks(asked["content"]) if block["type"] == "image"), None)
+    (wanted,) = (block["image"] for block in blocks(answer["content"]))
+    if before is None:
+        return Drawn(words, None, wanted, model.draw(words, image_size=wanted.size, **knobs)[0])
+    return Drawn(words, before, wanted, model.edit(before, words, **knobs))
+
+
+def _panels(drawn: Sequence[Drawn]) -> str:
+    html = ""
+    for one in drawn:
+        pictures = {"before": one.before, "wanted": one.wanted, "drawn": one.drawn}
+        figures = "".join(figure(picture, name) for name, picture in pictures.items() if picture)
+        html += f'<div class="triptych"><p>{escape(one.words)}</p><div>{figures}</div></div>'
+    return html
+
+
+def _distances(drawn: Sequence[Drawn]) -> str:
+    """How near the drawn pictures come to the wanted ones, and how near the pictures were before."""
+    after = [psnr(one.drawn, one.wanted) for one in drawn]
+    before = [psnr(one.before, one.wanted) for one in drawn]
+    nearer = sum(a > b for a, b in zip(after, before, strict=True))
+    rows = [("drawn", _median(after)), ("left as it was", _median(before))]
+    said = f"{nearer} of {len(drawn)} pictures came nearer to what was wanted than they were before the edit."
+    return table(rows, ("picture", "median PSNR against what was wanted, dB")) + paragraph(said)
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m eval.emoji RUN`: write the report of a finished run again, with this part."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: python -m eval.emoji RUN    writes RUN/report.html", file=sys.stderr)
+        return 2
+    run = Path(arguments[0])
+    try:
+        if not (run / "config.yaml").is_file():
+            raise ValueError(f"{run}: no config.yaml; give the folder of a run of train.unified")
+        config = OmegaConf.load(run / "config.yaml")
+        data = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), config.data))
+        model = fusion.load(run / "model", device="cuda" if torch.cuda.is_available() else None)
+        print(report.write(run, sections(model, data, {name: config.samples[name] for name in KNOBS})))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
