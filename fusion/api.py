@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 from PIL import Image as PILImage
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fusion.backbone import family_of
 from fusion.codec import Codec, load_codec
+from fusion.flow import PATHS
 from fusion.generate import Event, Generator, ImageDone, TextPiece
 from fusion.images import fit_size, open_image
-from fusion.model import FORMAT_VERSION, POSITIONS, TIMES, FusionConfig, FusionModel
+from fusion.model import FORMAT_VERSION, POSITIONS, TARGETS, TIMES, FusionConfig, FusionModel
 from fusion.processor import FusionProcessor
 from fusion.sampling import Sampling
 
@@ -146,7 +148,7 @@ def from_llm(
     target: what the flow head predicts; None means x in pixel space (JiT) and v for latents. seed: of the new weights.
     Raises ValueError in one line for models that cannot be extended.
     """
-    _check(time=(time, TIMES), positions=(positions, POSITIONS))
+    _check(time=(time, TIMES), positions=(positions, POSITIONS), target=(target or "x", TARGETS), path=(path, PATHS))
     text_config = _without_dropout(_llm_config(llm))
     family = family_of(text_config)
     codec = codec if isinstance(codec, Codec) else load_codec(codec, dtype=_dtype(dtype), device=device)
@@ -183,11 +185,14 @@ def load(folder: str | Path, dtype: torch.dtype | str | None = None, device: str
     if version != FORMAT_VERSION:
         raise ValueError(f"{folder}: format version {version}, this fusion reads {FORMAT_VERSION}: save the model again with this version")
     try:
-        model = FusionModel.from_pretrained(folder, dtype=_dtype(dtype) or "auto").to(device).eval()
+        model, weights = FusionModel.from_pretrained(folder, dtype=_dtype(dtype) or "auto", output_loading_info=True)
+        if weights["missing_keys"]:
+            raise KeyError(f"no weights for {', '.join(sorted(weights['missing_keys']))}")
         processor = FusionProcessor.from_pretrained(folder)
-    except (OSError, KeyError) as error:
+        codec = load_codec(folder, dtype=_dtype(dtype), device=device)
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: the model is incomplete ({' '.join(str(error).split())[:200]}): copy or save it again") from None
-    return Fusion(model, processor, load_codec(folder, dtype=_dtype(dtype), device=device))
+    return Fusion(model.to(device).eval(), processor, codec)
 
 
 def _llm_config(llm: str | Path):

@@ -16,12 +16,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from fusion.backbone import Backbone, PrefixCache, RowModulation, family_of
 from fusion.layers import FlowHead, Modulation, PatchEmbed, TimestepEmbedding, match_rms
 from fusion.mask import Rows
-from fusion.patches import cells, sincos
+from fusion.patches import sincos
 from fusion.sequence import IGNORE, Packed
 
 FORMAT_VERSION = 1
 TIMES = ("adaln", "added", "none")
 POSITIONS = ("axial", "shared")
+TARGETS = ("x", "v", "eps")
 
 
 class FusionConfig(PreTrainedConfig):
@@ -29,7 +30,8 @@ class FusionConfig(PreTrainedConfig):
 
     text_config: the LLM's own config. patch_size: side of a patch in latent pixels. channels, downsample: of the codec's latents.
     time: adaln (PixArt), added (BAGEL) or none (FuseDiT). positions: axial rotary, or one shared index plus 2-D sincos. target: what
-    the flow head predicts, x, v or eps. vocab_base: the id of the first control token; control_tokens: how many there are. position_scale: RMS of the sincos features of shared positions.
+    the flow head predicts, x, v or eps. vocab_base: the id of the first control token; control_tokens: how many there are.
+    position_scale: RMS of the sincos features of shared positions.
     """
 
     model_type = "fusion"
@@ -169,9 +171,9 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         """What the hooks apply to each row; picture is -1 on text."""
         if self.modulation is None:
             return None
-        base = self.modulation(time)
-        base = torch.cat([torch.zeros_like(base[:1]) if len(base) else base.new_zeros(1, *base.shape[1:]), base])
-        return RowModulation(base[picture + 1], self.modulation_table.float(), (picture >= 0)[..., None])
+        vectors = self.modulation(time).transpose(0, 1) + self.modulation_table.float()[:, :, None]
+        vectors = torch.cat([vectors.new_zeros(*vectors.shape[:2], 1, vectors.shape[3]), vectors], dim=2)
+        return RowModulation(vectors, picture.flatten() + 1)
 
     # ---- rows out ----
 
