@@ -15,6 +15,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from PIL import Image
 from tqdm import tqdm
+from transformers.utils import logging
 
 import fusion
 from eval.page import Score
@@ -294,6 +295,7 @@ def main(argv: Sequence[str]) -> int:
         print(main.__doc__.replace("`", ""), file=sys.stderr)
         return 2
     words = {"count": 200, "split": "scored"} | OmegaConf.to_container(OmegaConf.from_dotlist(list(argv[1:])))
+    logging.disable_progress_bar()  # of reading weights
     count, split, out = words.pop("count"), words.pop("split"), words.pop("out", None)
     try:
         if split not in SPLITS:

@@ -87,7 +87,7 @@ class Demo:
     world: WorldConfig = field(default_factory=WorldConfig)
     packing: Packing = field(default_factory=Packing)
     objective: Objective = field(default_factory=Objective)
-    training: Training = field(default_factory=Training)
+    training: Training = field(default_factory=lambda: Training(documents="${documents}", minutes="${minutes}"))
     held_out: int = 16
     samples: Samples = field(default_factory=Samples)
     scoring: Scoring = field(default_factory=Scoring)
@@ -184,7 +184,7 @@ def trainer_for(config: Demo, model: Fusion, corpus: Corpus) -> Trainer:
     batches = Batches(open_samples, model.processor, config.packing, config.training.seed)
     held_out, groups = watched(config, model, corpus)
     spent = read(Path(config.llm.out, "metrics.jsonl"))[-1]["time"] / 60
-    settings = replace(config.training, documents=config.documents, minutes=max(config.minutes - spent, 1e-6))
+    settings = replace(config.training, minutes=max(config.training.minutes - spent, 1e-6))
     sampler = Sampler(model, groups, config.samples)
     loader = Loader(batches, config.training.workers)
     return Trainer(model, loader, config.objective, settings, config.out, held_out, sampler, resume=True)

@@ -1,0 +1,109 @@
+"""The demo as a whole program at a tiny size: interrupted, taken up again, finished, repeated, begun anew; and its curriculum."""
+
+import os
+import signal
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+from PIL import Image
+
+import fusion
+from fusion.data.sources import Mixture
+from train import demo
+from train.config import load_config
+from train.curriculum import Curriculum, Stage, Texts
+from train.metrics import read
+from train.samples import Sampler
+
+TINY = [
+    "documents=120", "minutes=3", "llm.data.texts=120", "llm.width=64", "llm.layers=2", "llm.heads=2", "llm.tokens=4096", "llm.context=64",
+    "llm.vocab_size=400", "llm.precision=fp32", "packing.length=384", "packing.rows=2", "packing.lookahead=16", "training.workers=0",
+    "training.log_every=1", "training.precision=fp32", "training.compile=false", "training.sample_every=4", "training.validate_every=100",
+    "held_out=2", "samples.held_out=1", "samples.steps=1", "samples.max_new_tokens=4", "scoring.count=12", "scoring.steps=1", "scoring.texts=2",
+    "scoring.split=development",
+]  # fmt: skip
+
+
+def test_the_demo_from_nothing_to_a_report_with_an_interruption(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "demo"
+    argv = [f"out={out}", *TINY]
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "__call__", lambda self, folder: os.kill(os.getpid(), signal.SIGINT))
+        assert demo.main(argv) == 130
+    assert "stopped by SIGINT at step 5; the same command goes on" in capsys.readouterr().out
+    assert not (out / "report.html").exists() and (out / "checkpoints" / "step_5").is_dir()
+
+    assert demo.main(argv) == 0
+    said = capsys.readouterr().out
+    assert "goes on with the demo there, from step 5" in said and "the language model is there" in said
+    assert all(name in said for name in ("overall", "target 0.40", "text perplexity", "documents in", str(out / "report.html")))
+    rows = read(out / "metrics.jsonl")
+    assert rows[-1]["seen"] >= 120 and [row["step"] for row in rows if "loss/total" in row] == list(range(1, rows[-1]["step"] + 1))
+    page = (out / "report.html").read_text()
+    sections = ("Samples", "Scores", "Drawn on request", "Edits", "Stories", "Descriptions", "Questions", "Text kept", "Going on", "Curves")
+    assert all(f"<h2>{section}</h2>" in page for section in sections)
+    assert not (out / "skipped.txt").exists()
+    assert isinstance(fusion.load(out / "model").draw("draw a red circle", steps=1)[0], Image.Image)
+
+    assert demo.main([*argv, "scoring.guidance=1"]) == 0  # only scored again
+    assert read(out / "metrics.jsonl") == rows
+
+    (out / "notes.txt").write_text("mine")
+    demo.begin(load_config(demo.Demo, demo.CONFIG, [*argv, "documents=20"]), out)
+    assert "begins again, as the settings are others (but the language model's)" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {"config.yaml", "run.json", "llm", "notes.txt"}
+    demo.begin(load_config(demo.Demo, demo.CONFIG, [*argv, "documents=20", "llm.width=32"]), out)
+    assert {path.name for path in out.iterdir()} == {"config.yaml", "run.json", "notes.txt"}
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years")
+    assert demo.main([f"out={tmp_path}", *TINY]) == 1
+    assert "not a demo of this version" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_config_says_what_is_used():
+    config = load_config(demo.Demo, demo.CONFIG, ["out=here", "documents=7", "minutes=2"])
+    assert config.llm.out == config.model.llm == "here/llm"
+    assert (config.training.documents, config.training.minutes) == (7, 2)
+    assert demo.learns_alike(config, replace(config, scoring=demo.Scoring(steps=3)))
+    assert not demo.learns_alike(config, replace(config, held_out=3))
+
+
+STAGES = [Stage(0.5, tasks={"text_to_image": 1.0}, counts={1: 1.0}), Stage(1.0, tasks={"chat": 1.0})]
+
+
+def tasks(samples) -> list[str]:
+    return [sample.key.rpartition(":")[2] for sample in samples]
+
+
+def test_a_curriculum_changes_at_its_document_and_stays_at_its_last_stage():
+    assert tasks(islice(stream_of(Curriculum(STAGES, 20)), 30)) == ["text_to_image"] * 10 + ["chat"] * 20
+
+
+def stream_of(curriculum: Curriculum):
+    walk = curriculum.stream()
+    while True:
+        yield next(walk)
+
+
+def test_shards_of_a_curriculum_share_its_documents_and_each_resumes():
+    curriculum = Curriculum(STAGES, 20)
+    whole = [sample.key for sample in islice(stream_of(curriculum), 12)]
+    shards = [curriculum.stream("any", shard, 3) for shard in range(3)]
+    dealt = [[next(shard).key for _ in range(4)] for shard in shards]
+    assert Counter(whole) == Counter(sum(dealt, []))
+    one, other = Mixture([curriculum, Texts(["a", "b"])], [1, 1]), Mixture([curriculum, Texts(["a", "b"])], [1, 1])
+    for _ in range(9):
+        next(one)
+    other.load_state_dict(one.state_dict())
+    assert [next(one).key for _ in range(9)] == [next(other).key for _ in range(9)]
+
+
+@pytest.mark.parametrize("ends", [[], [0.5], [0.6, 0.4, 1.0], [0.5, 0.5, 1.0], [0.0, 1.0]])
+def test_stages_that_do_not_cover_a_run_are_refused(ends):
+    with pytest.raises(ValueError, match="the last at 1"):
+        Curriculum([Stage(end) for end in ends], 20)
