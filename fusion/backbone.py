@@ -5,11 +5,12 @@ on its rotary module turn three position axes into one rotation, and hooks on it
 gate the rows of pictures (adaLN as in PixArt: one MLP for all layers plus a table). On rows of text every hook adds an exact zero.
 """
 
+import copy
 import inspect
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
 from transformers.masking_utils import eager_mask
@@ -142,64 +143,74 @@ def _room(states: Tensor, rows: int) -> Tensor:
 # ---- what the hooks read --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class RowModulation:
-    """Scale, shift and gate of attention and feed-forward for every row of a batch and every layer.
+    """Scale, shift and gate of attention and feed-forward, for every picture of a batch and every layer.
 
-    base: (b, t, 6, d) fp32, from the time embedding of each row's picture, zero on text. table: (layers, 6, d). image: (b, t, 1).
+    vectors: (layers, 6, m + 1, d) fp32; the first of the m + 1 is for text and exactly zero. row: which of them each row takes.
     """
 
-    def __init__(self, base: Float[Tensor, "b t 6 d"], table: Float[Tensor, "layers 6 d"], image: Bool[Tensor, "b t 1"]):
-        self.base, self.table, self.image = base.unbind(2), table, image
-
-    def at(self, layer: int, index: int) -> Float[Tensor, "b t d"]:
-        """One of the six (attention scale, shift, gate; feed-forward scale, shift, gate) at a layer; an exact zero on text."""
-        return torch.where(self.image, self.base[index] + self.table[layer, index], 0.0)
+    vectors: Float[Tensor, "layers 6 m d"]
+    row: Int[Tensor, " n"]
 
 
 class Context:
     """What the hooks of one decoder read during a forward pass (and its backward, under activation checkpointing)."""
 
     def __init__(self):
-        self.modulation: RowModulation | None = None
         self.axes: Int[Tensor, "3 b t"] | None = None
+        self.row: Int[Tensor, " n"] | None = None
 
     def __deepcopy__(self, memo):
         """A copied model gets a context of its own, without the tensors of the last forward pass."""
         return memo.setdefault(id(self), Context())
 
 
-class ModulateInput:
-    """Forward pre-hook: h + h * scale + shift, in fp32, on what enters a module."""
+class Site:
+    """A place in one layer where rows are modulated; `vectors` are its own, so that all layers compile to the same code."""
 
-    def __init__(self, context: Context, layer: int, index: int, relative: bool):
-        self.context, self.layer, self.index, self.relative = context, layer, index, relative
+    def __init__(self, context: Context):
+        self.context = context
+        self.vectors: tuple[Float[Tensor, "m d"], ...] | None = None
+
+    def __deepcopy__(self, memo):
+        """A copy in another model, without the tensors of the last forward pass."""
+        copied = memo[id(self)] = copy.copy(self)
+        copied.context, copied.vectors = copy.deepcopy(self.context, memo), None
+        return copied
+
+    def of_rows(self, index: int, like: Tensor) -> Float[Tensor, "*rows d"]:
+        """One of the site's vectors for every row."""
+        return self.vectors[index].index_select(0, self.context.row).view(like.shape)
+
+
+class ModulateInput(Site):
+    """Forward pre-hook: h + h * scale + shift, in fp32, on what enters a module. relative: the shift grows with the RMS of h."""
+
+    def __init__(self, context: Context, relative: bool):
+        super().__init__(context)
+        self.relative = relative
 
     def __call__(self, module, args, kwargs):
-        modulation = self.context.modulation
-        if modulation is None:
+        if self.vectors is None:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
-        h = hidden.float().view(modulation.image.shape[0], -1, hidden.shape[-1])
-        shift = modulation.at(self.layer, self.index + 1)
+        h, shift = hidden.float(), self.of_rows(1, hidden)
         if self.relative:
-            shift = shift * h.detach().pow(2).mean(-1, keepdim=True).sqrt()
-        h = (h + h * modulation.at(self.layer, self.index) + shift).to(hidden.dtype).view(hidden.shape)
+            shift = shift * h.detach().square().mean(-1, keepdim=True).sqrt()
+        h = torch.addcmul(h + shift, h, self.of_rows(0, hidden)).to(hidden.dtype)
         return ((h, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": h})
 
 
-class GateOutput:
+class GateOutput(Site):
     """Forward hook: h * (1 + gate), in fp32, on what leaves a module for the residual stream."""
 
-    def __init__(self, context: Context, layer: int, index: int):
-        self.context, self.layer, self.index = context, layer, index
-
     def __call__(self, module, args, output):
-        modulation = self.context.modulation
-        if modulation is None:
+        if self.vectors is None:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
-        h = hidden.float().view(modulation.image.shape[0], -1, hidden.shape[-1])
-        h = (h + h * modulation.at(self.layer, self.index)).to(hidden.dtype).view(hidden.shape)
+        h = hidden.float()
+        h = torch.addcmul(h, h, self.of_rows(0, hidden)).to(hidden.dtype)
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
 
@@ -260,18 +271,18 @@ class Backbone:
     def __init__(self, llm: PreTrainedModel, axial: bool = True):
         self.llm, self.family, self.context = llm, family_of(llm.config), Context()
         self.axial = axial and self.family.positions == "rotary"
-        self._hook_layers(llm.base_model.get_submodule(self.family.layers))
+        self.sites = [self._hook_layer(layer) for layer in llm.base_model.get_submodule(self.family.layers)]
         if self.axial:
             self._hook_rotary(llm.base_model.rotary_emb)
 
-    def _hook_layers(self, layers: nn.ModuleList) -> None:
-        family = self.family
-        sites = ((family.attention, family.attention_gate, 0), (family.feed_forward, family.feed_forward_gate, 3))
-        for number, layer in enumerate(layers):
-            for entry, leave, index in sites:
-                change = ModulateInput(self.context, number, index, relative=not family.pre_norm)
-                layer.get_submodule(entry).register_forward_pre_hook(change, with_kwargs=True)
-                layer.get_submodule(leave).register_forward_hook(GateOutput(self.context, number, index + 2))
+    def _hook_layer(self, layer: nn.Module) -> tuple[Site, Site, Site, Site]:
+        """Attention's input and gate, then those of the feed-forward."""
+        family, sites = self.family, []
+        for entry, leave in ((family.attention, family.attention_gate), (family.feed_forward, family.feed_forward_gate)):
+            sites += [ModulateInput(self.context, relative=not family.pre_norm), GateOutput(self.context)]
+            layer.get_submodule(entry).register_forward_pre_hook(sites[-2], with_kwargs=True)
+            layer.get_submodule(leave).register_forward_hook(sites[-1])
+        return tuple(sites)
 
     def _hook_rotary(self, rotary: nn.Module) -> None:
         axis = frequency_axes(type(rotary), self.llm.config)
@@ -313,12 +324,19 @@ class Backbone:
         cache: PrefixCache | None = None,
     ) -> Float[Tensor, "b t d"]:
         """Hidden states after the decoder's final norm. mask: from `mask`; cache: keys before these rows, extended by them."""
-        self.context.modulation = modulation
-        self.context.axes = position if self.axial else None
+        self._set_context(position, modulation)
         output = self.llm.base_model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=position[0], past_key_values=cache, use_cache=cache is not None
         )
         return output.last_hidden_state
+
+    def _set_context(self, position: Int[Tensor, "3 b t"], modulation: RowModulation | None) -> None:
+        self.context.axes = position if self.axial else None
+        self.context.row = None if modulation is None else modulation.row
+        for layer, sites in enumerate(self.sites):
+            vectors = (None,) * 6 if modulation is None else modulation.vectors[layer].unbind()
+            for site, part in zip(sites, (vectors[0:2], vectors[2:3], vectors[3:5], vectors[5:6]), strict=True):
+                site.vectors = None if modulation is None else part
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
         """The LLM's own head with its own scaling, written as its CausalLM class writes it."""
