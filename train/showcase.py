@@ -12,25 +12,25 @@ from eval.text import Kept
 from fusion.api import Fusion
 
 PROMPTS = (
-    "draw a red circle", "draw a blue triangle", "draw a purple cross", "draw a green square on a beige ground",
-    "draw a red circle left of a blue square", "draw a yellow cross above a cyan triangle", "draw three orange circles",
-    "draw a black square and a green circle",
+    "draw a red circle", "draw a green square on a beige ground", "draw a red circle left of a blue square",
+    "draw a yellow cross above a cyan triangle", "draw three orange circles", "draw a black square and a purple cross",
 )  # fmt: skip
 STORIES = (
     "tell me a story in three pictures about a red circle",
     "tell me a story in two pictures about a blue square and a yellow triangle",
 )
-SEEDS = 4  # pictures of one prompt
-DRAWINGS, EDITS, QUESTIONS, DESCRIBED = 32, 10, 16, 8  # how many are shown
+SEEDS = 6  # pictures of one prompt: a row of the page
+DRAWINGS, EDITS, QUESTIONS, DESCRIBED = 30, 10, 18, 6  # how many are shown
 
 
 def sections(model: Fusion, evaluation: Evaluation, kept: Kept, targets: dict[str, float], knobs: dict, model_folder: Path) -> list[Section]:
     """The sections in the order of the page."""
     return [
         Section("Scores", scores(evaluation, targets)),
-        Section("Drawn on request", drawings(model, knobs) + as_scored(evaluation)),
+        Section("Drawn on request", drawings(model, knobs)),
+        Section("Scored pictures", as_scored(evaluation)),
         Section("Edits", "".join(edit(one) for one in evaluation.edited[:EDITS])),
-        Section("Stories", stories(model, knobs)),
+        *stories(model, knobs),
         Section("Descriptions", descriptions(model, [one.image for one in evaluation.answered[::7][:DESCRIBED]], knobs)),
         Section("Questions", gallery((one.image, answer(one)) for one in evaluation.answered[:QUESTIONS])),
         Section("Text kept", text(kept, targets.get("text_rise"))),
@@ -65,19 +65,19 @@ def as_scored(evaluation: Evaluation) -> str:
         mark = "✓" if one.verdict.ok else "✗"
         shown.append((one.image, f"{mark} {one.asked.prompt}" + ("" if one.verdict.ok else f" ({one.verdict.reasons[0]})")))
     right = sum(one.verdict.ok for one in evaluation.drawn[:DRAWINGS])
-    return paragraph(f"The first {len(shown)} of the scored prompts, {right} of them right:") + gallery(shown)
+    return paragraph(f"The first {len(shown)} of {len(evaluation.drawn)} prompts, {right} of them right.") + gallery(shown)
 
 
 def edit(one: Edited) -> str:
     """Before, after and difference, with the judge's word."""
-    said = "✓" if one.verdict.done else "✗ " + one.verdict.reasons[0].removeprefix("after: ")
-    return triptych(one.before, one.image, caption=f"{one.asked.instruction}: {said}; {one.verdict.kept:.0%} of the rest kept")
+    mark, why = ("✓", "") if one.verdict.done else ("✗", one.verdict.reasons[0].removeprefix("after: ") + "; ")
+    return triptych(one.before, one.image, caption=f"{mark} {one.asked.instruction} ({why}{one.verdict.kept:.0%} of the rest kept)")
 
 
-def stories(model: Fusion, knobs: dict) -> str:
-    """Interleaved text and pictures, all of it the model's own."""
+def stories(model: Fusion, knobs: dict) -> list[Section]:
+    """Interleaved text and pictures, all of it the model's own; the prompt stands in the heading."""
     told = model.generate([[prompt] for prompt in STORIES], **{**knobs, "max_new_tokens": 160, "max_images": 4})
-    return "".join(paragraph(f"“{prompt}”") + story(parts) for prompt, parts in zip(STORIES, told, strict=True))
+    return [Section(f"A story: “{prompt}”", story(parts)) for prompt, parts in zip(STORIES, told, strict=True)]
 
 
 def descriptions(model: Fusion, images: Sequence[Image.Image], knobs: dict) -> str:
