@@ -1,0 +1,86 @@
+"""CPU time of functions run in turn, the machine they ran on, and results written down so that a run can be repeated."""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import transformers
+
+RESULTS = Path(__file__).parent / "results"
+SIDE = 1024  # of the matrices whose product is the yardstick
+
+
+def cpu_seconds(function: Callable[[], Any]) -> float:
+    """CPU time of this process during a call. With one thread it does not grow while others use the machine, as wall time does."""
+    began = time.process_time()
+    function()
+    return time.process_time() - began
+
+
+class Gemm:
+    """The product of two large square matrices: what this machine reaches at that moment."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.a, self.b = torch.randn(SIDE, SIDE).to(dtype), torch.randn(SIDE, SIDE).to(dtype)
+
+    def __call__(self) -> None:
+        torch.mm(self.a, self.b)
+
+    @staticmethod
+    def gflops(seconds: float) -> float:
+        """Billions of floating-point operations per second, given the time of one product."""
+        return 2 * SIDE**3 / seconds / 1e9
+
+
+def in_turn(functions: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
+    """CPU seconds of each function in each round; a round calls each once, so that what disturbs one disturbs all."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(warm_up + rounds):
+        for name, function in functions.items():
+            seconds = cpu_seconds(function)
+            if number >= warm_up:
+                times[name].append(seconds)
+    return times
+
+
+def summary(seconds: list[float]) -> dict[str, Any]:
+    """Median, best and number of some times, in ms."""
+    return {"median_ms": round(1000 * median(seconds), 3), "best_ms": round(1000 * min(seconds), 3), "times": len(seconds)}
+
+
+def device() -> str:
+    """The processor's name, as the operating system gives it."""
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def write(name: str, figures: Mapping[str, Any]) -> Path:
+    """Write bench/results/<name>_<date>_cpu.json: figures, and all that it takes to repeat them."""
+    facts = {
+        "command": f"python -m bench.{name} " + " ".join(sys.argv[1:]),
+        "commit": _commit(),
+        "date": date.today().isoformat(),
+        "device": f"{device()}, {torch.get_num_threads()} thread",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}_{facts['date']}_cpu.json"
+    path.write_text(json.dumps(facts | dict(figures), indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def _commit() -> str:
+    git = shutil.which("git")
+    asked = git and subprocess.run([git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
+    return asked.stdout.strip() if asked else ""
