@@ -97,12 +97,12 @@ def transfusion_step(vocabulary: int, bf16: bool) -> Callable[[], None]:
 
 
 def run(precision: str, compile: bool, rounds: int, others: Mapping[str, Callable[[], Any]]) -> Turns:
-    """Train for so many steps, the others in turn between them; the first two steps of all do not count."""
+    """Train for so many steps, the others in turn between them. The first two steps of all do not count, nor the one that ends the run."""
     model = subject()
     model.model.set_attention("matmul")  # what train.unified takes on CPUs
     turns = Turns(documents(model), others)
     settings = Training(
-        documents=ROWS * (rounds + WARM_UP), precision=precision, compile=compile, workers=0, validate_every=0, sample_every=0,
+        documents=ROWS * (WARM_UP + rounds + 1), precision=precision, compile=compile, workers=0, validate_every=0, sample_every=0,
         save_every=0, optim=Optim(warmup=1),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
