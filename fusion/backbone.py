@@ -61,7 +61,8 @@ def family_of(config) -> Family:
     kinds = set(getattr(config, "layer_types", None) or ())
     hybrid = kinds - {"full_attention", "sliding_attention"}
     if hybrid:
-        raise ValueError(f"{config.model_type} has {', '.join(sorted(hybrid))} layers, which cannot attend in both directions: choose a full-attention decoder")
+        layers = ", ".join(sorted(hybrid))
+        raise ValueError(f"{config.model_type} has {layers} layers, which cannot attend in both directions: choose a full-attention decoder")
     if config.model_type not in FAMILIES:
         raise ValueError(f"{config.model_type!r} is not a supported decoder family: choose one of {', '.join(sorted(FAMILIES))}")
     if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "dynamic":
@@ -321,7 +322,7 @@ class Backbone:
         position: Int[Tensor, "3 b t"],
         mask,
         modulation: RowModulation | None = None,
-        cache: PrefixCache | None = None,
+        cache: DynamicCache | None = None,
     ) -> Float[Tensor, "b t d"]:
         """Hidden states after the decoder's final norm. mask: from `mask`; cache: keys before these rows, extended by them."""
         self._set_context(position, modulation)

@@ -219,8 +219,10 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         return Output(self.all_logits(hidden[learned]), self.column(packed.labels[learned]), prediction)
 
     def _forward_text(self, ids, attention_mask, labels, position_ids=None, past_key_values=None, use_cache=None, logits_to_keep=0, **_):
-        cache = past_key_values if past_key_values is not None else PrefixCache() if use_cache else None
-        seen = 0 if cache is None else cache.get_seq_length()
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        # What transformers' generate prepares for a sliding window forgets rows that our masks still count: it is replaced while empty.
+        fresh = seen == 0 and (use_cache or past_key_values is not None)
+        cache = PrefixCache() if fresh else past_key_values
         valid = torch.ones(ids.shape[0], seen + ids.shape[1], device=ids.device).long() if attention_mask is None else attention_mask
         order = (valid.cumsum(1) - 1).clamp(min=0)
         block = torch.arange(valid.shape[1], device=ids.device).expand_as(valid)

@@ -21,6 +21,7 @@ MODES = [("adaln", "shared"), *((time, positions) for time in ("added", "none") 
 CASES = [(family, "adaln", "axial") for family in families.FAMILIES]
 CASES += [(family, *mode) for family in ("llama", "gemma3_text") for mode in MODES]
 CASES += [("gpt2", time, "shared") for time in ("added", "none")]
+NO_DROPOUT = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop", "dropout"), 0.0)  # as fusion.from_llm does
 TOLERANCE = 1e-5  # of two ways to compute the same fp32 numbers, relative to their RMS
 
 
@@ -59,7 +60,7 @@ def tiny_fusion(family: str, time: str = "adaln", positions: str = "axial", atte
 
 def fresh_fusion(family: str, time: str = "adaln", positions: str = "axial", attention: str | None = None) -> FusionModel:
     """The same as `from_llm` leaves it: what starts at zero is zero."""
-    llm = families.tiny_llm(family, attn_implementation=attention)
+    llm = families.tiny_llm(family, attention, **NO_DROPOUT)
     config = FusionConfig(text_config=llm.config, patch_size=PATCH, time=time, positions=positions, vocab_base=families.VOCAB)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)

@@ -1,0 +1,193 @@
+"""FusionModel: rows in and out, losses that reach every weight, checkpointing, configs, adapters around it."""
+
+import copy
+
+import peft
+import pytest
+import torch
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from fusion.model import FusionConfig, FusionModel
+from fusion.objective import Objective, losses
+from fusion.sequence import IGNORE
+from tests.families import VOCAB, tiny_config, tiny_llm
+from tests.mixed import CONTROL, MODES, PATCH, answer, drawing, fresh_fusion, packed_rows, stirred, story, tiny_fusion
+
+FAMILIES = ["llama", "gpt2", "gemma3_text", "qwen3_moe"]
+IDS = torch.arange(1, 41).view(2, 20)
+
+
+def total(model, packed) -> torch.Tensor:
+    found = losses(model, packed, Objective(), torch.Generator().manual_seed(0))
+    return found.total(found.text_count, found.flow_count)
+
+
+@pytest.fixture
+def packed():
+    return packed_rows([[drawing(), story()]])
+
+
+# ---- text ----
+
+
+def test_on_token_ids_it_is_a_causal_lm(packed):
+    model = tiny_fusion("llama")
+    out = model(input_ids=IDS, labels=IDS)
+    assert isinstance(out, CausalLMOutputWithPast) and out.logits.shape == (2, 20, VOCAB)
+    assert torch.equal(out.loss, tiny_llm("llama")(input_ids=IDS, labels=IDS).loss)
+    assert torch.equal(model(input_ids=IDS, logits_to_keep=3).logits, out.logits[:, -3:])
+    assert model.get_input_embeddings() is model.llm.get_input_embeddings()
+    assert model.get_output_embeddings() is model.llm.get_output_embeddings()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma3_text"])
+def test_transformers_own_generate_writes_what_the_llm_writes(family):
+    """Beyond sliding windows too: the caches that transformers makes for them forget rows that our masks still count."""
+    mask = torch.ones_like(IDS)
+    mask[1, :4] = 0
+    models = (tiny_fusion(family), tiny_llm(family))
+    ours, theirs = (model.generate(IDS, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0) for model in models)
+    assert torch.equal(ours, theirs)
+
+
+# ---- rows ----
+
+
+def test_control_tokens_have_rows_of_their_own():
+    model = tiny_fusion("llama")
+    ids = torch.tensor([[1, CONTROL.image_start, CONTROL.image_end]])
+    embeds = model.embed_tokens(ids)
+    assert torch.equal(embeds[0, 0], model.llm.get_input_embeddings().weight[1])
+    assert torch.equal(embeds[0, 1:], model.control_embed.weight[[0, 2]])
+    assert model.all_logits(embeds).shape[-1] == VOCAB + model.config.control_tokens
+
+
+def test_labels_are_columns_of_the_logits(packed):
+    model = tiny_fusion("llama")
+    out = model(packed=packed)
+    learned = packed.labels[packed.labels != IGNORE]
+    assert out.logits.shape == (len(learned), VOCAB + 3) and torch.equal(out.labels, learned), "the ids of this vocabulary have no gap"
+    wide = FusionConfig(text_config=tiny_config("llama"), patch_size=PATCH, vocab_base=1000)
+    shifted = FusionModel(wide).column(torch.tensor([5, 1000, 1002]))
+    assert shifted.tolist() == [5, VOCAB, VOCAB + 2]
+
+
+def test_logits_are_in_fp32_whatever_the_weights_are(packed):
+    model = copy.deepcopy(tiny_fusion("gemma3_text")).to(torch.bfloat16)
+    out = model(packed=packed)
+    assert out.logits.dtype == out.prediction.dtype == torch.float32
+    assert torch.isfinite(out.logits).all() and torch.isfinite(out.prediction).all()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "granite", "gpt2", "opt"])
+def test_new_rows_enter_the_decoder_at_the_scale_of_its_tokens(family):
+    model = fresh_fusion(family)
+    tokens = model.embed_tokens(torch.arange(VOCAB)[None])
+    patches = torch.randn(400, model.config.patch_width)
+    picture, cell = torch.zeros(400, dtype=torch.long), torch.arange(400)[:, None] // torch.tensor([20, 1]) % 20
+    rows = model.embed_patches(patches, torch.zeros(1, tokens.shape[-1]), picture, cell)
+    for new in (rows, model.control_embed.weight):
+        assert 0.6 < (new.square().mean() / tokens.square().mean()).sqrt() < 1.6
+
+
+def test_a_fresh_model_predicts_nothing_at_any_time(packed):
+    assert not fresh_fusion("llama")(packed=packed).prediction.any()
+
+
+@pytest.mark.parametrize("time", ["adaln", "added", "none"])
+def test_the_time_is_told_as_the_config_says(time):
+    model = tiny_fusion("llama", time)
+    packed = packed_rows([[drawing()]])
+    later = packed.with_patches(packed.patches, packed.time * 0.5)
+    same = torch.equal(answer(model, packed).hidden, answer(model, later).hidden)
+    assert same == (time == "none")
+
+
+@pytest.mark.parametrize("positions", ["axial", "shared"])
+def test_patches_know_their_places(positions):
+    """Patches that change places give other predictions than their predictions in those places."""
+    model = tiny_fusion("llama", "adaln", positions)
+    packed = packed_rows([[drawing()]])
+    where = packed.noised_patch.nonzero()[-12:, 0]  # the last noised block, 4 x 3
+    turned = packed.patches.clone()
+    turned[where] = packed.patches[where.flip(0)]
+    before = model(packed=packed).prediction[-12:]
+    after = model(packed=packed.with_patches(turned, packed.time)).prediction[-12:]
+    assert (before.flip(0) - after).abs().max() > 1e-4
+
+
+# ---- training ----
+
+
+@pytest.mark.parametrize("mode", [("adaln", "axial"), *MODES], ids="-".join)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_loss_reaches_every_weight(family, mode, packed):
+    model = stirred(fresh_fusion(family, *mode))
+    model.train()
+    total(model, packed).backward()
+    silent = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert silent == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checkpointed_activations_give_the_same_gradients(family, packed):
+    gradients = []
+    for checkpointed in (False, True):
+        model = stirred(fresh_fusion(family))
+        model.train()
+        if checkpointed:
+            model.gradient_checkpointing_enable()
+        total(model, packed).backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+    plain, recomputed = gradients
+    assert all(torch.allclose(plain[name], recomputed[name], atol=1e-6) for name in plain)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_twenty_steps_learn_one_document(family, packed):
+    model = fresh_fusion(family)
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    history = []
+    for _ in range(20):
+        loss = total(model, packed)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert history[-1] < 0.7 * history[0]
+
+
+def test_an_empty_batch_of_pictures_is_zero_safe():
+    from tests.mixed import prose
+
+    found = losses(tiny_fusion("llama"), packed_rows([[prose()]]), Objective(), torch.Generator())
+    assert found.flow_count == 0 and found.flow == 0 and torch.isfinite(found.total(found.text_count, found.flow_count))
+
+
+# ---- what Hugging Face asks of a model ----
+
+
+def test_a_config_survives_its_json():
+    config = tiny_fusion("gemma3_text").config
+    again = FusionConfig.from_dict(config.to_dict())
+    assert again.to_dict() == config.to_dict()
+    assert type(again.text_config) is type(config.text_config)
+    assert (again.patch_width, again.stride, again.context) == (config.patch_width, config.stride, config.context) == (12, 2, 512)
+
+
+def test_longrope_ends_where_its_frequencies_change():
+    factors = [1.0] * 8
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": factors, "long_factor": factors, "original_max_position_embeddings": 128}
+    config = tiny_config("phi3", rope_parameters=rope, original_max_position_embeddings=128)
+    assert FusionConfig(text_config=config).context == 128
+
+
+def test_lora_goes_around_it(packed):
+    model = stirred(fresh_fusion("llama"))
+    expected = answer(model, packed).prediction
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj"]))
+    assert torch.equal(wrapped(packed=packed).prediction, expected), "an adapter starts as nothing"
+    total(wrapped.base_model.model, packed).backward()
+    trained = {name for name, weight in wrapped.named_parameters() if weight.grad is not None}
+    assert trained and all("lora_" in name for name in trained)
