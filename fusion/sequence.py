@@ -173,10 +173,11 @@ class Writer:
         return rows
 
 
-def layout(pieces: list[Piece], control: Control, learn_text: bool = True) -> Layout:
+def layout(pieces: list[Piece], control: Control, learn_text: bool = True, noised_copies: int = 1) -> Layout:
     """Lay one document out: clean stream, then noised blocks.
 
-    learn_text: False leaves all next-token labels out (documents whose text was dropped for guidance).
+    learn_text: False leaves all next-token labels out (documents whose text was dropped for guidance). noised_copies: blocks of each
+    target, which get noise and time of their own: blocks do not see each other, so the prefix is paid for once.
     """
     writer = Writer(control, learn_text)
     pixels, noised_blocks = [], []
@@ -191,7 +192,7 @@ def layout(pieces: list[Piece], control: Control, learn_text: bool = True) -> La
         if piece.clean:
             writer.clean_picture(len(pixels), piece.grid)
         pixels.append(piece.pixels)
-    for block in noised_blocks:
+    for block in noised_blocks * noised_copies:
         writer.patches(*block)
     rows = writer.take()
     source, noised, grid = zip(*writer.pictures, strict=True) if writer.pictures else ((), (), ())

@@ -60,6 +60,7 @@ class Packing:
     length, rows: tokens per row, rows per batch. drop_text, drop_all: probability that a document that draws loses its text, or its
     text and its context images, so that guidance has something to compare with. tail: probability that the clean copy of a last
     picture is kept, so that stopping is learned. lookahead: documents to choose from when a row is filled.
+    noised_copies: noised blocks of each target, each with noise and time of its own.
     """
 
     length: int = 512
@@ -68,10 +69,12 @@ class Packing:
     drop_all: float = 0.1
     tail: float = 0.2
     lookahead: int = 128
+    noised_copies: int = 1
 
     def __post_init__(self):
-        if min(self.length, self.rows, self.lookahead) < 1:
-            raise ValueError(f"length={self.length}, rows={self.rows}, lookahead={self.lookahead}: each is at least 1")
+        if min(self.length, self.rows, self.lookahead, self.noised_copies) < 1:
+            sizes = f"length={self.length}, rows={self.rows}, lookahead={self.lookahead}, noised_copies={self.noised_copies}"
+            raise ValueError(f"{sizes}: each is at least 1")
         if min(self.drop_text, self.drop_all) < 0 or self.drop_text + self.drop_all > 1 or not 0 <= self.tail <= 1:
             chances = f"drop_text={self.drop_text}, drop_all={self.drop_all}, tail={self.tail}"
             raise ValueError(f"{chances}: these are probabilities, and the first two at most 1 together")
@@ -140,7 +143,7 @@ def documents(sample: Sample, processor, packing: Packing, rng: random.Random, g
     except ValueError as error:
         raise BadSample(sample.key, str(error)) from None
     is_page = sample.messages is None
-    cuts = _cut(pieces, packing.length) if is_page and sum(map(_rows_of, pieces)) > packing.length else [pieces]
+    cuts = _cut(pieces, packing) if is_page else [pieces]
     laid_out = [_lay_out(cut, processor.control, packing, rng, guidance) for cut in cuts]
     laid_out = [document for document in laid_out if document.noised.any() or (document.labels != IGNORE).any()]
     if not laid_out:
@@ -156,8 +159,8 @@ def _lay_out(pieces: list[Piece], control: Control, packing: Packing, rng: rando
     if guidance:
         kept = _dropped(pieces, drop, packing)
         if kept is not pieces:
-            return layout(finish(kept, keep_tail=False), control, learn_text=False)
-    return layout(finish(pieces, keep_tail), control)
+            return layout(finish(kept, keep_tail=False), control, False, packing.noised_copies)
+    return layout(finish(pieces, keep_tail), control, noised_copies=packing.noised_copies)
 
 
 def _dropped(pieces: list[Piece], drop: float, packing: Packing) -> list[Piece]:
@@ -172,22 +175,23 @@ def _dropped(pieces: list[Piece], drop: float, packing: Packing) -> list[Piece]:
     return pieces
 
 
-def _rows_of(piece: Piece) -> int:
-    """Rows that a piece takes at most: a picture its start, size, end and one or two copies."""
+def _rows_of(piece: Piece, noised_copies: int) -> int:
+    """Rows that a piece takes at most: a picture its start, size, end, clean copy and noised ones."""
     if isinstance(piece, Tokens):
         return len(piece.ids)
-    return 2 + len(piece.size_ids) + piece.grid[0] * piece.grid[1] * (1 + piece.target)
+    return 2 + len(piece.size_ids) + piece.grid[0] * piece.grid[1] * (1 + noised_copies * piece.target)
 
 
-def _cut(pieces: list[Piece], length: int) -> list[list[Piece]]:
+def _cut(pieces: list[Piece], packing: Packing) -> list[list[Piece]]:
     """A page cut into documents that fit: between its parts where possible, inside a text only where that text alone is too long."""
-    cuts, room = [[]], length
-    for piece in chain.from_iterable(_shortened(piece, length) for piece in pieces):
-        if _rows_of(piece) > room:
+    cuts, room = [[]], packing.length
+    for piece in chain.from_iterable(_shortened(piece, packing.length) for piece in pieces):
+        rows = _rows_of(piece, packing.noised_copies)
+        if rows > room:
             cuts.append([])
-            room = length
+            room = packing.length
         cuts[-1].append(piece)
-        room -= _rows_of(piece)
+        room -= rows
     return [cut for cut in cuts if cut]
 
 
