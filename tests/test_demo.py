@@ -50,12 +50,12 @@ def test_the_demo_from_nothing_to_a_report_with_an_interruption(tmp_path, monkey
     assert demo.main([*argv, "scoring.guidance=1"]) == 0  # only scored again
     assert read(out / "metrics.jsonl") == rows
 
-    (out / "notes.txt").write_text("mine")
     demo.begin(load_config(demo.Demo, demo.CONFIG, [*argv, "documents=20"]), out)
-    assert "begins again, as the settings are others (but the language model's)" in capsys.readouterr().out
-    assert {path.name for path in out.iterdir()} == {"config.yaml", "run.json", "llm", "notes.txt"}
+    assert "begins anew" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {"config.yaml", "run.json", "llm"}
     demo.begin(load_config(demo.Demo, demo.CONFIG, [*argv, "documents=20", "llm.width=32"]), out)
-    assert {path.name for path in out.iterdir()} == {"config.yaml", "run.json", "notes.txt"}
+    assert {path.name for path in out.iterdir()} == {"config.yaml", "run.json"}
+    assert (tmp_path / "demo-1" / "report.html").read_text() and (tmp_path / "demo-2" / "llm").is_dir()
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path, capsys):

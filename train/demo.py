@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -121,7 +122,7 @@ def demo(config: Demo) -> Summary | Outcome:
 
 
 def begin(config: Demo, out: Path) -> None:
-    """Go on with what the folder holds if it was made with the same settings; otherwise clear away what an earlier demo left there."""
+    """Go on with what the folder holds if it was made with the same settings; otherwise move that aside and begin."""
     before = earlier(out)
     if before is None and out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} holds something that is not a demo of this version: give another folder, out=FOLDER")
@@ -129,12 +130,11 @@ def begin(config: Demo, out: Path) -> None:
         saved = steps(out / "checkpoints")
         print(f"{out}: goes on with the demo there" + (f", from step {saved[-1]}" if saved else ""))
     elif before:
-        keep_llm = before.llm == config.llm
-        print(f"{out}: begins again, as the settings are others" + (" (but the language model's)" if keep_llm else ""))
-        for name in ("checkpoints", "samples", "model", "scores", *(() if keep_llm else ("llm",))):
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in ("metrics.jsonl", "skipped.txt", "report.html"):
-            (out / name).unlink(missing_ok=True)
+        aside = next(path for number in count(1) if not (path := Path(f"{out}-{number}")).exists())
+        out.rename(aside)
+        print(f"{out}: begins anew, for the demo there has other settings; it is in {aside} now")
+        if before.llm == config.llm and (aside / "llm" / "config.json").is_file():
+            shutil.copytree(aside / "llm", out / "llm")
     out.mkdir(parents=True, exist_ok=True)
     save_config(config, out / "config.yaml")
     facts = {
