@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -50,11 +49,6 @@ def in_turn(functions: Mapping[str, Callable[[], Any]], rounds: int, warm_up: in
             if number >= warm_up:
                 times[name].append(seconds)
     return times
-
-
-def summary(seconds: list[float]) -> dict[str, Any]:
-    """Median, best and number of some times, in ms."""
-    return {"median_ms": round(1000 * median(seconds), 3), "best_ms": round(1000 * min(seconds), 3), "times": len(seconds)}
 
 
 def device() -> str:

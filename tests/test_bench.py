@@ -1,0 +1,78 @@
+"""The benchmarks measure what they say: passes counted, documents of the stated lengths, ratios within rounds."""
+
+import pytest
+import torch
+
+from bench import measure, sampling, training
+from bench.subject import subject
+from fusion.sequence import IGNORE
+
+
+@pytest.fixture(scope="module")
+def model():
+    return subject()
+
+
+def test_an_image_is_its_passes_and_nothing_more(model):
+    seen = []
+    hook = model.model.llm.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    prompt = sampling.prompt_of(model)
+    patches = sampling.GRID[0] * sampling.GRID[1]
+    for guidance, rows in ((1.0, 1), (3.0, 2)):
+        seen.clear()
+        model.draw(prompt, steps=3, guidance=guidance, image_size=(sampling.SIDE, sampling.SIDE))
+        prefixes, passes = seen[:-3], seen[-3:]
+        assert passes == [(rows, patches)] * 3
+        assert prefixes[0] == (1, sampling.PREFIX) and len(prefixes) == rows
+        assert all(length < sampling.PREFIX for _, length in prefixes[1:])  # without its text
+    hook.remove()
+
+
+@torch.inference_mode()
+def test_the_pass_is_the_model_s_own(model):
+    """The pass that drawing is divided by gives what a packed batch gives in training, at the same noise and time."""
+    ids = sampling.prefix_rows(model, sampling.prompt_of(model))
+    step = sampling.Pass(model, ids, 2)
+    alone = sampling.Pass(model, ids, 1)
+    alone.patches = step.patches[: len(alone.patches)]
+    torch.testing.assert_close(step()[:1], alone(), atol=1e-5, rtol=0)
+    step.time = torch.tensor([0.1])
+    assert not torch.allclose(step()[:1], alone(), atol=1e-3)
+
+
+def test_documents_have_the_stated_lengths(model):
+    packed = training.documents(model).packed
+    assert packed.documents == training.ROWS and int(packed.noised.sum()) == training.ROWS * training.PATCHES
+    text = (packed.ids < model.model.config.vocab_base).sum(1)
+    sizes = len(model.processor.size_ids(32, 32))
+    assert text.tolist() == [training.TEXT + sizes] * training.ROWS
+    assert not (packed.doc < 0).any() and (packed.labels != IGNORE).sum() >= training.ROWS * (training.TEXT - 1)
+
+
+def test_turns_time_the_step_and_let_the_others_run():
+    calls = []
+    turns = training.Turns("batch", {"other": lambda: calls.append(1), "gemm fp32": lambda: None})
+    for _ in range(training.WARM_UP + 3):
+        assert next(turns) == "batch"
+        sum(range(200_000))  # the step
+    assert len(calls) == training.WARM_UP + 3 and len(turns.own) == training.WARM_UP + 2
+    turns.own, turns.times["other"] = [9.0, 9.0, 1.0, 2.0], [0.0, 0.0, 3.0, 8.0, 0.0]
+    turns.times["gemm fp32"] = [1.0] * 5
+    figures = training.compared(turns)
+    assert figures["step_ms"] == 1500 and figures["times faster than other"] == 3.5
+    assert figures["gemm fp32, GFLOP/s"] == round(2 * measure.SIDE**3 / 1e9, 1)
+
+
+def test_functions_run_in_turn():
+    order = []
+    times = measure.in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, warm_up=1)
+    assert "".join(order) == "ab" * 4 and {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3}
+
+
+def test_results_say_how_they_came_about(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["sampling", "--rounds", "2"])
+    text = measure.write("sampling", {"ratio": 1.1}).read_text()
+    assert '"command": "python -m bench.sampling --rounds 2"' in text and '"ratio": 1.1' in text and '"device"' in text
