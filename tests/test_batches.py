@@ -99,6 +99,17 @@ def test_padding_is_below_five_percent(processor):
     assert all(batch.packed.documents == len(batch.keys) == len(batch.sources) for batch in batches)
 
 
+def test_short_documents_get_short_rows_and_nothing_is_lost(processor):
+    packing = Packing(length=128, rows=4, lookahead=96, short=64)
+    batches = [next(stream) for stream in [loader(processor, packing)] for _ in range(60)]
+    shapes = Counter(tuple(batch.packed.ids.shape) for batch in batches)
+    assert set(shapes) == {(4, 128), (8, 64)}
+    assert np.mean([batch.padding for batch in batches]) < 0.05
+    keys = Counter(key for batch in batches for key in batch.keys)
+    drawn = [sample.key for sample in (next(order) for order in [Mixture([Tasks()], seed=3)] for _ in range(len(keys) + 96))]
+    assert max(keys.values()) == 1 and set(keys) <= set(drawn) and len(set(drawn) - set(keys)) == 96
+
+
 def test_fill_row_takes_the_oldest_and_never_too_much():
     rng = random.Random(0)
     for _ in range(200):

@@ -60,7 +60,8 @@ class Packing:
     length, rows: tokens per row, rows per batch. drop_text, drop_all: probability that a document that draws loses its text, or its
     text and its context images, so that guidance has something to compare with. tail: probability that the clean copy of a last
     picture is kept, so that stopping is learned. lookahead: documents to choose from when a row is filled.
-    noised_copies: noised blocks of each target, each with noise and time of its own.
+    noised_copies: noised blocks of each target, each with noise and time of its own. short: batches whose oldest document fits this
+    many tokens have rows of that length, and more of them: where attention reads a dense mask, its cost grows with the row.
     """
 
     length: int = 512
@@ -70,14 +71,23 @@ class Packing:
     tail: float = 0.2
     lookahead: int = 128
     noised_copies: int = 1
+    short: int | None = None
 
     def __post_init__(self):
         if min(self.length, self.rows, self.lookahead, self.noised_copies) < 1:
             sizes = f"length={self.length}, rows={self.rows}, lookahead={self.lookahead}, noised_copies={self.noised_copies}"
             raise ValueError(f"{sizes}: each is at least 1")
+        if self.short is not None and not 1 <= self.short <= self.length:
+            raise ValueError(f"short={self.short}: choose it between 1 and length={self.length}, or leave it out")
         if min(self.drop_text, self.drop_all) < 0 or self.drop_text + self.drop_all > 1 or not 0 <= self.tail <= 1:
             chances = f"drop_text={self.drop_text}, drop_all={self.drop_all}, tail={self.tail}"
             raise ValueError(f"{chances}: these are probabilities, and the first two at most 1 together")
+
+    def shape(self, oldest: int) -> tuple[int, int]:
+        """Length and number of the rows of a batch whose oldest document has so many tokens."""
+        if self.short is None or oldest > self.short:
+            return self.length, self.rows
+        return self.short, self.rows * self.length // self.short
 
 
 @dataclass(frozen=True)
@@ -205,12 +215,13 @@ def _shortened(piece: Piece, length: int) -> list[Piece]:
 
 
 def fill_row(waiting: list[Sized], length: int) -> list[Sized]:
-    """Take out of `waiting` the documents of one row: the oldest, then again and again the longest that still fits.
+    """Take out of `waiting` the documents of one row: the oldest that fits, then again and again the longest that still does.
 
     The oldest goes first so that none waits for ever.
     """
-    row, room = [waiting[0]], length - len(waiting[0])
-    left = sorted((len(item), index) for index, item in enumerate(waiting) if index)
+    oldest = next(index for index, item in enumerate(waiting) if len(item) <= length)
+    row, room = [waiting[oldest]], length - len(waiting[oldest])
+    left = sorted((len(item), index) for index, item in enumerate(waiting) if index != oldest)
     while place := bisect_right(left, room, key=itemgetter(0)):
         size, index = left.pop(place - 1)
         row.append(waiting[index])
@@ -219,8 +230,8 @@ def fill_row(waiting: list[Sized], length: int) -> list[Sized]:
     return row
 
 
-def _batch(rows: list[list[Item]], packing: Packing, **rest) -> Batch:
-    packed = pack([[item.layout for item in row] for row in rows], packing.length)
+def _batch(rows: list[list[Item]], length: int, **rest) -> Batch:
+    packed = pack([[item.layout for item in row] for row in rows], length)
     items = [item for row in rows for item in row]
     return Batch(packed, tuple(i.key for i in items), tuple(i.source for i in items), **rest)
 
@@ -242,7 +253,7 @@ def fixed_batches(samples: Iterable[Sample], processor, packing: Packing, seed: 
     rows = []
     while waiting:
         rows.append(fill_row(waiting, packing.length))
-    batches = [_batch(rows[i : i + packing.rows], packing) for i in range(0, len(rows), packing.rows)]
+    batches = [_batch(rows[i : i + packing.rows], packing.length) for i in range(0, len(rows), packing.rows)]
     return [replace(batches[0], skipped=tuple(skipped)), *batches[1:]] if batches else []
 
 
@@ -292,11 +303,15 @@ class _Shard:
         return tuple(lines)
 
     def __next__(self) -> Batch:
+        self.refill()
+        length, count = self.packing.shape(len(self.waiting[0]))
         rows = []
-        for _ in range(self.packing.rows):
+        for _ in range(count):
             self.refill()
-            rows.append(fill_row(self.waiting, self.packing.length))
-        return _batch(rows, self.packing, skipped=self.newly_skipped(), shard=self.shard, state=self.state_dict())
+            if all(len(item) > length for item in self.waiting):
+                break  # only long documents are left: the next batch is theirs
+            rows.append(fill_row(self.waiting, length))
+        return _batch(rows, length, skipped=self.newly_skipped(), shard=self.shard, state=self.state_dict())
 
     def state_dict(self) -> dict:
         oldest = self.waiting[0] if self.waiting else None
