@@ -144,7 +144,8 @@ def from_llm(
     """Extend a pretrained decoder LLM so that it draws: its text behaviour is unchanged until it is trained.
 
     llm: folder or hub id in Hugging Face format. codec: "pixel" (no VAE) or a diffusers autoencoder. patch_size: in latent pixels.
-    time: adaln (PixArt), added (BAGEL) or none (FuseDiT). positions: axial rotary, or shared (one index per image plus 2-D sincos).
+    time: adaln (PixArt), added (BAGEL) or none (FuseDiT). positions: axial (rotary), shared (one index
+    per image plus 2-D sincos), or axial+sincos.
     target: what the flow head predicts; None means x in pixel space (JiT) and v for latents. seed: of the new weights.
     Raises ValueError in one line for models that cannot be extended.
     """

@@ -21,7 +21,7 @@ from fusion.sequence import IGNORE, Packed
 
 FORMAT_VERSION = 1
 TIMES = ("adaln", "added", "none")
-POSITIONS = ("axial", "shared")
+POSITIONS = ("axial", "shared", "axial+sincos")
 TARGETS = ("x", "v", "eps")
 
 
@@ -29,9 +29,9 @@ class FusionConfig(PreTrainedConfig):
     """Everything that rebuilds a FusionModel.
 
     text_config: the LLM's own config. patch_size: side of a patch in latent pixels. channels, downsample: of the codec's latents.
-    time: adaln (PixArt), added (BAGEL) or none (FuseDiT). positions: axial rotary, or one shared index plus 2-D sincos. target: what
-    the flow head predicts, x, v or eps. vocab_base: the id of the first control token; control_tokens: how many there are.
-    position_scale: RMS of the sincos features of shared positions.
+    time: adaln (PixArt), added (BAGEL) or none (FuseDiT). positions: axial rotary, one shared index plus 2-D sincos, or
+    axial+sincos. target: what the flow head predicts, x, v or eps. vocab_base: the id of the first control token; control_tokens: how
+    many there are. position_scale: of the sincos features.
     """
 
     model_type = "fusion"
@@ -116,8 +116,8 @@ class FusionModel(PreTrainedModel, GenerationMixin):
             self.modulation = Modulation(width, width)
             self.modulation_table = nn.Parameter(torch.zeros(config.text_config.num_hidden_layers, 6, width))
         self.flow_head = FlowHead(width, config.patch_width, None if config.time == "none" else width)
-        self.backbone = Backbone(self.llm, axial=config.positions == "axial")
-        self.sincos = config.positions == "shared" or family.positions == "learned"
+        self.backbone = Backbone(self.llm, axial=config.positions != "shared")
+        self.sincos = config.positions != "axial" or family.positions == "learned"
         self.post_init()
 
     def init_weights(self) -> None:
@@ -155,7 +155,7 @@ class FusionModel(PreTrainedModel, GenerationMixin):
     def embed_patches(
         self, patches: Float[Tensor, "n p"], time: Float[Tensor, "m d"] | None, picture: Int[Tensor, " n"], cell: Int[Tensor, "n 2"]
     ) -> Float[Tensor, "n d"]:
-        """Patch rows, with the position of their cell (families without axial positions) and their time (`added`)."""
+        """Patch rows, with the position of their cell (where sincos tells it) and their time (`added`)."""
         rows = self.patch_embed(patches)
         if self.sincos:
             rows = rows + self.config.position_scale * sincos(cell, rows.shape[-1])
