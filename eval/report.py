@@ -237,8 +237,8 @@ def _header(run: Run) -> str:
 def render(run: Run, extra: Iterable[Section] = ()) -> str:
     """The whole report as one string of HTML."""
     sections = [
-        Section("Samples", samples(run.samples) if run.samples else ""),
         *extra,
+        Section("Samples on the way", samples(run.samples) if run.samples else ""),
         Section("Curves", curves(run.rows)),
         Section("Configuration", f"<details><summary>config.yaml</summary>{code(run.config)}</details>" if run.config else ""),
     ]
@@ -255,7 +255,7 @@ def render(run: Run, extra: Iterable[Section] = ()) -> str:
 def write(run_folder: str | Path, extra: Iterable[Section] = ()) -> Path:
     """Write `report.html` into a run folder, atomically, and return its path.
 
-    extra: sections of the caller, shown between samples and curves. Raises ValueError if there is no such folder.
+    extra: sections of the caller, shown first: what came of the run stands above how it went. Raises ValueError if there is no such folder.
     """
     run = read(run_folder)
     path = run.folder / "report.html"

@@ -246,4 +246,5 @@ def _move_in(source: Path, folder: Path) -> None:
         if file.is_file():
             target = folder / file.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
+            file.chmod(0o644)  # some writers leave their files private
             os.replace(file, target)

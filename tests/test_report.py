@@ -144,7 +144,7 @@ def test_the_page_needs_nothing_but_itself(whole):
 def test_the_page_says_what_when_how_and_shows_every_part(whole):
     for words in ("fusion demo", "2026-05-04", "python -m train.demo", "4b3110f", "2 cores", "256,000 documents in 2,000 steps and 11 min 0 s"):
         assert words in whole
-    for title in ("Samples", "Scores", "Edits", "A story", "Curves", "Configuration"):
+    for title in ("Samples on the way", "Scores", "Edits", "A story", "Curves", "Configuration"):
         assert f"<h2>{title}</h2>" in whole
     names = re.findall("</i>([^<]+) <b>", whole.partition("<b>Validation loss</b>")[2].partition("</figure>")[0])
     assert names == ["text", "x error"]  # the mean over all times stands with the losses, its bins in a chart of their own

@@ -56,6 +56,7 @@ def save_config(config: Any, path: str | Path) -> None:
     path = Path(path)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
         file.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    os.chmod(file.name, 0o644)  # a temporary file is private
     os.replace(file.name, path)
 
 
