@@ -18,6 +18,15 @@ RESULTS = Path(__file__).parent / "results"
 SIDE = 1024  # of the matrices whose product is the yardstick
 
 
+def _commit() -> str:
+    git = shutil.which("git")
+    asked = git and subprocess.run([git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
+    return asked.stdout.strip() if asked else ""
+
+
+COMMIT = _commit()  # asked when the program begins: the code that runs is that of this moment
+
+
 def cpu_seconds(function: Callable[[], Any]) -> float:
     """CPU time of this process during a call. With one thread it does not grow while others use the machine, as wall time does."""
     began = time.process_time()
@@ -62,7 +71,7 @@ def write(name: str, figures: Mapping[str, Any]) -> Path:
     """Write bench/results/<name>_<date>_cpu.json: figures, and all that it takes to repeat them."""
     facts = {
         "command": f"python -m bench.{name} " + " ".join(sys.argv[1:]),
-        "commit": _commit(),
+        "commit": COMMIT,
         "date": date.today().isoformat(),
         "device": f"{device()}, {torch.get_num_threads()} thread",
         "torch": torch.__version__,
@@ -72,9 +81,3 @@ def write(name: str, figures: Mapping[str, Any]) -> Path:
     path = RESULTS / f"{name}_{facts['date']}_cpu.json"
     path.write_text(json.dumps(facts | dict(figures), indent=1) + "\n", encoding="utf-8")
     return path
-
-
-def _commit() -> str:
-    git = shutil.which("git")
-    asked = git and subprocess.run([git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
-    return asked.stdout.strip() if asked else ""
