@@ -38,7 +38,8 @@ class Family:
 
 _PLAIN = (
     "llama mistral ministral3 mixtral qwen2 qwen3 qwen3_moe gemma phi phi3 olmo olmoe smollm3 granite glm cohere2 starcoder2 stablelm "
-    "helium ernie4_5 hunyuan_v1_dense seed_oss apertus arcee nanochat gpt_oss"
+    "helium ernie4_5 hunyuan_v1_dense seed_oss apertus arcee nanochat gpt_oss "
+    "bitnet cohere diffllama internlm3 iquestcoder jais2 ministral nemotron persimmon vaultgemma hunyuan_v1_moe phimoe"
 ).split()
 _SANDWICH = Family(attention_gate="post_attention_layernorm", feed_forward_gate="post_feedforward_layernorm")
 _POST_NORM = Family(attention_gate="post_attention_layernorm", feed_forward_gate="post_feedforward_layernorm", pre_norm=False)
@@ -49,6 +50,8 @@ FAMILIES: dict[str, Family] = dict.fromkeys(_PLAIN, Family()) | {
     "glm4": Family(attention_gate="post_self_attn_layernorm", feed_forward_gate="post_mlp_layernorm"),
     "olmo2": _POST_NORM,
     "olmo3": _POST_NORM,
+    "exaone4": _POST_NORM,
+    "flex_olmo": _POST_NORM,
     "granitemoe": Family(feed_forward="block_sparse_moe", feed_forward_gate="block_sparse_moe"),
     "gpt_neox": Family(attention="attention", attention_gate="attention"),
     "gpt2": Family(layers="h", attention="attn", attention_gate="attn", positions="learned"),

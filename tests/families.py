@@ -72,6 +72,20 @@ FAMILIES: dict[str, dict] = {
     "nanochat": {},
     "gpt_oss": EXPERTS | ALTERNATING | {"rope_parameters": YARN | {"truncate": False}},
     "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64, "init_std": 0.1},
+    "bitnet": {},
+    "cohere": {"logit_scale": 0.5},
+    "diffllama": {},
+    "exaone4": ALTERNATING,
+    "flex_olmo": EXPERTS,
+    "hunyuan_v1_moe": EXPERTS | {"moe_topk": 2},
+    "internlm3": {},
+    "iquestcoder": {},
+    "jais2": {},
+    "ministral": ALTERNATING,
+    "nemotron": {},
+    "persimmon": WIDE_HEADS,
+    "phimoe": EXPERTS | EVERY_LAYER_SLIDES,
+    "vaultgemma": ALTERNATING,
 }
 
 
