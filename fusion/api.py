@@ -64,7 +64,7 @@ class Fusion:
         edited = self._images([[original, instruction]], seed, {"image_size": size, **knobs})[0]
         return edited if edited.size == original.size else edited.resize(original.size, PILImage.Resampling.LANCZOS)
 
-    def describe(self, image, prompt: str = "Describe this image.", **knobs) -> str:
+    def describe(self, image, prompt: str = "Describe this picture.", **knobs) -> str:
         """What the image shows, in words."""
         parts = self.generate([open_image(image), prompt], **{"max_images": 0, **knobs})
         return "".join(part for part in parts if isinstance(part, str))
