@@ -127,9 +127,10 @@ def test_two_steps_of_emoji_show_held_out_subjects(tiny, folder, tmp_path):
 
 
 def test_two_steps_of_smollm2_with_a_vae(smollm, vae, folder, tmp_path):
-    words = [f"model.llm={smollm}", f"model.codec={vae}", f"data.path={folder}", "data.max_side=48"]
+    words = [f"model.llm={smollm}", f"model.codec={vae}", f"data.path={folder}", "data.max_side=48", f"model.latents={tmp_path}/latents"]
     model = two_steps("smollm2", tmp_path / "run", *words)
     assert model.processor.stride == 16 and model.model.config.target == "v"
+    assert list(Path(tmp_path, "latents").rglob("*.safetensors"))
     assert model.draw("a thing", image_size=(32, 48), steps=2)[0].size == (32, 48)
 
 

@@ -18,6 +18,7 @@ import fusion
 from eval import emoji, report
 from eval.page import Section
 from fusion.api import Fusion
+from fusion.codec import LatentCache
 from fusion.data.batches import Batches, Loader, Packing, fixed_batches
 from fusion.data.shapes import World
 from fusion.data.sources import Mixture, Sample, Source, WorldSource
@@ -34,7 +35,10 @@ EVALUATIONS = {"emoji": emoji.sections}
 
 @dataclass
 class Model:
-    """The model that is trained: arguments of fusion.from_llm. attention: of the decoder, auto takes what is fast on the device."""
+    """The model that is trained: arguments of fusion.from_llm. attention: of the decoder, auto takes what is fast on the device.
+
+    latents: a folder in which the latents of training images are kept, so that each is encoded once; None encodes at every step.
+    """
 
     llm: str = "???"
     codec: str = "pixel"
@@ -46,6 +50,7 @@ class Model:
     max_side: int = 1024
     max_patches: int = 4096
     attention: str = "auto"
+    latents: str | None = None
 
 
 @dataclass
@@ -112,6 +117,8 @@ def build(settings: Model) -> Fusion:
     model = fusion.from_llm(settings.llm, dtype=torch.float32, **{name: getattr(settings, name) for name in names})
     # Short rows on CPUs: SDPA's backward is several times slower than two matrix products.
     fast = "sdpa" if torch.cuda.is_available() else "matmul"
+    if settings.latents:
+        model.codec = LatentCache(settings.latents, model.codec)
     model.model.set_attention(fast if settings.attention == "auto" else settings.attention)
     return model
 
