@@ -68,16 +68,19 @@ def integrated(model, velocity, start: torch.Tensor, settings: Sampling) -> list
 @cases
 @torch.no_grad()
 def test_the_sampler_reads_and_draws_what_training_did(case):
-    """A document grown token by token and drawn image by image, against one packed pass over all of it."""
+    """A document grown word by word and drawn image by image, against one packed pass over all of it."""
     model, pieces = tiny_fusion(*case), story()
     targets = [piece for piece in pieces if isinstance(piece, Picture) and piece.target]
-    prefix, hidden, drawn = Prefix(model, CONTROL, 1), [], []
+    prefix, hidden, ends, drawn = Prefix(model, CONTROL, 1), [], [0], []
 
     def spell(ids):
-        for token in ids:
-            prefix.write(0, [Tokens((token,))])
-            prefix.read([])
-            hidden.append(prefix.last)
+        """The beginning of a text at once, as a prompt is read, its last three tokens one by one, as an answer is written."""
+        for part in (ids[:-3], *zip(ids[-3:], strict=True)):
+            if part:
+                prefix.write(0, [Tokens(part)])
+                prefix.read([])
+                hidden.append(prefix.last)
+                ends.append(ends[-1] + len(part))
 
     for piece in pieces:
         if isinstance(piece, Tokens):
@@ -90,13 +93,16 @@ def test_the_sampler_reads_and_draws_what_training_did(case):
         prefix.writers[0].clean_picture(0, piece.grid)
         prefix.read([patches_of(piece)])
         hidden.append(prefix.last)
+        ends.append(ends[-1] + 1)
 
     packed = packed_rows([[pieces]])
     with routing_margins(model) as margins:
         expected = answer(model, packed)
-    is_text = (packed.picture[0] < 0) & ~packed.noised[0]
-    assert_close(torch.cat(hidden), expected.hidden[0, is_text])
-    assert_close(model.all_logits(torch.cat(hidden)), expected.logits[0, is_text])
+    texts = ((packed.picture[0] < 0) & ~packed.noised[0]).nonzero()[:, 0]
+    read = texts[torch.tensor(ends[1:]) - 1]
+    assert read[-1] == texts[-1]
+    assert_close(torch.cat(hidden), expected.hidden[0, read])
+    assert_close(model.all_logits(torch.cat(hidden)), expected.logits[0, read])
     trained = integrated(model, uncached(model, pieces), torch.cat([noise(piece) for piece in targets]), UNGUIDED)
     for sampled, together in zip(zip(*drawn, strict=True), trained, strict=True):
         assert_close(torch.cat(sampled), together, CLOSED_LOOP)
