@@ -1,6 +1,6 @@
 """fusion: one decoder that reads and writes text and images, made from a pretrained LLM."""
 
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
 
 from fusion.api import Fusion, from_llm, load
 from fusion.generate import ImageDone, ImagePreview, TextPiece
@@ -10,6 +10,7 @@ from fusion.sampling import Sampling
 
 AutoConfig.register(FusionConfig.model_type, FusionConfig)
 AutoModel.register(FusionConfig, FusionModel)
+AutoModelForCausalLM.register(FusionConfig, FusionModel)  # what lm-eval loads through
 AutoProcessor.register(FusionConfig, FusionProcessor)
 
 __all__ = [

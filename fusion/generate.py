@@ -94,7 +94,8 @@ class Generator:
     def events(self, documents: list[Document], seeds: list[int]) -> Iterator[Event]:
         """Continue each document with its own seed; rows do not influence each other."""
         limit = self.model.config.context
-        rows = [_Row(self.processor.pieces(doc, limit=limit), torch.Generator().manual_seed(seed)) for doc, seed in zip(documents, seeds, strict=True)]
+        pieces = [self.processor.pieces(document, limit=limit) for document in documents]
+        rows = [_Row(held, torch.Generator().manual_seed(seed)) for held, seed in zip(pieces, seeds, strict=True)]
         prefix = Prefix(self.model, self.processor.control, len(rows))
         pictures = []
         for index, row in enumerate(rows):
