@@ -42,7 +42,7 @@ def test_the_demo_from_nothing_to_a_report_with_an_interruption(tmp_path, monkey
     rows = read(out / "metrics.jsonl")
     assert rows[-1]["seen"] >= 120 and [row["step"] for row in rows if "loss/total" in row] == list(range(1, rows[-1]["step"] + 1))
     page = (out / "report.html").read_text()
-    named = ("Samples", "Scores", "Drawn on request", "Scored pictures", "Edits", "Descriptions", "Questions", "Text kept", "Going on")
+    named = ("Samples on the way", "Scores", "Drawn on request", "Scored pictures", "Edits", "Descriptions", "Questions", "Text kept", "Going on")
     assert all(f"<h2>{section}</h2>" in page for section in named) and page.count("<h2>A story: ") == 2
     assert not (out / "skipped.txt").exists()
     assert isinstance(fusion.load(out / "model").draw("draw a red circle", steps=1)[0], Image.Image)
