@@ -20,6 +20,7 @@ from bench import measure
 from bench.subject import PATCH, SIDE, subject
 from fusion.api import Fusion
 from fusion.backbone import PrefixCache
+from fusion.layers import Seen
 from fusion.mask import Rows
 from fusion.patches import cells
 from fusion.prefix import Arranged, Prefix
@@ -65,7 +66,7 @@ class Pass:
         block = Arranged(new, PREFIX, self.model.device)
         self.position, self.picture = block.position, block.picture
         self.mask = self.model.backbone.mask(block.rows, Rows.cat([prefix.rows, block.rows]))
-        self.cell = cells(GRID).repeat(rows, 1)
+        self.cell, self.grid = cells(GRID).repeat(rows, 1), torch.tensor([GRID] * rows)
         self.cache = PrefixCache.stack([prefix.cache], [list(range(rows))])
         self.cache.freeze(block.ids.shape[1])
         self.patches, self.time = torch.randn(rows * len(cells(GRID)), self.model.config.patch_width), torch.tensor([0.5])
@@ -74,7 +75,8 @@ class Pass:
         model, picture = self.model, self.picture
         time = model.embed_time(self.time)
         embeds = model.embed_patches(self.patches, time, picture.flatten(), self.cell).view(*picture.shape, -1)
-        return model.flow_head(model.backbone(embeds, self.position, self.mask, model.modulate_rows(time, picture), self.cache), time)
+        hidden = model.backbone(embeds, self.position, self.mask, model.modulate_rows(time, picture), self.cache)
+        return model.flow_head(hidden.flatten(0, 1), Seen(self.patches, torch.zeros_like(self.patches), self.grid), time)
 
 
 class BarePass:

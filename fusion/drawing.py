@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fusion.backbone import PrefixCache
 from fusion.flow import PATHS, estimate
+from fusion.layers import Seen
 from fusion.mask import Rows
 from fusion.model import FusionModel
 from fusion.prefix import Arranged, Prefix
@@ -63,6 +64,11 @@ class _Block:
         self.block = Arranged(new, length, model.device)
         self.mask = model.backbone.mask(self.block.rows, Rows.cat([seen, self.block.rows]))
         self.cell = self.block.position[1:].sub(self.block.position[0]).permute(1, 2, 0)
+        self.grid = torch.tensor(grids, device=model.device)
+        self.reference = torch.zeros(*self.block.ids.shape, model.config.patch_width, device=model.device)
+        for place, ((prefix, row), grid) in enumerate(zip(branches, grids, strict=True)):
+            if (reference := prefix.reference(row, grid)) is not None:
+                self.reference[place, : len(reference)] = reference
         self.cache.freeze(self.block.ids.shape[1])
 
     def velocity(self, x: Float[Tensor, "b n p"], t: Tensor) -> Float[Tensor, "b n p"]:
@@ -81,7 +87,17 @@ class _Block:
             embeds.to(model.dtype), self.block.position[:, :count], _first(self.mask, count), model.modulate_rows(time, picture),
             self.cache.head(count),
         )  # fmt: skip
-        return model.flow_head(hidden, time)
+        return self._head(hidden, x, time)
+
+    def _head(self, hidden: Float[Tensor, "k n d"], x: Float[Tensor, "k n p"], time) -> Float[Tensor, "k n p"]:
+        """Prediction of the patches that there are; zero for the padding behind smaller pictures."""
+        grid = self.grid[: len(x)]
+        there = torch.arange(x.shape[1], device=x.device) < grid.prod(-1, keepdim=True)
+        image = torch.zeros(int(there.sum()), dtype=torch.long, device=x.device)
+        prediction = x.new_zeros(x.shape)
+        seen = Seen(x[there], self.reference[: len(x)][there], grid)
+        prediction[there] = self.model.flow_head(hidden[there], seen, time, image)
+        return prediction
 
 
 def _grouped(branches: list[tuple[Prefix, int]]) -> list[tuple[Prefix, list[int]]]:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreT
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from fusion.backbone import Backbone, PrefixCache, RowModulation, family_of
-from fusion.layers import FlowHead, Modulation, PatchEmbed, TimestepEmbedding, match_rms
+from fusion.layers import ConvHead, FlowHead, Modulation, PatchEmbed, Seen, TimestepEmbedding, match_rms
 from fusion.mask import Rows
 from fusion.patches import sincos
 from fusion.sequence import IGNORE, Packed
@@ -23,6 +23,9 @@ FORMAT_VERSION = 1
 TIMES = ("adaln", "added", "none")
 POSITIONS = ("axial", "shared", "axial+sincos")
 TARGETS = ("x", "v", "eps")
+HEADS = ("linear", "conv")
+# Of the sincos features of new models. DiT's 10,000 turns most of them so slowly that the few cells of a small grid look alike.
+POSITION_BASE = 100.0
 
 
 class FusionConfig(PreTrainedConfig):
@@ -30,8 +33,8 @@ class FusionConfig(PreTrainedConfig):
 
     text_config: the LLM's own config. patch_size: side of a patch in latent pixels. channels, downsample: of the codec's latents.
     time: adaln (PixArt), added (BAGEL) or none (FuseDiT). positions: axial rotary, one shared index plus 2-D sincos, or
-    axial+sincos. target: what the flow head predicts, x, v or eps. vocab_base: the id of the first control token; control_tokens: how
-    many there are. position_scale: of the sincos features.
+    axial+sincos. target: what the flow head predicts, x, v or eps. head: linear, or conv (fusion.layers.ConvHead). vocab_base: the id of
+    the first control token; control_tokens: how many there are. position_scale, position_base: of the sincos features.
     """
 
     model_type = "fusion"
@@ -47,18 +50,20 @@ class FusionConfig(PreTrainedConfig):
         positions: str = "axial",
         target: str = "x",
         path: str = "linear",
+        head: str = "linear",
         vocab_base: int = 0,
         control_tokens: int = 3,
         position_scale: float = 1.0,
+        position_base: float = 10000.0,
         format_version: int = FORMAT_VERSION,
         **kwargs,
     ):
         # A copy: Hugging Face writes choices (attention, experts) into the sub-configs of a composite model, and a live LLM keeps its own.
         self.text_config = AutoConfig.for_model(**text_config) if isinstance(text_config, dict) else copy.deepcopy(text_config)
         self.patch_size, self.channels, self.downsample = patch_size, channels, downsample
-        self.time, self.positions, self.target, self.path = time, positions, target, path
+        self.time, self.positions, self.target, self.path, self.head = time, positions, target, path, head
         self.vocab_base, self.control_tokens = vocab_base, control_tokens
-        self.position_scale, self.format_version = position_scale, format_version
+        self.position_scale, self.position_base, self.format_version = position_scale, position_base, format_version
         super().__init__(**kwargs)
 
     @property
@@ -115,7 +120,11 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         if config.time == "adaln":
             self.modulation = Modulation(width, width)
             self.modulation_table = nn.Parameter(torch.zeros(config.text_config.num_hidden_layers, 6, width))
-        self.flow_head = FlowHead(width, config.patch_width, None if config.time == "none" else width)
+        time_width = None if config.time == "none" else width
+        if config.head == "conv":
+            self.flow_head = ConvHead(width, config.channels, config.patch_size, time_width)
+        else:
+            self.flow_head = FlowHead(width, config.patch_width, time_width)
         self.backbone = Backbone(self.llm, axial=config.positions != "shared")
         self.sincos = config.positions != "axial" or family.positions == "learned"
         self.post_init()
@@ -158,7 +167,7 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         """Patch rows, with the position of their cell (where sincos tells it) and their time (`added`)."""
         rows = self.patch_embed(patches)
         if self.sincos:
-            rows = rows + self.config.position_scale * sincos(cell, rows.shape[-1])
+            rows = rows + self.config.position_scale * sincos(cell, rows.shape[-1], self.config.position_base)
         if self.config.time == "added":
             rows = rows + time[picture]
         return rows
@@ -215,7 +224,9 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         embeds = self.embed(packed.ids, packed.picture, packed.cell_of_patch, packed.patches, time)
         hidden = self.backbone(embeds, packed.position, self.backbone.mask(rows, rows), self.modulate_rows(time, packed.picture))
         learned = packed.labels != IGNORE
-        prediction = self.flow_head(hidden[packed.noised], time, packed.picture_of_patch[packed.noised_patch])
+        noised = packed.noised_patch
+        seen = Seen(packed.patches[noised], packed.references, packed.grid[packed.noised_picture])
+        prediction = self.flow_head(hidden[packed.noised], seen, time, packed.picture_of_patch[noised])
         return Output(self.all_logits(hidden[learned]), self.column(packed.labels[learned]), prediction)
 
     def _forward_text(self, ids, attention_mask, labels, position_ids=None, past_key_values=None, use_cache=None, logits_to_keep=0, **_):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fusion.flow import PATHS, flow_loss, logit_normal, shift, uniform, x_error
+from fusion.flow import CLAMP, PATHS, flow_loss, logit_normal, shift, uniform, x_error
 from fusion.model import FusionModel
 from fusion.patches import patchify
 from fusion.sequence import Packed
@@ -22,7 +22,9 @@ from fusion.sequence import Packed
 class Objective:
     """Weights of the two losses and how times are drawn.
 
-    times: uniform or logit_normal (`mean`, `std`; JiT's -0.8, 0.8 is +0.8, 0.8 here), then moved towards noise by `shift`.
+    times: uniform or logit_normal (`mean`, `std`; JiT's -0.8, 0.8 is +0.8, 0.8 here), then moved towards noise by `shift`. uniform_share: of
+    logit-normal times, so many are uniform all the same: the last steps of a sampler are taken where a logit-normal hardly ever falls.
+    clamp: least time by which the loss of an x-prediction is divided, as fusion.flow.flow_loss says.
     """
 
     w_text: float = 0.25
@@ -30,12 +32,17 @@ class Objective:
     times: Literal["uniform", "logit_normal"] = "logit_normal"
     mean: float = 0.8
     std: float = 0.8
+    uniform_share: float = 0.0
     shift: float = 1.0
+    clamp: float = CLAMP
 
     def sample_times(self, count: int, generator: torch.Generator) -> Float[Tensor, " m"]:
         """Times of `count` pictures, on the generator's device."""
-        drawn = uniform(count, generator) if self.times == "uniform" else logit_normal(count, generator, self.mean, self.std)
-        return shift(drawn, self.shift)
+        even = uniform(count, generator)
+        if self.times == "uniform":
+            return shift(even, self.shift)
+        chosen = uniform(count, generator) < self.uniform_share
+        return shift(torch.where(chosen, even, logit_normal(count, generator, self.mean, self.std)), self.shift)
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,6 @@ def losses_at(model, noised: Noised, objective: Objective, config) -> Losses:
         error = x_error(output.prediction.detach(), *common)
     return Losses(
         text=ce.sum(), text_count=len(ce), control=ce.detach()[control].sum(), control_count=int(control.sum()),
-        flow=flow_loss(output.prediction, *common).sum(), flow_count=len(targets), x_error=error, time=packed.time[targets],
+        flow=flow_loss(output.prediction, *common, clamp=objective.clamp).sum(), flow_count=len(targets), x_error=error, time=packed.time[targets],
         w_text=objective.w_text, w_flow=objective.w_flow,
     )  # fmt: skip

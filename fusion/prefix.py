@@ -51,6 +51,7 @@ class Prefix:
         self.cache = PrefixCache()
         self.rows: Rows | None = None
         self.last: Float[Tensor, "b d"] | None = None
+        self.pictures: list[list[Float[Tensor, "_ p"]]] = [[] for _ in range(documents)]  # the clean pictures of each, as writers count them
         self.encoded = 0  # rows that went through the decoder, padding not counted
 
     def write(self, row: int, pieces: list[Piece]) -> None:
@@ -66,6 +67,9 @@ class Prefix:
     def read(self, patches: list[Float[Tensor, "_ p"]]) -> None:
         """Run everything written since the last call through the decoder. patches: of the clean pictures in it, in row order."""
         new = [writer.take() for writer in self.writers]
+        waiting = iter(patches)
+        for held, writer in zip(self.pictures, self.writers, strict=True):
+            held += [next(waiting) for _ in writer.pictures[len(held) :]]
         seen = 0 if self.rows is None else len(self.rows)
         batch = Arranged(new, seen, self.model.device)
         self.encoded += sum(batch.lengths)
@@ -79,3 +83,8 @@ class Prefix:
         ends = torch.tensor(batch.lengths, device=hidden.device)
         last = hidden[torch.arange(len(ends), device=hidden.device), (ends - 1).clamp(min=0)]
         self.last = last if self.last is None else torch.where((ends > 0)[:, None], last, self.last)
+
+    def reference(self, row: int, grid: tuple[int, int]) -> Float[Tensor, "n p"] | None:
+        """The last clean picture of this size in a document: what a picture to be drawn there may be an edit of."""
+        index = self.writers[row].reference(grid)
+        return self.pictures[row][index] if index >= 0 else None

@@ -103,6 +103,7 @@ class Layout:
     source: tuple[int, ...]  # for each picture of the layout, which of `pixels`
     noised_picture: tuple[bool, ...]
     grid: tuple[tuple[int, int], ...]
+    reference: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -130,7 +131,7 @@ class Writer:
         self.control, self.learn_text = control, learn_text
         self.columns: list[np.ndarray] = []
         self.order = self.position = self.blocks = 0
-        self.pictures: list[tuple[int, bool, tuple[int, int]]] = []  # source, noised, grid
+        self.pictures: list[tuple[int, bool, tuple[int, int], int]] = []  # source, noised, grid, reference
 
     def text(self, ids: tuple[int, ...], learned: bool = False) -> None:
         """Text tokens; where they are learned, the row before each gets it as its label."""
@@ -160,11 +161,15 @@ class Writer:
         self.order, self.position = self.order + grid[0] * grid[1], self.position + 1
         self.text((self.control.image_end,))
 
-    def patches(self, source: int, grid: tuple[int, int], noised: bool, order: int, position: int) -> None:
+    def reference(self, grid: tuple[int, int]) -> int:
+        """The last clean picture of this size so far, as an index of `pictures`; -1 where there is none."""
+        return max((i for i, (_, noised, other, _) in enumerate(self.pictures) if not noised and other == grid), default=-1)
+
+    def patches(self, source: int, grid: tuple[int, int], noised: bool, order: int, position: int, reference: int = -1) -> None:
         """The patch rows of a picture: one block, one order, axial positions."""
         self.columns.append(picture_rows(self.control, grid, noised, order, position, self.blocks, len(self.pictures)))
         self.blocks += 1
-        self.pictures.append((source, noised, grid))
+        self.pictures.append((source, noised, grid, reference))
 
     def take(self) -> np.ndarray:
         """The rows written since the last call, (9, rows)."""
@@ -188,17 +193,17 @@ def layout(pieces: list[Piece], control: Control, learn_text: bool = True, noise
             continue
         writer.open_picture(piece.size_ids, piece.target)
         if piece.target:
-            noised_blocks.append((len(pixels), piece.grid, True, writer.order, writer.position))
+            noised_blocks.append((len(pixels), piece.grid, True, writer.order, writer.position, writer.reference(piece.grid)))
         if piece.clean:
             writer.clean_picture(len(pixels), piece.grid)
         pixels.append(piece.pixels)
     for block in noised_blocks * noised_copies:
         writer.patches(*block)
     rows = writer.take()
-    source, noised, grid = zip(*writer.pictures, strict=True) if writer.pictures else ((), (), ())
+    source, noised, grid, reference = zip(*writer.pictures, strict=True) if writer.pictures else ((), (), (), ())
     return Layout(
         ids=rows[0], labels=rows[1], order=rows[2], block=rows[3], noised=rows[4].astype(bool), position=rows[5:8],
-        picture=rows[8], pixels=tuple(pixels), source=source, noised_picture=noised, grid=grid,
+        picture=rows[8], pixels=tuple(pixels), source=source, noised_picture=noised, grid=grid, reference=reference,
     )  # fmt: skip
 
 
@@ -208,8 +213,9 @@ class Packed:
 
     ids, labels: token ids and next-token labels (IGNORE where nothing is learned). position: (3, b, t) time, row and column; equal on
     text. picture: which of the batch's m pictures a patch row belongs to, -1 on text. pixels: the images, each once; source: which of
-    them a picture shows. grid: rows and columns of patches of each picture. patches, time: filled by `with_patches`; time is 0 for
-    clean copies.
+    them a picture shows. grid: rows and columns of patches of each picture. reference: for a noised block, the last clean picture of
+    its size that stood before it in its document (the one that is edited, if any is), else -1. patches, time: filled by
+    `with_patches`; time is 0 for clean copies.
     """
 
     ids: Int[Tensor, "b t"]
@@ -224,6 +230,7 @@ class Packed:
     source: Int[Tensor, " m"]
     noised_picture: Bool[Tensor, " m"]
     grid: Int[Tensor, "m 2"]
+    reference: Int[Tensor, " m"]
     patches: Float[Tensor, "n p"] | None = None
     time: Float[Tensor, " m"] | None = None
 
@@ -242,6 +249,17 @@ class Packed:
         """Row and column of each patch in its picture."""
         time, row, column = self.position[:, self.picture >= 0]
         return torch.stack([row - time, column - time], dim=-1)
+
+    @cached_property
+    def references(self) -> Float[Tensor, "k p"]:
+        """The patch of the reference at the place of each noised patch; zeros where its picture has none."""
+        counts = self.grid.prod(-1)
+        start = counts.cumsum(0) - counts
+        picture = self.picture_of_patch[self.noised_patch]
+        reference = self.reference[picture]
+        inside = self.noised_patch.nonzero()[:, 0] - start[picture]
+        there = reference >= 0
+        return self.patches[torch.where(there, start[reference] + inside, 0)] * there[:, None]
 
     @property
     def documents(self) -> int:
@@ -276,7 +294,7 @@ def pack(rows: list[list[Layout]], length: int | None = None, pad_id: int = 0) -
     table = np.zeros((10, len(rows), length), np.int64)  # ids, labels, doc, order, block, noised, t, h, w, picture
     table[0], table[1], table[2], table[9] = pad_id, IGNORE, -1, -1
     table[4] = np.arange(length) + length  # padding: each row its own block, beyond those of documents, so that it sees itself alone
-    pixels, source, noised, grid = [], [], [], []
+    pixels, source, noised, grid, reference = [], [], [], [], []
     for b, row in enumerate(rows):
         start = 0
         for index, doc in enumerate(row):
@@ -285,6 +303,7 @@ def pack(rows: list[list[Layout]], length: int | None = None, pad_id: int = 0) -
             for column, values in zip(table, columns, strict=False):
                 column[b, here] = values
             table[9, b, here] = np.where(doc.picture >= 0, doc.picture + len(source), -1)
+            reference.extend(r + len(source) if r >= 0 else -1 for r in doc.reference)
             source.extend(s + len(pixels) for s in doc.source)
             pixels.extend(doc.pixels)
             noised.extend(doc.noised_picture)
@@ -295,4 +314,5 @@ def pack(rows: list[list[Layout]], length: int | None = None, pad_id: int = 0) -
         ids=columns[0], labels=columns[1], doc=columns[2], order=columns[3], block=columns[4], noised=columns[5].bool(),
         position=columns[6:9], picture=columns[9], pixels=tuple(pixels), source=torch.tensor(source, dtype=torch.long),
         noised_picture=torch.tensor(noised, dtype=torch.bool), grid=torch.tensor(grid, dtype=torch.long).view(-1, 2),
+        reference=torch.tensor(reference, dtype=torch.long),
     )  # fmt: skip

@@ -21,6 +21,7 @@ MODES = [("adaln", "shared"), *((time, positions) for time in ("added", "none") 
 CASES = [(family, "adaln", "axial") for family in families.FAMILIES]
 CASES += [(family, *mode) for family in ("llama", "gemma3_text") for mode in MODES]
 CASES += [("gpt2", time, "shared") for time in ("added", "none")]
+CASES += [("llama", "adaln", "axial", "conv"), ("gpt2", "none", "shared", "conv")]  # with a head that looks at other pictures too
 NO_DROPOUT = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop", "dropout"), 0.0)  # as fusion.from_llm does
 TOLERANCE = 1e-5  # of two ways to compute the same fp32 numbers, relative to their RMS
 
@@ -38,8 +39,8 @@ def picture(rows: int, columns: int, seed: int, target: bool = True, clean: bool
 
 
 def story() -> list[Piece]:
-    """Text beyond the window of 16, a target larger than the window, a context picture, a second target, and text behind them all."""
-    return [text(19, 1), picture(5, 4, 2), text(3, 3), picture(2, 3, 4, target=False), text(2, 5), picture(3, 1, 6), text(18, 7)]
+    """Text beyond the window of 16, a target larger than the window, a context picture, a second target of its size, and text behind all."""
+    return [text(19, 1), picture(5, 4, 2), text(3, 3), picture(2, 3, 4, target=False), text(2, 5), picture(2, 3, 6), text(18, 7)]
 
 
 def drawing() -> list[Piece]:
@@ -53,15 +54,15 @@ def prose() -> list[Piece]:
 
 
 @cache
-def tiny_fusion(family: str, time: str = "adaln", positions: str = "axial", attention: str | None = None) -> FusionModel:
+def tiny_fusion(family: str, time: str = "adaln", positions: str = "axial", head: str = "linear", attention: str | None = None) -> FusionModel:
     """A fusion model of a tiny random LLM, float32, what starts at zero drawn from N(0, 0.02). Shared: do not change it."""
-    return stirred(fresh_fusion(family, time, positions, attention))
+    return stirred(fresh_fusion(family, time, positions, head, attention))
 
 
-def fresh_fusion(family: str, time: str = "adaln", positions: str = "axial", attention: str | None = None) -> FusionModel:
+def fresh_fusion(family: str, time: str = "adaln", positions: str = "axial", head: str = "linear", attention: str | None = None) -> FusionModel:
     """The same as `from_llm` leaves it: what starts at zero is zero."""
     llm = families.tiny_llm(family, attention, **NO_DROPOUT)
-    config = FusionConfig(text_config=llm.config, patch_size=PATCH, time=time, positions=positions, vocab_base=families.VOCAB)
+    config = FusionConfig(text_config=llm.config, patch_size=PATCH, time=time, positions=positions, head=head, vocab_base=families.VOCAB)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return FusionModel.from_llm(llm, config)

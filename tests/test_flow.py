@@ -177,6 +177,13 @@ def test_uniform_times_are_uniform():
     assert (t - torch.arange(100_000) / 100_000).abs().max() < 0.008  # Kolmogorov-Smirnov, far beyond 0.1%
 
 
+def test_the_times_of_a_batch_are_spread_evenly_and_in_no_order():
+    t = uniform(1000, generator())
+    assert (t.sort().values * 1000).floor().tolist() == list(range(1000))
+    assert abs(torch.corrcoef(torch.stack([t, torch.arange(1000.0)]))[0, 1]) < 0.1
+    assert len(uniform(0, generator())) == 0
+
+
 @pytest.mark.parametrize("mean, std", [(0.8, 0.8), (0.0, 1.0), (-0.8, 0.5)])
 def test_logits_of_logit_normal_times_are_normal(mean, std):
     logits = logit_normal(100_000, generator(), mean, std).double().logit()

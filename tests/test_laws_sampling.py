@@ -150,7 +150,7 @@ def branches(before: Tokens, context: Picture, drawn: Picture) -> list[list[Piec
 def test_pictures_drawn_together_with_guidance_are_drawn_as_if_alone_branch_by_branch(case):
     model = tiny_fusion(*case)
     requests = [
-        branches(text(19, 1), picture(2, 3, 4, target=False), picture(5, 4, 2, clean=False)),
+        branches(text(19, 1), picture(5, 4, 4, target=False), picture(5, 4, 2, clean=False)),
         branches(text(3, 8), picture(4, 4, 5, target=False), picture(1, 3, 9, clean=False)),
     ]
     canvases = [Canvas(canvas_of(model, request), request[0][-1].grid, noise(request[0][-1])) for request in requests]

@@ -181,6 +181,34 @@ def test_patch_rows_name_their_picture_and_pictures_their_pixels(seed):
     assert torch.equal(packed.noised_patch, packed.noised[packed.picture >= 0])
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_noised_block_refers_to_the_last_clean_picture_of_its_size_before_it(seed):
+    rng = random.Random(seed)
+    documents = [random_pieces(rng) for _ in range(6)]
+    laid = [layout(pieces, CONTROL, noised_copies=2) for pieces in documents]
+    packed = pack([laid[:2], laid[2:]])
+    packed = packed.with_patches(torch.randn(len(packed.picture_of_patch), 5), torch.zeros(len(packed.grid)))
+    expected, first, references = [], 0, packed.references.split(packed.grid[packed.noised_picture].prod(-1).tolist())
+    for pieces, one in zip(documents, laid, strict=True):
+        pictures = [piece for piece in pieces if isinstance(piece, Picture)]
+        clean = {one.source[i]: first + i for i in range(len(one.source)) if not one.noised_picture[i]}
+        for i, number in enumerate(one.source):
+            before = [clean[k] for k in range(number) if k in clean and pictures[k].grid == pictures[number].grid]
+            expected.append(before[-1] if one.noised_picture[i] and before else -1)
+        first += len(one.source)
+    assert packed.reference.tolist() == expected
+    for picture_number, rows in zip(packed.noised_picture.nonzero()[:, 0].tolist(), references, strict=True):
+        reference = expected[picture_number]
+        there = packed.patches[packed.picture_of_patch == reference] if reference >= 0 else torch.zeros_like(rows)
+        assert torch.equal(rows, there)
+
+
+def test_an_edit_refers_to_the_picture_that_is_edited_and_a_first_picture_to_none():
+    edited = layout([shown(False), QUESTION, shown(True), STOP, QUESTION, shown(True, 2, 2), STOP, QUESTION, shown(True)], CONTROL)
+    assert edited.noised_picture == (False, False, False, False, True, True, True)
+    assert edited.reference == (-1, -1, -1, -1, 0, -1, 1)
+
+
 def test_an_image_with_two_copies_is_held_once():
     packed = pack([[layout([QUESTION, shown(True), ANSWER], CONTROL)]])
     assert len(packed.pixels) == 1 and packed.source.tolist() == [0, 0] and packed.noised_picture.tolist() == [False, True]

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from fusion.data.shapes import plain_text
+from fusion.data.shapes import World, plain_text
 from fusion.data.sources import BadSample, PlainText, Split
 from train.config import load, save_config
 from train.metrics import Metrics
@@ -48,6 +48,8 @@ class TextData:
 class Pretraining:
     """A run: the folder it writes, its text, tokenizer (bpe or sentencepiece), network, and how long it trains.
 
+    kv_heads: heads of keys and values, as many as heads unless given; feed_forward: its inner width, 8/3 of the width unless given, so that
+    a gated one is as large as a plain one of 4; tied: one matrix for token embeddings and head.
     context: tokens per row; positions: the longest position that the saved model accepts. Training ends after `tokens`
     tokens or `seconds` seconds, whichever comes first, and the learning rate falls along whichever is ahead.
     """
@@ -60,6 +62,9 @@ class Pretraining:
     width: int = 256
     layers: int = 4
     heads: int = 4
+    kv_heads: int | None = None
+    feed_forward: int | None = None
+    tied: bool = False
     positions: int = 4096
     context: int = 128
     rows: int = 16
@@ -71,11 +76,16 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts to train on, texts held out, and why which samples were left out ("path:line: reason")."""
+    """Texts to train on, texts held out, and why which samples were left out ("path:line: reason").
+
+    turns: what is said in conversations of the built-in world, for the tokenizer alone: words that begin a turn are words of their own
+    to a byte-level BPE, and prose has few of them.
+    """
 
     train: list[str]
     held_out: list[str]
     skipped: list[str]
+    turns: list[str] = field(default_factory=list)
 
 
 def read_corpus(data: TextData, seed: int = 0) -> Corpus:
@@ -84,18 +94,24 @@ def read_corpus(data: TextData, seed: int = 0) -> Corpus:
         draw = np.random.default_rng(seed)
         texts, skipped = [plain_text(draw) for _ in range(data.texts)], []
         count = max(1, round(data.held_out * data.texts))
-        held_out, train = texts[:count], texts[count:]
+        held_out, train, turns = texts[:count], texts[count:], spoken(data.texts // 2, draw)
     else:
         held_out, skipped = _read(PlainText(data.path, Split("validation", data.held_out), max_chars=data.max_chars))
         train, more = _read(PlainText(data.path, Split("train", data.held_out), max_chars=data.max_chars))
-        skipped += more
+        skipped, turns = skipped + more, []
     kept_apart = set(held_out)
     train = [text for text in train if text not in kept_apart]
     if not train or not held_out:
         because = f" ({len(skipped)} left out, the first is {skipped[0]})" if skipped else ""
         raise ValueError(f"{data.path or 'the built-in world'}: nothing to train on, or nothing held out; give more texts{because}")
     np.random.default_rng(seed).shuffle(train)
-    return Corpus(train, held_out, skipped)
+    return Corpus(train, held_out, skipped, turns)
+
+
+def spoken(documents: int, draw: np.random.Generator) -> list[str]:
+    """The texts of so many conversations of the built-in world, turn by turn."""
+    samples = (World().sample(draw) for _ in range(documents))
+    return [block["text"] for sample in samples for turn in sample.messages for block in turn["content"] if block["type"] == "text"]
 
 
 def _read(source: PlainText) -> tuple[list[str], list[str]]:
@@ -132,19 +148,19 @@ def batches(stream: Int[Tensor, " tokens"], rows: int, context: int, seed: int) 
 
 
 def new_model(settings: Pretraining, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A freshly initialised Llama of the settings' size, its head not tied to its embeddings."""
+    """A freshly initialised Llama of the settings' size."""
     if settings.width % (2 * settings.heads):
         raise ValueError(f"width {settings.width} does not give {settings.heads} heads of even size; choose a multiple of {2 * settings.heads}")
     torch.manual_seed(settings.seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.width,
-        intermediate_size=16 * round(settings.width / 6),  # 8/3 of the width: a gated feed-forward as large as a plain one of 4
+        intermediate_size=settings.feed_forward or 16 * round(settings.width / 6),
         num_hidden_layers=settings.layers,
         num_attention_heads=settings.heads,
-        num_key_value_heads=settings.heads,
+        num_key_value_heads=settings.kv_heads or settings.heads,
         max_position_embeddings=settings.positions,
-        tie_word_embeddings=False,
+        tie_word_embeddings=settings.tied,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
     )
@@ -187,7 +203,7 @@ def pretrain(settings: Pretraining, progress: Callable[..., tqdm] = tqdm) -> Pat
     corpus = read_corpus(settings.data, settings.seed)
     for reason in corpus.skipped:
         tqdm.write(f"left out {reason}", file=sys.stderr)
-    tokenizer = train_tokenizer(settings.tokenizer, corpus.train, settings.vocab_size)
+    tokenizer = train_tokenizer(settings.tokenizer, corpus.train + corpus.turns, settings.vocab_size)
     stream, held_out = stream_of(tokenizer, corpus.train), stream_of(tokenizer, corpus.held_out)
     model = new_model(settings, tokenizer)
     tqdm.write(
