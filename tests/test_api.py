@@ -1,5 +1,6 @@
 """The Fusion API: models from LLM folders, pictures and words out of them, folders in and out (law 6), and errors of one line."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
 import fusion
+from fusion import api
 from fusion.generate import ImageDone, ImagePreview, TextPiece
-from tests.families import VOCAB, tiny_llm, tiny_tokenizer
+from fusion.model import FusionConfig
+from tests.families import VOCAB, tiny_config, tiny_llm, tiny_tokenizer
 from tests.mixed import stirred
 
 QUICK = {"steps": 2, "max_new_tokens": 6, "image_size": (24, 16)}
@@ -105,10 +108,31 @@ def test_dynamic_rotary_positions_are_refused(tmp_path):
         fusion.from_llm(folder)
 
 
-@pytest.mark.parametrize(("knob", "value"), [("time", "sometimes"), ("positions", "nowhere"), ("target", "y"), ("path", "winding")])
+@pytest.mark.parametrize(("knob", "value"), [("time", "sometimes"), ("positions", "nowhere"), ("target", "y"), ("path", "winding"), ("head", "bald")])
 def test_unknown_choices_are_refused(llm, knob, value):
     with pytest.raises(ValueError, match=rf"^{knob}='{value}': choose one of "):
         fusion.from_llm(llm, **{knob: value})
+
+
+def test_pixels_get_the_convolutional_head_unless_told_otherwise(llm):
+    made, plain = fusion.from_llm(llm, patch_size=16), fusion.from_llm(llm, patch_size=16, head="linear")
+    assert made.model.config.head == "conv" and hasattr(made.model.flow_head, "drawn")
+    assert plain.model.config.head == "linear" and not hasattr(plain.model.flow_head, "drawn")
+
+
+def test_a_config_from_before_the_base_of_positions_was_a_choice_keeps_its_positions():
+    assert FusionConfig(text_config=tiny_config("llama")).position_base == 10000.0
+
+
+def test_a_bundled_model_is_loaded_by_its_name_and_a_folder_of_that_name_before_it(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "BUNDLED", tmp_path / "assets")
+    monkeypatch.chdir(tmp_path)
+    copy.deepcopy(model).to(dtype=torch.bfloat16).save_pretrained(tmp_path / "assets" / "shapes")
+    assert fusion.load("shapes").model.dtype == torch.float32
+    assert fusion.load("shapes", dtype=torch.bfloat16).model.dtype == torch.bfloat16
+    (tmp_path / "shapes").mkdir()
+    with pytest.raises(ValueError, match="^shapes: no fusion model there"):
+        fusion.load("shapes")
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

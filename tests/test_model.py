@@ -8,7 +8,7 @@ import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from fusion.model import FusionConfig, FusionModel
-from fusion.objective import Objective, losses
+from fusion.objective import Objective, add_noise, losses, losses_at
 from fusion.sequence import IGNORE
 from tests.families import VOCAB, tiny_config, tiny_llm
 from tests.mixed import CONTROL, MODES, PATCH, answer, drawing, fresh_fusion, packed_rows, stirred, story, tiny_fusion
@@ -191,3 +191,18 @@ def test_lora_goes_around_it(packed):
     total(wrapped.base_model.model, packed).backward()
     trained = {name for name, weight in wrapped.named_parameters() if weight.grad is not None}
     assert trained and all("lora_" in name for name in trained)
+
+
+def test_a_share_of_times_is_uniform_and_the_rest_logit_normal():
+    times = Objective(mean=3.0, std=0.5, uniform_share=0.2).sample_times(20_000, torch.Generator().manual_seed(0))
+    low = (times < 0.5).float().mean()  # a logit-normal time is never there
+    assert low == pytest.approx(0.1, abs=0.01)
+    assert not (Objective(mean=3.0, std=0.5).sample_times(20_000, torch.Generator().manual_seed(0)) < 0.5).any()
+
+
+def test_the_clamp_of_the_loss_is_that_of_the_objective():
+    packed = packed_rows([[drawing()]])
+    noised = add_noise(packed, torch.full((len(packed.source),), 0.01), torch.Generator().manual_seed(0))
+    model = tiny_fusion("llama")
+    strict, lenient = (losses_at(model, noised, Objective(clamp=clamp), model.config).flow.item() for clamp in (0.05, 0.2))
+    assert strict == pytest.approx(16 * lenient, rel=1e-4)
