@@ -131,7 +131,7 @@ def test_a_bundled_model_is_loaded_by_its_name_and_a_folder_of_that_name_before_
     assert fusion.load("shapes").model.dtype == torch.float32
     assert fusion.load("shapes", dtype=torch.bfloat16).model.dtype == torch.bfloat16
     (tmp_path / "shapes").mkdir()
-    with pytest.raises(ValueError, match="^shapes: no fusion model there"):
+    with pytest.raises(ValueError, match=r"^shapes: no fusion model there"):
         fusion.load("shapes")
 
 
