@@ -76,7 +76,8 @@ class Pass:
         time = model.embed_time(self.time)
         embeds = model.embed_patches(self.patches, time, picture.flatten(), self.cell).view(*picture.shape, -1)
         hidden = model.backbone(embeds, self.position, self.mask, model.modulate_rows(time, picture), self.cache)
-        return model.flow_head(hidden.flatten(0, 1), Seen(self.patches, torch.zeros_like(self.patches), self.grid), time)
+        seen = Seen(self.patches, torch.zeros_like(self.patches), self.grid)
+        return model.flow_head(hidden.flatten(0, 1), seen, time).view(*picture.shape, -1)
 
 
 class BarePass:

@@ -148,8 +148,9 @@ def from_llm(
     llm: folder or hub id in Hugging Face format. codec: "pixel" (no VAE) or a diffusers autoencoder. patch_size: in latent pixels.
     time: adaln (PixArt), added (BAGEL) or none (FuseDiT). positions: axial (rotary), shared (one index
     per image plus 2-D sincos), or axial+sincos.
-    target: what the flow head predicts; None means x in pixel space (JiT) and v for latents. head: linear, or conv, which draws the
-    inside of large patches better; None means conv in pixel space and linear for latents. seed: of the new weights.
+    target: what the flow head predicts; None means x in pixel space (JiT) and v for latents. head: linear; conv, which draws the
+    inside of large patches better; or conv+reference, which also sees the picture that is edited; None means conv in pixel space and linear
+    for latents. seed: of the new weights.
     Raises ValueError in one line for models that cannot be extended.
     """
     _check(time=(time, TIMES), positions=(positions, POSITIONS), target=(target or "x", TARGETS), path=(path, PATHS))

@@ -199,17 +199,20 @@ class ConvHead(FlowHead):
     trains, and nothing but attention joins the halves of a shape that a border of patches cuts. Here a patch is 4 x 4 cells (fewer where
     4 does not divide it), each a row of its pixels and its share of the decoder's answer, and ConvNeXt blocks (arXiv 2201.03545) run
     over the cells of the whole picture. What they draw is added to the linear head. Compare the up blocks of Transfusion (arXiv
-    2408.11039) and DiP (arXiv 2511.18822). The picture that is edited lies beside the noised one (as in InstructPix2Pix, arXiv
-    2211.09800), so that what stays the same is copied to the pixel.
+    2408.11039) and DiP (arXiv 2511.18822). With `reference`, the picture that is edited lies beside the noised one (as in InstructPix2Pix,
+    arXiv 2211.09800): what stays the same can be copied to the pixel.
     """
 
-    def __init__(self, width: int, channels: int, patch_size: int, time_width: int | None, inner: int = 64, blocks: int = 2):
+    def __init__(
+        self, width: int, channels: int, patch_size: int, time_width: int | None, reference: bool = False, inner: int = 64, blocks: int = 2
+    ):
         super().__init__(width, channels * patch_size**2, time_width)
         self.cells = math.gcd(patch_size, 4)  # along each side of a patch
         side = patch_size // self.cells
         numbers = channels * side**2
         self.axes = {"a": self.cells, "b": self.cells, "c": channels, "p": side, "q": side}
-        self.told, self.seen = Linear32(width, self.cells**2 * inner), Conv32(2 * numbers, inner, 3, padding=1)
+        self.reference, self.told = reference, Linear32(width, self.cells**2 * inner)
+        self.seen = Conv32(numbers * (1 + reference), inner, 3, padding=1)
         self.blocks = nn.ModuleList(ConvBlock(inner) for _ in range(blocks))
         self.norm_drawn, self.drawn = LayerNorm32(inner, eps=1e-6), Conv32(inner, numbers, 3, padding=1)
         nn.init.zeros_(self.drawn.weight)
@@ -230,7 +233,8 @@ class ConvHead(FlowHead):
         """The patches of whole pictures of one size."""
         size = dict(zip("rs", seen.grid[0].tolist(), strict=True))
         flat, spread = "(m r s) (c a p b q)", "m (r a) (s b) (c p q)"
-        pixels = [rearrange(part.float(), f"{flat} -> {spread}", **self.axes, **size) for part in (seen.noised, seen.reference)]
+        parts = (seen.noised, seen.reference) if self.reference else (seen.noised,)
+        pixels = [rearrange(part.float(), f"{flat} -> {spread}", **self.axes, **size) for part in parts]
         told = rearrange(self.told(h), "(m r s) (a b d) -> m (r a) (s b) d", a=self.cells, b=self.cells, **size)
         z = told + self.seen(torch.cat(pixels, dim=-1))
         for block in self.blocks:

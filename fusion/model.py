@@ -23,7 +23,7 @@ FORMAT_VERSION = 1
 TIMES = ("adaln", "added", "none")
 POSITIONS = ("axial", "shared", "axial+sincos")
 TARGETS = ("x", "v", "eps")
-HEADS = ("linear", "conv")
+HEADS = ("linear", "conv", "conv+reference")
 # Of the sincos features of new models. DiT's 10,000 turns most of them so slowly that the few cells of a small grid look alike.
 POSITION_BASE = 100.0
 
@@ -33,8 +33,8 @@ class FusionConfig(PreTrainedConfig):
 
     text_config: the LLM's own config. patch_size: side of a patch in latent pixels. channels, downsample: of the codec's latents.
     time: adaln (PixArt), added (BAGEL) or none (FuseDiT). positions: axial rotary, one shared index plus 2-D sincos, or
-    axial+sincos. target: what the flow head predicts, x, v or eps. head: linear, or conv (fusion.layers.ConvHead). vocab_base: the id of
-    the first control token; control_tokens: how many there are. position_scale, position_base: of the sincos features.
+    axial+sincos. target: what the flow head predicts, x, v or eps. head: linear, conv or conv+reference (fusion.layers.ConvHead). vocab_base:
+    the id of the first control token; control_tokens: how many there are. position_scale, position_base: of the sincos features.
     """
 
     model_type = "fusion"
@@ -121,10 +121,10 @@ class FusionModel(PreTrainedModel, GenerationMixin):
             self.modulation = Modulation(width, width)
             self.modulation_table = nn.Parameter(torch.zeros(config.text_config.num_hidden_layers, 6, width))
         time_width = None if config.time == "none" else width
-        if config.head == "conv":
-            self.flow_head = ConvHead(width, config.channels, config.patch_size, time_width)
-        else:
+        if config.head == "linear":
             self.flow_head = FlowHead(width, config.patch_width, time_width)
+        else:
+            self.flow_head = ConvHead(width, config.channels, config.patch_size, time_width, config.head == "conv+reference")
         self.backbone = Backbone(self.llm, axial=config.positions != "shared")
         self.sincos = config.positions != "axial" or family.positions == "learned"
         self.post_init()

@@ -21,7 +21,8 @@ MODES = [("adaln", "shared"), *((time, positions) for time in ("added", "none") 
 CASES = [(family, "adaln", "axial") for family in families.FAMILIES]
 CASES += [(family, *mode) for family in ("llama", "gemma3_text") for mode in MODES]
 CASES += [("gpt2", time, "shared") for time in ("added", "none")]
-CASES += [("llama", "adaln", "axial", "conv"), ("gpt2", "none", "shared", "conv")]  # with a head that looks at other pictures too
+# Heads that look at the noised picture, and at others.
+CASES += [("llama", "adaln", "axial", "conv+reference"), ("gpt2", "none", "shared", "conv+reference"), ("qwen3", "adaln", "axial", "conv")]
 NO_DROPOUT = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop", "dropout"), 0.0)  # as fusion.from_llm does
 TOLERANCE = 1e-5  # of two ways to compute the same fp32 numbers, relative to their RMS
 

@@ -153,7 +153,7 @@ def test_a_head_that_is_not_told_the_time_does_not_ask_for_it():
     assert {name for name, _ in head.named_parameters()} == {"out.weight", "out.bias"}
 
 
-@pytest.mark.parametrize("head", [FlowHead(16, 48, 8), ConvHead(16, 3, 4, 8, inner=8)])
+@pytest.mark.parametrize("head", [FlowHead(16, 48, 8), ConvHead(16, 3, 4, 8, reference=True, inner=8)])
 def test_the_head_of_a_bf16_model_predicts_in_fp32(head):
     head = wake(head).bfloat16()
     h, patches, time = torch.randn(5, 16).bfloat16(), torch.randn(5, 48), torch.randn(5, 8)
@@ -193,7 +193,7 @@ def test_the_convolutional_head_sees_one_picture_at_a_time_whatever_stands_besid
 @pytest.mark.parametrize("part", ["noised", "reference"])
 def test_the_cells_of_the_convolutional_head_lie_where_the_pixels_do(part):
     """With convolutions that copy one place and nothing else at work, the head gives back the picture it looked at, or moves it."""
-    head = ConvHead(16, 3, 8, None, inner=12, blocks=0)
+    head = ConvHead(16, 3, 8, None, reference=True, inner=12, blocks=0)
     for weight in head.parameters():
         torch.nn.init.zeros_(weight)
     head.norm_drawn = torch.nn.Identity()
