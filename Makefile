@@ -7,7 +7,7 @@ ARGS   ?=
 
 # Waiting OpenMP threads sleep instead of spinning, which matters as soon as two processes share the cores.
 export OMP_WAIT_POLICY := PASSIVE
-# They look for work this often before they do (about 30 microseconds), or short operations would pay for waking them: 1.3 times the speed.
+# They look for work this often before they do, or short operations would pay for waking them: 1.3 times the speed (docs/log.md).
 export GOMP_SPINCOUNT := 20000
 export TOKENIZERS_PARALLELISM := false
 

@@ -76,8 +76,7 @@ class Pass:
         time = model.embed_time(self.time)
         embeds = model.embed_patches(self.patches, time, picture.flatten(), self.cell).view(*picture.shape, -1)
         hidden = model.backbone(embeds, self.position, self.mask, model.modulate_rows(time, picture), self.cache)
-        seen = Seen(self.patches, torch.zeros_like(self.patches), self.grid)
-        return model.flow_head(hidden.flatten(0, 1), seen, time).view(*picture.shape, -1)
+        return model.flow_head(hidden.flatten(0, 1), Seen(self.patches, self.grid), time).view(*picture.shape, -1)
 
 
 class BarePass:

@@ -23,7 +23,6 @@ from fusion.processor import FusionProcessor
 from fusion.sampling import Sampling
 
 Output = list[str | PILImage.Image]
-BUNDLED = Path(__file__).parent / "assets"  # models that come with the package
 
 
 class Fusion:
@@ -153,9 +152,7 @@ def from_llm(
     for latents. seed: of the new weights.
     Raises ValueError in one line for models that cannot be extended.
     """
-    _check(time=(time, TIMES), positions=(positions, POSITIONS), target=(target or "x", TARGETS), path=(path, PATHS))
-    if head is not None:
-        _check(head=(head, HEADS))
+    _check(time=(time, TIMES), positions=(positions, POSITIONS), target=(target or "x", TARGETS), head=(head or "conv", HEADS), path=(path, PATHS))
     text_config = _without_dropout(_llm_config(llm))
     family = family_of(text_config)
     codec = codec if isinstance(codec, Codec) else load_codec(codec, dtype=_dtype(dtype), device=device)
@@ -186,14 +183,8 @@ def from_llm(
 
 
 def load(folder: str | Path, dtype: torch.dtype | str | None = None, device: str | torch.device | None = None) -> Fusion:
-    """Load a folder that `save_pretrained` wrote, or the bundled model "shapes", which draws in the built-in world.
-
-    dtype: of the weights; None means as saved, and fp32 for the bundled model, whose bf16 only saves space. Raises ValueError in one line
-    where the folder is not one or is incomplete.
-    """
+    """Load a folder that `save_pretrained` wrote; raises ValueError in one line where it is not one or is incomplete."""
     folder = Path(folder)
-    if not folder.exists() and (BUNDLED / folder).is_dir():
-        folder, dtype = BUNDLED / folder, dtype or torch.float32
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no fusion model there (config.json is missing): give the folder that save_pretrained wrote")
     version = json.loads((folder / "config.json").read_text()).get("format_version")

@@ -140,7 +140,7 @@ def _inspect_options(command: argparse.ArgumentParser) -> None:
 
 
 def _model_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", metavar="MODEL", help="folder of a fusion model, or the name of a bundled one (shapes)")
+    command.add_argument("model", metavar="MODEL", help="folder of a fusion model")
     command.add_argument("--device", help="cpu, cuda, mps, ... (default cpu)")
     command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: as saved)")
     command.add_argument("--seed", type=int, help="of everything that is drawn by chance (default 0)")

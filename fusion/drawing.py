@@ -65,11 +65,16 @@ class _Block:
         self.mask = model.backbone.mask(self.block.rows, Rows.cat([seen, self.block.rows]))
         self.cell = self.block.position[1:].sub(self.block.position[0]).permute(1, 2, 0)
         self.grid = torch.tensor(grids, device=model.device)
-        self.reference = torch.zeros(*self.block.ids.shape, model.config.patch_width, device=model.device)
+        self.reference = self._references(branches, grids) if model.flow_head.reference else None
+        self.cache.freeze(self.block.ids.shape[1])
+
+    def _references(self, branches: list[tuple[Prefix, int]], grids: list[tuple[int, int]]) -> Float[Tensor, "k n p"]:
+        """What each picture may be an edit of, branch by branch; zeros where there is nothing."""
+        references = torch.zeros(*self.block.ids.shape, self.model.config.patch_width, device=self.model.device)
         for place, ((prefix, row), grid) in enumerate(zip(branches, grids, strict=True)):
             if (reference := prefix.reference(row, grid)) is not None:
-                self.reference[place, : len(reference)] = reference
-        self.cache.freeze(self.block.ids.shape[1])
+                references[place, : len(reference)] = reference
+        return references
 
     def velocity(self, x: Float[Tensor, "b n p"], t: Tensor) -> Float[Tensor, "b n p"]:
         """The guided velocity of every picture at time t."""
@@ -95,7 +100,7 @@ class _Block:
         there = torch.arange(x.shape[1], device=x.device) < grid.prod(-1, keepdim=True)
         image = torch.zeros(int(there.sum()), dtype=torch.long, device=x.device)
         prediction = x.new_zeros(x.shape)
-        seen = Seen(x[there], self.reference[: len(x)][there], grid)
+        seen = Seen(x[there], grid, None if self.reference is None else self.reference[: len(x)][there])
         prediction[there] = self.model.flow_head(hidden[there], seen, time, image)
         return prediction
 

@@ -142,13 +142,13 @@ class Modulation(nn.Module):
 class Seen:
     """What a head may look at beside the decoder's answer, picture after picture.
 
-    noised: the patches that the decoder was given. reference: those of the picture that is edited, zeros where none is. grid: rows and
-    columns of patches of each picture.
+    noised: the patches that the decoder was given. grid: rows and columns of patches of each picture. reference: the patches of the
+    picture that is edited, zeros where none is; None for a head that does not look at it (`FlowHead.reference`).
     """
 
     noised: Float[Tensor, "n p"]
-    reference: Float[Tensor, "n p"]
     grid: Int[Tensor, "m 2"]
+    reference: Float[Tensor, "n p"] | None = None
 
 
 class FlowHead(nn.Module):
@@ -158,6 +158,8 @@ class FlowHead(nn.Module):
     broadcasts against the rows. `time_width` None builds the head of a network that is not told the time. `seen` is for heads that
     look at it.
     """
+
+    reference = False  # whether it looks at the picture that is edited
 
     def __init__(self, width: int, out: int, time_width: int | None):
         super().__init__()
@@ -225,7 +227,7 @@ class ConvHead(FlowHead):
         which = which.repeat_interleave(seen.grid.prod(-1), output_size=len(h))
         for index, size in enumerate(sizes):
             where = which.eq(index).nonzero()[:, 0]
-            part = Seen(seen.noised[where], seen.reference[where], size[None])
+            part = Seen(seen.noised[where], size[None], seen.reference[where] if self.reference else None)
             drawn = drawn.index_copy(0, where, self._draw(h[where], part))
         return self.out(h) + drawn
 

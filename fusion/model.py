@@ -225,7 +225,8 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         hidden = self.backbone(embeds, packed.position, self.backbone.mask(rows, rows), self.modulate_rows(time, packed.picture))
         learned = packed.labels != IGNORE
         noised = packed.noised_patch
-        seen = Seen(packed.patches[noised], packed.references, packed.grid[packed.noised_picture])
+        references = packed.references if self.flow_head.reference else None
+        seen = Seen(packed.patches[noised], packed.grid[packed.noised_picture], references)
         prediction = self.flow_head(hidden[packed.noised], seen, time, packed.picture_of_patch[noised])
         return Output(self.all_logits(hidden[learned]), self.column(packed.labels[learned]), prediction)
 

@@ -38,11 +38,10 @@ class Objective:
 
     def sample_times(self, count: int, generator: torch.Generator) -> Float[Tensor, " m"]:
         """Times of `count` pictures, on the generator's device."""
-        even = uniform(count, generator)
-        if self.times == "uniform":
-            return shift(even, self.shift)
-        chosen = uniform(count, generator) < self.uniform_share
-        return shift(torch.where(chosen, even, logit_normal(count, generator, self.mean, self.std)), self.shift)
+        drawn = uniform(count, generator) if self.times == "uniform" else logit_normal(count, generator, self.mean, self.std)
+        if self.times != "uniform" and self.uniform_share:
+            drawn = torch.where(uniform(count, generator) < self.uniform_share, uniform(count, generator), drawn)
+        return shift(drawn, self.shift)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The Fusion API: models from LLM folders, pictures and words out of them, folders in and out (law 6), and errors of one line."""
 
-import copy
 import json
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
 import fusion
-from fusion import api
 from fusion.generate import ImageDone, ImagePreview, TextPiece
 from fusion.model import FusionConfig
 from tests.families import VOCAB, tiny_config, tiny_llm, tiny_tokenizer
@@ -122,17 +120,6 @@ def test_pixels_get_the_convolutional_head_unless_told_otherwise(llm):
 
 def test_a_config_from_before_the_base_of_positions_was_a_choice_keeps_its_positions():
     assert FusionConfig(text_config=tiny_config("llama")).position_base == 10000.0
-
-
-def test_a_bundled_model_is_loaded_by_its_name_and_a_folder_of_that_name_before_it(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(api, "BUNDLED", tmp_path / "assets")
-    monkeypatch.chdir(tmp_path)
-    copy.deepcopy(model).to(dtype=torch.bfloat16).save_pretrained(tmp_path / "assets" / "shapes")
-    assert fusion.load("shapes").model.dtype == torch.float32
-    assert fusion.load("shapes", dtype=torch.bfloat16).model.dtype == torch.bfloat16
-    (tmp_path / "shapes").mkdir()
-    with pytest.raises(ValueError, match=r"^shapes: no fusion model there"):
-        fusion.load("shapes")
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

@@ -27,7 +27,7 @@ GRID = torch.tensor([[1, 3], [2, 1]])  # pictures of three patches and of two
 
 def seen(patches, grid=GRID):
     """What a head may look at, where no picture is edited."""
-    return Seen(patches, torch.zeros_like(patches), grid)
+    return Seen(patches, grid, torch.zeros_like(patches))
 
 
 def wake(module):
@@ -201,7 +201,7 @@ def test_the_cells_of_the_convolutional_head_lie_where_the_pixels_do(part):
     channels = slice(0, 12) if part == "noised" else slice(12, 24)
     head.seen.weight.data[:, channels, 1, 1] = torch.eye(12)
     patches, grid = torch.randn(6, 192), torch.tensor([[2, 3]])
-    looked_at = replace(Seen(torch.randn(6, 192), torch.randn(6, 192), grid), **{part: patches})
+    looked_at = replace(Seen(torch.randn(6, 192), grid, torch.randn(6, 192)), **{part: patches})
     torch.testing.assert_close(head(torch.randn(6, 16), looked_at), patches)
     head.seen.weight.data = head.seen.weight.data.roll(-1, dims=3)  # what stands one cell to the left
     moved = torch.nn.functional.pad(unpatchify(patches, (2, 3), 8, 3), (2, 0))[..., :-2]

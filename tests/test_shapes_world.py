@@ -60,11 +60,12 @@ def follows_the_rules(scene):
         assert max(apart_x, apart_y) >= 2, "two objects nearly touch"
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_every_scene_of_every_task_follows_the_frozen_rules(task):
-    for sample in samples(task, 150):
-        for scene in sample.scenes:
-            follows_the_rules(scene)
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "chat"])
+def test_every_scene_of_every_task_with_pictures_follows_the_frozen_rules(task):
+    scenes = [scene for sample in samples(task, 150) for scene in sample.scenes]
+    assert len(scenes) >= 150
+    for scene in scenes:
+        follows_the_rules(scene)
 
 
 @pytest.mark.parametrize("task", TASKS)

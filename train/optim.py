@@ -102,7 +102,8 @@ class Optimizers:
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The weight matrices of the decoder's layers: what Muon is for. Embeddings, heads and modulation are not among them."""
+    """The weight matrices inside lists of layers: the decoder's, and the blocks of a convolutional head. Muon is for those; embeddings,
+    output layers and modulation are not among them."""
     layers = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     found = {id(p): p for group in layers for p in group.parameters() if p.ndim == 2 and p.requires_grad and min(p.shape) > 1}
     return list(found.values())
