@@ -28,7 +28,7 @@ def subject() -> Fusion:
     with tempfile.TemporaryDirectory() as folder:
         LlamaForCausalLM(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        model = fusion.from_llm(Path(folder), patch_size=PATCH, head="linear", dtype=torch.float32)  # as the other side has it
+        model = fusion.from_llm(Path(folder), patch_size=PATCH, embed="linear", head="linear", dtype=torch.float32)  # as the other side has it
     for parameter in model.model.parameters():
         if not parameter.detach().any():
             torch.nn.init.normal_(parameter, std=0.02)

@@ -18,7 +18,17 @@ from fusion.codec import Codec, load_codec
 from fusion.flow import PATHS
 from fusion.generate import Event, Generator, ImageDone, TextPiece
 from fusion.images import fit_size, open_image
-from fusion.model import FORMAT_VERSION, HEADS, POSITION_BASE, POSITIONS, TARGETS, TIMES, FusionConfig, FusionModel
+from fusion.model import (
+    EMBEDS,
+    FORMAT_VERSION,
+    HEADS,
+    POSITION_BASE,
+    POSITIONS,
+    TARGETS,
+    TIMES,
+    FusionConfig,
+    FusionModel,
+)
 from fusion.processor import FusionProcessor
 from fusion.sampling import Sampling
 
@@ -134,6 +144,7 @@ def from_llm(
     time: str = "adaln",
     positions: str = "axial",
     target: str | None = None,
+    embed: str | None = None,
     head: str | None = None,
     path: str = "linear",
     max_side: int = 1024,
@@ -147,12 +158,13 @@ def from_llm(
     llm: folder or hub id in Hugging Face format. codec: "pixel" (no VAE) or a diffusers autoencoder. patch_size: in latent pixels.
     time: adaln (PixArt), added (BAGEL) or none (FuseDiT). positions: axial (rotary), shared (one index
     per image plus 2-D sincos), or axial+sincos.
-    target: what the flow head predicts; None means x in pixel space (JiT) and v for latents. head: linear; conv, which draws the
-    inside of large patches better; or conv+reference, which also sees the picture that is edited; None means conv in pixel space and linear
-    for latents. seed: of the new weights.
+    target: what the flow head predicts; None means x in pixel space (JiT) and v for latents. embed: of patches, linear, or conv, which looks
+    at the whole picture; head: linear; conv, which draws the inside of large patches better; or conv+reference, which also sees the picture
+    that is edited; None means conv in pixel space and linear for latents. seed: of the new weights.
     Raises ValueError in one line for models that cannot be extended.
     """
-    _check(time=(time, TIMES), positions=(positions, POSITIONS), target=(target or "x", TARGETS), head=(head or "conv", HEADS), path=(path, PATHS))
+    _check(time=(time, TIMES), positions=(positions, POSITIONS), target=(target or "x", TARGETS), path=(path, PATHS))
+    _check(embed=(embed or "conv", EMBEDS), head=(head or "conv", HEADS))
     text_config = _without_dropout(_llm_config(llm))
     family = family_of(text_config)
     codec = codec if isinstance(codec, Codec) else load_codec(codec, dtype=_dtype(dtype), device=device)
@@ -169,6 +181,7 @@ def from_llm(
         time=time,
         positions=positions if family.positions == "rotary" else "shared",
         target=target or ("x" if codec.downsample == 1 else "v"),
+        embed=embed or ("conv" if codec.downsample == 1 else "linear"),
         head=head or ("conv" if codec.downsample == 1 else "linear"),
         path=path,
         position_base=POSITION_BASE,

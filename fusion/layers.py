@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -20,23 +19,6 @@ class Linear32(nn.Linear):
     def forward(self, x: Float[Tensor, "*n inputs"]) -> Float[Tensor, "*n outputs"]:
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
-
-
-class Conv32(nn.Conv2d):
-    """A convolution over height and width of (m, h, w, channels), computed in fp32 as Linear32 is."""
-
-    def forward(self, x: Float[Tensor, "m h w inputs"]) -> Float[Tensor, "m h w outputs"]:
-        with torch.autocast(x.device.type, enabled=False):
-            bias = None if self.bias is None else self.bias.float()
-            y = F.conv2d(x.float().permute(0, 3, 1, 2), self.weight.float(), bias, self.stride, self.padding, self.dilation, self.groups)
-        return y.permute(0, 2, 3, 1)
-
-
-class LayerNorm32(nn.LayerNorm):
-    """A LayerNorm in fp32 whatever the dtype of its weights."""
-
-    def forward(self, x: Float[Tensor, "*n width"]) -> Float[Tensor, "*n width"]:
-        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
 
 
 def rms(x: Float[Tensor, "*n width"]) -> Float[Tensor, "*n 1"]:
@@ -65,7 +47,15 @@ class PatchEmbed(nn.Module):
         nn.init.normal_(self.proj.weight, std=self.proj.in_features**-0.5)
         nn.init.zeros_(self.proj.bias)
 
-    def forward(self, patches: Float[Tensor, "*n patch"]) -> Float[Tensor, "*n width"]:
+    def forward(
+        self,
+        patches: Float[Tensor, "n patch"],
+        cell: Int[Tensor, "n 2"] | None = None,
+        time: Float[Tensor, "m time_width"] | None = None,
+        picture: Int[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, "n width"]:
+        """cell: row and column of each patch; time, picture: of the pictures, and which of them a patch belongs to. For embeddings that look
+        at whole pictures."""
         return self.proj(patches.to(self.proj.weight.dtype))
 
 
@@ -192,66 +182,3 @@ class FlowHead(nn.Module):
         pieces = self.modulation(time)
         shift, scale = (pieces if image is None else pieces[image]).unbind(-2)
         return modulate(h, shift, scale)
-
-
-class ConvHead(FlowHead):
-    """A head that looks at the noised picture again: the decoder says what belongs in a patch, a small convolutional net draws it.
-
-    A patch of 16 x 16 pixels is 768 numbers, which do not pass through a decoder of width 256: a linear head stays soft however long it
-    trains, and nothing but attention joins the halves of a shape that a border of patches cuts. Here a patch is 4 x 4 cells (fewer where
-    4 does not divide it), each a row of its pixels and its share of the decoder's answer, and ConvNeXt blocks (arXiv 2201.03545) run
-    over the cells of the whole picture. What they draw is added to the linear head. Compare the up blocks of Transfusion (arXiv
-    2408.11039) and DiP (arXiv 2511.18822). With `reference`, the picture that is edited lies beside the noised one (as in InstructPix2Pix,
-    arXiv 2211.09800): what stays the same can be copied to the pixel.
-    """
-
-    def __init__(
-        self, width: int, channels: int, patch_size: int, time_width: int | None, reference: bool = False, inner: int = 64, blocks: int = 2
-    ):
-        super().__init__(width, channels * patch_size**2, time_width)
-        self.cells = math.gcd(patch_size, 4)  # along each side of a patch
-        side = patch_size // self.cells
-        numbers = channels * side**2
-        self.axes = {"a": self.cells, "b": self.cells, "c": channels, "p": side, "q": side}
-        self.reference, self.told = reference, Linear32(width, self.cells**2 * inner)
-        self.seen = Conv32(numbers * (1 + reference), inner, 3, padding=1)
-        self.blocks = nn.ModuleList(ConvBlock(inner) for _ in range(blocks))
-        self.norm_drawn, self.drawn = LayerNorm32(inner, eps=1e-6), Conv32(inner, numbers, 3, padding=1)
-        nn.init.zeros_(self.drawn.weight)
-        nn.init.zeros_(self.drawn.bias)
-
-    def forward(self, h, seen, time=None, image=None):
-        h = self.conditioned(h, time, image)
-        drawn = torch.zeros_like(seen.noised, dtype=torch.float32)
-        sizes, which = torch.unique(seen.grid, dim=0, return_inverse=True)
-        which = which.repeat_interleave(seen.grid.prod(-1), output_size=len(h))
-        for index, size in enumerate(sizes):
-            where = which.eq(index).nonzero()[:, 0]
-            part = Seen(seen.noised[where], size[None], seen.reference[where] if self.reference else None)
-            drawn = drawn.index_copy(0, where, self._draw(h[where], part))
-        return self.out(h) + drawn
-
-    def _draw(self, h: Float[Tensor, "k width"], seen: Seen) -> Float[Tensor, "k p"]:
-        """The patches of whole pictures of one size."""
-        size = dict(zip("rs", seen.grid[0].tolist(), strict=True))
-        flat, spread = "(m r s) (c a p b q)", "m (r a) (s b) (c p q)"
-        parts = (seen.noised, seen.reference) if self.reference else (seen.noised,)
-        pixels = [rearrange(part.float(), f"{flat} -> {spread}", **self.axes, **size) for part in parts]
-        told = rearrange(self.told(h), "(m r s) (a b d) -> m (r a) (s b) d", a=self.cells, b=self.cells, **size)
-        z = told + self.seen(torch.cat(pixels, dim=-1))
-        for block in self.blocks:
-            z = block(z)
-        return rearrange(self.drawn(self.norm_drawn(z)), f"{spread} -> {flat}", **self.axes, **size)
-
-
-class ConvBlock(nn.Module):
-    """A ConvNeXt block (arXiv 2201.03545): depthwise convolution, LayerNorm, MLP, added to its input; fp32."""
-
-    def __init__(self, width: int, kernel: int = 5, expansion: int = 4):
-        super().__init__()
-        self.around = Conv32(width, width, kernel, padding=kernel // 2, groups=width)
-        self.norm = LayerNorm32(width, eps=1e-6)
-        self.mlp = nn.Sequential(Linear32(width, expansion * width), nn.SiLU(), Linear32(expansion * width, width))
-
-    def forward(self, z: Float[Tensor, "m h w width"]) -> Float[Tensor, "m h w width"]:
-        return z + self.mlp(self.norm(self.around(z)))

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreT
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from fusion.backbone import Backbone, PrefixCache, RowModulation, family_of
-from fusion.layers import ConvHead, FlowHead, Modulation, PatchEmbed, Seen, TimestepEmbedding, match_rms
+from fusion.conv import ConvEmbed, ConvHead
+from fusion.layers import FlowHead, Modulation, PatchEmbed, Seen, TimestepEmbedding, match_rms
 from fusion.mask import Rows
 from fusion.patches import sincos
 from fusion.sequence import IGNORE, Packed
@@ -23,6 +24,7 @@ FORMAT_VERSION = 1
 TIMES = ("adaln", "added", "none")
 POSITIONS = ("axial", "shared", "axial+sincos")
 TARGETS = ("x", "v", "eps")
+EMBEDS = ("linear", "conv")
 HEADS = ("linear", "conv", "conv+reference")
 # Of the sincos features of new models. DiT's 10,000 turns most of them so slowly that the few cells of a small grid look alike.
 POSITION_BASE = 100.0
@@ -33,8 +35,9 @@ class FusionConfig(PreTrainedConfig):
 
     text_config: the LLM's own config. patch_size: side of a patch in latent pixels. channels, downsample: of the codec's latents.
     time: adaln (PixArt), added (BAGEL) or none (FuseDiT). positions: axial rotary, one shared index plus 2-D sincos, or
-    axial+sincos. target: what the flow head predicts, x, v or eps. head: linear, conv or conv+reference (fusion.layers.ConvHead). vocab_base:
-    the id of the first control token; control_tokens: how many there are. position_scale, position_base: of the sincos features.
+    axial+sincos. target: what the flow head predicts, x, v or eps. embed: of patches, linear or conv. head: linear, conv or
+    conv+reference (fusion.conv). vocab_base: the id of the first control token; control_tokens: how many there are. position_scale,
+    position_base: of the sincos features.
     """
 
     model_type = "fusion"
@@ -50,6 +53,7 @@ class FusionConfig(PreTrainedConfig):
         positions: str = "axial",
         target: str = "x",
         path: str = "linear",
+        embed: str = "linear",
         head: str = "linear",
         vocab_base: int = 0,
         control_tokens: int = 3,
@@ -61,7 +65,8 @@ class FusionConfig(PreTrainedConfig):
         # A copy: Hugging Face writes choices (attention, experts) into the sub-configs of a composite model, and a live LLM keeps its own.
         self.text_config = AutoConfig.for_model(**text_config) if isinstance(text_config, dict) else copy.deepcopy(text_config)
         self.patch_size, self.channels, self.downsample = patch_size, channels, downsample
-        self.time, self.positions, self.target, self.path, self.head = time, positions, target, path, head
+        self.time, self.positions, self.target, self.path = time, positions, target, path
+        self.embed, self.head = embed, head
         self.vocab_base, self.control_tokens = vocab_base, control_tokens
         self.position_scale, self.position_base, self.format_version = position_scale, position_base, format_version
         super().__init__(**kwargs)
@@ -114,13 +119,16 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         width = self.llm.get_input_embeddings().embedding_dim
         self.control_embed = nn.Embedding(config.control_tokens, width)
         self.control_head = nn.Linear(width, config.control_tokens, bias=False)
-        self.patch_embed = PatchEmbed(config.patch_width, width)
+        time_width = None if config.time == "none" else width
+        if config.embed == "linear":
+            self.patch_embed = PatchEmbed(config.patch_width, width)
+        else:
+            self.patch_embed = ConvEmbed(config.channels, config.patch_size, width, time_width)
         self.time_embed = None if config.time == "none" else TimestepEmbedding(width)
         self.modulation = self.modulation_table = None
         if config.time == "adaln":
             self.modulation = Modulation(width, width)
             self.modulation_table = nn.Parameter(torch.zeros(config.text_config.num_hidden_layers, 6, width))
-        time_width = None if config.time == "none" else width
         if config.head == "linear":
             self.flow_head = FlowHead(width, config.patch_width, time_width)
         else:
@@ -165,7 +173,7 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         self, patches: Float[Tensor, "n p"], time: Float[Tensor, "m d"] | None, picture: Int[Tensor, " n"], cell: Int[Tensor, "n 2"]
     ) -> Float[Tensor, "n d"]:
         """Patch rows, with the position of their cell (where sincos tells it) and their time (`added`)."""
-        rows = self.patch_embed(patches)
+        rows = self.patch_embed(patches, cell, time, picture)
         if self.sincos:
             rows = rows + self.config.position_scale * sincos(cell, rows.shape[-1], self.config.position_base)
         if self.config.time == "added":

@@ -1,14 +1,13 @@
 """layers.py: time features, modulation in fp32, scales at the start, and what must be zero there."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from diffusers.models.embeddings import Timesteps
 
+from fusion.conv import ConvHead
 from fusion.layers import (
-    ConvHead,
     FlowHead,
     Linear32,
     Modulation,
@@ -20,7 +19,6 @@ from fusion.layers import (
     rms,
     timestep_features,
 )
-from fusion.patches import unpatchify
 
 GRID = torch.tensor([[1, 3], [2, 1]])  # pictures of three patches and of two
 
@@ -161,58 +159,6 @@ def test_the_head_of_a_bf16_model_predicts_in_fp32(head):
         out = head(h, seen(patches), time)
     assert out.dtype == torch.float32
     assert torch.equal(out, head.float()(h, seen(patches), time))
-
-
-def test_the_convolutional_head_starts_at_zero_and_then_looks_at_the_noised_patches():
-    head, h, patches, time = ConvHead(16, 3, 8, 8, inner=8), torch.randn(5, 16), torch.randn(5, 192), torch.randn(1, 8)
-    out = head(h, seen(patches), time)
-    assert out.shape == (5, 192) and out.abs().max() == 0
-    (out - 1).square().sum().backward()
-    assert head.out.weight.grad.abs().max() > 0 and head.drawn.weight.grad.abs().max() > 0
-    wake(head)
-    assert not torch.allclose(head(h, seen(patches), time), head(h, seen(patches + 1), time))
-
-
-def test_the_convolutional_head_sees_one_picture_at_a_time_whatever_stands_beside_it():
-    """Pictures of three sizes, in any order: each comes out as it does alone, and a patch changes with its neighbours' pixels."""
-    head = wake(ConvHead(16, 3, 8, 8, inner=8))
-    grid = torch.tensor([[1, 2], [2, 2], [1, 2], [3, 1]])
-    counts = grid.prod(-1)
-    h, patches, time = torch.randn(11, 16), torch.randn(11, 192), torch.randn(4, 8)
-    image = torch.arange(4).repeat_interleave(counts)
-    together = head(h, seen(patches, grid), time, image).split(counts.tolist())
-    for index, (rows, own, out) in enumerate(zip(h.split(counts.tolist()), patches.split(counts.tolist()), together, strict=True)):
-        torch.testing.assert_close(out, head(rows, seen(own, grid[index : index + 1]), time[index : index + 1]))
-    changed = patches.clone()
-    changed[0, -1] += 1  # the right lower corner of the left patch of the first picture
-    after = head(h, seen(changed, grid), time, image)
-    moved = (after - torch.cat(together)).abs().amax(-1) > 0
-    assert moved.tolist() == [True, True] + 9 * [False]
-
-
-@pytest.mark.parametrize("part", ["noised", "reference"])
-def test_the_cells_of_the_convolutional_head_lie_where_the_pixels_do(part):
-    """With convolutions that copy one place and nothing else at work, the head gives back the picture it looked at, or moves it."""
-    head = ConvHead(16, 3, 8, None, reference=True, inner=12, blocks=0)
-    for weight in head.parameters():
-        torch.nn.init.zeros_(weight)
-    head.norm_drawn = torch.nn.Identity()
-    head.drawn.weight.data[:, :, 1, 1] = torch.eye(12)
-    channels = slice(0, 12) if part == "noised" else slice(12, 24)
-    head.seen.weight.data[:, channels, 1, 1] = torch.eye(12)
-    patches, grid = torch.randn(6, 192), torch.tensor([[2, 3]])
-    looked_at = replace(Seen(torch.randn(6, 192), grid, torch.randn(6, 192)), **{part: patches})
-    torch.testing.assert_close(head(torch.randn(6, 16), looked_at), patches)
-    head.seen.weight.data = head.seen.weight.data.roll(-1, dims=3)  # what stands one cell to the left
-    moved = torch.nn.functional.pad(unpatchify(patches, (2, 3), 8, 3), (2, 0))[..., :-2]
-    torch.testing.assert_close(unpatchify(head(torch.randn(6, 16), looked_at), (2, 3), 8, 3), moved)
-
-
-@pytest.mark.parametrize("patch_size, cells", [(1, 1), (2, 2), (3, 1), (6, 2), (16, 4)])
-def test_any_patch_divides_into_cells(patch_size, cells):
-    head = wake(ConvHead(16, 3, patch_size, None, inner=8))
-    assert head.cells == cells
-    assert head(torch.randn(5, 16), seen(torch.randn(5, 3 * patch_size**2))).shape == (5, 3 * patch_size**2)
 
 
 @pytest.mark.parametrize("module", [PatchEmbed(12, 16), TimestepEmbedding(16), Modulation(8, 16), FlowHead(16, 12, 8)])

@@ -25,6 +25,7 @@ READING_ORDER = [
     "sequence",
     "mask",
     "layers",
+    "conv",
     "flow",
     "solvers",
     "codec",

@@ -46,6 +46,7 @@ class Model:
     time: str = "adaln"
     positions: str = "axial"
     target: str | None = None
+    embed: str | None = None
     head: str | None = None
     path: str = "linear"
     max_side: int = 1024
@@ -114,7 +115,7 @@ def evaluate(config: Unified, model: Fusion) -> list[Section]:
 
 def build(settings: Model) -> Fusion:
     """The extended LLM, in fp32."""
-    names = ("codec", "patch_size", "time", "positions", "target", "path", "head", "max_side", "max_patches")
+    names = ("codec", "patch_size", "time", "positions", "target", "path", "embed", "head", "max_side", "max_patches")
     model = fusion.from_llm(settings.llm, dtype=torch.float32, **{name: getattr(settings, name) for name in names})
     # Short rows on CPUs: SDPA's backward is several times slower than two matrix products.
     fast = "sdpa" if torch.cuda.is_available() else "matmul"
