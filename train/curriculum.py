@@ -9,10 +9,10 @@ from fusion.data.sources import Sample, Stream, WorldSource
 
 @dataclass
 class Stage:
-    """What the world draws until this share of its documents. tasks, counts, sizes: weights as in fusion.data.shapes.Options; what is
-    left out is as the world has it."""
+    """What the world draws until this many of its documents are drawn, None for ever. tasks, counts, sizes: weights as in
+    fusion.data.shapes.Options; what is left out is as the world has it."""
 
-    until: float = 1.0
+    until: int | None = None
     tasks: dict[str, float] | None = None
     counts: dict[int, float] | None = None
     sizes: dict[str, float] | None = None
@@ -25,25 +25,26 @@ class Stage:
 
 
 class Curriculum:
-    """A source for fusion.data.sources.Mixture: document number i comes from the stage that i / documents falls into, the last for ever.
+    """A source for fusion.data.sources.Mixture: document number i comes from the first stage that ends after it.
 
-    Stages follow the number of documents, not the clock, so that a run is the same on every machine and resumes exactly; a run that its
-    time limit ends early has not seen the last of them.
+    Stages follow the number of documents, not the clock, so that a run is the same on every machine and resumes exactly, and a longer
+    run has stages of the same length; one that its time limit ends early has not seen the last of them.
     """
 
-    def __init__(self, stages: Sequence[Stage], documents: int, seed: int = 0, name: str = "world"):
-        ends = [stage.until for stage in stages]
-        if not ends or ends != sorted(set(ends)) or ends[0] <= 0 or ends[-1] != 1:
-            raise ValueError(f"stages end at {ends}: let each end later than the one before, and the last at 1")
+    def __init__(self, stages: Sequence[Stage], seed: int = 0, name: str = "world"):
+        ends = [float("inf") if stage.until is None else stage.until for stage in stages]
+        if not ends or ends != sorted(set(ends)) or ends[0] <= 0 or stages[-1].until is not None:
+            said = [stage.until for stage in stages]
+            raise ValueError(f"stages end at {said}: let each end some documents after the one before, and give the last no end")
         self.name = name
-        self._stages = [(stage.until * documents, WorldSource(stage.world, seed, name)) for stage in stages]
+        self._stages = [(end, WorldSource(stage.world, seed, name)) for end, stage in zip(ends, stages, strict=True)]
 
     def __len__(self) -> int:
         return 2**62
 
     def sample(self, index: int) -> Sample:
         """Document number `index`."""
-        return next((world for end, world in self._stages if index < end), self._stages[-1][1])[index]
+        return next(world for end, world in self._stages if index < end)[index]
 
     def stream(self, seed: int | str = 0, shard: int = 0, shards: int = 1) -> "Walk":
         """The documents in the order of their numbers, dealt to the shards in turn; they have a seed of their own."""
