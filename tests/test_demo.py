@@ -1,7 +1,10 @@
 """The demo as a whole program at a tiny size: interrupted, taken up again, finished, repeated, begun anew; and its curriculum."""
 
+import json
 import os
 import signal
+import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -18,11 +21,11 @@ from train.metrics import read
 from train.samples import Sampler
 
 TINY = [
-    "documents=120", "minutes=3", "llm.data.texts=120", "llm.width=64", "llm.layers=2", "llm.heads=2", "llm.tokens=4096", "llm.context=64",
-    "llm.vocab_size=400", "llm.precision=fp32", "packing.length=384", "packing.rows=2", "packing.lookahead=16", "training.workers=0",
-    "training.log_every=1", "training.precision=fp32", "training.compile=false", "training.sample_every=4", "training.validate_every=100",
-    "held_out=2", "samples.held_out=1", "samples.steps=1", "samples.max_new_tokens=4", "scoring.count=12", "scoring.steps=1", "scoring.texts=2",
-    "scoring.split=development",
+    "documents=120", "minutes=3", "processes=1", "llm.data.texts=120", "llm.width=64", "llm.layers=2", "llm.heads=2", "llm.tokens=4096",
+    "llm.context=64", "llm.vocab_size=400", "llm.precision=fp32", "packing.length=384", "packing.rows=2", "packing.lookahead=16",
+    "training.workers=0", "training.log_every=1", "training.precision=fp32", "training.compile=false", "training.sample_every=4",
+    "training.validate_every=100", "held_out=2", "samples.held_out=1", "samples.steps=1", "samples.max_new_tokens=4", "scoring.count=12",
+    "scoring.steps=1", "scoring.texts=2", "scoring.split=development",
 ]  # fmt: skip
 
 
@@ -58,6 +61,36 @@ def test_the_demo_from_nothing_to_a_report_with_an_interruption(tmp_path, monkey
     assert (tmp_path / "demo-1" / "report.html").read_text() and (tmp_path / "demo-2" / "llm").is_dir()
 
 
+def test_two_processes_learn_together_stop_together_and_go_on(tmp_path, capfd):
+    out = tmp_path / "demo"
+    argv = [f"out={out}", *TINY, "processes=2", "documents=300", "training.sample_every=0"]
+
+    def stop():
+        while not (out / "metrics.jsonl").exists() or len(read(out / "metrics.jsonl")) < 3:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    assert demo.main(argv) == 130
+    assert "the same command goes on from there" in capfd.readouterr().out
+    (stopped,) = (out / "checkpoints").iterdir()
+    streams = json.loads((stopped / "trainer.json").read_text())["streams"]
+    assert len(streams) == 2 and not (out / "model").exists()
+
+    assert demo.main(argv) == 0
+    said = capfd.readouterr().out
+    assert f"from step {stopped.name.removeprefix('step_')}" in said and str(out / "report.html") in said
+    assert read(out / "metrics.jsonl")[-1]["seen"] >= 300
+
+
+def test_a_process_that_fails_is_one_line(tmp_path, capfd):
+    argv = [f"out={tmp_path / 'demo'}", *TINY, "processes=2", "training.optim.lr=1e30", "training.optim.warmup=1"]
+    assert demo.main(argv) == 1
+    said = capfd.readouterr().err.strip().splitlines()
+    assert sum("is not finite" in line for line in said) == 1 and "Traceback" not in "".join(said)
+    assert "ended with status 1" in said[-1]
+
+
 def test_a_folder_with_other_things_is_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("years")
     assert demo.main([f"out={tmp_path}", *TINY]) == 1
@@ -73,7 +106,7 @@ def test_the_config_says_what_is_used():
     assert not demo.learns_alike(config, replace(config, held_out=3))
 
 
-STAGES = [Stage(0.5, tasks={"text_to_image": 1.0}, counts={1: 1.0}), Stage(1.0, tasks={"chat": 1.0})]
+STAGES = [Stage(10, tasks={"text_to_image": 1.0}, counts={1: 1.0}), Stage(tasks={"chat": 1.0})]
 
 
 def tasks(samples) -> list[str]:
@@ -81,7 +114,7 @@ def tasks(samples) -> list[str]:
 
 
 def test_a_curriculum_changes_at_its_document_and_stays_at_its_last_stage():
-    assert tasks(islice(stream_of(Curriculum(STAGES, 20)), 30)) == ["text_to_image"] * 10 + ["chat"] * 20
+    assert tasks(islice(stream_of(Curriculum(STAGES)), 30)) == ["text_to_image"] * 10 + ["chat"] * 20
 
 
 def stream_of(curriculum: Curriculum):
@@ -91,7 +124,7 @@ def stream_of(curriculum: Curriculum):
 
 
 def test_shards_of_a_curriculum_share_its_documents_and_each_resumes():
-    curriculum = Curriculum(STAGES, 20)
+    curriculum = Curriculum(STAGES)
     whole = [sample.key for sample in islice(stream_of(curriculum), 12)]
     shards = [curriculum.stream("any", shard, 3) for shard in range(3)]
     dealt = [[next(shard).key for _ in range(4)] for shard in shards]
@@ -103,7 +136,7 @@ def test_shards_of_a_curriculum_share_its_documents_and_each_resumes():
     assert [next(one).key for _ in range(9)] == [next(other).key for _ in range(9)]
 
 
-@pytest.mark.parametrize("ends", [[], [0.5], [0.6, 0.4, 1.0], [0.5, 0.5, 1.0], [0.0, 1.0]])
+@pytest.mark.parametrize("ends", [[], [5], [6, 4, None], [5, 5, None], [0, None], [None, None]])
 def test_stages_that_do_not_cover_a_run_are_refused(ends):
-    with pytest.raises(ValueError, match="the last at 1"):
-        Curriculum([Stage(end) for end in ends], 20)
+    with pytest.raises(ValueError, match="give the last no end"):
+        Curriculum([Stage(end) for end in ends])

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
+import fusion
 from eval import report, shapes
 from eval.text import Kept, kept
 from fusion.api import Fusion
@@ -20,13 +21,14 @@ from fusion.data.batches import Batches, Loader, Packing, fixed_batches
 from fusion.data.shapes import TASKS, Options, World
 from fusion.data.sources import Mixture, WorldSource
 from fusion.objective import Objective
-from train import showcase
+from train import checkpoint, showcase
 from train.checkpoint import steps
 from train.config import ConfigError, load, load_config, save_config
 from train.curriculum import Curriculum, Stage, Texts
 from train.llm import Corpus, Pretraining, PretrainingError, pretrain, read_corpus
-from train.loop import NotFinite, Summary, Trainer, Training
+from train.loop import STATE, NotFinite, Summary, Trainer, Training
 from train.metrics import read
+from train.ranks import INTERRUPTED, run_ranks
 from train.samples import Sampler, Samples, ask, from_samples
 from train.unified import Model, build, commit, first_samples
 
@@ -77,12 +79,14 @@ class Scoring:
 @dataclass
 class Demo:
     """The demo: the folder it writes; how many documents it trains on, and the minutes after which it stops doing so, those of the
-    language model included; and the settings of its parts. held_out: documents of each task for validation; shown: of them in samples.
+    language model included; and the settings of its parts. processes: that learn to draw together on CPUs, each with packing.rows of
+    its own; on a GPU one does it all. held_out: documents of each task for validation.
     """
 
     out: str = "out/demo"
     documents: int = 100_000
     minutes: float = 15.0
+    processes: int = 1
     llm: Pretraining = field(default_factory=lambda: Pretraining(out="${out}/llm"))
     model: Model = field(default_factory=lambda: Model(llm="${out}/llm", max_side=64, max_patches=64))
     world: WorldConfig = field(default_factory=WorldConfig)
@@ -92,6 +96,10 @@ class Demo:
     held_out: int = 16
     samples: Samples = field(default_factory=Samples)
     scoring: Scoring = field(default_factory=Scoring)
+
+
+class Failed(RuntimeError):
+    """Learning to draw failed in one of its processes, which has said why; one line."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +116,12 @@ def demo(config: Demo) -> Summary | Outcome:
     """The whole program; a Summary if it was interrupted while learning to draw. Raises ValueError, PretrainingError and NotFinite."""
     out = Path(config.out)
     begin(config, out)
-    corpus = read_corpus(config.llm.data, config.llm.seed)
     language_model(config)
-    model = build(config.model)
-    summary = trainer_for(config, model, corpus).fit()
+    corpus = read_corpus(config.llm.data, config.llm.seed)
+    summary = learn(config, corpus) if torch.cuda.is_available() or config.processes == 1 else learn_together(config)
     if summary.interrupted:
         return summary
-    model.save_pretrained(out / "model")
-    return show(config, model, corpus)
+    return show(config, fusion.load(out / "model", dtype=torch.float32), corpus)
 
 
 # ---- beginning, and going on ----
@@ -175,13 +181,31 @@ def language_model(config: Demo) -> None:
     print(f"held-out perplexity {last['perplexity']:.2f}, {times:.1f} times below the {last['unigram_perplexity']:.1f} of single words")
 
 
-def trainer_for(config: Demo, model: Fusion, corpus: Corpus) -> Trainer:
+def learn(config: Demo, corpus: Corpus, rank: int = 0, world: int = 1) -> Summary:
+    """Teach it to draw, alone or as one of several ranks, and save the model."""
+    model = build(config.model)
+    summary = trainer_for(config, model, corpus, rank, world).fit()
+    if rank == 0 and not summary.interrupted:
+        model.save_pretrained(Path(config.out, "model"))
+    return summary
+
+
+def learn_together(config: Demo) -> Summary:
+    """`learn` in several processes. Raises Failed when one of them did."""
+    status = run_ranks(config.processes, "train.demo_rank", [str(Path(config.out, "config.yaml"))])
+    if status not in (0, INTERRUPTED):
+        raise Failed(f"learning to draw ended with status {status}; the same command goes on from its last checkpoint")
+    last = checkpoint.newest(Path(config.out, "checkpoints"))
+    state = json.loads((last / STATE).read_text(encoding="utf-8"))
+    return Summary(state["step"], state["seen"], state["seconds"], "a signal" if status else None)
+
+
+def trainer_for(config: Demo, model: Fusion, corpus: Corpus, rank: int = 0, world: int = 1) -> Trainer:
     """The trainer on the mixed world and plain text, for the documents and in the time that are left."""
-    share = config.world.text
-    world = Curriculum(config.world.stages, round(config.documents * (1 - share)), TRAINING_SEED)
-    # A partial of a class, for the workers get it by pickling.
-    open_samples = partial(_mixture, [world, Texts(corpus.train)], [1 - share, share], config.training.seed)
-    batches = Batches(open_samples, model.processor, config.packing, config.training.seed)
+    share, seed = config.world.text, config.training.seed
+    # A partial of a function, for the workers get it by pickling.
+    open_samples = partial(_mixture, [Curriculum(config.world.stages, TRAINING_SEED), Texts(corpus.train)], [1 - share, share], seed)
+    batches = Batches(open_samples, model.processor, config.packing, seed, rank, world)
     held_out, groups = watched(config, model, corpus)
     spent = read(Path(config.llm.out, "metrics.jsonl"))[-1]["time"] / 60
     settings = replace(config.training, minutes=max(config.training.minutes - spent, 1e-6))
@@ -238,7 +262,7 @@ def main(argv: Sequence[str]) -> int:
     logging.disable_progress_bar()
     try:
         outcome = demo(config)
-    except (ValueError, PretrainingError, NotFinite) as error:
+    except (ValueError, PretrainingError, NotFinite, Failed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

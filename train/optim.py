@@ -5,6 +5,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -103,7 +104,7 @@ class Optimizers:
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The weight matrices inside lists of layers: the decoder's, and the blocks of a convolutional head. Muon is for those; embeddings,
-    output layers and modulation are not among them."""
+    output layers and the decoder's modulation are not among them."""
     layers = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     found = {id(p): p for group in layers for p in group.parameters() if p.ndim == 2 and p.requires_grad and min(p.shape) > 1}
     return list(found.values())
@@ -128,7 +129,8 @@ class Muon(Optimizer):
     """Momentum, orthogonalised: every singular value of a matrix's update becomes about 1 (Jordan 2024).
 
     As torch.optim.Muon with Nesterov momentum and adjust_lr_fn="match_rms_adamw" (0.2 sqrt(max(rows, columns)), arXiv 2502.16982), but
-    matrices of one shape go through Newton-Schulz together, and in fp32 on CPUs, where bf16 products are not always faster.
+    matrices of one shape go through Newton-Schulz together, in fp32 on CPUs, where bf16 products are not always faster, and where several
+    ranks train, each takes its share of them (arXiv 2502.16982, section 2.3).
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0, steps: int = 5):
@@ -153,10 +155,21 @@ class Muon(Optimizer):
         momentum = [self.state[p]["momentum"] for p in params]
         torch._foreach_lerp_(momentum, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momentum, group["momentum"])  # Nesterov
-        updates = orthogonalise(torch.stack(ahead), group["steps"]).unbind()
+        updates = _shared_out(torch.stack(ahead), group["steps"]).unbind()
         scale = 0.2 * math.sqrt(max(params[0].shape))
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(params, [update.to(p.dtype) for update, p in zip(updates, params, strict=True)], alpha=-group["lr"] * scale)
+
+
+def _shared_out(x: Tensor, steps: int) -> Tensor:
+    """`orthogonalise`, where there are several ranks with the same x, each for every n-th matrix."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return orthogonalise(x, steps)
+    updates, mine = torch.zeros_like(x), slice(dist.get_rank(), None, dist.get_world_size())
+    if len(x[mine]):
+        updates[mine] = orthogonalise(x[mine], steps).to(x.dtype)
+    dist.all_reduce(updates)
+    return updates
 
 
 def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:

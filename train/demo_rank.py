@@ -1,0 +1,30 @@
+"""The part of the demo that several processes do together, learning to draw: train.demo starts this as each of its ranks."""
+
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers.utils import logging
+
+from train.config import load_config
+from train.demo import Demo, learn, read_corpus
+from train.loop import NotFinite
+from train.ranks import INTERRUPTED
+
+
+def main(path: str) -> int:
+    """`python -m train.demo_rank OUT/config.yaml`, with the variables of train.ranks."""
+    logging.disable_progress_bar()
+    ranks = PartialState(cpu=True)
+    config = load_config(Demo, Path(path))
+    try:
+        summary = learn(config, read_corpus(config.llm.data, config.llm.seed), ranks.process_index, ranks.num_processes)
+    except (ValueError, NotFinite) as error:  # the same on every rank
+        if ranks.is_main_process:
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    return INTERRUPTED if summary.interrupted else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
