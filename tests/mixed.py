@@ -61,9 +61,10 @@ def tiny_fusion(family: str, time: str = "adaln", positions: str = "axial", head
 
 
 def fresh_fusion(family: str, time: str = "adaln", positions: str = "axial", head: str = "linear", attention: str | None = None) -> FusionModel:
-    """The same as `from_llm` leaves it: what starts at zero is zero."""
+    """The same as `from_llm` leaves it: what starts at zero is zero. The embedding is of the head's kind."""
     llm = families.tiny_llm(family, attention, **NO_DROPOUT)
-    config = FusionConfig(text_config=llm.config, patch_size=PATCH, time=time, positions=positions, head=head, vocab_base=families.VOCAB)
+    parts = {"time": time, "positions": positions, "embed": head.partition("+")[0], "head": head}
+    config = FusionConfig(text_config=llm.config, patch_size=PATCH, vocab_base=families.VOCAB, **parts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return FusionModel.from_llm(llm, config)
