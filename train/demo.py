@@ -121,7 +121,8 @@ def demo(config: Demo) -> Summary | Outcome:
     summary = learn(config, corpus) if torch.cuda.is_available() or config.processes == 1 else learn_together(config)
     if summary.interrupted:
         return summary
-    return show(config, fusion.load(out / "model", dtype=torch.float32), corpus)
+    device = "cuda" if torch.cuda.is_available() else None
+    return show(config, fusion.load(out / "model", dtype=torch.float32, device=device), corpus)
 
 
 # ---- beginning, and going on ----
