@@ -85,6 +85,24 @@ def test_a_saved_tokenizer_is_the_same_beside_a_llama(tokenizer, tmp_path):
         assert loaded.decode(loaded.encode(text)) == tokenizer.decode(tokenizer.encode(text))
 
 
+def test_which_word_was_read_is_still_there_behind_the_last_layer(tokenizer):
+    model = new_model(Pretraining(width=64, layers=6, heads=2), tokenizer)
+    words = torch.cat([torch.tensor([[7, 8]]).expand(6, -1), torch.arange(20, 26)[:, None]], dim=1)  # six texts that end in another word
+    with torch.no_grad():
+        first, *later = model.model(words, output_hidden_states=True).hidden_states
+    assert first.std() == pytest.approx(1.0, rel=0.1)
+    for hidden in later:
+        last = hidden[:, -1]
+        assert (last - last.mean(0)).square().mean() / last.square().mean() > 0.4  # independent words: 5 / 6
+        assert last.std() < 2 * first.std()
+
+
+def test_an_embedding_that_is_the_head_too_gives_logits_of_unit_scale(tokenizer):
+    model = new_model(Pretraining(width=64, layers=2, heads=2, tied=True), tokenizer)
+    with torch.no_grad():
+        assert 0.5 < model(torch.arange(20)[None]).logits.std() < 2
+
+
 def test_the_fast_unigram_tokenizer_segments_as_sentencepiece_does():
     texts = sentences(500)
     reference, fast = train_sentencepiece_model(texts, 600), train_tokenizer("sentencepiece", texts, 600)
