@@ -160,7 +160,7 @@ def from_llm(
     per image plus 2-D sincos), or axial+sincos.
     target: what the flow head predicts; None means x in pixel space (JiT) and v for latents. embed: of patches, linear, or conv, which looks
     at the whole picture; head: linear; conv, which draws the inside of large patches better; or conv+reference, which also sees the picture
-    that is edited and can copy from it (target x only); None means conv in pixel space and linear for latents. seed: of the new weights.
+    that is edited; None means conv in pixel space and linear for latents. seed: of the new weights.
     Raises ValueError in one line for models that cannot be extended.
     """
     _check(time=(time, TIMES), positions=(positions, POSITIONS), target=(target or "x", TARGETS), path=(path, PATHS))
@@ -170,9 +170,6 @@ def from_llm(
     codec = codec if isinstance(codec, Codec) else load_codec(codec, dtype=_dtype(dtype), device=device)
     tokenizer = AutoTokenizer.from_pretrained(llm)
     decoder = AutoModelForCausalLM.from_pretrained(llm, config=text_config, dtype=_dtype(dtype) or "auto").to(device)
-    target = target or ("x" if codec.downsample == 1 else "v")
-    if head == "conv+reference" and target != "x":
-        raise ValueError(f"head='conv+reference' copies pixels, but target={target!r} predicts something else: choose target='x' or head='conv'")
     processor = FusionProcessor.from_tokenizer(
         tokenizer, decoder.get_output_embeddings().out_features, codec.downsample * patch_size, max_side, max_patches
     )
@@ -183,7 +180,7 @@ def from_llm(
         downsample=codec.downsample,
         time=time,
         positions=positions if family.positions == "rotary" else "shared",
-        target=target,
+        target=target or ("x" if codec.downsample == 1 else "v"),
         embed=embed or ("conv" if codec.downsample == 1 else "linear"),
         head=head or ("conv" if codec.downsample == 1 else "linear"),
         path=path,

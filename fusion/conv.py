@@ -138,9 +138,8 @@ class ConvHead(FlowHead):
     """A head that looks at the noised picture again: the decoder says what belongs in a patch, a small convolutional net draws it.
 
     A cell is a row of its pixels and its share of the decoder's answer, which also modulates every block. What they draw is added to the
-    linear head. With `reference`, the picture that is edited lies beside the noised one (as in InstructPix2Pix, arXiv 2211.09800), and a
-    gate for every number chooses between it and what is drawn (the pointer-generator of arXiv 1704.04368, with pixels for words): what an
-    edit leaves alone comes out to the last bit once a gate is open. For x-predictions only; gates start at sigmoid(-4) = 0.02.
+    linear head. With `reference`, the picture that is edited lies beside the noised one (as in InstructPix2Pix, arXiv 2211.09800): what
+    stays the same can be copied to the pixel.
     """
 
     def __init__(
@@ -154,31 +153,21 @@ class ConvHead(FlowHead):
         self.norm_drawn, self.drawn = LayerNorm32(inner, eps=1e-6), Conv32(inner, self.cells.numbers, 3, padding=1)
         nn.init.zeros_(self.drawn.weight)
         nn.init.zeros_(self.drawn.bias)
-        if reference:
-            self.gate = Conv32(inner, self.cells.numbers, 3, padding=1)
-            nn.init.zeros_(self.gate.weight)
-            nn.init.constant_(self.gate.bias, -4.0)
 
     def forward(self, h, seen, time=None, image=None):
         h = self.conditioned(h, time, image)
-        predicted = self.out(h)
+        drawn = torch.zeros_like(seen.noised, dtype=torch.float32)
         for size, _, where in by_size(seen.grid):
             parts = (seen.noised[where], seen.reference[where]) if self.reference else (seen.noised[where],)
-            z = self._look(h[where], parts, size)
-            whole = predicted[where] + self.cells.gather(self.drawn(z), size)
-            if self.reference:
-                whole = torch.lerp(whole, parts[1].float(), self.cells.gather(self.gate(z), size).sigmoid())
-            predicted = predicted.index_copy(0, where, whole)
-        return predicted
+            drawn = drawn.index_copy(0, where, self._draw(h[where], parts, size))
+        return self.out(h) + drawn
 
-    def _look(
-        self, h: Float[Tensor, "n width"], parts: tuple[Float[Tensor, "n p"], ...], size: tuple[int, int]
-    ) -> Float[Tensor, "m h w inner"]:
-        """The cells of whole pictures of one size."""
+    def _draw(self, h: Float[Tensor, "n width"], parts: tuple[Float[Tensor, "n p"], ...], size: tuple[int, int]) -> Float[Tensor, "n p"]:
+        """The patches of whole pictures of one size."""
         pixels = torch.cat([self.cells.spread(part, size) for part in parts], dim=-1)
         count, (rows, columns) = self.cells.count, size
         told = rearrange(self.told(h), "(m r s) (a b d) -> m (r a) (s b) d", a=count, b=count, r=rows, s=columns)
         z = told + self.seen(pixels)
         for block in self.blocks:
             z = block(z, told)
-        return self.norm_drawn(z)
+        return self.cells.gather(self.drawn(self.norm_drawn(z)), size)

@@ -112,12 +112,6 @@ def test_unknown_choices_are_refused(llm, knob, value):
         fusion.from_llm(llm, **{knob: value})
 
 
-def test_a_head_that_copies_pixels_predicts_pixels(llm):
-    assert fusion.from_llm(llm, patch_size=16, head="conv+reference").model.config.target == "x"
-    with pytest.raises(ValueError, match=r"^head='conv\+reference' copies pixels, but target='v' predicts something else: choose target='x'"):
-        fusion.from_llm(llm, patch_size=16, head="conv+reference", target="v")
-
-
 def test_pixels_get_the_convolutional_head_unless_told_otherwise(llm):
     made, plain = fusion.from_llm(llm, patch_size=16), fusion.from_llm(llm, patch_size=16, head="linear")
     assert made.model.config.head == "conv" and hasattr(made.model.flow_head, "drawn")

@@ -1,6 +1,5 @@
 """conv.py: what looks at whole pictures sees one at a time, where its pixels are, and changes nothing at the start."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -106,7 +105,6 @@ def test_the_cells_of_the_convolutional_head_lie_where_the_pixels_do(part):
     for weight in head.parameters():
         torch.nn.init.zeros_(weight)
     head.norm_drawn = torch.nn.Identity()
-    head.gate.bias.data.fill_(-200.0)  # closed
     head.drawn.weight.data[:, :, 1, 1] = torch.eye(12)
     channels = slice(0, 12) if part == "noised" else slice(12, 24)
     head.seen.weight.data[:, channels, 1, 1] = torch.eye(12)
@@ -116,26 +114,6 @@ def test_the_cells_of_the_convolutional_head_lie_where_the_pixels_do(part):
     head.seen.weight.data = head.seen.weight.data.roll(-1, dims=3)  # what stands one cell to the left
     moved = torch.nn.functional.pad(unpatchify(patches, (2, 3), 8, 3), (2, 0))[..., :-2]
     torch.testing.assert_close(unpatchify(head(torch.randn(6, 16), looked_at), (2, 3), 8, 3), moved)
-
-
-def test_open_gates_copy_the_picture_that_is_edited_to_the_last_bit_and_closed_ones_do_not_look_at_it():
-    head = wake(ConvHead(16, 3, 8, None, reference=True, inner=8))
-    h, noised, reference, grid = torch.randn(6, 16), torch.randn(6, 192), torch.randn(6, 192), torch.tensor([[2, 3]])
-    with torch.no_grad():
-        head.gate.weight.zero_()
-        head.gate.bias.fill_(200.0)
-        assert torch.equal(head(h, Seen(noised, grid, reference)), reference)
-        head.gate.bias.fill_(-200.0)
-        head.seen.weight[:, 12:] = 0  # nor does anything else
-        torch.testing.assert_close(head(h, Seen(noised, grid, reference)), head(h, Seen(noised, grid, torch.zeros_like(reference))))
-
-
-def test_gates_start_nearly_closed_and_learn_to_open():
-    head, reference = ConvHead(16, 3, 8, None, reference=True, inner=8), torch.randn(6, 192)
-    answer = head(torch.randn(6, 16), Seen(torch.randn(6, 192), torch.tensor([[2, 3]]), reference))
-    torch.testing.assert_close(answer, reference / (1 + math.exp(4)))
-    (answer - reference).square().sum().backward()
-    assert (head.gate.bias.grad < 0).all() and head.gate.weight.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("patch_size, cells", [(1, 1), (2, 2), (3, 1), (6, 2), (16, 4)])
