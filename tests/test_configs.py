@@ -138,4 +138,4 @@ def test_two_steps_of_smollm2_with_a_vae(smollm, vae, folder, tmp_path):
 def test_two_steps_on_the_real_data(name, data, tiny, shared_data, tmp_path):
     words = [f"model.llm={tiny}", f"data.path={shared_data / data}", "training.documents=40", "evaluation=null"]  # most pages have no picture
     size = "data.size=[16,16]" if name == "emoji" else "data.max_side=32"
-    two_steps(name, tmp_path / "run", size, *words)
+    assert two_steps(name, tmp_path / "run", size, *words).processor.stride == 8

@@ -173,9 +173,9 @@ def new_model(settings: Pretraining, tokenizer: PreTrainedTokenizerFast) -> Llam
 def initialise(model: LlamaForCausalLM) -> None:
     """Unit embeddings, matrices that keep the scale, and small steps of the layers: which word was read stays in the residual stream.
 
-    With Llama's own 0.02 throughout, the first layer outweighs the embeddings a hundred times, and of what a colour word becomes there,
-    three hundredths of the variance tell which colour it is: pictures then learn to obey words many times later (docs/log.md). What
-    leaves a layer starts at 1 / sqrt(2 layers) of the scale that is kept (GPT-2). An embedding that is the head too keeps logits at 1.
+    Begun with Llama's own 0.02 throughout, a trained model's first layer outweighs the embeddings a hundred times, and of what a colour word
+    becomes there, three hundredths of the variance tell which colour it is: pictures then learn its colours later (docs/log.md). What leaves
+    a layer starts at 1 / sqrt(2 layers) of the scale that is kept (GPT-2). An embedding that is the head too keeps logits at scale 1.
     """
     config = model.config
     model.get_input_embeddings().weight.normal_(std=config.hidden_size**-0.5 if config.tie_word_embeddings else 1.0)
