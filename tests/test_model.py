@@ -35,7 +35,8 @@ def test_on_token_ids_it_is_a_causal_lm(packed):
     out = model(input_ids=IDS, labels=IDS)
     assert isinstance(out, CausalLMOutputWithPast) and out.logits.shape == (2, 20, VOCAB)
     assert torch.equal(out.loss, tiny_llm("llama")(input_ids=IDS, labels=IDS).loss)
-    assert torch.equal(model(input_ids=IDS, logits_to_keep=3).logits, out.logits[:, -3:])
+    # close, not equal: a matrix product over fewer rows may add in another order
+    torch.testing.assert_close(model(input_ids=IDS, logits_to_keep=3).logits, out.logits[:, -3:])
     assert model.get_input_embeddings() is model.llm.get_input_embeddings()
     assert model.get_output_embeddings() is model.llm.get_output_embeddings()
 

@@ -196,12 +196,27 @@ def test_weights_are_obeyed():
     [
         ({"tasks": {"poetry": 1}}, "poetry"), ({"counts": {5: 1}}, "5"), ({"sizes": {"31x32": 1}}, "31x32"),
         ({"tasks": {"chat": 0}}, "tasks"), ({"counts": {1: -1, 2: 2}}, "counts"), ({"counts": {1: 1}, "held_out": True}, "held-out"),
+        ({"colours": {"pink": 1}}, "pink"), ({"colours": {"red": 1}, "held_out": True}, "colours"),
     ],
 )  # fmt: skip
 def test_wrong_options_are_named_in_one_line(options, named):
     with pytest.raises(ValueError, match=named) as error:
         Options(**options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("task", ["text_to_image", "image_to_text", "questions"])
+def test_scenes_come_in_the_colours_that_have_a_weight(task):
+    drawn = samples(task, 200, Options(colours={"red": 3, "blue": 1, "green": 0}))
+    seen = [colour for sample in drawn for scene in sample.scenes for _, colour in scene.kinds]
+    assert set(seen) == {"red", "blue"} and 0.65 < seen.count("red") / len(seen) < 0.85
+
+
+def test_placed_captions_say_where_several_objects_stand():
+    for sample in samples("text_to_image", 300, Options(placed=True)):
+        asked = sample.expectation
+        assert all(want.colour and want.shape for want in asked.wanted)
+        assert len(asked.wanted) == 1 or asked.relations or all(want.place for want in asked.wanted)
 
 
 def test_an_unknown_task_is_named():

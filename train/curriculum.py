@@ -9,18 +9,20 @@ from fusion.data.sources import Sample, Stream, WorldSource
 
 @dataclass
 class Stage:
-    """What the world draws until this many of its documents are drawn, None for ever. tasks, counts, sizes: weights as in
-    fusion.data.shapes.Options; what is left out is as the world has it."""
+    """What the world draws until this many of its documents are drawn, None for ever. The others as in fusion.data.shapes.Options
+    (tasks, counts, sizes and colours are weights); what is left out is as the world has it."""
 
     until: int | None = None
     tasks: dict[str, float] | None = None
     counts: dict[int, float] | None = None
     sizes: dict[str, float] | None = None
+    colours: dict[str, float] | None = None
+    placed: bool | None = None
 
     @property
     def world(self) -> World:
         """The world of this stage."""
-        given = {"tasks": self.tasks, "counts": self.counts, "sizes": self.sizes}
+        given = {"tasks": self.tasks, "counts": self.counts, "sizes": self.sizes, "colours": self.colours, "placed": self.placed}
         return World(Options(**{name: value for name, value in given.items() if value is not None}))
 
 

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from fusion.data.shapes.constants import EDIT_COUNTS, PICTURE_SIZES
+from fusion.data.shapes.constants import COLOURS, EDIT_COUNTS, KINDS, PICTURE_SIZES, Kind
 
 DEFAULT_TASKS = {
     "text_to_image": 0.45, "edits": 0.2, "questions": 0.1, "image_to_text": 0.08, "stories": 0.07, "chat": 0.1,
 }  # fmt: skip
 DEFAULT_COUNTS = {1: 0.35, 2: 0.35, 3: 0.15, 4: 0.15}
 DEFAULT_SIZES = {"32x32": 0.8, "48x32": 0.1, "32x48": 0.1}
+DEFAULT_COLOURS = dict.fromkeys(COLOURS, 1.0)
 _SIZES = {f"{width}x{height}": (width, height) for width, height in PICTURE_SIZES}
 
 
@@ -26,7 +27,9 @@ def _check(what: str, weights: Mapping, allowed) -> None:
 class Options:
     """What the world draws. Weights need not sum to 1; an entry that is left out is never drawn.
 
-    `tasks` by name, `counts` by number of objects (1 to 4), `sizes` by "width x height" as in "48x32".
+    `tasks` by name, `counts` by number of objects (1 to 4), `sizes` by "width x height" as in "48x32",
+    `colours` by name: those in which scenes begin, as edits bring in and questions ask about any.
+    `placed`: what asks for a picture of several objects always tells where they stand.
     `held_out` draws only scenes with a held-out pair of kinds: for evaluation, never for training.
     ValueError for unknown names and for weights that are negative or all zero.
     """
@@ -34,19 +37,29 @@ class Options:
     tasks: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_TASKS))
     counts: Mapping[int, float] = field(default_factory=lambda: dict(DEFAULT_COUNTS))
     sizes: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_SIZES))
+    colours: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_COLOURS))
+    placed: bool = False
     held_out: bool = False
 
     def __post_init__(self):
         _check("tasks", self.tasks, DEFAULT_TASKS)
         _check("counts", self.counts, DEFAULT_COUNTS)
         _check("sizes", self.sizes, _SIZES)
+        _check("colours", self.colours, COLOURS)
         if self.held_out and sum(weight for count, weight in self.counts.items() if count > 1) <= 0:
             raise ValueError("held-out combinations are pairs: give a weight to counts of 2 or more")
+        if self.held_out and self.colours != DEFAULT_COLOURS:
+            raise ValueError("held-out combinations come in all colours: leave `colours` out")
 
     @cached_property
     def picture_sizes(self) -> dict[tuple[int, int], float]:
         """The weights of `sizes` by (width, height) in pixels."""
         return {_SIZES[name]: weight for name, weight in self.sizes.items()}
+
+    @cached_property
+    def kinds(self) -> dict[Kind, float]:
+        """The weights of all (shape, colour), from those of `colours`."""
+        return {kind: self.colours.get(kind[1], 0.0) for kind in KINDS}
 
     @cached_property
     def edit_counts(self) -> dict[str, dict[int, float]]:

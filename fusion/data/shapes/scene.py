@@ -27,6 +27,7 @@ PLACES = {
     "column": {"top": (0.5, 0.25), "bottom": (0.5, 0.75)},
     "grid": dict(zip(CELLS, ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)))),
 }
+ALL_KINDS = dict.fromkeys(KINDS, 1.0)
 PAIR_LAYOUTS = {"row": 0.4, "column": 0.4, "grid": 0.2}
 _GROUND_NAMES = tuple(GROUNDS)
 _HELD_OUT = tuple(sorted(tuple(sorted(pair)) for pair in HELD_OUT))
@@ -125,12 +126,12 @@ def place_thing(
     return Thing(kind[0], kind[1], size, place, pixels, whole(rng, *x), whole(rng, *y))
 
 
-def _free_kinds(rng: np.random.Generator, count: int) -> list[Kind]:
+def _free_kinds(rng: np.random.Generator, count: int, weights: Mapping[Kind, float]) -> list[Kind]:
     """`count` kinds; a quarter of the time all the same, else sometimes in groups, else each on its own."""
-    first = pick(rng, KINDS)
+    first = weighted(rng, weights)
     if chance(rng, 0.25):
         return [first] * count
-    kinds = [first, *(pick(rng, KINDS) for _ in range(count - 1))]
+    kinds = [first, *(weighted(rng, weights) for _ in range(count - 1))]
     if count > 2 and chance(rng, 0.2):
         kinds[-1] = kinds[0]
     if count > 1 and chance(rng, 0.2):  # shared colours and shapes make attribute binding and counting matter
@@ -139,12 +140,12 @@ def _free_kinds(rng: np.random.Generator, count: int) -> list[Kind]:
     return kinds
 
 
-def sample_kinds(rng: np.random.Generator, count: int, held_out: bool) -> list[Kind]:
+def sample_kinds(rng: np.random.Generator, count: int, held_out: bool, weights: Mapping[Kind, float] = ALL_KINDS) -> list[Kind]:
     """`count` kinds: none of the held-out pairs among them, or (`held_out`, count >= 2) at least one."""
     if held_out:
         kinds = [*some(rng, pick(rng, _HELD_OUT), 2), *(pick(rng, KINDS) for _ in range(count - 2))]
         return some(rng, kinds, count)
-    while has_held_out(kinds := _free_kinds(rng, count)):
+    while has_held_out(kinds := _free_kinds(rng, count, weights)):
         pass
     return kinds
 
@@ -155,18 +156,19 @@ def sample_scene(
     sizes: Mapping[tuple[int, int], float],
     held_out: bool = False,
     grid: bool = False,
+    kinds: Mapping[Kind, float] = ALL_KINDS,
 ) -> Scene:
-    """A random scene: `counts` weighs the number of objects, `sizes` the (width, height) in pixels.
+    """A random scene: `counts` weighs the number of objects, `sizes` the (width, height) in pixels, `kinds` what objects are.
 
     `grid` puts two objects in a grid, too. With `held_out` the scene has a held-out pair.
     """
     if held_out:
         counts = {count: weight for count, weight in counts.items() if count > 1}
     count, scene_size = weighted(rng, counts), weighted(rng, sizes)
-    kinds = sample_kinds(rng, count, held_out)
+    chosen = sample_kinds(rng, count, held_out, kinds)
     layout = "single" if count == 1 else "grid" if grid or count > 2 else weighted(rng, PAIR_LAYOUTS)
     places = some(rng, tuple(PLACES[layout]), count)
     things = tuple(
-        place_thing(rng, scene_size, layout, kind, pick(rng, ("small", "large")), place) for kind, place in zip(kinds, places)
+        place_thing(rng, scene_size, layout, kind, pick(rng, ("small", "large")), place) for kind, place in zip(chosen, places)
     )
     return Scene(*scene_size, pick(rng, _GROUND_NAMES), layout, things)

@@ -28,13 +28,13 @@ STORY_ENDS = ("at last {}.", "in the end {}.", "finally {}.")
 
 def any_scene(rng: np.random.Generator, options: Options) -> Scene:
     """A scene as the options weigh them."""
-    return sample_scene(rng, options.counts, options.picture_sizes, options.held_out)
+    return sample_scene(rng, options.counts, options.picture_sizes, options.held_out, kinds=options.kinds)
 
 
 def text_to_image(rng: np.random.Generator, options: Options) -> Sample:
     """The user asks for a picture; the assistant answers with just the picture."""
     scene = any_scene(rng, options)
-    told = caption(rng, scene)
+    told = caption(rng, scene, placed=options.placed)
     messages = (user(ask_for_picture(rng, told.text)), assistant(render(scene)))
     return Sample("text_to_image", messages, (scene,), told.claims, held_out=scene.held_out)
 
@@ -64,7 +64,8 @@ def first_edit(rng: np.random.Generator, options: Options, kind: str | None = No
     possible = options.edit_counts
     while True:
         chosen = kind or pick(rng, tuple(possible))
-        scene = sample_scene(rng, possible[chosen], options.picture_sizes, options.held_out, grid=chosen in ("add", "move"))
+        grid = chosen in ("add", "move")
+        scene = sample_scene(rng, possible[chosen], options.picture_sizes, options.held_out, grid, options.kinds)
         change = try_edit(rng, scene, chosen)
         if change is not None:
             return scene, change
@@ -74,7 +75,7 @@ def edits(rng: np.random.Generator, options: Options) -> Sample:
     """The user asks for one to three changes in turn, of a picture shown or of one just drawn on request."""
     scene, change = first_edit(rng, options)
     if chance(rng, 0.25):
-        told = caption(rng, scene)
+        told = caption(rng, scene, placed=options.placed)
         messages, claims = [user(ask_for_picture(rng, told.text)), assistant(render(scene))], told.claims
     else:
         messages, claims = [], None

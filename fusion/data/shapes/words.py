@@ -143,16 +143,18 @@ def _aligned(rng: np.random.Generator, scene: Scene, sized: bool) -> Caption:
     return Caption(f"{told.text} {phrase}", claims)
 
 
-def _told(rng: np.random.Generator, scene: Scene, sized: bool) -> Caption:
-    """All shapes and colours, sometimes with where the objects stand."""
+def _told(rng: np.random.Generator, scene: Scene, sized: bool, placed: bool) -> Caption:
+    """All shapes and colours, sometimes with where the objects stand, and always if `placed`."""
     things = some(rng, scene.things, len(scene.things))
-    if len(things) > 1 and chance(rng, 0.15):
+    if len(things) > 1 and chance(rng, 0.5 if placed else 0.15):
         return _placed(rng, things, sized)
-    if len(things) == 2 and relation(scene, 0, 1) is not None and chance(rng, 0.55):
+    if len(things) == 2 and relation(scene, 0, 1) is not None and (placed or chance(rng, 0.55)):
         if scene.things[0].kind != scene.things[1].kind:
             return _related(rng, scene, sized, some(rng, (0, 1), 2))
         if wanted(things[0], sized) == wanted(things[1], sized):
             return _aligned(rng, scene, sized)
+    if placed and len(things) > 1:
+        return _placed(rng, things, sized)
     return _listed(rng, things, sized)
 
 
@@ -161,12 +163,13 @@ def _grounded(rng: np.random.Generator, told: Caption, ground: str) -> Caption:
     return Caption(text, replace(told.claims, ground=ground))
 
 
-def caption(rng: np.random.Generator, scene: Scene, open_share: float = 0.08) -> Caption:
+def caption(rng: np.random.Generator, scene: Scene, open_share: float = 0.08, placed: bool = False) -> Caption:
     """A random true caption of the scene; it may tell sizes, ground and where objects stand, or leave them open.
 
-    `open_share` is the share of captions that leave colours or shapes open as well ("two circles").
+    `open_share` is the share of captions that leave colours or shapes open as well ("two circles"). `placed` captions tell where
+    several objects stand (two that are equal: how) and leave no colour or shape open.
     """
-    told = _open(rng, scene) if chance(rng, open_share) else _told(rng, scene, sized=chance(rng, 0.25))
+    told = _open(rng, scene) if not placed and chance(rng, open_share) else _told(rng, scene, chance(rng, 0.25), placed)
     return _grounded(rng, told, scene.ground) if chance(rng, 0.3) else told
 
 
