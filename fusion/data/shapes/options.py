@@ -28,7 +28,7 @@ class Options:
     """What the world draws. Weights need not sum to 1; an entry that is left out is never drawn.
 
     `tasks` by name, `counts` by number of objects (1 to 4), `sizes` by "width x height" as in "48x32",
-    `colours` by name: those in which scenes begin; edits bring in, and questions and talk without pictures name, any.
+    `colours` by name: those in which scenes begin, as edits bring in and questions ask about any.
     `placed`: captions of text_to_image and edits always tell where several objects stand (of two equal ones: how).
     `held_out` draws only scenes with a held-out pair of kinds: for evaluation, never for training.
     ValueError for unknown names and for weights that are negative or all zero.
