@@ -22,8 +22,8 @@ from fusion.model import (
     EMBEDS,
     FORMAT_VERSION,
     HEADS,
-    POSITION_BASE,
     POSITIONS,
+    SHORTEST_WAVE,
     TARGETS,
     TIMES,
     FusionConfig,
@@ -184,7 +184,9 @@ def from_llm(
         embed=embed or ("conv" if codec.downsample == 1 else "linear"),
         head=head or ("conv" if codec.downsample == 1 else "linear"),
         path=path,
-        position_base=POSITION_BASE,
+        # The longest wave is twice the widest picture, so that no two cells look alike; small grids get a few octaves all the same.
+        position_base=max(16.0, max_side / (codec.downsample * patch_size)),
+        position_wave=SHORTEST_WAVE,
         vocab_base=processor.vocab_base,
         control_tokens=len(processor.control_tokens),
     )

@@ -5,6 +5,7 @@ the noised blocks. New tokens have rows of their own (`control_embed`, `control_
 """
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,8 +27,8 @@ POSITIONS = ("axial", "shared", "axial+sincos")
 TARGETS = ("x", "v", "eps")
 EMBEDS = ("linear", "conv")
 HEADS = ("linear", "conv", "conv+reference")
-# Of the sincos features of new models. DiT's 10,000 turns most of them so slowly that the few cells of a small grid look alike.
-POSITION_BASE = 100.0
+# Cells of the shortest sincos wave of new models. DiT's 2 pi, with a base of 10,000, turns so slowly that neighbouring cells look alike.
+SHORTEST_WAVE = 2.0
 
 
 class FusionConfig(PreTrainedConfig):
@@ -37,7 +38,7 @@ class FusionConfig(PreTrainedConfig):
     time: adaln (PixArt), added (BAGEL) or none (FuseDiT). positions: axial rotary, one shared index plus 2-D sincos, or
     axial+sincos. target: what the flow head predicts, x, v or eps. embed: of patches, linear or conv. head: linear, conv or
     conv+reference (fusion.conv). vocab_base: the id of the first control token; control_tokens: how many there are. position_scale,
-    position_base: of the sincos features.
+    position_base, position_wave: base and shortest wave (cells) of the sincos features.
     """
 
     model_type = "fusion"
@@ -59,6 +60,7 @@ class FusionConfig(PreTrainedConfig):
         control_tokens: int = 3,
         position_scale: float = 1.0,
         position_base: float = 10000.0,
+        position_wave: float = 2 * math.pi,
         format_version: int = FORMAT_VERSION,
         **kwargs,
     ):
@@ -68,7 +70,8 @@ class FusionConfig(PreTrainedConfig):
         self.time, self.positions, self.target, self.path = time, positions, target, path
         self.embed, self.head = embed, head
         self.vocab_base, self.control_tokens = vocab_base, control_tokens
-        self.position_scale, self.position_base, self.format_version = position_scale, position_base, format_version
+        self.position_scale, self.position_base, self.position_wave = position_scale, position_base, position_wave
+        self.format_version = format_version
         super().__init__(**kwargs)
 
     @property
@@ -175,7 +178,8 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         """Patch rows, with the position of their cell (where sincos tells it) and their time (`added`)."""
         rows = self.patch_embed(patches, cell, time, picture)
         if self.sincos:
-            rows = rows + self.config.position_scale * sincos(cell, rows.shape[-1], self.config.position_base)
+            features = sincos(cell, rows.shape[-1], self.config.position_base, self.config.position_wave)
+            rows = rows + self.config.position_scale * features
         if self.config.time == "added":
             rows = rows + time[picture]
         return rows

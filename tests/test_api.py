@@ -1,6 +1,7 @@
 """The Fusion API: models from LLM folders, pictures and words out of them, folders in and out (law 6), and errors of one line."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -118,8 +119,15 @@ def test_pixels_get_the_convolutional_head_unless_told_otherwise(llm):
     assert plain.model.config.head == "linear" and not hasattr(plain.model.flow_head, "drawn")
 
 
-def test_a_config_from_before_the_base_of_positions_was_a_choice_keeps_its_positions():
-    assert FusionConfig(text_config=tiny_config("llama")).position_base == 10000.0
+def test_a_config_from_before_the_waves_of_positions_were_a_choice_keeps_its_positions():
+    config = FusionConfig(text_config=tiny_config("llama"))
+    assert (config.position_base, config.position_wave) == (10000.0, 2 * math.pi)
+
+
+@pytest.mark.parametrize("max_side, base", [(64, 16.0), (1024, 64.0)])
+def test_the_waves_of_positions_span_the_widest_picture_twice(llm, max_side, base):
+    config = fusion.from_llm(llm, patch_size=16, max_side=max_side).model.config
+    assert (config.position_wave, config.position_base) == (2.0, base)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

@@ -1,5 +1,7 @@
 """patches.py: law 6 (cutting and joining is the identity for every rank), the order of patches, positions, and bad sizes."""
 
+import math
+
 import pytest
 import torch
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
@@ -70,6 +72,13 @@ def test_sincos_tells_positions_apart_and_distances_alike(rank, width):
 def test_sincos_leaves_zero_what_does_not_divide():
     features = sincos(cells((3, 3, 3)), 64)  # 10 frequencies x 2 x 3 axes
     assert features[:, 60:].abs().max() == 0 and features[:, :60].abs().sum(0).min() > 0
+
+
+@pytest.mark.parametrize("shortest, base", [(2.0, 16.0), (2.0, 128.0), (5.0, 4.0)])
+def test_sincos_waves_are_from_the_shortest_to_base_times_it(shortest, base):
+    (sine, *_, slowest), width = sincos(torch.tensor([[shortest / 4]]), 64, base, shortest)[0, :32], 64
+    assert sine == pytest.approx(1)  # a quarter of the shortest wave
+    assert slowest == pytest.approx(math.sin(math.pi / 2 * base ** -(1 - 2 / width)))
 
 
 @pytest.mark.parametrize("base_size", [6, 16])
