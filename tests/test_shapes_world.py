@@ -197,6 +197,8 @@ def test_weights_are_obeyed():
         ({"tasks": {"poetry": 1}}, "poetry"), ({"counts": {5: 1}}, "5"), ({"sizes": {"31x32": 1}}, "31x32"),
         ({"tasks": {"chat": 0}}, "tasks"), ({"counts": {1: -1, 2: 2}}, "counts"), ({"counts": {1: 1}, "held_out": True}, "held-out"),
         ({"colours": {"pink": 1}}, "pink"), ({"colours": {"red": 1}, "held_out": True}, "colours"),
+        ({"distinct": True, "held_out": True, "counts": {2: 1}}, "distinct"),
+        ({"distinct": True, "colours": {"red": 1, "blue": 1}}, "4 objects of distinct colours need 4 colours, got 2"),
     ],
 )  # fmt: skip
 def test_wrong_options_are_named_in_one_line(options, named):
@@ -210,6 +212,13 @@ def test_scenes_come_in_the_colours_that_have_a_weight(task):
     drawn = samples(task, 200, Options(colours={"red": 3, "blue": 1, "green": 0}))
     seen = [colour for sample in drawn for scene in sample.scenes for _, colour in scene.kinds]
     assert set(seen) == {"red", "blue"} and 0.65 < seen.count("red") / len(seen) < 0.85
+
+
+@pytest.mark.parametrize("task", ["text_to_image", "questions", "edits"])
+def test_distinct_scenes_begin_with_no_colour_twice(task):
+    begun = [sample.scenes[0].kinds for sample in samples(task, 200, Options(distinct=True))]
+    assert max(map(len, begun)) == 4
+    assert all(len({colour for _, colour in kinds}) == len(kinds) for kinds in begun)
 
 
 def test_placed_captions_say_where_several_objects_stand():

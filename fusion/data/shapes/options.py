@@ -30,6 +30,7 @@ class Options:
     `tasks` by name, `counts` by number of objects (1 to 4), `sizes` by "width x height" as in "48x32",
     `colours` by name: those in which scenes begin, as edits bring in and questions ask about any.
     `placed`: captions of text_to_image and edits always tell where several objects stand (of two equal ones: how).
+    `distinct`: no two objects of a scene begin in one colour, so that every caption says which of them has which.
     `held_out` draws only scenes with a held-out pair of kinds: for evaluation, never for training.
     ValueError for unknown names and for weights that are negative or all zero.
     """
@@ -39,6 +40,7 @@ class Options:
     sizes: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_SIZES))
     colours: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_COLOURS))
     placed: bool = False
+    distinct: bool = False
     held_out: bool = False
 
     def __post_init__(self):
@@ -50,6 +52,11 @@ class Options:
             raise ValueError("held-out combinations are pairs: give a weight to counts of 2 or more")
         if self.held_out and self.colours != DEFAULT_COLOURS:
             raise ValueError("held-out combinations come in all colours: leave `colours` out")
+        if self.distinct and self.held_out:
+            raise ValueError("held-out combinations may share a colour: leave `distinct` out")
+        most, several = max(count for count, weight in self.counts.items() if weight > 0), sum(w > 0 for w in self.colours.values())
+        if self.distinct and several < most:
+            raise ValueError(f"{most} objects of distinct colours need {most} colours, got {several}: weigh more `colours`")
 
     @cached_property
     def picture_sizes(self) -> dict[tuple[int, int], float]:

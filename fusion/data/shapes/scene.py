@@ -140,14 +140,18 @@ def _free_kinds(rng: np.random.Generator, count: int, weights: Mapping[Kind, flo
     return kinds
 
 
-def sample_kinds(rng: np.random.Generator, count: int, held_out: bool, weights: Mapping[Kind, float] = ALL_KINDS) -> list[Kind]:
-    """`count` kinds: none of the held-out pairs among them, or (`held_out`, count >= 2) at least one."""
+def sample_kinds(
+    rng: np.random.Generator, count: int, held_out: bool, weights: Mapping[Kind, float] = ALL_KINDS, distinct: bool = False
+) -> list[Kind]:
+    """`count` kinds: none of the held-out pairs among them, or (`held_out`, count >= 2) at least one; if `distinct`, no colour twice."""
     if held_out:
         kinds = [*some(rng, pick(rng, _HELD_OUT), 2), *(pick(rng, KINDS) for _ in range(count - 2))]
         return some(rng, kinds, count)
-    while has_held_out(kinds := _free_kinds(rng, count, weights)):
-        pass
-    return kinds
+    while True:
+        kinds = _free_kinds(rng, count, weights)
+        repeated = distinct and len({colour for _, colour in kinds}) < count
+        if not repeated and not has_held_out(kinds):
+            return kinds
 
 
 def sample_scene(
@@ -157,15 +161,16 @@ def sample_scene(
     held_out: bool = False,
     grid: bool = False,
     kinds: Mapping[Kind, float] = ALL_KINDS,
+    distinct: bool = False,
 ) -> Scene:
     """A random scene: `counts` weighs the number of objects, `sizes` the (width, height) in pixels, `kinds` what objects are.
 
-    `grid` puts two objects in a grid, too. With `held_out` the scene has a held-out pair.
+    `grid` puts two objects in a grid, too. With `held_out` the scene has a held-out pair. With `distinct` no colour comes twice.
     """
     if held_out:
         counts = {count: weight for count, weight in counts.items() if count > 1}
     count, scene_size = weighted(rng, counts), weighted(rng, sizes)
-    chosen = sample_kinds(rng, count, held_out, kinds)
+    chosen = sample_kinds(rng, count, held_out, kinds, distinct)
     layout = "single" if count == 1 else "grid" if grid or count > 2 else weighted(rng, PAIR_LAYOUTS)
     places = some(rng, tuple(PLACES[layout]), count)
     things = tuple(

@@ -28,7 +28,7 @@ STORY_ENDS = ("at last {}.", "in the end {}.", "finally {}.")
 
 def any_scene(rng: np.random.Generator, options: Options) -> Scene:
     """A scene as the options weigh them."""
-    return sample_scene(rng, options.counts, options.picture_sizes, options.held_out, kinds=options.kinds)
+    return sample_scene(rng, options.counts, options.picture_sizes, options.held_out, kinds=options.kinds, distinct=options.distinct)
 
 
 def text_to_image(rng: np.random.Generator, options: Options) -> Sample:
@@ -65,7 +65,7 @@ def first_edit(rng: np.random.Generator, options: Options, kind: str | None = No
     while True:
         chosen = kind or pick(rng, tuple(possible))
         grid = chosen in ("add", "move")
-        scene = sample_scene(rng, possible[chosen], options.picture_sizes, options.held_out, grid, options.kinds)
+        scene = sample_scene(rng, possible[chosen], options.picture_sizes, options.held_out, grid, options.kinds, options.distinct)
         change = try_edit(rng, scene, chosen)
         if change is not None:
             return scene, change
