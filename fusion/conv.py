@@ -138,8 +138,8 @@ class ConvHead(FlowHead):
     """A head that looks at the noised picture again: the decoder says what belongs in a patch, a small convolutional net draws it.
 
     A cell is a row of its pixels and its share of the decoder's answer, which also modulates every block. What they draw is added to the
-    linear head. With `reference`, the picture that is edited lies beside the noised one (as in InstructPix2Pix, arXiv 2211.09800): what
-    stays the same can be copied to the pixel.
+    linear head, which does all of it while the convolutions are `resting`. With `reference`, the picture that is edited lies beside the
+    noised one (as in InstructPix2Pix, arXiv 2211.09800): what stays the same can be copied to the pixel.
     """
 
     def __init__(
@@ -153,9 +153,12 @@ class ConvHead(FlowHead):
         self.norm_drawn, self.drawn = LayerNorm32(inner, eps=1e-6), Conv32(inner, self.cells.numbers, 3, padding=1)
         nn.init.zeros_(self.drawn.weight)
         nn.init.zeros_(self.drawn.bias)
+        self.resting = False
 
     def forward(self, h, seen, time=None, image=None):
         h = self.conditioned(h, time, image)
+        if self.resting:
+            return self.out(h)
         drawn = torch.zeros_like(seen.noised, dtype=torch.float32)
         for size, _, where in by_size(seen.grid):
             parts = (seen.noised[where], seen.reference[where]) if self.reference else (seen.noised[where],)

@@ -81,6 +81,19 @@ def test_the_convolutional_head_starts_at_zero_and_then_looks_at_the_noised_patc
     assert not torch.allclose(head(h, seen(patches), time), head(h, seen(patches + 1), time))
 
 
+def test_a_resting_convolutional_head_is_the_linear_one_and_nothing_else_learns():
+    head, h, patches, time = ConvHead(16, 3, 8, 8, inner=8), torch.randn(5, 16), torch.randn(5, 192), torch.randn(1, 8)
+    torch.nn.init.normal_(head.out.weight)
+    linear = head(h, seen(patches), time)
+    wake(head)
+    assert not torch.allclose(head(h, seen(patches), time), linear)
+    head.resting = True
+    out = head(h, seen(patches), time)
+    torch.testing.assert_close(out, head.out(head.conditioned(h, time, None)))
+    out.square().sum().backward()
+    assert head.out.weight.grad is not None and head.drawn.weight.grad is None and head.told.weight.grad is None
+
+
 def test_the_convolutional_head_sees_one_picture_at_a_time_whatever_stands_beside_it():
     """Pictures of three sizes, in any order: each comes out as it does alone, and a patch changes with its neighbours' pixels."""
     head = wake(ConvHead(16, 3, 8, 8, inner=8))

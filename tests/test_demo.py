@@ -117,6 +117,29 @@ def test_a_curriculum_changes_at_its_document_and_stays_at_its_last_stage():
     assert tasks(islice(stream_of(Curriculum(STAGES)), 30)) == ["text_to_image"] * 10 + ["chat"] * 20
 
 
+def test_a_stage_has_its_share_of_plain_text():
+    texts = Texts(["a", "b", "c"])
+    curriculum = Curriculum([Stage(200, tasks={"chat": 1.0}), Stage(text=0.25, tasks={"chat": 1.0})], texts=texts)
+    before, after = (Counter(key.split(":")[0] for key in keys) for keys in (drawn(curriculum, 0, 200), drawn(curriculum, 200, 1200)))
+    assert before == {"world": 200} and 200 < after["text"] < 300
+    assert len({key for key in drawn(curriculum, 200, 1200) if key.startswith("text")}) == 3
+
+
+def drawn(curriculum: Curriculum, first: int, last: int) -> list[str]:
+    return [curriculum.sample(index).key for index in range(first, last)]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_share_of_text_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match=f"^text={share}: a share"):
+        Stage(text=share)
+
+
+def test_text_without_texts_is_refused():
+    with pytest.raises(ValueError, match="there are no texts"):
+        Curriculum([Stage(text=0.1)])
+
+
 def stream_of(curriculum: Curriculum):
     walk = curriculum.stream()
     while True:
@@ -129,7 +152,7 @@ def test_shards_of_a_curriculum_share_its_documents_and_each_resumes():
     shards = [curriculum.stream("any", shard, 3) for shard in range(3)]
     dealt = [[next(shard).key for _ in range(4)] for shard in shards]
     assert Counter(whole) == Counter(key for keys in dealt for key in keys)
-    one, other = Mixture([curriculum, Texts(["a", "b"])], [1, 1]), Mixture([curriculum, Texts(["a", "b"])], [1, 1])
+    one, other = Mixture([curriculum]), Mixture([curriculum])
     for _ in range(9):
         next(one)
     other.load_state_dict(one.state_dict())

@@ -55,6 +55,16 @@ def test_accumulation_changes_nothing_but_memory(llm, batches, tmp_path):
         torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=1e-4)
 
 
+def test_a_convolutional_head_begins_when_it_is_told_to(llm, batches, tmp_path):
+    first = len(batches[0].keys)
+    trainer = training.make(llm, tmp_path, training.Given(batches), documents=3 * first, conv_from=first, validate=False)
+    drawn, resting = trainer.model.flow_head.drawn.weight, []
+    assert drawn.abs().max() == 0
+    trainer._at_intervals = lambda: resting.append((trainer.model.flow_head.resting, bool(drawn.abs().max() == 0)))
+    trainer.fit()
+    assert resting[0] == (True, True) and resting[1] == (False, False)
+
+
 def test_it_learns_and_writes_a_run_folder(llm, batches, tmp_path):
     shown = []
 

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import fusion
@@ -13,6 +14,7 @@ from tests import training
 from train import unified
 from train.config import load_config
 from train.metrics import read
+from train.optim import hidden_matrices
 from train.samples import Prompt, ask, from_samples, sheet
 
 
@@ -104,3 +106,17 @@ def test_conversations_lose_their_last_answer_and_pages_are_left_out():
     talk = [{"role": "user", "content": "red?"}, {"role": "assistant", "content": [{"type": "text", "text": "yes"}]}]
     (prompt,) = from_samples([Sample(talk, None, "a", "a:1"), Sample(None, [{"type": "text", "text": "page"}], "a", "a:2")])
     assert prompt.messages == talk[:1] and prompt.truth == ("yes",)
+
+
+def test_a_shrunk_llm_keeps_its_embeddings_norms_and_head(llm):
+    whole, shrunk = (unified.build(unified.Model(llm=str(llm), patch_size=16, shrink=share)).model.llm for share in (1.0, 0.3))
+    matrices = {id(p) for p in hidden_matrices(shrunk)}
+    assert len(matrices) == 7 * len(shrunk.model.layers)
+    for one, other in zip(whole.parameters(), shrunk.parameters(), strict=True):
+        assert torch.equal(other, one * 0.3 if id(other) in matrices else one)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5])
+def test_a_share_that_does_not_shrink_is_refused(share):
+    with pytest.raises(ValueError, match=rf"^shrink={share}: a factor above 0"):
+        unified.Model(shrink=share)

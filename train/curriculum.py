@@ -1,7 +1,8 @@
-"""The built-in world in stages: what it draws changes along a run, by the number of the document alone."""
+"""The built-in world and plain text in stages: what comes changes along a run, by the number of the document alone."""
 
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from fusion.data.shapes import Options, World
 from fusion.data.sources import Sample, Stream, WorldSource
@@ -9,44 +10,56 @@ from fusion.data.sources import Sample, Stream, WorldSource
 
 @dataclass
 class Stage:
-    """What the world draws until this many of its documents are drawn, None for ever. The others as in fusion.data.shapes.Options
-    (tasks, counts, sizes and colours are weights); what is left out is as the world has it."""
+    """What comes until document number `until`, None for ever. text: the share of plain text. The others say what the world draws as
+    in fusion.data.shapes.Options (tasks, counts, sizes and colours are weights); what is left out is as the world has it."""
 
     until: int | None = None
+    text: float = 0.0
     tasks: dict[str, float] | None = None
     counts: dict[int, float] | None = None
     sizes: dict[str, float] | None = None
     colours: dict[str, float] | None = None
     placed: bool | None = None
+    distinct: bool | None = None
+
+    def __post_init__(self):
+        if not 0 <= self.text < 1:
+            raise ValueError(f"text={self.text}: a share of at least 0 and below 1")
 
     @property
     def world(self) -> World:
         """The world of this stage."""
-        given = {"tasks": self.tasks, "counts": self.counts, "sizes": self.sizes, "colours": self.colours, "placed": self.placed}
+        given = {field.name: getattr(self, field.name) for field in fields(Options) if hasattr(self, field.name)}
         return World(Options(**{name: value for name, value in given.items() if value is not None}))
 
 
 class Curriculum:
-    """A source for fusion.data.sources.Mixture: document number i comes from the first stage that ends after it.
+    """A source for fusion.data.sources.Mixture: document number i comes from the first stage that ends after it, or from `texts`.
 
     Stages follow the number of documents, not the clock, so that a run is the same on every machine and resumes exactly, and a longer
     run has stages of the same length; one that its time limit ends early has not seen the last of them.
     """
 
-    def __init__(self, stages: Sequence[Stage], seed: int = 0, name: str = "world"):
+    def __init__(self, stages: Sequence[Stage], seed: int = 0, texts: "Texts | None" = None, name: str = "world"):
         ends = [float("inf") if stage.until is None else stage.until for stage in stages]
         if not ends or ends != sorted(set(ends)) or ends[0] <= 0 or stages[-1].until is not None:
             said = [stage.until for stage in stages]
             raise ValueError(f"stages end at {said}: let each end some documents after the one before, and give the last no end")
-        self.name = name
-        self._stages = [(end, WorldSource(stage.world, seed, name)) for end, stage in zip(ends, stages, strict=True)]
+        if texts is None and any(stage.text for stage in stages):
+            raise ValueError("a stage has plain text, but there are no texts")
+        self.name, self._seed, self._texts = name, seed, texts
+        self._stages = [(end, stage.text, WorldSource(stage.world, seed, name)) for end, stage in zip(ends, stages, strict=True)]
 
     def __len__(self) -> int:
         return 2**62
 
     def sample(self, index: int) -> Sample:
         """Document number `index`."""
-        return next(world for end, world in self._stages if index < end)[index]
+        share, world = next((share, world) for end, share, world in self._stages if index < end)
+        rng = random.Random(f"{self._seed}/{index}")
+        if share and rng.random() < share:
+            return self._texts.sample(rng.randrange(len(self._texts)), rng)
+        return world[index]
 
     def stream(self, seed: int | str = 0, shard: int = 0, shards: int = 1) -> "Walk":
         """The documents in the order of their numbers, dealt to the shards in turn; they have a seed of their own."""

@@ -38,14 +38,9 @@ TRAINING_SEED, HELD_OUT_SEED = 1, 2  # of the world's documents: two seeds share
 
 @dataclass
 class WorldConfig:
-    """What is learned. text: share of plain text among the documents, the rest is the built-in world; stages: see train.curriculum."""
+    """What is learned, in stages: see train.curriculum."""
 
-    text: float = 0.1
-    stages: list[Stage] = field(default_factory=lambda: [Stage()])
-
-    def __post_init__(self):
-        if not 0 <= self.text < 1:
-            raise ValueError(f"text={self.text}: a share of at least 0 and below 1")
+    stages: list[Stage] = field(default_factory=lambda: [Stage(text=0.1)])
 
 
 @dataclass
@@ -203,9 +198,9 @@ def learn_together(config: Demo) -> Summary:
 
 def trainer_for(config: Demo, model: Fusion, corpus: Corpus, rank: int = 0, world: int = 1) -> Trainer:
     """The trainer on the mixed world and plain text, for the documents and in the time that are left."""
-    share, seed = config.world.text, config.training.seed
-    # A partial of a function, for the workers get it by pickling.
-    open_samples = partial(_mixture, [Curriculum(config.world.stages, TRAINING_SEED), Texts(corpus.train)], [1 - share, share], seed)
+    seed = config.training.seed
+    curriculum = Curriculum(config.world.stages, TRAINING_SEED, Texts(corpus.train))
+    open_samples = partial(_mixture, curriculum, seed)  # a partial of a function, for the workers get it by pickling
     batches = Batches(open_samples, model.processor, config.packing, seed, rank, world)
     held_out, groups = watched(config, model, corpus)
     spent = read(Path(config.llm.out, "metrics.jsonl"))[-1]["time"] / 60
@@ -215,8 +210,8 @@ def trainer_for(config: Demo, model: Fusion, corpus: Corpus, rank: int = 0, worl
     return Trainer(model, loader, config.objective, settings, config.out, held_out, sampler, resume=True)
 
 
-def _mixture(sources: list, weights: list[float], seed: int, shard: int, shards: int) -> Mixture:
-    return Mixture(sources, weights, seed, shard, shards)
+def _mixture(curriculum: Curriculum, seed: int, shard: int, shards: int) -> Mixture:
+    return Mixture([curriculum], [1.0], seed, shard, shards)
 
 
 def watched(config: Demo, model: Fusion, corpus: Corpus) -> tuple[dict, dict]:

@@ -41,7 +41,8 @@ class Training:
 
     documents, minutes: the run ends at whichever comes first, and the learning rate has then reached its end. accumulate: batches
     per step. ema: decay of the averaged weights, which are the ones that are saved. precision: auto takes bf16 where it is faster.
-    compile: compile the layers of the decoder. workers: processes that make batches. The `_every` are in steps, 0 for never; keep:
+    compile: compile the layers of the decoder. conv_from: documents before which a convolutional head rests: while it learns to draw,
+    the decoder does not learn what to (docs/log.md). workers: processes that make batches. The `_every` are in steps, 0 for never; keep:
     checkpoints kept.
     """
 
@@ -51,6 +52,7 @@ class Training:
     ema: float = 0.999
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: bool = False
+    conv_from: int = 0
     workers: int = 1
     seed: int = 0
     log_every: int = 20
@@ -165,6 +167,7 @@ class Trainer:
 
     def _one_step(self, interrupts: Interrupts) -> str | None:
         """One update; returns the signal that asks to stop, if one came."""
+        self.model.flow_head.resting = self.seen < self.settings.conv_from
         window = [next(self.loader) for _ in range(self.settings.accumulate)]
         counts = self._count(window)
         self.factor = rate(self.settings.optim, self.step, self.progress)

@@ -27,6 +27,7 @@ from fusion.objective import Objective
 from train.checkpoint import steps
 from train.config import load, save_config
 from train.loop import NotFinite, Summary, Trainer, Training
+from train.optim import hidden_matrices
 from train.samples import Sampler, Samples, ask, from_samples
 
 # Each a function of the model, the run's data config and knobs of generation; what it returns becomes part of the report.
@@ -37,6 +38,8 @@ EVALUATIONS = {"emoji": emoji.sections}
 class Model:
     """The model that is trained: arguments of fusion.from_llm. attention: of the decoder, auto takes what is fast on the device.
 
+    shrink: factor on the LLM's hidden matrices before training begins. What a small LLM has learned so far can keep it from learning
+    anything else; with smaller weights it learns as a fresh one does, and what it knew comes back soon (Ash and Adams, arXiv 1910.08475).
     latents: a folder in which the latents of training images are kept, so that each is encoded once; None encodes at every step.
     """
 
@@ -52,7 +55,13 @@ class Model:
     max_side: int = 1024
     max_patches: int = 4096
     attention: str = "auto"
+    shrink: float = 1.0
     latents: str | None = None
+
+
+    def __post_init__(self):
+        if not 0 < self.shrink <= 1:
+            raise ValueError(f"shrink={self.shrink}: a factor above 0, and at most 1, which leaves the LLM as it is")
 
 
 @dataclass
@@ -119,6 +128,8 @@ def build(settings: Model) -> Fusion:
     model = fusion.from_llm(settings.llm, dtype=torch.float32, **{name: getattr(settings, name) for name in names})
     # Short rows on CPUs: SDPA's backward is several times slower than two matrix products.
     fast = "sdpa" if torch.cuda.is_available() else "matmul"
+    if settings.shrink != 1:
+        torch._foreach_mul_([p.data for p in hidden_matrices(model.model.llm)], settings.shrink)
     if settings.latents:
         model.codec = LatentCache(settings.latents, model.codec)
     model.model.set_attention(fast if settings.attention == "auto" else settings.attention)
