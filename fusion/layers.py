@@ -49,11 +49,11 @@ class PatchEmbed(nn.Module):
 
     def forward(
         self,
-        patches: Float[Tensor, "n patch"],
-        cell: Int[Tensor, "n 2"] | None = None,
+        patches: Float[Tensor, "*n patch"],
+        cell: Int[Tensor, "*n 2"] | None = None,
         time: Float[Tensor, "m time_width"] | None = None,
-        picture: Int[Tensor, " n"] | None = None,
-    ) -> Float[Tensor, "n width"]:
+        picture: Int[Tensor, "*n"] | None = None,
+    ) -> Float[Tensor, "*n width"]:
         """cell: row and column of each patch; time, picture: of the pictures, and which of them a patch belongs to. For embeddings that look
         at whole pictures."""
         return self.proj(patches.to(self.proj.weight.dtype))
@@ -168,7 +168,7 @@ class FlowHead(nn.Module):
     def forward(
         self,
         h: Float[Tensor, "*n width"],
-        seen: Seen,
+        seen: Seen | None = None,
         time: Float[Tensor, "*m time_width"] | None = None,
         image: Int[Tensor, "*n"] | None = None,
     ) -> Float[Tensor, "*n out"]:

@@ -1,0 +1,110 @@
+"""Checkpoints of diffusers in and out: a folder with config.json and safetensors, in shards or not."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fusion.architectures import dit, pixart
+from fusion.architectures.names import Row, give, take
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+
+
+@dataclass(frozen=True)
+class Page:
+    """An architecture, the class of diffusers that is the same network, and how one becomes the other."""
+
+    build: type[nn.Module]
+    theirs: str
+    from_diffusers: Callable[[dict], object]
+    to_diffusers: Callable[[object], dict]
+    names: Callable[[object], list[Row]]
+
+
+PAGES = [
+    Page(dit.DiT, "DiTTransformer2DModel", dit.from_diffusers, dit.to_diffusers, dit.names),
+    Page(pixart.PixArt, "PixArtTransformer2DModel", pixart.from_diffusers, pixart.to_diffusers, pixart.names),
+]
+
+
+def load(folder: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> nn.Module:
+    """The network of a diffusers folder as ours, ready to sample from. `dtype`: of the weights, as they were saved unless given.
+
+    Raises ValueError in one line: no checkpoint there, a class that has no page here, tensors missing, unknown or of another shape.
+    """
+    folder = Path(folder)
+    settings = _settings(folder)
+    page = next((page for page in PAGES if page.theirs == settings.get("_class_name")), None)
+    if page is None:
+        known = ", ".join(page.theirs for page in PAGES)
+        raise ValueError(f"{folder}: a checkpoint of {settings.get('_class_name', 'an unnamed class')}; those of {known} can be loaded")
+    try:
+        config = page.from_diffusers(settings)
+    except KeyError as missing:
+        raise ValueError(f"{folder}/config.json has no {missing}, which {page.theirs} needs") from None
+    try:
+        tensors = take(page.names(config), _tensors(folder))
+        model = page.build(config)
+        _check_shapes(model, tensors)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    model.load_state_dict(tensors, assign=True)
+    return model.requires_grad_(True).to(device=device, dtype=dtype).eval()
+
+
+def save_diffusers(model: nn.Module, folder: str | Path) -> None:
+    """Write a network as the diffusers folder it would have come from; it appears whole or not at all.
+
+    Raises ValueError for networks that no class of diffusers is, and where the folder holds something already.
+    """
+    page = next((page for page in PAGES if type(model) is page.build), None)
+    if page is None:
+        raise ValueError(f"{type(model).__name__}: no class of diffusers is this network")
+    settings, folder = page.to_diffusers(model.config), Path(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds something already: give another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        whole = Path(temporary, "whole")
+        whole.mkdir()
+        save_file(give(page.names(model.config), model.state_dict()), whole / WEIGHTS, metadata={"format": "pt"})
+        (whole / "config.json").write_text(json.dumps({"_class_name": page.theirs} | settings, indent=2), encoding="utf-8")
+        whole.rename(folder)
+
+
+def _settings(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: no diffusers checkpoint there (config.json is missing)") from None
+    except ValueError as error:
+        raise ValueError(f"{folder}/config.json cannot be read ({error})") from None
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the folder, whatever their shards."""
+    files = [WEIGHTS]
+    if (folder / INDEX).is_file():
+        files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    tensors = {}
+    for file in files:
+        try:
+            tensors |= load_file(folder / file)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{file} is missing or broken ({' '.join(str(error).split())[:100]}): copy it again") from None
+    return tensors
+
+
+def _check_shapes(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    for name, parameter in model.state_dict().items():
+        if tensors[name].shape != parameter.shape:
+            given, wanted = tuple(tensors[name].shape), tuple(parameter.shape)
+            raise ValueError(f"{name} has shape {given}, and config.json asks for {wanted}: config and weights do not belong together")

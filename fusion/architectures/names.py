@@ -1,0 +1,97 @@
+"""Name tables between our weights and those of other repositories, in both directions.
+
+A row says which of our tensors is which of theirs, and how one becomes the other: patches cut in another order, copies of one tensor in every
+block. What cannot be said by a row is a difference between networks, and belongs in their code.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from einops import EinopsError, rearrange
+from torch import Tensor
+
+
+def same(tensor: Tensor) -> Tensor:
+    """As it is."""
+    return tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor. ours, theirs: its names, theirs several where they keep copies. take: theirs to ours; give: ours to theirs."""
+
+    ours: str
+    theirs: str | tuple[str, ...]
+    take: Callable[[Tensor], Tensor] = same
+    give: Callable[[Tensor], Tensor] = same
+
+    @property
+    def copies(self) -> tuple[str, ...]:
+        """Their names."""
+        return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
+
+
+def linear(ours: str, theirs: str | tuple[str, ...], bias: bool = True, weight: tuple = (), both: tuple = ()) -> list[Row]:
+    """The rows of a linear layer. weight, both: (take, give) for its weight alone, or for weight and bias."""
+    ends = ("weight", "bias") if bias else ("weight",)
+    several = (theirs,) if isinstance(theirs, str) else theirs
+    return [
+        Row(f"{ours}.{end}", tuple(f"{name}.{end}" for name in several), *(weight if weight and end == "weight" else both)) for end in ends
+    ]
+
+
+def attention(ours: str, theirs: str, qkv_bias: bool = True) -> list[Row]:
+    """The rows of an attention layer as diffusers names them."""
+    within = [row for part in "qkv" for row in linear(f"{ours}.{part}", f"{theirs}.to_{part}", qkv_bias)]
+    return within + linear(f"{ours}.out", f"{theirs}.to_out.0")
+
+
+def convolved(channels: int, patch_size: int) -> tuple[Callable, Callable]:
+    """The weight of a strided convolution as that of a linear layer over patches, and back."""
+    sides = {"c": channels, "p": patch_size, "q": patch_size}
+    return (lambda w: rearrange(w, "d c p q -> d (c p q)")), (lambda w: rearrange(w, "d (c p q) -> d c p q", **sides))
+
+
+def channels_last(channels: int, patch_size: int, groups: int = 1) -> tuple[Callable, Callable]:
+    """Rows of an output layer in the order (row, column, group of channels) as ours, (group, channel, row, column), and back."""
+    sides = {"k": groups, "c": channels, "p": patch_size, "q": patch_size}
+    return (
+        lambda w: rearrange(w, "(p q k c) ... -> (k c p q) ...", **sides),
+        lambda w: rearrange(w, "(k c p q) ... -> (p q k c) ...", **sides),
+    )
+
+
+def take(rows: Iterable[Row], tensors: Mapping[str, Tensor], ignore: Iterable[str] = ()) -> dict[str, Tensor]:
+    """Their tensors under our names. ValueError, naming it, for a tensor that is missing, unknown, or unlike its copies.
+
+    ignore: names of theirs that are no weights (buffers that older checkpoints hold).
+    """
+    rows = list(rows)
+    known = {name for row in rows for name in row.copies}
+    if missing := sorted(known - tensors.keys()):
+        raise ValueError(f"the checkpoint lacks {_some(missing)}: it is incomplete, or not of this architecture")
+    if extra := sorted(tensors.keys() - known - set(ignore)):
+        raise ValueError(f"the checkpoint has {_some(extra)}, which this architecture has not: it is of another one, or of other settings")
+    for row in rows:
+        first, *others = row.copies
+        if unlike := [name for name in others if not torch.equal(tensors[first], tensors[name])]:
+            raise ValueError(f"{unlike[0]} differs from {first}, of which it should be a copy: this checkpoint was changed since it was converted")
+    return {row.ours: _taken(row, tensors[row.copies[0]]) for row in rows}
+
+
+def give(rows: Iterable[Row], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under their names."""
+    return {name: row.give(tensors[row.ours]).contiguous().clone() for row in rows for name in row.copies}
+
+
+def _taken(row: Row, tensor: Tensor) -> Tensor:
+    try:
+        return row.take(tensor).contiguous()
+    except EinopsError:
+        shape = tuple(tensor.shape)
+        raise ValueError(f"{row.copies[0]} has shape {shape}, which does not divide into the patches that the config asks for") from None
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more tensors"
