@@ -9,17 +9,31 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fusion.architectures import Conditioning, DiT, DiTConfig, PixArt, PixArtConfig, load, pixart, save_diffusers
+from fusion.architectures import (
+    Conditioning,
+    DiT,
+    DiTConfig,
+    MMDiT,
+    MMDiTConfig,
+    PixArt,
+    PixArtConfig,
+    load,
+    pixart,
+    save_diffusers,
+)
 from fusion.architectures.dit import CONDITIONINGS
 from fusion.architectures.folders import INDEX, PAGES, WEIGHTS
 from fusion.architectures.names import take
 
 TINY = {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 2, "sample_size": 8, "patch_size": 2, "in_channels": 4}
 TEXT = {"cross_attention_dim": 48, "caption_channels": 32, "norm_eps": 1e-6}
+MMDIT = {"out_channels": 4, "joint_attention_dim": 32, "caption_projection_dim": 48, "pooled_projection_dim": 24, "pos_embed_max_size": 10}
 REFERENCES = {
     "dit": ("DiTTransformer2DModel", TINY | {"out_channels": 8, "num_embeds_ada_norm": 10, "norm_eps": 1e-6}),
     "dit of other eps and no variance": ("DiTTransformer2DModel", TINY | {"num_embeds_ada_norm": 10}),
     "pixart": ("PixArtTransformer2DModel", TINY | TEXT | {"out_channels": 8, "use_additional_conditions": False}),
+    "mmdit, sd3": ("SD3Transformer2DModel", TINY | MMDIT),
+    "mmdit, sd3.5 medium": ("SD3Transformer2DModel", TINY | MMDIT | {"num_layers": 3, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}),
     "pixart that is told sizes": ("PixArtTransformer2DModel", TINY | TEXT | {"use_additional_conditions": True, "interpolation_scale": 2.0}),
 }
 SIZES = {"width": 48, "layers": 2, "heads": 4}
@@ -27,6 +41,7 @@ SMALL = {
     "dit, labels": lambda: DiT(DiTConfig(**SIZES, classes=10)),
     **{f"dit, text, {kind}": lambda kind=kind: DiT(DiTConfig(**SIZES, text_width=32, conditioning=kind)) for kind in CONDITIONINGS},
     "pixart": lambda: PixArt(PixArtConfig(**SIZES, text_width=32)),
+    "mmdit": lambda: MMDiT(MMDiTConfig(channels=4, **SIZES, text_width=32, pooled_width=24, qk_norm=True, dual=(1,), text_mask=True)),
 }
 
 
@@ -58,14 +73,16 @@ def rms(x: torch.Tensor) -> torch.Tensor:
 def condition(model, batch: int) -> Conditioning:
     if getattr(model, "label", None) is not None:
         return Conditioning(label=torch.arange(batch) % 11)
-    tokens = torch.randn(batch, 5, 32)
-    return Conditioning(tokens=tokens, mask=torch.arange(5) < torch.arange(batch)[:, None] % 5 + 1)
+    tokens, pooled = torch.randn(batch, 5, 32), torch.randn(batch, 24) if isinstance(model, MMDiT) else None
+    return Conditioning(tokens, torch.arange(5) < torch.arange(batch)[:, None] % 5 + 1, pooled)
 
 
 def ask_theirs(theirs, x, t, cond):
     if cond.label is not None:
         # Their embedding of labels drops some at random in training; in eval it is a table.
         return theirs(x, timestep=1000 * t, class_labels=cond.label).sample
+    if cond.pooled is not None:
+        return theirs(x, cond.tokens, cond.pooled, 1000 * t).sample
     told = {"resolution": None, "aspect_ratio": None}
     if theirs.config.use_additional_conditions:
         height, width = 8 * x.shape[-2], 8 * x.shape[-1]
@@ -103,10 +120,10 @@ def test_what_is_written_is_what_was_read(reference):
     theirs, ours, folder = reference
     save_diffusers(ours, folder / "ours")
     again = type(theirs).from_pretrained(folder / "ours")
-    for name, tensor in theirs.state_dict().items():
-        assert torch.equal(again.state_dict()[name], tensor), name
+    for name, tensor in theirs.named_parameters():
+        assert torch.equal(again.get_parameter(name), tensor), name
     x, t, cond = torch.randn(2, 4, 8, 8), torch.rand(2), condition(ours, 2)
-    assert torch.equal(ask_theirs(again.eval(), x, t, cond), ask_theirs(theirs, x, t, cond))
+    torch.testing.assert_close(ask_theirs(again.eval(), x, t, cond), ask_theirs(theirs, x, t, cond))
     with pytest.raises(ValueError, match="holds something already"):
         save_diffusers(ours, folder / "ours")
 
@@ -140,7 +157,7 @@ def test_what_the_mask_hides_changes_nothing(kind):
     x, t, cond = torch.randn(3, 4, 8, 8), torch.rand(3), condition(model, 3)
     louder = replace(cond, tokens=torch.where(cond.mask[..., None], cond.tokens, cond.tokens + 100))
     torch.testing.assert_close(model(x, t, louder), model(x, t, cond))
-    longer = Conditioning(torch.cat([cond.tokens, cond.tokens], dim=1), torch.cat([cond.mask, torch.zeros_like(cond.mask)], dim=1))
+    longer = replace(cond, tokens=cond.tokens.repeat(1, 2, 1), mask=torch.cat([cond.mask, torch.zeros_like(cond.mask)], dim=1))
     torch.testing.assert_close(model(x, t, longer), model(x, t, cond), atol=1e-5, rtol=1e-5)
 
 
@@ -154,7 +171,7 @@ def test_rows_of_a_batch_do_not_see_each_other(kind):
     torch.testing.assert_close(torch.cat(alone), model(x, t, cond), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", [kind for kind in SMALL if kind != "mmdit"])
 def test_a_learned_variance_takes_no_part_in_the_flow(kind):
     torch.manual_seed(0)
     plain = SMALL[kind]()
@@ -210,6 +227,14 @@ def with_config(**changes):
     return change
 
 
+def with_layers(more: int):
+    def change(folder):
+        layers = json.loads((folder / "config.json").read_text())["num_layers"]
+        with_config(num_layers=layers + more)(folder)
+
+    return change
+
+
 def with_tensors(edit):
     def change(folder):
         tensors = load_file(folder / WEIGHTS)
@@ -223,8 +248,8 @@ def with_tensors(edit):
     "change, said",
     [
         (with_config(_class_name="AuraFlowTransformer2DModel"), "a checkpoint of AuraFlowTransformer2DModel; those of DiT"),
-        (with_config(num_layers=3), "the checkpoint lacks transformer_blocks.2"),
-        (with_config(num_layers=1), "which this architecture has not"),
+        (with_layers(1), "the checkpoint lacks transformer_blocks."),
+        (with_layers(-1), "which this architecture has not"),
         (with_config(in_channels=8, out_channels=8), "has shape"),
         (with_tensors(lambda tensors: tensors.pop("pos_embed.proj.bias")), "lacks pos_embed.proj.bias"),
         (with_tensors(lambda tensors: tensors.update(more=torch.zeros(1))), "has more, which this architecture has not"),
@@ -236,6 +261,29 @@ def with_tensors(edit):
 )
 def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(reference, change, said):
     assert said in broken(reference[2], change)
+
+
+def test_the_size_of_stable_diffusion_3_is_its_own():
+    with torch.device("meta"):
+        model = MMDiT(MMDiTConfig(width=1536, layers=24, heads=24))
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(2028, abs=1)
+
+
+def test_an_mmdit_without_a_mask_reads_its_padding_as_the_published_ones_do():
+    torch.manual_seed(0)
+    model = MMDiT(MMDiTConfig(channels=4, **SIZES, text_width=32, pooled_width=24))
+    stir(model)
+    x, t, cond = torch.randn(2, 4, 8, 8), torch.rand(2), condition(model, 2)
+    assert torch.equal(model(x, t, cond), model(x, t, replace(cond, mask=None)))
+    with pytest.raises(ValueError, match="hides it"):
+        save_diffusers(SMALL["mmdit"](), "nowhere")
+
+
+def test_positions_of_its_own_are_noticed(tmp_path):
+    torch.manual_seed(0)
+    save_diffusers(MMDiT(MMDiTConfig(channels=4, **SIZES, text_width=32, pooled_width=24, largest=10, base_grid=4)), tmp_path / "theirs")
+    change = with_tensors(lambda tensors: tensors["pos_embed.pos_embed"].mul_(2))
+    assert "positions of its own" in broken(tmp_path, change)
 
 
 def test_copies_that_differ_are_noticed():
@@ -261,5 +309,10 @@ def test_other_mistakes_are_named():
         SMALL["pixart"]()(torch.randn(1, 4, 8, 8), torch.rand(1), Conditioning())
     with pytest.raises(ValueError, match="give Conditioning a label"):
         SMALL["dit, labels"]()(torch.randn(1, 4, 8, 8), torch.rand(1), Conditioning(tokens=torch.randn(1, 5, 32)))
+    text = torch.randn(1, 5, 32)
+    with pytest.raises(ValueError, match="give Conditioning its pooled"):
+        SMALL["mmdit"]()(torch.randn(1, 4, 8, 8), torch.rand(1), Conditioning(tokens=text))
+    with pytest.raises(ValueError, match="200 x 4 patches, and this network knows positions of 192"):
+        SMALL["mmdit"]()(torch.randn(1, 4, 400, 8), torch.rand(1), Conditioning(tokens=text, pooled=torch.randn(1, 24)))
     with pytest.raises(ValueError, match="does not divide into patches"):
         SMALL["pixart"]()(torch.randn(1, 4, 7, 8), torch.rand(1), Conditioning(tokens=torch.randn(1, 5, 32)))

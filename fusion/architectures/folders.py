@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fusion.architectures import dit, pixart
+from fusion.architectures import dit, mmdit, pixart
 from fusion.architectures.names import Row, give, take
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -20,18 +20,23 @@ INDEX = f"{WEIGHTS}.index.json"
 
 @dataclass(frozen=True)
 class Page:
-    """An architecture, the class of diffusers that is the same network, and how one becomes the other."""
+    """An architecture, the class of diffusers that is the same network, and how one becomes the other.
+
+    buffers: what their checkpoints hold beside weights; it follows from the config, and has to.
+    """
 
     build: type[nn.Module]
     theirs: str
     from_diffusers: Callable[[dict], object]
     to_diffusers: Callable[[object], dict]
     names: Callable[[object], list[Row]]
+    buffers: Callable[[object], dict[str, Tensor]] = lambda config: {}
 
 
 PAGES = [
     Page(dit.DiT, "DiTTransformer2DModel", dit.from_diffusers, dit.to_diffusers, dit.names),
     Page(pixart.PixArt, "PixArtTransformer2DModel", pixart.from_diffusers, pixart.to_diffusers, pixart.names),
+    Page(mmdit.MMDiT, "SD3Transformer2DModel", mmdit.from_diffusers, mmdit.to_diffusers, mmdit.names, mmdit.buffers),
 ]
 
 
@@ -47,13 +52,14 @@ def load(folder: str | Path, dtype: torch.dtype | None = None, device: str | tor
         known = ", ".join(page.theirs for page in PAGES)
         raise ValueError(f"{folder}: a checkpoint of {settings.get('_class_name', 'an unnamed class')}; those of {known} can be loaded")
     try:
-        config = page.from_diffusers(settings)
-    except KeyError as missing:
-        raise ValueError(f"{folder}/config.json has no {missing}, which {page.theirs} needs") from None
-    try:
-        tensors = take(page.names(config), _tensors(folder))
+        config, tensors = page.from_diffusers(settings), _tensors(folder)
+        for name, made in page.buffers(config).items():
+            _check_buffer(name, tensors.pop(name, made), made)
+        tensors = take(page.names(config), tensors)
         model = page.build(config)
         _check_shapes(model, tensors)
+    except KeyError as missing:
+        raise ValueError(f"{folder}/config.json has no {missing}, which {page.theirs} needs") from None
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     model.load_state_dict(tensors, assign=True)
@@ -75,7 +81,8 @@ def save_diffusers(model: nn.Module, folder: str | Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         whole = Path(temporary, "whole")
         whole.mkdir()
-        save_file(give(page.names(model.config), model.state_dict()), whole / WEIGHTS, metadata={"format": "pt"})
+        tensors = give(page.names(model.config), model.state_dict()) | page.buffers(model.config)
+        save_file(tensors, whole / WEIGHTS, metadata={"format": "pt"})
         (whole / "config.json").write_text(json.dumps({"_class_name": page.theirs} | settings, indent=2), encoding="utf-8")
         whole.rename(folder)
 
@@ -101,6 +108,12 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{file} is missing or broken ({' '.join(str(error).split())[:100]}): copy it again") from None
     return tensors
+
+
+def _check_buffer(name: str, given: Tensor, made: Tensor) -> None:
+    # Checkpoints in half precision hold it rounded.
+    if given.shape != made.shape or not torch.allclose(given.float(), made.float(), atol=1e-2):
+        raise ValueError(f"{name} is not what config.json says it is: this checkpoint has positions of its own")
 
 
 def _check_shapes(model: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -62,6 +62,15 @@ def channels_last(channels: int, patch_size: int, groups: int = 1) -> tuple[Call
     )
 
 
+def _halves_changed(w: Tensor) -> Tensor:
+    first, second = w.chunk(2)
+    return torch.cat([second, first])
+
+
+swapped = (_halves_changed, _halves_changed)
+"""The halves of a layer's outputs change places: (scale, shift) as (shift, scale), and back."""
+
+
 def take(rows: Iterable[Row], tensors: Mapping[str, Tensor], ignore: Iterable[str] = ()) -> dict[str, Tensor]:
     """Their tensors under our names. ValueError, naming it, for a tensor that is missing, unknown, or unlike its copies.
 
