@@ -13,6 +13,8 @@ from fusion.architectures import (
     Conditioning,
     DiT,
     DiTConfig,
+    Flux,
+    FluxConfig,
     MMDiT,
     MMDiTConfig,
     PixArt,
@@ -24,16 +26,21 @@ from fusion.architectures import (
 from fusion.architectures.dit import CONDITIONINGS
 from fusion.architectures.folders import INDEX, PAGES, WEIGHTS
 from fusion.architectures.names import take
+from fusion.patches import cells, patchify, unpatchify
 
 TINY = {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 2, "sample_size": 8, "patch_size": 2, "in_channels": 4}
 TEXT = {"cross_attention_dim": 48, "caption_channels": 32, "norm_eps": 1e-6}
 MMDIT = {"out_channels": 4, "joint_attention_dim": 32, "caption_projection_dim": 48, "pooled_projection_dim": 24, "pos_embed_max_size": 10}
+FLUX = {"patch_size": 1, "in_channels": 16, "num_single_layers": 2, "joint_attention_dim": 32, "pooled_projection_dim": 24}
+FLUX |= {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 2, "axes_dims_rope": (4, 4, 4)}
 REFERENCES = {
     "dit": ("DiTTransformer2DModel", TINY | {"out_channels": 8, "num_embeds_ada_norm": 10, "norm_eps": 1e-6}),
     "dit of other eps and no variance": ("DiTTransformer2DModel", TINY | {"num_embeds_ada_norm": 10}),
     "pixart": ("PixArtTransformer2DModel", TINY | TEXT | {"out_channels": 8, "use_additional_conditions": False}),
     "mmdit, sd3": ("SD3Transformer2DModel", TINY | MMDIT),
     "mmdit, sd3.5 medium": ("SD3Transformer2DModel", TINY | MMDIT | {"num_layers": 3, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}),
+    "flux": ("FluxTransformer2DModel", FLUX | {"guidance_embeds": False}),
+    "flux that is told guidance": ("FluxTransformer2DModel", FLUX | {"guidance_embeds": True}),
     "pixart that is told sizes": ("PixArtTransformer2DModel", TINY | TEXT | {"use_additional_conditions": True, "interpolation_scale": 2.0}),
 }
 SIZES = {"width": 48, "layers": 2, "heads": 4}
@@ -41,6 +48,7 @@ SMALL = {
     "dit, labels": lambda: DiT(DiTConfig(**SIZES, classes=10)),
     **{f"dit, text, {kind}": lambda kind=kind: DiT(DiTConfig(**SIZES, text_width=32, conditioning=kind)) for kind in CONDITIONINGS},
     "pixart": lambda: PixArt(PixArtConfig(**SIZES, text_width=32)),
+    "flux": lambda: Flux(FluxConfig(channels=4, **SIZES, single=1, axes=(4, 4, 4), text_width=32, pooled_width=24, guidance=True, text_mask=True)),
     "mmdit": lambda: MMDiT(MMDiTConfig(channels=4, **SIZES, text_width=32, pooled_width=24, qk_norm=True, dual=(1,), text_mask=True)),
 }
 
@@ -73,14 +81,20 @@ def rms(x: torch.Tensor) -> torch.Tensor:
 def condition(model, batch: int) -> Conditioning:
     if getattr(model, "label", None) is not None:
         return Conditioning(label=torch.arange(batch) % 11)
-    tokens, pooled = torch.randn(batch, 5, 32), torch.randn(batch, 24) if isinstance(model, MMDiT) else None
-    return Conditioning(tokens, torch.arange(5) < torch.arange(batch)[:, None] % 5 + 1, pooled)
+    tokens, pooled = torch.randn(batch, 5, 32), torch.randn(batch, 24) if isinstance(model, MMDiT | Flux) else None
+    guidance = torch.rand(batch) * 5 if getattr(model, "guidance", None) is not None else None
+    return Conditioning(tokens, torch.arange(5) < torch.arange(batch)[:, None] % 5 + 1, pooled, guidance=guidance)
 
 
 def ask_theirs(theirs, x, t, cond):
     if cond.label is not None:
         # Their embedding of labels drops some at random in training; in eval it is a table.
         return theirs(x, timestep=1000 * t, class_labels=cond.label).sample
+    if isinstance(theirs, diffusers.FluxTransformer2DModel):
+        where = cells([side // 2 for side in x.shape[-2:]]).float()
+        ids = torch.cat([torch.zeros(len(where), 1), where], dim=1), torch.zeros(cond.tokens.shape[1], 3)
+        rows = theirs(patchify(x, 2, rank=2), cond.tokens, cond.pooled, t, *ids, guidance=cond.guidance).sample
+        return unpatchify(rows, [side // 2 for side in x.shape[-2:]], 2, 4)
     if cond.pooled is not None:
         return theirs(x, cond.tokens, cond.pooled, 1000 * t).sample
     told = {"resolution": None, "aspect_ratio": None}
@@ -171,7 +185,7 @@ def test_rows_of_a_batch_do_not_see_each_other(kind):
     torch.testing.assert_close(torch.cat(alone), model(x, t, cond), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SMALL if kind != "mmdit"])
+@pytest.mark.parametrize("kind", [kind for kind in SMALL if kind not in ("mmdit", "flux")])
 def test_a_learned_variance_takes_no_part_in_the_flow(kind):
     torch.manual_seed(0)
     plain = SMALL[kind]()
@@ -251,7 +265,7 @@ def with_tensors(edit):
         (with_layers(1), "the checkpoint lacks transformer_blocks."),
         (with_layers(-1), "which this architecture has not"),
         (with_config(in_channels=8, out_channels=8), "has shape"),
-        (with_tensors(lambda tensors: tensors.pop("pos_embed.proj.bias")), "lacks pos_embed.proj.bias"),
+        (with_tensors(lambda tensors: tensors.pop("transformer_blocks.0.ff.net.2.bias")), "lacks transformer_blocks.0.ff.net.2.bias"),
         (with_tensors(lambda tensors: tensors.update(more=torch.zeros(1))), "has more, which this architecture has not"),
         (lambda folder: (folder / WEIGHTS).write_bytes(b"half"), "is missing or broken"),
         (lambda folder: (folder / WEIGHTS).unlink(), "is missing or broken"),
@@ -267,6 +281,13 @@ def test_the_size_of_stable_diffusion_3_is_its_own():
     with torch.device("meta"):
         model = MMDiT(MMDiTConfig(width=1536, layers=24, heads=24))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(2028, abs=1)
+
+
+@pytest.mark.parametrize("guidance, millions", [(True, 11_901), (False, 11_891)])
+def test_the_size_of_flux_is_its_own(guidance, millions):
+    with torch.device("meta"):
+        model = Flux(FluxConfig(width=3072, layers=19, single=38, heads=24, axes=(16, 56, 56), guidance=guidance))
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=1)
 
 
 def test_an_mmdit_without_a_mask_reads_its_padding_as_the_published_ones_do():
@@ -312,6 +333,10 @@ def test_other_mistakes_are_named():
     text = torch.randn(1, 5, 32)
     with pytest.raises(ValueError, match="give Conditioning its pooled"):
         SMALL["mmdit"]()(torch.randn(1, 4, 8, 8), torch.rand(1), Conditioning(tokens=text))
+    with pytest.raises(ValueError, match="give Conditioning its guidance"):
+        SMALL["flux"]()(torch.randn(1, 4, 8, 8), torch.rand(1), Conditioning(tokens=text, pooled=torch.randn(1, 24)))
+    with pytest.raises(ValueError, match="they share out the 12 numbers of a head, and sum to 10"):
+        FluxConfig(**SIZES, axes=(4, 4, 2))
     with pytest.raises(ValueError, match="200 x 4 patches, and this network knows positions of 192"):
         SMALL["mmdit"]()(torch.randn(1, 4, 400, 8), torch.rand(1), Conditioning(tokens=text, pooled=torch.randn(1, 24)))
     with pytest.raises(ValueError, match="does not divide into patches"):

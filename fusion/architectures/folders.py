@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fusion.architectures import dit, mmdit, pixart
+from fusion.architectures import dit, flux, mmdit, pixart
 from fusion.architectures.names import Row, give, take
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -37,6 +37,7 @@ PAGES = [
     Page(dit.DiT, "DiTTransformer2DModel", dit.from_diffusers, dit.to_diffusers, dit.names),
     Page(pixart.PixArt, "PixArtTransformer2DModel", pixart.from_diffusers, pixart.to_diffusers, pixart.names),
     Page(mmdit.MMDiT, "SD3Transformer2DModel", mmdit.from_diffusers, mmdit.to_diffusers, mmdit.names, mmdit.buffers),
+    Page(flux.Flux, "FluxTransformer2DModel", flux.from_diffusers, flux.to_diffusers, flux.names),
 ]
 
 

@@ -8,14 +8,12 @@ and keys head by head, and its medium size has blocks whose picture stream atten
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fusion.architectures.conditioning import Conditioning
-from fusion.architectures.names import Row, channels_last, convolved, linear, swapped
-from fusion.architectures.parts import FeedForward, plain_norm, xavier
+from fusion.architectures.names import Row, added_qkv, channels_last, convolved, linear, qkv, swapped
+from fusion.architectures.parts import QKV, Stream, attend, xavier
 from fusion.layers import FlowHead, Modulation, PatchEmbed, TimestepEmbedding, modulate
 from fusion.patches import cells, grid, patchify, sincos, unpatchify
 
@@ -89,46 +87,15 @@ class MMDiT(nn.Module):
         return sincos(where.flip(-1), self.config.width)
 
 
-class Stream(nn.Module):
-    """The weights of one stream in a block. last: the text of the last block, which is read there and not written any more."""
-
-    def __init__(self, width: int, heads: int, qk_norm: bool, last: bool = False, dual: bool = False):
-        super().__init__()
-        self.heads, self.last = heads, last
-        self.modulation = Modulation(width, width, pieces=2 if last else 9 if dual else 6)
-        self.norm1 = plain_norm(width)
-        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
-        self.norm_q, self.norm_k = (nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity() for _ in range(2))
-        if not last:
-            self.out, self.norm2, self.feed_forward = nn.Linear(width, width), plain_norm(width), FeedForward(width)
-
-    def read(self, h: Float[Tensor, "b n width"]) -> tuple[Float[Tensor, "b heads n d"], ...]:
-        """Query, key and value."""
-        q, k, v = (rearrange(part(h), "b n (h d) -> b h n d", h=self.heads) for part in (self.q, self.k, self.v))
-        return self.norm_q(q), self.norm_k(k), v
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Float[Tensor, "b n width"]:
-        """Softmax attention, heads joined."""
-        return rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=seen), "b h n d -> b n (h d)")
-
-    def write(self, h: Tensor, attended: Tensor, gate1: Tensor, shift2: Tensor, scale2: Tensor, gate2: Tensor) -> Float[Tensor, "b n width"]:
-        """What attention brought, then the feed-forward."""
-        h = (h + gate1 * self.out(attended)).to(h.dtype)
-        return self.fed(h, shift2, scale2, gate2)
-
-    def fed(self, h: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Float[Tensor, "b n width"]:
-        """The feed-forward."""
-        return (h + gate * self.feed_forward(modulate(self.norm2(h), shift, scale))).to(h.dtype)
-
-
 class Block(nn.Module):
     """Two streams that meet in one attention; with `dual` the picture then attends to itself by weights of its own."""
 
     def __init__(self, config: MMDiTConfig, dual: bool, last: bool):
         super().__init__()
-        self.image = Stream(config.width, config.heads, config.qk_norm, dual=dual)
-        self.text = Stream(config.width, config.heads, config.qk_norm, last=last)
-        self.again = SelfAttention(config.width, config.heads, config.qk_norm) if dual else None
+        self.image = Stream(config.width, config.heads, config.qk_norm, pieces=9 if dual else 6)
+        self.text = Stream(config.width, config.heads, config.qk_norm, pieces=2 if last else 6, written=not last)
+        self.again = QKV(config.width, config.heads, config.qk_norm) if dual else None
+        self.out_again = nn.Linear(config.width, config.width) if dual else None
 
     def forward(
         self, h: Float[Tensor, "b n width"], text: Float[Tensor, "b m width"], time: Float[Tensor, "b width"], seen: Bool[Tensor, "b s"] | None
@@ -136,31 +103,14 @@ class Block(nn.Module):
         """seen: which rows, the picture's and then the text's, may be attended to."""
         image, words = (stream.modulation(time)[:, None].unbind(-2) for stream in (self.image, self.text))
         normed = self.image.norm1(h)
-        rows = zip(
-            self.image.read(modulate(normed, *image[:2])), self.text.read(modulate(self.text.norm1(text), *words[:2])), strict=True
-        )
-        joint = self.image.attend(*(torch.cat(pair, dim=2) for pair in rows), None if seen is None else seen[:, None, None])
+        rows = zip(self.image.qkv(modulate(normed, *image[:2])), self.text.qkv(modulate(self.text.norm1(text), *words[:2])), strict=True)
+        joint = attend(*(torch.cat(pair, dim=2) for pair in rows), seen)
         drawn, told = joint.split([h.shape[1], text.shape[1]], dim=1)
         h = (h + image[2] * self.image.out(drawn)).to(h.dtype)
         if self.again is not None:
-            h = (h + image[8] * self.again(modulate(normed, *image[6:8]))).to(h.dtype)
+            h = (h + image[8] * self.out_again(attend(*self.again(modulate(normed, *image[6:8]))))).to(h.dtype)
         h = self.image.fed(h, *image[3:6])
-        return h, text if self.text.last else self.text.write(text, told, *words[2:])
-
-
-class SelfAttention(nn.Module):
-    """The picture's own attention in blocks with two."""
-
-    def __init__(self, width: int, heads: int, qk_norm: bool):
-        super().__init__()
-        self.heads = heads
-        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
-        self.norm_q, self.norm_k = (nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity() for _ in range(2))
-
-    read, attend = Stream.read, Stream.attend
-
-    def forward(self, h: Float[Tensor, "b n width"]) -> Float[Tensor, "b n width"]:
-        return self.out(self.attend(*self.read(h)))
+        return h, self.text.write(text, told, *words[2:]) if self.text.written else text
 
 
 # ---- diffusers' SD3Transformer2DModel ----
@@ -221,17 +171,13 @@ def names(config: MMDiTConfig) -> list[Row]:
         ours, theirs, last = f"blocks.{layer}", f"transformer_blocks.{layer}", layer == config.layers - 1
         rows += linear(f"{ours}.image.modulation.proj", f"{theirs}.norm1.linear")
         rows += linear(f"{ours}.text.modulation.proj", f"{theirs}.norm1_context.linear", both=swapped if last else ())
-        rows += _attention(f"{ours}.image", f"{theirs}.attn", ("to_q", "to_k", "to_v", "to_out.0"), ("norm_q", "norm_k"), config.qk_norm)
-        added = ("add_q_proj", "add_k_proj", "add_v_proj", *(() if last else ("to_add_out",)))
-        rows += _attention(f"{ours}.text", f"{theirs}.attn", added, ("norm_added_q", "norm_added_k"), config.qk_norm)
+        rows += qkv(f"{ours}.image.qkv", f"{theirs}.attn", config.qk_norm) + linear(f"{ours}.image.out", f"{theirs}.attn.to_out.0")
+        rows += added_qkv(f"{ours}.text.qkv", f"{theirs}.attn", config.qk_norm)
+        rows += [] if last else linear(f"{ours}.text.out", f"{theirs}.attn.to_add_out")
         if layer in config.dual:
-            rows += _attention(f"{ours}.again", f"{theirs}.attn2", ("to_q", "to_k", "to_v", "to_out.0"), ("norm_q", "norm_k"), config.qk_norm)
+            rows += qkv(f"{ours}.again", f"{theirs}.attn2", config.qk_norm) + linear(f"{ours}.out_again", f"{theirs}.attn2.to_out.0")
         for stream, ff in (("image", "ff"), *(() if last else (("text", "ff_context"),))):
             rows += linear(f"{ours}.{stream}.feed_forward.up", f"{theirs}.{ff}.net.0.proj")
             rows += linear(f"{ours}.{stream}.feed_forward.down", f"{theirs}.{ff}.net.2")
     return rows
 
-
-def _attention(ours: str, theirs: str, parts: tuple[str, ...], norms: tuple[str, str], qk_norm: bool) -> list[Row]:
-    rows = [row for own, part in zip(("q", "k", "v", "out"), parts) for row in linear(f"{ours}.{own}", f"{theirs}.{part}")]
-    return rows + [Row(f"{ours}.{own}.weight", f"{theirs}.{norm}.weight") for own, norm in zip(("norm_q", "norm_k"), norms) if qk_norm]

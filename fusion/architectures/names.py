@@ -47,6 +47,17 @@ def attention(ours: str, theirs: str, qkv_bias: bool = True) -> list[Row]:
     return within + linear(f"{ours}.out", f"{theirs}.to_out.0")
 
 
+def qkv(ours: str, theirs: str, qk_norm: bool, parts: str = "to_{}", norms: str = "norm_{}") -> list[Row]:
+    """The rows of queries, keys and values, and of their norms if they have them."""
+    rows = [row for part in "qkv" for row in linear(f"{ours}.{part}", f"{theirs}.{parts.format(part)}")]
+    return rows + [Row(f"{ours}.norm_{part}.weight", f"{theirs}.{norms.format(part)}.weight") for part in "qk" if qk_norm]
+
+
+def added_qkv(ours: str, theirs: str, qk_norm: bool) -> list[Row]:
+    """The same for the second stream of a joint attention."""
+    return qkv(ours, theirs, qk_norm, "add_{}_proj", "norm_added_{}")
+
+
 def convolved(channels: int, patch_size: int) -> tuple[Callable, Callable]:
     """The weight of a strided convolution as that of a linear layer over patches, and back."""
     sides = {"c": channels, "p": patch_size, "q": patch_size}

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
+from fusion.layers import Modulation, modulate
 from fusion.patches import cells, sincos
 
 
@@ -33,6 +34,65 @@ class Attention(nn.Module):
         q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=self.heads) for x in (self.q(h), self.k(context), self.v(context)))
         seen = None if mask is None else mask[:, None, None]
         return self.out(rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=seen), "b h n d -> b n (h d)"))
+
+
+class QKV(nn.Module):
+    """Rows to queries, keys and values of all heads, queries and keys with an RMSNorm head by head if `qk_norm`."""
+
+    def __init__(self, width: int, heads: int, qk_norm: bool):
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.norm_q, self.norm_k = (nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity() for _ in range(2))
+
+    def forward(self, h: Float[Tensor, "b n width"]) -> tuple[Float[Tensor, "b heads n d"], ...]:
+        q, k, v = (rearrange(part(h), "b n (h d) -> b h n d", h=self.heads) for part in (self.q, self.k, self.v))
+        return self.norm_q(q), self.norm_k(k), v
+
+
+def attend(
+    q: Float[Tensor, "b heads n d"], k: Float[Tensor, "b heads m d"], v: Float[Tensor, "b heads m d"], seen: Bool[Tensor, "b m"] | None = None
+) -> Float[Tensor, "b n width"]:
+    """Softmax attention with the heads joined; `seen`: the rows that count."""
+    mask = None if seen is None else seen[:, None, None]
+    return rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "b h n d -> b n (h d)")
+
+
+def rotary(where: Real[Tensor, "n axes"], sizes: Sequence[int], theta: float) -> Float[Tensor, "n half 2"]:
+    """Cosine and sine by which each pair of a head's numbers turns: `sizes` numbers for each axis of a position, geometric frequencies."""
+    angles = [axis.double()[:, None] * theta ** -(torch.arange(0, size, 2, device=axis.device).double() / size) for axis, size in zip(where.T, sizes)]
+    angle = torch.cat(angles, dim=-1)
+    return torch.stack([angle.cos(), angle.sin()], dim=-1).float()
+
+
+def turn(x: Float[Tensor, "b heads n d"], turns: Float[Tensor, "n half 2"]) -> Float[Tensor, "b heads n d"]:
+    """Turn neighbouring numbers of each head as pairs; in fp32, cast back."""
+    (a, b), (cos, sin) = x.float().unflatten(-1, (-1, 2)).unbind(-1), turns.unbind(-1)
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)
+
+
+class Stream(nn.Module):
+    """The weights of one stream in a block where several meet in one attention.
+
+    pieces: of its modulation. written: False for the text of a last block, which is read there and not written any more.
+    """
+
+    def __init__(self, width: int, heads: int, qk_norm: bool, pieces: int = 6, written: bool = True):
+        super().__init__()
+        self.written = written
+        self.modulation = Modulation(width, width, pieces)
+        self.norm1, self.qkv = plain_norm(width), QKV(width, heads, qk_norm)
+        if written:
+            self.out, self.norm2, self.feed_forward = nn.Linear(width, width), plain_norm(width), FeedForward(width)
+
+    def write(self, h: Tensor, attended: Tensor, gate1: Tensor, shift2: Tensor, scale2: Tensor, gate2: Tensor) -> Float[Tensor, "b n width"]:
+        """What attention brought, then the feed-forward."""
+        h = (h + gate1 * self.out(attended)).to(h.dtype)
+        return self.fed(h, shift2, scale2, gate2)
+
+    def fed(self, h: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Float[Tensor, "b n width"]:
+        """The feed-forward."""
+        return (h + gate * self.feed_forward(modulate(self.norm2(h), shift, scale))).to(h.dtype)
 
 
 class FeedForward(nn.Module):
