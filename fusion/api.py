@@ -33,6 +33,8 @@ from fusion.processor import FusionProcessor
 from fusion.sampling import Sampling
 
 Output = list[str | PILImage.Image]
+BUNDLED = Path(__file__).parent / "bundled"
+"""Models that come with the package, each a folder that `load` finds by its name."""
 
 
 class Fusion:
@@ -198,10 +200,11 @@ def from_llm(
 
 
 def load(folder: str | Path, dtype: torch.dtype | str | None = None, device: str | torch.device | None = None) -> Fusion:
-    """Load a folder that `save_pretrained` wrote; raises ValueError in one line where it is not one or is incomplete."""
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder}: no fusion model there (config.json is missing): give the folder that save_pretrained wrote")
+    """Load a folder that `save_pretrained` wrote, or a model that comes with the package, by its name ("shapes").
+
+    dtype: of the weights, as they were saved unless given. Raises ValueError in one line where the folder is not one or is incomplete.
+    """
+    folder = _place(folder)
     version = json.loads((folder / "config.json").read_text()).get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"{folder}: format version {version}, this fusion reads {FORMAT_VERSION}: save the model again with this version")
@@ -214,6 +217,17 @@ def load(folder: str | Path, dtype: torch.dtype | str | None = None, device: str
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: the model is incomplete ({' '.join(str(error).split())[:200]}): copy or save it again") from None
     return Fusion(model.to(device).eval(), processor, codec)
+
+
+def _place(folder: str | Path) -> Path:
+    """The folder itself if it holds a model, else the bundled one of that name."""
+    for place in (Path(folder), BUNDLED / folder):
+        if (place / "config.json").is_file():
+            return place
+    names = ", ".join(sorted(path.parent.name for path in BUNDLED.glob("*/config.json")))
+    raise ValueError(
+        f"{folder}: no fusion model there (config.json is missing): give the folder that save_pretrained wrote, or a bundled name ({names})"
+    )
 
 
 def _llm_config(llm: str | Path):

@@ -331,3 +331,14 @@ def test_another_format_is_refused_in_one_line(model, llm, tmp_path):
         fusion.load(tmp_path)
     with pytest.raises(ValueError, match=r"^[^\n]+$"):
         fusion.load(llm)
+
+
+def test_a_bundled_model_is_found_by_its_name_and_draws():
+    model = fusion.load("shapes")
+    assert sum(p.numel() * p.element_size() for p in model.model.parameters()) <= 8_000_000
+    (picture,) = model.draw("draw a red circle", image_size=(32, 32), steps=2, seed=0)
+    assert picture.size == (32, 32)
+    with pytest.raises(ValueError, match=r"^triangles: no fusion model there .* or a bundled name \(shapes\)$"):
+        fusion.load("triangles")
+    written = "".join(path.read_text() for path in (fusion.api.BUNDLED / "shapes").rglob("*.json"))
+    assert "/llm" not in written

@@ -1,0 +1,40 @@
+"""Puts a trained model inside the package, where `fusion.load(NAME)` finds it: `python -m train.bundle out/longer/model shapes`"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+import fusion
+from fusion.api import BUNDLED
+
+LIMIT = 8_000_000
+"""Bytes of weights that everybody who clones or installs the project has to carry."""
+
+
+def bundle(model: str | Path, name: str) -> Path:
+    """Save a copy of a model in bf16 as fusion/bundled/`name`, in the place of the one before. Raises ValueError where it is too large."""
+    whole = fusion.load(model)
+    size = 2 * sum(p.numel() for p in whole.model.parameters())
+    if size > LIMIT:
+        raise ValueError(f"{model}: {size / 1e6:.1f} MB of weights in bf16, and {LIMIT / 1e6:.0f} MB is the limit of what the package carries")
+    whole.model.config.text_config._name_or_path = ""  # where the LLM lay is nobody's business
+    whole.to(dtype=torch.bfloat16).save_pretrained(BUNDLED / name)
+    return BUNDLED / name
+
+
+def main(argv: list[str]) -> int:
+    """The program: 0, or 1 with one line on stderr."""
+    if len(argv) != 2 or not argv[1].isidentifier():
+        print("usage: python -m train.bundle MODEL_FOLDER NAME", file=sys.stderr)
+        return 1
+    try:
+        print(bundle(*argv))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
