@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fusion.architectures.conditioning import Conditioning
-from fusion.architectures.names import Row, attention, channels_last, convolved, linear
-from fusion.architectures.parts import Attention, FeedForward, grid_positions, plain_norm, xavier
+from fusion.architectures.names import Row, attention, channels_last, convolved, embedder, feed_forward, linear
+from fusion.architectures.parts import Attention, FeedForward, grid_positions, plain_norm, start
 from fusion.layers import FlowHead, Modulation, PatchEmbed, TimestepEmbedding, modulate
 from fusion.patches import grid, patchify, unpatchify
 
@@ -72,14 +72,9 @@ class DiT(nn.Module):
 
     def reset_parameters(self) -> None:
         """The paper's start: Xavier-uniform, N(0, 0.02) for time and labels, zero for modulation and head."""
-        xavier(self)
-        self.time.reset_parameters()
+        start(self)
         if self.label is not None:
             nn.init.normal_(self.label.weight, std=0.02)
-        self.head.reset_parameters()
-        for block in self.blocks:
-            if isinstance(block, ModulatedBlock):
-                block.modulation.reset_parameters()
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""
@@ -213,8 +208,7 @@ def names(config: DiTConfig) -> list[Row]:
     order = channels_last(config.channels, config.patch_size, 1 + config.variance)
     rows = [
         *linear("embed.proj", "pos_embed.proj", weight=convolved(config.channels, config.patch_size)),
-        *linear("time.up", tuple(f"{emb}.timestep_embedder.linear_1" for emb in within)),
-        *linear("time.down", tuple(f"{emb}.timestep_embedder.linear_2" for emb in within)),
+        *embedder("time", tuple(f"{emb}.timestep_embedder" for emb in within)),
         Row("label.weight", tuple(f"{emb}.class_embedder.embedding_table.weight" for emb in within)),
         *linear("head.modulation.proj", "proj_out_1"),
         *linear("head.out", "proj_out_2", both=order),
@@ -223,5 +217,5 @@ def names(config: DiTConfig) -> list[Row]:
         ours = f"blocks.{layer}"
         rows += linear(f"{ours}.modulation.proj", f"{theirs}.norm1.linear")
         rows += attention(f"{ours}.attention", f"{theirs}.attn1")
-        rows += linear(f"{ours}.feed_forward.up", f"{theirs}.ff.net.0.proj") + linear(f"{ours}.feed_forward.down", f"{theirs}.ff.net.2")
+        rows += feed_forward(f"{ours}.feed_forward", f"{theirs}.ff")
     return rows

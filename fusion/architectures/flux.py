@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fusion.architectures.conditioning import Conditioning
-from fusion.architectures.names import Row, added_qkv, linear, qkv, swapped
-from fusion.architectures.parts import QKV, Stream, attend, plain_norm, rotary, turn, xavier
+from fusion.architectures.names import Row, added_qkv, embedder, feed_forward, linear, qkv, swapped
+from fusion.architectures.parts import QKV, PooledText, Stream, attend, plain_norm, rotary, start, turn
 from fusion.layers import FlowHead, Modulation, PatchEmbed, TimestepEmbedding, modulate
 from fusion.patches import cells, grid, patchify, unpatchify
 
@@ -55,21 +55,12 @@ class Flux(nn.Module):
         self.embed = PatchEmbed(config.channels * config.patch_size**2, width)
         self.time = TimestepEmbedding(width)
         self.guidance = TimestepEmbedding(width) if config.guidance else None
-        self.pooled = nn.Sequential(nn.Linear(config.pooled_width, width), nn.SiLU(), nn.Linear(width, width))
+        self.pooled = PooledText(config.pooled_width, width)
         self.text = nn.Linear(config.text_width, width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.single = nn.ModuleList(SingleBlock(config) for _ in range(config.single))
         self.head = FlowHead(width, config.channels * config.patch_size**2, width)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """DiT's start: Xavier-uniform, N(0, 0.02) for what is told, zero for modulation and head."""
-        xavier(self)
-        for part in (self.time, self.guidance, self.head, *(m for m in self.modules() if isinstance(m, Modulation))):
-            if part is not None:
-                part.reset_parameters()
-        for part in (self.pooled[0], self.pooled[2]):
-            nn.init.normal_(part.weight, std=0.02)
+        start(self)
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""
@@ -183,24 +174,21 @@ def names(config: FluxConfig) -> list[Row]:
     emb = "time_text_embed"
     rows = [
         *linear("embed.proj", "x_embedder"),
-        *linear("time.up", f"{emb}.timestep_embedder.linear_1"),
-        *linear("time.down", f"{emb}.timestep_embedder.linear_2"),
-        *linear("pooled.0", f"{emb}.text_embedder.linear_1"),
-        *linear("pooled.2", f"{emb}.text_embedder.linear_2"),
+        *embedder("time", f"{emb}.timestep_embedder"),
+        *embedder("pooled", f"{emb}.text_embedder", ("0", "2")),
         *linear("text", "context_embedder"),
         *linear("head.modulation.proj", "norm_out.linear", both=swapped),
         *linear("head.out", "proj_out"),
     ]
     if config.guidance:
-        rows += linear("guidance.up", f"{emb}.guidance_embedder.linear_1") + linear("guidance.down", f"{emb}.guidance_embedder.linear_2")
+        rows += embedder("guidance", f"{emb}.guidance_embedder")
     for layer in range(config.layers):
         ours, theirs = f"blocks.{layer}", f"transformer_blocks.{layer}"
         rows += qkv(f"{ours}.image.qkv", f"{theirs}.attn", True) + linear(f"{ours}.image.out", f"{theirs}.attn.to_out.0")
         rows += added_qkv(f"{ours}.text.qkv", f"{theirs}.attn", True) + linear(f"{ours}.text.out", f"{theirs}.attn.to_add_out")
         for stream, norm, ff in (("image", "norm1", "ff"), ("text", "norm1_context", "ff_context")):
             rows += linear(f"{ours}.{stream}.modulation.proj", f"{theirs}.{norm}.linear")
-            rows += linear(f"{ours}.{stream}.feed_forward.up", f"{theirs}.{ff}.net.0.proj")
-            rows += linear(f"{ours}.{stream}.feed_forward.down", f"{theirs}.{ff}.net.2")
+            rows += feed_forward(f"{ours}.{stream}.feed_forward", f"{theirs}.{ff}")
     for layer in range(config.single):
         ours, theirs = f"single.{layer}", f"single_transformer_blocks.{layer}"
         rows += qkv(f"{ours}.qkv", f"{theirs}.attn", True) + linear(f"{ours}.modulation.proj", f"{theirs}.norm.linear")

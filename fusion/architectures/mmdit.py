@@ -12,9 +12,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fusion.architectures.conditioning import Conditioning
-from fusion.architectures.names import Row, added_qkv, channels_last, convolved, linear, qkv, swapped
-from fusion.architectures.parts import QKV, Stream, attend, xavier
-from fusion.layers import FlowHead, Modulation, PatchEmbed, TimestepEmbedding, modulate
+from fusion.architectures.names import (
+    Row,
+    added_qkv,
+    channels_last,
+    convolved,
+    embedder,
+    feed_forward,
+    linear,
+    qkv,
+    swapped,
+)
+from fusion.architectures.parts import QKV, PooledText, Stream, attend, start
+from fusion.layers import FlowHead, PatchEmbed, TimestepEmbedding, modulate
 from fusion.patches import cells, grid, patchify, sincos, unpatchify
 
 
@@ -49,20 +59,12 @@ class MMDiT(nn.Module):
         self.config, width = config, config.width
         self.embed = PatchEmbed(config.channels * config.patch_size**2, width)
         self.time = TimestepEmbedding(width)
-        self.pooled = nn.Sequential(nn.Linear(config.pooled_width, width), nn.SiLU(), nn.Linear(width, width))
+        self.pooled = PooledText(config.pooled_width, width)
         self.text = nn.Linear(config.text_width, width)
         last = config.layers - 1
         self.blocks = nn.ModuleList(Block(config, layer in config.dual, layer == last) for layer in range(config.layers))
         self.head = FlowHead(width, config.channels * config.patch_size**2, width)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """DiT's start: Xavier-uniform, N(0, 0.02) for time and pooled text, zero for modulation and head."""
-        xavier(self)
-        for part in (self.time, self.head, *(m for m in self.modules() if isinstance(m, Modulation))):
-            part.reset_parameters()
-        for part in (self.pooled[0], self.pooled[2]):
-            nn.init.normal_(part.weight, std=0.02)
+        start(self)
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""
@@ -159,10 +161,8 @@ def names(config: MMDiTConfig) -> list[Row]:
     """Our tensors and theirs. Their norms without a gate have the scale first."""
     rows = [
         *linear("embed.proj", "pos_embed.proj", weight=convolved(config.channels, config.patch_size)),
-        *linear("time.up", "time_text_embed.timestep_embedder.linear_1"),
-        *linear("time.down", "time_text_embed.timestep_embedder.linear_2"),
-        *linear("pooled.0", "time_text_embed.text_embedder.linear_1"),
-        *linear("pooled.2", "time_text_embed.text_embedder.linear_2"),
+        *embedder("time", "time_text_embed.timestep_embedder"),
+        *embedder("pooled", "time_text_embed.text_embedder", ("0", "2")),
         *linear("text", "context_embedder"),
         *linear("head.modulation.proj", "norm_out.linear", both=swapped),
         *linear("head.out", "proj_out", both=channels_last(config.channels, config.patch_size)),
@@ -177,7 +177,6 @@ def names(config: MMDiTConfig) -> list[Row]:
         if layer in config.dual:
             rows += qkv(f"{ours}.again", f"{theirs}.attn2", config.qk_norm) + linear(f"{ours}.out_again", f"{theirs}.attn2.to_out.0")
         for stream, ff in (("image", "ff"), *(() if last else (("text", "ff_context"),))):
-            rows += linear(f"{ours}.{stream}.feed_forward.up", f"{theirs}.{ff}.net.0.proj")
-            rows += linear(f"{ours}.{stream}.feed_forward.down", f"{theirs}.{ff}.net.2")
+            rows += feed_forward(f"{ours}.{stream}.feed_forward", f"{theirs}.{ff}")
     return rows
 

@@ -41,10 +41,21 @@ def linear(ours: str, theirs: str | tuple[str, ...], bias: bool = True, weight: 
     ]
 
 
-def attention(ours: str, theirs: str, qkv_bias: bool = True) -> list[Row]:
+def embedder(ours: str, theirs: str | tuple[str, ...], ends: tuple[str, str] = ("up", "down")) -> list[Row]:
+    """The rows of two linear layers with something between them, as diffusers names those of times and pooled text."""
+    several = (theirs,) if isinstance(theirs, str) else theirs
+    pairs = enumerate(ends, start=1)
+    return [row for number, end in pairs for row in linear(f"{ours}.{end}", tuple(f"{name}.linear_{number}" for name in several))]
+
+
+def feed_forward(ours: str, theirs: str) -> list[Row]:
+    """The rows of a feed-forward as diffusers names them."""
+    return linear(f"{ours}.up", f"{theirs}.net.0.proj") + linear(f"{ours}.down", f"{theirs}.net.2")
+
+
+def attention(ours: str, theirs: str) -> list[Row]:
     """The rows of an attention layer as diffusers names them."""
-    within = [row for part in "qkv" for row in linear(f"{ours}.{part}", f"{theirs}.to_{part}", qkv_bias)]
-    return within + linear(f"{ours}.out", f"{theirs}.to_out.0")
+    return qkv(ours, theirs, qk_norm=False) + linear(f"{ours}.out", f"{theirs}.to_out.0")
 
 
 def qkv(ours: str, theirs: str, qk_norm: bool, parts: str = "to_{}", norms: str = "norm_{}") -> list[Row]:

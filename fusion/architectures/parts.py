@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
-from fusion.layers import Modulation, modulate
+from fusion.layers import FlowHead, Modulation, TimestepEmbedding, modulate
 from fusion.patches import cells, sincos
 
 
@@ -32,8 +32,7 @@ class Attention(nn.Module):
         """`mask`: the rows of the context that count."""
         context = h if context is None else context
         q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=self.heads) for x in (self.q(h), self.k(context), self.v(context)))
-        seen = None if mask is None else mask[:, None, None]
-        return self.out(rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=seen), "b h n d -> b n (h d)"))
+        return self.out(attend(q, k, v, mask))
 
 
 class QKV(nn.Module):
@@ -120,11 +119,27 @@ def grid_positions(grid: Sequence[int], width: int, base: float | None = None, d
     return sincos(where.flip(-1), width)
 
 
+class PooledText(nn.Sequential):
+    """One vector for all of a text -> what joins the time: linear, SiLU, linear."""
+
+    def __init__(self, pooled_width: int, width: int):
+        super().__init__(nn.Linear(pooled_width, width), nn.SiLU(), nn.Linear(width, width))
+
+    def reset_parameters(self) -> None:
+        """N(0, 0.02)."""
+        for part in (self[0], self[2]):
+            nn.init.normal_(part.weight, std=0.02)
+
+
 @torch.no_grad()
-def xavier(module: nn.Module) -> None:
-    """Xavier-uniform weights and no biases in all linear layers: how DiT and most after it begin."""
-    for part in module.modules():
+def start(model: nn.Module) -> None:
+    """How DiT and most after it begin: Xavier-uniform weights and no biases in linear layers, and then what has a start of its own, N(0, 0.02)
+    for what is told, zero for modulation and head."""
+    for part in model.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+    for part in model.modules():
+        if isinstance(part, TimestepEmbedding | PooledText | Modulation | FlowHead):
+            part.reset_parameters()

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fusion.architectures.conditioning import Conditioning
 from fusion.architectures.dit import DiT
-from fusion.architectures.names import Row, attention, channels_last, convolved, linear
-from fusion.architectures.parts import Attention, FeedForward, grid_positions, plain_norm, xavier
+from fusion.architectures.names import Row, attention, channels_last, convolved, embedder, feed_forward, linear
+from fusion.architectures.parts import Attention, FeedForward, grid_positions, plain_norm, start
 from fusion.layers import Linear32, Modulation, PatchEmbed, TimestepEmbedding, modulate
 from fusion.patches import grid, patchify, unpatchify
 
@@ -58,10 +58,7 @@ class PixArt(nn.Module):
 
     def reset_parameters(self) -> None:
         """The paper's start: DiT's, tables N(0, 1 / width), and nothing comes out of cross-attention and the last layer."""
-        xavier(self)
-        for part in (self.time, self.sides, self.aspect):
-            if part is not None:
-                part.reset_parameters()
+        start(self)
         nn.init.normal_(self.modulation.proj.weight, std=0.02)
         for part in (self.text.up, self.text.down):
             nn.init.normal_(part.weight, std=0.02)
@@ -177,19 +174,17 @@ def names(config: PixArtConfig) -> list[Row]:
     emb = "adaln_single.emb"
     rows = [
         *linear("embed.proj", "pos_embed.proj", weight=convolved(config.channels, config.patch_size)),
-        *linear("time.up", f"{emb}.timestep_embedder.linear_1"),
-        *linear("time.down", f"{emb}.timestep_embedder.linear_2"),
-        *linear("text.up", "caption_projection.linear_1"),
-        *linear("text.down", "caption_projection.linear_2"),
+        *embedder("time", f"{emb}.timestep_embedder"),
+        *embedder("text", "caption_projection"),
         *linear("modulation.proj", "adaln_single.linear"),
         Row("table", "scale_shift_table"),
         *linear("out", "proj_out", both=channels_last(config.channels, config.patch_size, 1 + config.variance)),
     ]
     for ours, theirs in (("sides", "resolution_embedder"), ("aspect", "aspect_ratio_embedder")) if config.pixels else ():
-        rows += linear(f"{ours}.up", f"{emb}.{theirs}.linear_1") + linear(f"{ours}.down", f"{emb}.{theirs}.linear_2")
+        rows += embedder(ours, f"{emb}.{theirs}")
     for layer in range(config.layers):
         ours, theirs = f"blocks.{layer}", f"transformer_blocks.{layer}"
         rows.append(Row(f"{ours}.table", f"{theirs}.scale_shift_table"))
         rows += attention(f"{ours}.attention", f"{theirs}.attn1") + attention(f"{ours}.cross", f"{theirs}.attn2")
-        rows += linear(f"{ours}.feed_forward.up", f"{theirs}.ff.net.0.proj") + linear(f"{ours}.feed_forward.down", f"{theirs}.ff.net.2")
+        rows += feed_forward(f"{ours}.feed_forward", f"{theirs}.ff")
     return rows
