@@ -151,7 +151,7 @@ def test_shards_are_read_as_one(reference):
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_they_begin_with_zero_and_learn_from_what_they_are_told(kind):
+def test_they_begin_with_zero_and_listen_to_what_they_are_told(kind):
     torch.manual_seed(0)
     model = SMALL[kind]()
     x, t = torch.randn(3, 4, 8, 4), torch.rand(3)

@@ -65,6 +65,12 @@ def test_a_convolutional_head_begins_when_it_is_told_to(llm, batches, tmp_path):
     assert resting[0] == (True, True) and resting[1] == (False, False)
 
 
+def test_a_head_without_convolutions_has_none_to_begin(llm, batches, tmp_path):
+    model = fusion.from_llm(llm, head="linear", dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"^conv_from=5: this model's head has no convolutions"):
+        loop.Trainer(model, training.Given(batches), Objective(), Training(conv_from=5), tmp_path)
+
+
 def test_it_learns_and_writes_a_run_folder(llm, batches, tmp_path):
     shown = []
 

@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from fusion.api import Fusion
+from fusion.conv import ConvHead
 from fusion.data.batches import Batch, Loader
 from fusion.objective import Objective, latents, losses
 from fusion.sequence import IGNORE
@@ -104,6 +105,8 @@ class Trainer:
             raise ValueError(
                 f"the batches are dealt to {loader.batches.world} ranks but {self.accelerator.num_processes} run: make Batches with rank and world"
             )
+        if settings.conv_from and not isinstance(fusion.model.flow_head, ConvHead):
+            raise ValueError(f"conv_from={settings.conv_from}: this model's head has no convolutions; give it head=conv, or conv_from=0")
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         # Masters are fp32 whatever the LLM was saved in; autocast casts them for the products.
         self.model = fusion.model.to(device=self.device, dtype=torch.float32).train()
@@ -167,7 +170,8 @@ class Trainer:
 
     def _one_step(self, interrupts: Interrupts) -> str | None:
         """One update; returns the signal that asks to stop, if one came."""
-        self.model.flow_head.resting = self.seen < self.settings.conv_from
+        if self.settings.conv_from:
+            self.model.flow_head.resting = self.seen < self.settings.conv_from
         window = [next(self.loader) for _ in range(self.settings.accumulate)]
         counts = self._count(window)
         self.factor = rate(self.settings.optim, self.step, self.progress)

@@ -38,8 +38,8 @@ EVALUATIONS = {"emoji": emoji.sections}
 class Model:
     """The model that is trained: arguments of fusion.from_llm. attention: of the decoder, auto takes what is fast on the device.
 
-    shrink: factor on the LLM's hidden matrices before training begins. What a small LLM has learned so far can keep it from learning
-    anything else; with smaller weights it learns as a fresh one does, and what it knew comes back soon (Ash and Adams, arXiv 1910.08475).
+    shrink: factor on the LLM's hidden matrices before training begins, for LLMs whose weights keep them from learning what is new (Ash and
+    Adams, arXiv 1910.08475); the demo's tiny one tells colours apart with 0.3 (docs/log.md), larger ones were not tried.
     latents: a folder in which the latents of training images are kept, so that each is encoded once; None encodes at every step.
     """
 

@@ -30,7 +30,7 @@ class Options:
     `tasks` by name, `counts` by number of objects (1 to 4), `sizes` by "width x height" as in "48x32",
     `colours` by name: those in which scenes begin, as edits bring in and questions ask about any.
     `placed`: captions of text_to_image and edits always tell where several objects stand (of two equal ones: how).
-    `distinct`: no two objects of a scene begin in one colour, so that every caption says which of them has which.
+    `distinct`: no two objects of a scene begin in one colour.
     `held_out` draws only scenes with a held-out pair of kinds: for evaluation, never for training.
     ValueError for unknown names and for weights that are negative or all zero.
     """
