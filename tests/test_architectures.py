@@ -1,120 +1,63 @@
 """Architectures: law 8 (equal to their references on the same weights, gradients too), checkpoints both ways, starts, invariants, errors."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fusion.architectures import (
-    Conditioning,
-    DiT,
-    DiTConfig,
-    Flux,
-    FluxConfig,
-    MMDiT,
-    MMDiTConfig,
-    PixArt,
-    PixArtConfig,
-    load,
-    pixart,
-    save_diffusers,
-)
-from fusion.architectures.dit import CONDITIONINGS
-from fusion.architectures.folders import INDEX, PAGES, WEIGHTS
+from fusion.architectures import pixart
+from fusion.architectures.conditioning import Conditioning
+from fusion.architectures.dit import DiT, DiTConfig
+from fusion.architectures.flux import Flux, FluxConfig
+from fusion.architectures.folders import INDEX, PAGES, WEIGHTS, load, save_diffusers
+from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.names import take
-from fusion.patches import cells, patchify, unpatchify
+from fusion.architectures.pixart import PixArt, PixArtConfig
+from tests.architectures import REFERENCES, SIZES, SMALL, TEXT, WIDTHS, Reference, condition, stir
 
-TINY = {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 2, "sample_size": 8, "patch_size": 2, "in_channels": 4}
-TEXT = {"cross_attention_dim": 48, "caption_channels": 32, "norm_eps": 1e-6}
-MMDIT = {"out_channels": 4, "joint_attention_dim": 32, "caption_projection_dim": 48, "pooled_projection_dim": 24, "pos_embed_max_size": 10}
-FLUX = {"patch_size": 1, "in_channels": 16, "num_single_layers": 2, "joint_attention_dim": 32, "pooled_projection_dim": 24}
-FLUX |= {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 2, "axes_dims_rope": (4, 4, 4)}
-REFERENCES = {
-    "dit": ("DiTTransformer2DModel", TINY | {"out_channels": 8, "num_embeds_ada_norm": 10, "norm_eps": 1e-6}),
-    "dit of other eps and no variance": ("DiTTransformer2DModel", TINY | {"num_embeds_ada_norm": 10}),
-    "pixart": ("PixArtTransformer2DModel", TINY | TEXT | {"out_channels": 8, "use_additional_conditions": False}),
-    "mmdit, sd3": ("SD3Transformer2DModel", TINY | MMDIT),
-    "mmdit, sd3.5 medium": ("SD3Transformer2DModel", TINY | MMDIT | {"num_layers": 3, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}),
-    "flux": ("FluxTransformer2DModel", FLUX | {"guidance_embeds": False}),
-    "flux that is told guidance": ("FluxTransformer2DModel", FLUX | {"guidance_embeds": True}),
-    "pixart that is told sizes": ("PixArtTransformer2DModel", TINY | TEXT | {"use_additional_conditions": True, "interpolation_scale": 2.0}),
-}
-SIZES = {"width": 48, "layers": 2, "heads": 4}
-SMALL = {
-    "dit, labels": lambda: DiT(DiTConfig(**SIZES, classes=10)),
-    **{f"dit, text, {kind}": lambda kind=kind: DiT(DiTConfig(**SIZES, text_width=32, conditioning=kind)) for kind in CONDITIONINGS},
-    "pixart": lambda: PixArt(PixArtConfig(**SIZES, text_width=32)),
-    "flux": lambda: Flux(FluxConfig(channels=4, **SIZES, single=1, axes=(4, 4, 4), text_width=32, pooled_width=24, guidance=True, text_mask=True)),
-    "mmdit": lambda: MMDiT(MMDiTConfig(channels=4, **SIZES, text_width=32, pooled_width=24, qk_norm=True, dual=(1,), text_mask=True)),
-}
+
+@dataclass(frozen=True)
+class Pair:
+    """A network of diffusers, ours read from the folder it saved, how to ask it, and a place for more folders."""
+
+    theirs: nn.Module
+    ours: nn.Module
+    case: Reference
+    folder: Path
+
+    def ask(self, x, t, cond):
+        return self.case.ask(self.theirs, x, t, cond)
 
 
 @pytest.fixture(params=REFERENCES)
-def reference(request, tmp_path):
-    """A diffusers model with random weights throughout, and ours read from the folder it saved."""
-    name, settings = REFERENCES[request.param]
-    torch.manual_seed(0)
-    theirs = getattr(diffusers, name)(**settings)
-    stir(theirs)
-    if name.startswith("DiT"):  # converted checkpoints hold equal copies of these in every block
+def pair(request, tmp_path):
+    case = REFERENCES[request.param]
+    theirs = case.build()
+    if case.name.startswith("DiT"):  # converted checkpoints hold equal copies of these in every block
         first = theirs.transformer_blocks[0].norm1.emb
         for block in theirs.transformer_blocks:
             block.norm1.emb.load_state_dict(first.state_dict())
     theirs.save_pretrained(tmp_path / "theirs")
-    return theirs.eval(), load(tmp_path / "theirs"), tmp_path
-
-
-@torch.no_grad()
-def stir(model: nn.Module) -> None:
-    for p in model.parameters():
-        p.normal_(std=0.3 if p.ndim == 1 else p.shape[-1] ** -0.5)
+    return Pair(theirs, load(tmp_path / "theirs"), case, tmp_path)
 
 
 def rms(x: torch.Tensor) -> torch.Tensor:
     return x.square().mean().sqrt()
 
 
-def condition(model, batch: int) -> Conditioning:
-    if getattr(model, "label", None) is not None:
-        return Conditioning(label=torch.arange(batch) % 11)
-    tokens, pooled = torch.randn(batch, 5, 32), torch.randn(batch, 24) if isinstance(model, MMDiT | Flux) else None
-    guidance = torch.rand(batch) * 5 if getattr(model, "guidance", None) is not None else None
-    return Conditioning(tokens, torch.arange(5) < torch.arange(batch)[:, None] % 5 + 1, pooled, guidance=guidance)
-
-
-def ask_theirs(theirs, x, t, cond):
-    if cond.label is not None:
-        # Their embedding of labels drops some at random in training; in eval it is a table.
-        return theirs(x, timestep=1000 * t, class_labels=cond.label).sample
-    if isinstance(theirs, diffusers.FluxTransformer2DModel):
-        where = cells([side // 2 for side in x.shape[-2:]]).float()
-        ids = torch.cat([torch.zeros(len(where), 1), where], dim=1), torch.zeros(cond.tokens.shape[1], 3)
-        rows = theirs(patchify(x, 2, rank=2), cond.tokens, cond.pooled, t, *ids, guidance=cond.guidance).sample
-        return unpatchify(rows, [side // 2 for side in x.shape[-2:]], 2, 4)
-    if cond.pooled is not None:
-        return theirs(x, cond.tokens, cond.pooled, 1000 * t).sample
-    told = {"resolution": None, "aspect_ratio": None}
-    if theirs.config.use_additional_conditions:
-        height, width = 8 * x.shape[-2], 8 * x.shape[-1]
-        told = {"resolution": torch.tensor([[height, width]] * len(x)).float(), "aspect_ratio": torch.tensor([[height / width]] * len(x))}
-    kwargs = {"encoder_hidden_states": cond.tokens, "encoder_attention_mask": cond.mask, "added_cond_kwargs": told}
-    return theirs(x, timestep=1000 * t, **kwargs).sample
-
-
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 12, 12), (2, 4, 4), (2, 8, 12)])
-def test_law_8_outputs_and_gradients_are_those_of_the_reference(reference, shape):
-    theirs, ours, _ = reference
-    if shape[1] != shape[2] and isinstance(ours, DiT):
-        shape = (shape[0], 16, 16)  # diffusers' DiT puts the patches of squares back together, and of nothing else
+def test_law_8_outputs_and_gradients_are_those_of_the_reference(pair, shape):
+    theirs, ours = pair.theirs, pair.ours
+    if shape[1] != shape[2] and pair.case.square:
+        shape = (shape[0], 16, 16)
     batch, *sides = shape
     x, t, cond = torch.randn(batch, 4, *sides), torch.rand(batch), condition(ours, batch)
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-    mine, whole = ours(a, t, cond), ask_theirs(theirs, b, t, cond)
-    given = whole[:, :4]
+    mine, given = ours(a, t, cond), pair.ask(b, t, cond)
     assert (mine - given).abs().max() <= 1e-5 * given.std()
     weights = torch.randn_like(given)
     (mine * weights).sum().backward()
@@ -130,21 +73,21 @@ def test_law_8_outputs_and_gradients_are_those_of_the_reference(reference, shape
         assert rms(grad - expected) <= 1e-5 * max(expected.std(), usual), row.ours
 
 
-def test_what_is_written_is_what_was_read(reference):
-    theirs, ours, folder = reference
+def test_what_is_written_is_what_was_read(pair):
+    theirs, ours, folder = pair.theirs, pair.ours, pair.folder
     save_diffusers(ours, folder / "ours")
     again = type(theirs).from_pretrained(folder / "ours")
     for name, tensor in theirs.named_parameters():
         assert torch.equal(again.get_parameter(name), tensor), name
     x, t, cond = torch.randn(2, 4, 8, 8), torch.rand(2), condition(ours, 2)
-    torch.testing.assert_close(ask_theirs(again.eval(), x, t, cond), ask_theirs(theirs, x, t, cond))
+    torch.testing.assert_close(pair.case.ask(again.eval(), x, t, cond), pair.ask(x, t, cond))
     with pytest.raises(ValueError, match="holds something already"):
         save_diffusers(ours, folder / "ours")
 
 
-def test_shards_are_read_as_one(reference):
-    theirs, ours, folder = reference
-    theirs.save_pretrained(folder / "shards", max_shard_size="30KB")
+def test_shards_are_read_as_one(pair):
+    ours, folder = pair.ours, pair.folder
+    pair.theirs.save_pretrained(folder / "shards", max_shard_size="30KB")
     assert (folder / "shards" / INDEX).is_file()
     for name, tensor in load(folder / "shards").state_dict().items():
         assert torch.equal(tensor, ours.state_dict()[name])
@@ -215,13 +158,13 @@ def test_a_pixart_goes_on_from_a_dit():
     dit = DiT(DiTConfig(width=48, layers=2, heads=4, classes=10))
     stir(dit)
     nn.init.zeros_(dit.label.weight[10:])  # no class adds nothing
-    model = pixart.from_dit(dit, PixArtConfig(width=48, layers=2, heads=4, text_width=32), time=0.4)
+    model = pixart.from_dit(dit, PixArtConfig(width=48, layers=2, heads=4, text_width=TEXT), time=0.4)
     x, half = torch.randn(2, 4, 8, 8), torch.full((2,), 0.4)
     text = Conditioning(tokens=torch.randn(2, 5, 32))
     none = Conditioning(label=torch.full((2,), 10))
     torch.testing.assert_close(model(x, half, text), dit(x, half, none), atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="width differ"):
-        pixart.from_dit(dit, PixArtConfig(width=96, layers=2, heads=4, text_width=32))
+        pixart.from_dit(dit, PixArtConfig(width=96, layers=2, heads=4, text_width=TEXT))
 
 
 def broken(folder, change) -> str:
@@ -273,8 +216,8 @@ def with_tensors(edit):
         (lambda folder: (folder / "config.json").unlink(), "no diffusers checkpoint there"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(reference, change, said):
-    assert said in broken(reference[2], change)
+def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(pair, change, said):
+    assert said in broken(pair.folder, change)
 
 
 def test_the_size_of_stable_diffusion_3_is_its_own():
@@ -292,7 +235,7 @@ def test_the_size_of_flux_is_its_own(guidance, millions):
 
 def test_an_mmdit_without_a_mask_reads_its_padding_as_the_published_ones_do():
     torch.manual_seed(0)
-    model = MMDiT(MMDiTConfig(channels=4, **SIZES, text_width=32, pooled_width=24))
+    model = MMDiT(MMDiTConfig(channels=4, **SIZES, **WIDTHS))
     stir(model)
     x, t, cond = torch.randn(2, 4, 8, 8), torch.rand(2), condition(model, 2)
     assert torch.equal(model(x, t, cond), model(x, t, replace(cond, mask=None)))
@@ -302,7 +245,7 @@ def test_an_mmdit_without_a_mask_reads_its_padding_as_the_published_ones_do():
 
 def test_positions_of_its_own_are_noticed(tmp_path):
     torch.manual_seed(0)
-    save_diffusers(MMDiT(MMDiTConfig(channels=4, **SIZES, text_width=32, pooled_width=24, largest=10, base_grid=4)), tmp_path / "theirs")
+    save_diffusers(MMDiT(MMDiTConfig(channels=4, **SIZES, **WIDTHS, largest=10, base_grid=4)), tmp_path / "theirs")
     change = with_tensors(lambda tensors: tensors["pos_embed.pos_embed"].mul_(2))
     assert "positions of its own" in broken(tmp_path, change)
 

@@ -1,0 +1,118 @@
+"""Tiny networks of every architecture, their references in diffusers, and how each is asked: the tables that the tests go through."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import diffusers
+import torch
+from torch import Tensor, nn
+
+from fusion.architectures.conditioning import Conditioning
+from fusion.architectures.dit import CONDITIONINGS, DiT, DiTConfig
+from fusion.architectures.flux import Flux, FluxConfig
+from fusion.architectures.mmdit import MMDiT, MMDiTConfig
+from fusion.architectures.pixart import PixArt, PixArtConfig
+from fusion.patches import cells, patchify, unpatchify
+
+SIZES = {"width": 48, "layers": 2, "heads": 4}
+TEXT, POOLED = 32, 24  # widths of tokens and of pooled text
+WIDTHS = {"text_width": TEXT, "pooled_width": POOLED}
+
+
+# ---- asking the references what ours are asked ----
+
+
+def ask_dit(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    # Their embedding of labels drops some at random in training; in eval it is a table.
+    return theirs(x, timestep=1000 * t, class_labels=cond.label).sample[:, :4]
+
+
+def ask_pixart(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    told = {"resolution": None, "aspect_ratio": None}
+    if theirs.config.use_additional_conditions:
+        height, width = 8 * x.shape[-2], 8 * x.shape[-1]
+        told = {"resolution": torch.tensor([[height, width]] * len(x)).float(), "aspect_ratio": torch.tensor([[height / width]] * len(x))}
+    kwargs = {"encoder_hidden_states": cond.tokens, "encoder_attention_mask": cond.mask, "added_cond_kwargs": told}
+    return theirs(x, timestep=1000 * t, **kwargs).sample[:, :4]
+
+
+def ask_mmdit(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    return theirs(x, cond.tokens, cond.pooled, 1000 * t).sample
+
+
+def ask_flux(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    size = [side // 2 for side in x.shape[-2:]]
+    where = cells(size).float()
+    ids = torch.cat([torch.zeros(len(where), 1), where], dim=1), torch.zeros(cond.tokens.shape[1], 3)
+    rows = theirs(patchify(x, 2, rank=2), cond.tokens, cond.pooled, t, *ids, guidance=cond.guidance).sample
+    return unpatchify(rows, size, 2, 4)
+
+
+# ---- the tables ----
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A class of diffusers in small. ask: it on (x, t, cond), as ours answers; square: whether it takes square pictures only."""
+
+    name: str
+    settings: dict
+    ask: Callable[..., Tensor]
+    square: bool = False
+
+    def build(self) -> nn.Module:
+        """With random weights throughout; gates and heads too."""
+        torch.manual_seed(0)
+        model = getattr(diffusers, self.name)(**self.settings)
+        stir(model)
+        return model.eval()
+
+
+LATENT = {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 2, "sample_size": 8, "patch_size": 2, "in_channels": 4}
+
+DIT = partial(Reference, "DiTTransformer2DModel", ask=ask_dit, square=True)  # it puts the patches of squares together, and of nothing else
+PIXART = partial(Reference, "PixArtTransformer2DModel", ask=ask_pixart)
+MMDIT = partial(Reference, "SD3Transformer2DModel", ask=ask_mmdit)
+FLUX = partial(Reference, "FluxTransformer2DModel", ask=ask_flux)
+
+pixart = LATENT | {"cross_attention_dim": 48, "caption_channels": TEXT, "norm_eps": 1e-6, "out_channels": 8}
+mmdit = LATENT | {"out_channels": 4, "joint_attention_dim": TEXT, "caption_projection_dim": 48, "pooled_projection_dim": POOLED}
+mmdit |= {"pos_embed_max_size": 10}
+flux = {"patch_size": 1, "in_channels": 16, "num_single_layers": 2, "joint_attention_dim": TEXT, "pooled_projection_dim": POOLED}
+flux |= {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 2, "axes_dims_rope": (4, 4, 4)}
+
+REFERENCES = {
+    "dit": DIT(LATENT | {"out_channels": 8, "num_embeds_ada_norm": 10, "norm_eps": 1e-6}),
+    "dit of other eps and no variance": DIT(LATENT | {"num_embeds_ada_norm": 10}),
+    "pixart": PIXART(pixart | {"use_additional_conditions": False}),
+    "pixart that is told sizes": PIXART(pixart | {"use_additional_conditions": True, "interpolation_scale": 2.0}),
+    "mmdit, sd3": MMDIT(mmdit),
+    "mmdit, sd3.5 medium": MMDIT(mmdit | {"num_layers": 3, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}),
+    "flux": FLUX(flux | {"guidance_embeds": False}),
+    "flux that is told guidance": FLUX(flux | {"guidance_embeds": True}),
+}
+
+SMALL = {
+    "dit, labels": lambda: DiT(DiTConfig(**SIZES, classes=10)),
+    **{f"dit, text, {kind}": lambda kind=kind: DiT(DiTConfig(**SIZES, text_width=TEXT, conditioning=kind)) for kind in CONDITIONINGS},
+    "pixart": lambda: PixArt(PixArtConfig(**SIZES, text_width=TEXT)),
+    "mmdit": lambda: MMDiT(MMDiTConfig(channels=4, **SIZES, **WIDTHS, qk_norm=True, dual=(1,), text_mask=True)),
+    "flux": lambda: Flux(FluxConfig(channels=4, **SIZES, single=1, axes=(4, 4, 4), **WIDTHS, guidance=True, text_mask=True)),
+}
+
+
+@torch.no_grad()
+def stir(model: nn.Module) -> None:
+    """Random weights throughout, of a scale that neither fades nor grows."""
+    for p in model.parameters():
+        p.normal_(std=0.3 if p.ndim == 1 else p.shape[-1] ** -0.5)
+
+
+def condition(model: nn.Module, batch: int) -> Conditioning:
+    """What the network reads, for a batch; the rows' texts are of 1, 2, ... tokens."""
+    if getattr(model, "label", None) is not None:
+        return Conditioning(label=torch.arange(batch) % 11)
+    tokens, pooled = torch.randn(batch, 5, TEXT), torch.randn(batch, POOLED) if hasattr(model, "pooled") else None
+    guidance = torch.rand(batch) * 5 if getattr(model, "guidance", None) is not None else None
+    return Conditioning(tokens, torch.arange(5) < torch.arange(batch)[:, None] % 5 + 1, pooled, guidance=guidance)
