@@ -24,6 +24,7 @@ from fusion.api import Fusion
 from fusion.data.batches import Batch
 from fusion.objective import Objective
 from fusion.sequence import Picture, Tokens, layout, pack
+from train.learner import UnifiedLearner
 from train.loop import Trainer, Training
 from train.optim import Optim
 
@@ -106,7 +107,7 @@ def run(precision: str, compile: bool, rounds: int, others: Mapping[str, Callabl
         save_every=0, optim=Optim(warmup=1),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        Trainer(model, turns, Objective(), settings, folder).fit()
+        Trainer(UnifiedLearner(model), turns, Objective(), settings, folder).fit()
     return turns
 
 

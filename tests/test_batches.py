@@ -9,7 +9,8 @@ import PIL.Image
 import pytest
 import torch
 
-from fusion.data.batches import Batches, Loader, Packing, documents, fill_row, fixed_batches
+from fusion.data.batches import PackedBatches, Packing, documents, fill_row, fixed_batches
+from fusion.data.loader import Loader
 from fusion.data.sources import BadSample, Mixture, Sample, Stream
 from fusion.processor import FusionProcessor
 from fusion.sequence import IGNORE
@@ -70,7 +71,7 @@ def loader(processor, packing=PACKING, workers=0, rank=0, world=1, bad=10**9) ->
     def open_samples(shard: int, shards: int) -> Mixture:
         return Mixture([Tasks(bad=bad)], seed=3, shard=shard, shards=shards)
 
-    return Loader(Batches(open_samples, processor, packing, seed=5, rank=rank, world=world), workers)
+    return Loader(PackedBatches(open_samples, processor, packing, seed=5, rank=rank, world=world), workers)
 
 
 def fingerprint(batch) -> tuple:
@@ -198,7 +199,7 @@ def test_bad_samples_are_left_out_and_told_once(processor):
 
 
 def test_when_nothing_fits_it_says_so_instead_of_searching_for_ever(processor):
-    stream = Batches(lambda shard, shards: Mixture([Tasks(pages=False)]), processor, Packing(length=2, rows=1, lookahead=4))
+    stream = PackedBatches(lambda shard, shards: Mixture([Tasks(pages=False)]), processor, Packing(length=2, rows=1, lookahead=4))
     with pytest.raises(ValueError, match="none of the last 1000 samples could be used, as tasks:"):
         next(Loader(stream))
 

@@ -43,6 +43,7 @@ READING_ORDER = [
     "architectures",
     "data.shapes",
     "data.sources",
+    "data.loader",
     "data.batches",
     "data.check",
     "data",

@@ -16,6 +16,7 @@ import fusion
 from fusion.objective import Objective
 from tests import training
 from train import loop
+from train.learner import UnifiedLearner
 from train.loop import NotFinite, Training
 from train.metrics import read
 from train.validate import validate
@@ -67,8 +68,8 @@ def test_a_convolutional_head_begins_when_it_is_told_to(llm, batches, tmp_path):
 
 def test_a_head_without_convolutions_has_none_to_begin(llm, batches, tmp_path):
     model = fusion.from_llm(llm, head="linear", dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"^conv_from=5: this model's head has no convolutions"):
-        loop.Trainer(model, training.Given(batches), Objective(), Training(conv_from=5), tmp_path)
+    with pytest.raises(ValueError, match=r"^conv_from: this model's head has no convolutions"):
+        loop.Trainer(UnifiedLearner(model), training.Given(batches), Objective(), Training(conv_from=5), tmp_path)
 
 
 def test_it_learns_and_writes_a_run_folder(llm, batches, tmp_path):
@@ -130,13 +131,13 @@ def test_the_learning_rate_follows_whichever_end_is_nearer(llm, batches, tmp_pat
 
 def test_validation_is_the_same_at_every_call(llm, batches):
     model = fusion.from_llm(llm, dtype=torch.float32)
-    look = partial(validate, model.model, model.codec, {"a": batches[:2], "b": batches[2:]}, Objective(), 0, torch.autocast("cpu", enabled=False))
+    look = partial(validate, UnifiedLearner(model), {"a": batches[:2], "b": batches[2:]}, Objective(), 0, torch.autocast("cpu", enabled=False))
     first, second = look(), look()
     assert first == second and {"val/text_of/a", "val/x_error_of/b"} <= first.keys()
     bins = {name: value for name, value in first.items() if name.startswith("val/x_error/")}
     assert len(bins) >= 3 and all(value > 0 for value in bins.values())
     tilted = Objective(times="logit_normal", mean=3.0, shift=5.0, w_text=9.0)  # how training draws times must not matter
-    assert validate(model.model, model.codec, {"a": batches[:2], "b": batches[2:]}, tilted, 0, torch.autocast("cpu", enabled=False)) == first
+    assert validate(UnifiedLearner(model), {"a": batches[:2], "b": batches[2:]}, tilted, 0, torch.autocast("cpu", enabled=False)) == first
 
 
 COMPILED = """
@@ -154,7 +155,7 @@ for kind in ("eager", "compiled"):
     trainer = training.make(llm, run / kind, training.Given(batches[:1]), compile=kind == "compiled", documents=20)
     trainer.fit()
 layers = trainer.model.llm.model.layers
-with loop.compiled(trainer.model):
+with trainer.learner.compiled():
     assert all("forward" in vars(layer) for layer in layers)
 assert not any("forward" in vars(layer) for layer in layers)
 assert torch._dynamo.utils.counters["frames"]["ok"] > 0

@@ -5,11 +5,13 @@ from pathlib import Path
 import torch
 
 import fusion
-from fusion.data.batches import Batches, Loader, Packing, fixed_batches
+from fusion.data.batches import PackedBatches, Packing, fixed_batches
+from fusion.data.loader import Loader
 from fusion.data.shapes import World
 from fusion.data.sources import Mixture, WorldSource
 from fusion.objective import Objective
 from tests import families
+from train.learner import UnifiedLearner
 from train.loop import Trainer, Training
 from train.optim import Optim
 
@@ -63,6 +65,6 @@ def make(llm, run, loader=None, sample=None, resume=False, objective=None, rank=
         "validate_every": 2, "sample_every": 2, "optim": Optim(optimizer=settings.pop("optimizer", "adamw"), warmup=3, lr=1e-3),
     }  # fmt: skip
     training = Training(**defaults | settings)
-    loader = loader or Loader(Batches(open_samples, model.processor, PACKING, 2, rank, world), training.workers)
+    loader = loader or Loader(PackedBatches(open_samples, model.processor, PACKING, 2, rank, world), training.workers)
     watched = {"world": held_out(model.processor)} if validate else None
-    return Trainer(model, loader, objective or Objective(), training, run, watched, sample, resume)
+    return Trainer(UnifiedLearner(model), loader, objective or Objective(), training, run, watched, sample, resume)

@@ -17,7 +17,8 @@ import fusion
 from eval import report, shapes
 from eval.text import Kept, kept
 from fusion.api import Fusion
-from fusion.data.batches import Batches, Loader, Packing, fixed_batches
+from fusion.data.batches import PackedBatches, Packing, fixed_batches
+from fusion.data.loader import Loader
 from fusion.data.shapes import TASKS, Options, World
 from fusion.data.sources import Mixture, WorldSource
 from fusion.objective import Objective
@@ -25,6 +26,7 @@ from train import checkpoint, showcase
 from train.checkpoint import steps
 from train.config import ConfigError, load, load_config, save_config
 from train.curriculum import Curriculum, Stage, Texts
+from train.learner import UnifiedLearner
 from train.llm import Corpus, Pretraining, PretrainingError, pretrain, read_corpus
 from train.loop import STATE, NotFinite, Summary, Trainer, Training
 from train.metrics import read
@@ -201,13 +203,13 @@ def trainer_for(config: Demo, model: Fusion, corpus: Corpus, rank: int = 0, worl
     seed = config.training.seed
     curriculum = Curriculum(config.world.stages, TRAINING_SEED, Texts(corpus.train))
     open_samples = partial(_mixture, curriculum, seed)  # a partial of a function, for the workers get it by pickling
-    batches = Batches(open_samples, model.processor, config.packing, seed, rank, world)
+    batches = PackedBatches(open_samples, model.processor, config.packing, seed, rank, world)
     held_out, groups = watched(config, model, corpus)
     spent = read(Path(config.llm.out, "metrics.jsonl"))[-1]["time"] / 60
     settings = replace(config.training, minutes=max(config.training.minutes - spent, 1e-6))
     sampler = Sampler(model, groups, config.samples)
     loader = Loader(batches, config.training.workers)
-    return Trainer(model, loader, config.objective, settings, config.out, held_out, sampler, resume=True)
+    return Trainer(UnifiedLearner(model), loader, config.objective, settings, config.out, held_out, sampler, resume=True)
 
 
 def _mixture(curriculum: Curriculum, seed: int, shard: int, shards: int) -> Mixture:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -16,14 +16,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from fusion.api import Fusion
-from fusion.conv import ConvHead
-from fusion.data.batches import Batch, Loader
-from fusion.objective import Objective, latents, losses
-from fusion.sequence import IGNORE
+from fusion.data.loader import Loader
+from fusion.objective import Objective
 from train import checkpoint
 from train.ema import EMA
 from train.interrupt import Interrupts
+from train.learner import Learner
 from train.log import Counts, Log, Moment, Sums
 from train.optim import Optim, Optimizers, rate
 from train.precision import autocast, bf16_is_faster
@@ -81,36 +79,35 @@ class Summary:
 
 
 class Trainer:
-    """Trains a Fusion on a Loader's batches and writes the run folder `run`.
+    """Trains a Learner on a Loader's batches and writes the run folder `run`.
 
-    held_out: batches for validation by name (fusion.data.batches.fixed_batches). sample: called as sample(folder) with the averaged
+    held_out: batches for validation by name (as fusion.data.batches.fixed_batches makes them). sample: called as sample(folder) with the averaged
     weights in place. resume: go on from the newest complete checkpoint in `run`; without one, begin.
     """
 
     def __init__(
         self,
-        fusion: Fusion,
+        learner: Learner,
         loader: Loader,
         objective: Objective,
         settings: Training,
         run: str | Path,
-        held_out: Mapping[str, Sequence[Batch]] | None = None,
+        held_out: Mapping[str, Sequence[Any]] | None = None,
         sample: Callable[[Path], None] | None = None,
         resume: bool = False,
     ):
-        self.fusion, self.loader, self.objective, self.settings, self.run = fusion, loader, objective, settings, Path(run)
+        self.learner, self.loader, self.objective, self.settings, self.run = learner, loader, objective, settings, Path(run)
         self.held_out, self.sample = held_out or {}, sample
         self.accelerator = Accelerator()
         if loader.batches.world != self.accelerator.num_processes:
             raise ValueError(
                 f"the batches are dealt to {loader.batches.world} ranks but {self.accelerator.num_processes} run: make Batches with rank and world"
             )
-        if settings.conv_from and not isinstance(fusion.model.flow_head, ConvHead):
-            raise ValueError(f"conv_from={settings.conv_from}: this model's head has no convolutions; give it head=conv, or conv_from=0")
+        if settings.conv_from:
+            learner.rest(True)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
-        # Masters are fp32 whatever the LLM was saved in; autocast casts them for the products.
-        self.model = fusion.model.to(device=self.device, dtype=torch.float32).train()
-        fusion.codec.to(self.device)
+        learner.to(self.device)
+        self.model = learner.model.train()
         self.optimizers = Optimizers(self.model, settings.optim)
         self.ema = EMA(self.model, settings.ema)
         self.parameters = self.ema.live
@@ -138,7 +135,7 @@ class Trainer:
         self._start = time.monotonic()
         self.log = Log(self.run, self.step, self.main)
         asked = None
-        with Interrupts() as interrupts, closing(self.log), compiled(self.model) if self.settings.compile else nullcontext():
+        with Interrupts() as interrupts, closing(self.log), self.learner.compiled() if self.settings.compile else nullcontext():
             self._look_at_the_clock(interrupts)
             while self.progress < 1 and not asked:
                 asked = self._one_step(interrupts)
@@ -171,7 +168,7 @@ class Trainer:
     def _one_step(self, interrupts: Interrupts) -> str | None:
         """One update; returns the signal that asks to stop, if one came."""
         if self.settings.conv_from:
-            self.model.flow_head.resting = self.seen < self.settings.conv_from
+            self.learner.rest(self.seen < self.settings.conv_from)
         window = [next(self.loader) for _ in range(self.settings.accumulate)]
         counts = self._count(window)
         self.factor = rate(self.settings.optim, self.step, self.progress)
@@ -197,32 +194,23 @@ class Trainer:
     def _moment(self) -> Moment:
         return Moment(self.step, self.seen, self.skipped, self.seconds, self.progress, self.settings.optim.lr * self.factor)
 
-    def _backward(self, batch: Batch, number: int, counts: Counts) -> Tensor:
+    def _backward(self, batch: Any, number: int, counts: Counts) -> Tensor:
         """Gradients of one batch; returns the five numbers of Sums, on the device."""
         # Noise follows from the place of the batch in the run, not from a generator that a checkpoint would have to carry.
         place = self.accelerator.process_index * self.settings.accumulate + number
         seed = hashlib.blake2b(f"{self.settings.seed}/{self.step}/{place}".encode(), digest_size=7).digest()
         generator = torch.Generator(self.device).manual_seed(int.from_bytes(seed))
-        packed = latents(batch.packed.to(self.device), self.fusion.codec, self.model.config.patch_size)
         with self.autocast:
-            result = losses(self.model, packed, self.objective, generator)
+            result = self.learner.losses(batch, self.objective, generator)
         total = result.total(counts.text, counts.pictures)
         total.backward()
         measured = (total, result.text, result.control, result.flow, result.control_count)
         return torch.stack([torch.as_tensor(value, dtype=torch.float32, device=self.device).detach() for value in measured])
 
-    def _count(self, window: list[Batch]) -> Counts:
+    def _count(self, window: list) -> Counts:
         """Counts of the whole window on all ranks, known before the first backward pass so that every mean is exact."""
-        rows = [batch.packed for batch in window]
-        sums = self._together(
-            sum(int((packed.labels != IGNORE).sum()) for packed in rows),
-            sum(int(packed.noised_picture.sum()) for packed in rows),
-            sum(len(batch.keys) for batch in window),
-            sum(packed.ids.numel() for packed in rows),
-            sum(int((packed.doc < 0).sum()) for packed in rows),
-            sum(len(batch.skipped) for batch in window),
-        )
-        return Counts(*map(int, sums))
+        counts = map(sum, zip(*(astuple(self.learner.counts(batch)) for batch in window), strict=True))
+        return Counts(*map(int, self._together(*counts)))
 
     def _together(self, *values: float) -> list[float]:
         """Sums over all ranks."""
@@ -244,7 +232,7 @@ class Trainer:
         for p, gradient in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
             p.grad.copy_(gradient.view_as(p))
 
-    def _check(self, window: list[Batch], table: list[Sums], total: Sums, norm: float) -> None:
+    def _check(self, window: list, table: list[Sums], total: Sums, norm: float) -> None:
         """Raise NotFinite, on all ranks alike, and name the documents of the batches that did it where they are known."""
         if math.isfinite(total.total) and math.isfinite(norm):
             return
@@ -258,7 +246,7 @@ class Trainer:
         settings, ended = self.settings, self.progress == 1
         if self.held_out and settings.validate_every and (self.step % settings.validate_every == 0 or ended) and self.main:
             with _averaged(self.model, self.ema):
-                values = validate(self.model, self.fusion.codec, self.held_out, self.objective, settings.seed, self.autocast)
+                values = validate(self.learner, self.held_out, self.objective, settings.seed, self.autocast)
             self.log.row(self._moment(), values)
         if self.sample and settings.sample_every and (self.step % settings.sample_every == 0 or ended) and self.main:
             with _averaged(self.model, self.ema):
@@ -280,7 +268,7 @@ class Trainer:
 
     def _write(self, folder: Path, streams: list[dict]) -> None:
         with self.ema.swapped_in():
-            self.fusion.save_pretrained(folder / "model")
+            self.learner.save_pretrained(folder / "model")
         own = dict(zip(self.ema.names, self.parameters, strict=True))
         averages = self.ema.state_dict()
         tensors = {f"own/{name}": p for name, p in own.items()} | {f"ema/{name}": average for name, average in averages.items()}
@@ -304,21 +292,6 @@ class Trainer:
         if len(state["streams"]) != self.accelerator.num_processes:
             raise ValueError(f"{folder} was saved by {len(state['streams'])} ranks: go on with as many")
         self.loader.load_state_dict(state["streams"][self.accelerator.process_index])
-
-
-@contextmanager
-def compiled(model) -> Iterator[None]:
-    """Inside, each layer of the decoder runs compiled, its hooks with it; from outside, so that the model itself knows nothing of it."""
-    layers = model.llm.base_model.get_submodule(model.backbone.family.layers)
-    # The hooks know the number of their layer, so each layer is a compilation of its own; beyond the limit they would run eagerly.
-    with torch._dynamo.config.patch(recompile_limit=4 * len(layers)):
-        for layer in layers:
-            layer.forward = torch.compile(layer.forward)
-        try:
-            yield
-        finally:
-            for layer in layers:
-                del layer.forward
 
 
 @contextmanager

@@ -19,13 +19,15 @@ from eval import emoji, report
 from eval.page import Section
 from fusion.api import Fusion
 from fusion.codec import LatentCache
-from fusion.data.batches import Batches, Loader, Packing, fixed_batches
+from fusion.data.batches import PackedBatches, Packing, fixed_batches
+from fusion.data.loader import Loader
 from fusion.data.shapes import World
 from fusion.data.sources import Mixture, Sample, Source, WorldSource
 from fusion.data.sources.config import DataConfig, open_sources
 from fusion.objective import Objective
 from train.checkpoint import steps
 from train.config import load, save_config
+from train.learner import UnifiedLearner
 from train.loop import NotFinite, Summary, Trainer, Training
 from train.optim import hidden_matrices
 from train.samples import Sampler, Samples, ask, from_samples
@@ -147,7 +149,7 @@ def trainer_for(config: Unified, model: Fusion, rank: int = 0, world: int = 1) -
     def open_samples(shard: int, shards: int) -> Mixture:
         return Mixture(sources, weights, seed, shard, shards)
 
-    batches = Batches(open_samples, model.processor, config.packing, seed, rank, world)
+    batches = PackedBatches(open_samples, model.processor, config.packing, seed, rank, world)
     loader = Loader(batches, config.training.workers)
     held_out, groups = {}, {"prompts": [ask(text) for text in config.samples.prompts]}
     for source in open_sources(config.data, "validation", stride):
@@ -155,7 +157,7 @@ def trainer_for(config: Unified, model: Fusion, rank: int = 0, world: int = 1) -
         held_out[source.name] = fixed_batches(samples[: config.validation.documents], model.processor, config.packing)
         groups[source.name] = from_samples(samples[: config.samples.held_out])
     sampler = Sampler(model, groups, config.samples)
-    return Trainer(model, loader, config.objective, config.training, config.run, held_out, sampler, config.resume)
+    return Trainer(UnifiedLearner(model), loader, config.objective, config.training, config.run, held_out, sampler, config.resume)
 
 
 def first_samples(source: Source, count: int) -> list[Sample]:

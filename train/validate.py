@@ -4,12 +4,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fusion.data.batches import Batch
-from fusion.objective import Losses, Objective, latents, losses
+from fusion.objective import Losses, Objective
+from train.learner import Learner
 
 BINS = 5
 
@@ -36,23 +37,22 @@ class _Sums:
 
 @torch.no_grad()
 def validate(
-    model, codec, held_out: Mapping[str, Sequence[Batch]], objective: Objective, seed: int, autocast: AbstractContextManager
+    learner: Learner, held_out: Mapping[str, Sequence[Any]], objective: Objective, seed: int, autocast: AbstractContextManager
 ) -> dict[str, float]:
     """Metrics of held-out batches by name of their source.
 
     `val/text` (cross-entropy per token), `val/control` (that of control tokens), `val/x_error` (mean squared error of x_hat, unweighted,
     times uniform), `val/x_error/0.2-0.4` (that of pictures with such a time), and `val/text_of/<name>`, `val/x_error_of/<name>`.
     """
-    device = next(model.parameters()).device
+    device = next(learner.model.parameters()).device
     objective = replace(objective, times="uniform", shift=1.0)
     total, by_name = _Sums(), defaultdict(_Sums)
     times, errors = [], []
     for name, batches in held_out.items():
         for number, batch in enumerate(batches):
             generator = torch.Generator(device).manual_seed(seed + number)
-            packed = latents(batch.packed.to(device), codec, model.config.patch_size)
             with autocast:
-                result = losses(model, packed, objective, generator)
+                result = learner.losses(batch, objective, generator)
             for sums in (total, by_name[name]):
                 sums.add(result)
             times.append(result.time.float().cpu())

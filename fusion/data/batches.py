@@ -1,21 +1,17 @@
-"""An endless stream of samples -> packed batches: guidance drops, layout, best-fit packing, worker processes, exact resume.
-
-Every choice made for a document follows from (seed, shard, its number in the shard's stream) alone. So the state of a stream is small:
-where its samples stand, and which documents wait in the lookahead buffer; resuming reads those again.
-"""
+"""Samples -> packed batches: guidance drops, layout, and best-fit packing of documents into rows."""
 
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import chain
 from operator import itemgetter
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from fusion.data.loader import Batches, Item, Samples, Shard
 from fusion.data.sources.sample import BadSample, Sample
 from fusion.sequence import (
     IGNORE,
@@ -31,26 +27,6 @@ from fusion.sequence import (
     layout,
     pack,
 )
-
-# So many samples in a row that do not fit mean that the settings are wrong, not the samples.
-PATIENCE = 1000
-
-
-@runtime_checkable
-class Samples(Protocol):
-    """An endless stream of samples, such as fusion.data.sources.Mixture.
-
-    skipped: the samples that it left out so far, as (key, reason), each once; skipped_count: how many times it left one out.
-    """
-
-    skipped: list[tuple[str, str]]
-    skipped_count: int
-
-    def __next__(self) -> Sample: ...
-
-    def state_dict(self) -> dict: ...
-
-    def load_state_dict(self, state: dict) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -126,21 +102,6 @@ def _arrived(arrays: dict, flat: np.ndarray, shapes: list, *rest) -> Batch:
 
 
 # ---- one sample -> laid out documents -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Item:
-    """A laid out document that waits for a row. number: of its sample in the shard's stream; part: which cut of it."""
-
-    layout: Layout
-    key: str
-    source: str
-    number: int = 0
-    part: int = 0
-    before: dict | None = None  # the state of the samples just before this one was read
-
-    def __len__(self) -> int:
-        return len(self.layout)
 
 
 def documents(sample: Sample, processor, packing: Packing, rng: random.Random, guidance: bool = True) -> list[Layout]:
@@ -231,7 +192,7 @@ def fill_row(waiting: list[Sized], length: int) -> list[Sized]:
 
 
 def _batch(rows: list[list[Item]], length: int, **rest) -> Batch:
-    packed = pack([[item.layout for item in row] for row in rows], length)
+    packed = pack([[item.content for item in row] for row in rows], length)
     items = [item for row in rows for item in row]
     return Batch(packed, tuple(i.key for i in items), tuple(i.source for i in items), **rest)
 
@@ -260,47 +221,21 @@ def fixed_batches(samples: Iterable[Sample], processor, packing: Packing, seed: 
 # ---- the endless stream ---------------------------------------------------------------------------------------------------------
 
 
-class _Shard:
-    """The batches of one shard, with everything that its state needs."""
+class Rows(Shard):
+    """Packed batches of one shard."""
 
-    def __init__(self, samples: Samples, processor, packing: Packing, seed: int, shard: int):
-        self.samples, self.processor, self.packing = samples, processor, packing
-        self.seed, self.shard = seed, shard
-        self.number = 0
-        self.waiting: list[Item] = []
-        self.too_long: list[str] = []
-        self.known_bad: set[tuple[str, str]] = set()
+    def __init__(self, samples: Samples, seed: int, shard: int, processor, packing: Packing):
+        super().__init__(samples, seed, shard)
+        self.processor, self.packing = processor, packing
 
-    def read(self) -> list[Item]:
-        """The documents of the next sample; one that does not fit is noted and gives none."""
-        before = self.samples.state_dict()
-        rng = random.Random(f"{self.seed}/{self.shard}/{self.number}")
-        sample = next(self.samples)
-        self.number += 1
-        try:
-            laid_out = documents(sample, self.processor, self.packing, rng)
-        except BadSample as bad:
-            self.too_long.append(str(bad))
-            return []
-        return [Item(doc, sample.key, sample.source, self.number - 1, part, before) for part, doc in enumerate(laid_out)]
+    def contents(self, sample: Sample, rng: random.Random) -> list[Layout]:
+        """Its documents."""
+        return documents(sample, self.processor, self.packing, rng)
 
     def refill(self) -> None:
-        failures = 0
+        """Read on until there is a choice of documents."""
         while len(self.waiting) < self.packing.lookahead:
-            items = self.read()
-            self.waiting += items
-            failures = 0 if items else failures + 1
-            if failures == PATIENCE:
-                raise ValueError(f"none of the last {PATIENCE} samples could be used, as {self.too_long[-1]}")
-
-    def newly_skipped(self) -> tuple[str, ...]:
-        """The samples left out since the last call, one line each."""
-        lines, self.too_long = self.too_long, []
-        if self.samples.skipped_count > len(self.known_bad):
-            new = [pair for pair in self.samples.skipped if pair not in self.known_bad]
-            self.known_bad.update(new)
-            lines += [f"{key}: {reason}" for key, reason in new]
-        return tuple(lines)
+            self.wait_for_one()
 
     def __next__(self) -> Batch:
         self.refill()
@@ -313,101 +248,9 @@ class _Shard:
             rows.append(fill_row(self.waiting, length))
         return _batch(rows, length, skipped=self.newly_skipped(), shard=self.shard, state=self.state_dict())
 
-    def state_dict(self) -> dict:
-        oldest = self.waiting[0] if self.waiting else None
-        return {
-            "samples": oldest.before if oldest else self.samples.state_dict(),
-            "first": oldest.number if oldest else self.number,
-            "number": self.number,
-            "waiting": [[item.number, item.part] for item in self.waiting],
-        }
 
-    def load_state_dict(self, state: dict) -> None:
-        self.samples.load_state_dict(state["samples"])
-        wanted = {tuple(pair) for pair in state["waiting"]}
-        self.number = state["first"]
-        while self.number < state["number"]:
-            self.waiting += [item for item in self.read() if (item.number, item.part) in wanted]
-        self.newly_skipped()  # reported before the state was taken
+class PackedBatches(Batches):
+    """Endless packed batches of the documents that the samples of `open_samples` are."""
 
-
-class Batches(IterableDataset):
-    """Endless packed batches, as a dataset for torch's DataLoader; the same for the same (seed, rank, world, workers).
-
-    open_samples: (shard, shards) -> an endless stream of the samples of that shard. Every worker process of every rank is one shard.
-    """
-
-    def __init__(
-        self,
-        open_samples: Callable[[int, int], Samples],
-        processor: Any,
-        packing: Packing,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ):
-        self.open_samples, self.processor, self.packing = open_samples, processor, packing
-        self.seed, self.rank, self.world = seed, rank, world
-        self.resume: dict | None = None
-
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        workers = worker.num_workers if worker else 1
-        # After n batches it is worker n % workers whose turn is next, but a DataLoader begins with the first: turn the roles instead.
-        turn = self.resume["batches"] if self.resume else 0
-        role = ((worker.id if worker else 0) + turn) % workers
-        shard = self.rank * workers + role
-        stream = _Shard(self.open_samples(shard, self.world * workers), self.processor, self.packing, self.seed, shard)
-        if self.resume and self.resume["shards"].get(str(shard)):
-            stream.load_state_dict(self.resume["shards"][str(shard)])
-        while True:
-            yield next(stream)
-
-
-class Loader:
-    """Batches made by worker processes ahead of time, in a fixed order; `state_dict` says how to go on behind the last one taken.
-
-    workers: processes that make batches; 0 makes them in this one. prefetch: batches that each worker keeps ready.
-    """
-
-    def __init__(self, batches: Batches, workers: int = 0, prefetch: int = 4):
-        self.batches, self.workers, self.prefetch = batches, workers, prefetch
-        self.taken, self.shards = 0, {}
-        self._iterator: Iterator[Batch] | None = None
-
-    def __iter__(self) -> "Loader":
-        return self
-
-    def __next__(self) -> Batch:
-        if self._iterator is None:
-            ahead = {"prefetch_factor": self.prefetch, "worker_init_fn": _quiet} if self.workers else {}
-            self._iterator = iter(DataLoader(self.batches, batch_size=None, num_workers=self.workers, **ahead))
-        batch = next(self._iterator)
-        self.taken += 1
-        self.shards[str(batch.shard)] = batch.state
-        return batch
-
-    def state_dict(self) -> dict:
-        """JSON: the number of batches taken and the state of each shard behind them."""
-        return {"batches": self.taken, "workers": self.workers, "world": self.batches.world, "shards": dict(self.shards)}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Go on where `state_dict` was taken. Raises ValueError if the number of workers or ranks is another one."""
-        for name, now in (("workers", self.workers), ("world", self.batches.world)):
-            if state[name] != now:
-                raise ValueError(f"the run was saved with {name}={state[name]} and cannot go on with {name}={now}: its shards would differ")
-        self.taken, self.shards = state["batches"], dict(state["shards"])
-        self.batches.resume = state
-        self._iterator = None
-
-    def close(self) -> None:
-        """Stop the worker processes."""
-        self._iterator = None
-
-
-def _quiet(worker: int) -> None:
-    """Ctrl-C goes to the whole process group; the trainer alone decides when the workers end. One thread each is their share."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+    def __init__(self, open_samples: Callable[[int, int], Samples], processor, packing: Packing, seed: int = 0, rank: int = 0, world: int = 1):
+        super().__init__(open_samples, partial(Rows, processor=processor, packing=packing), seed, rank, world)

@@ -1,0 +1,195 @@
+"""Endless batches out of endless samples: ranks, worker processes, samples left out, and exact resume.
+
+Every choice made for a sample follows from (seed, shard, its number in the shard's stream) alone. So the state of a stream is small:
+where its samples stand, and which of them wait for a batch; resuming reads those again.
+"""
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from fusion.data.sources.sample import BadSample, Sample
+
+# So many samples in a row that do not fit mean that the settings are wrong, not the samples.
+PATIENCE = 1000
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """An endless stream of samples, such as fusion.data.sources.Mixture.
+
+    skipped: the samples that it left out so far, as (key, reason), each once; skipped_count: how many times it left one out.
+    """
+
+    skipped: list[tuple[str, str]]
+    skipped_count: int
+
+    def __next__(self) -> Sample: ...
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is made of a sample and waits for a batch. number: of its sample in the shard's stream; part: which cut of it."""
+
+    content: Any
+    key: str
+    source: str
+    number: int = 0
+    part: int = 0
+    before: dict | None = None  # the state of the samples just before this one was read
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+
+class Shard(ABC):
+    """The batches of one shard, with everything that its state needs."""
+
+    def __init__(self, samples: Samples, seed: int, shard: int):
+        self.samples, self.seed, self.shard = samples, seed, shard
+        self.number = 0
+        self.waiting: list[Item] = []
+        self.left_out: list[str] = []
+        self.known_bad: set[tuple[str, str]] = set()
+
+    @abstractmethod
+    def contents(self, sample: Sample, rng: random.Random) -> list:
+        """What a sample becomes, one or several things. Raises BadSample."""
+
+    @abstractmethod
+    def __next__(self) -> Any:
+        """The next batch, which holds `shard`, and `state`: that of this stream behind it."""
+
+    def read(self) -> list[Item]:
+        """The items of the next sample; one that is of no use is noted and gives none."""
+        before = self.samples.state_dict()
+        rng = random.Random(f"{self.seed}/{self.shard}/{self.number}")
+        sample = next(self.samples)
+        self.number += 1
+        try:
+            contents = self.contents(sample, rng)
+        except BadSample as bad:
+            self.left_out.append(str(bad))
+            return []
+        return [Item(content, sample.key, sample.source, self.number - 1, part, before) for part, content in enumerate(contents)]
+
+    def wait_for_one(self) -> None:
+        """Read on until one more item waits. Raises ValueError when nothing comes that can be used."""
+        for _ in range(PATIENCE):
+            items = self.read()
+            self.waiting += items
+            if items:
+                return
+        raise ValueError(f"none of the last {PATIENCE} samples could be used, as {self.left_out[-1]}")
+
+    def newly_skipped(self) -> tuple[str, ...]:
+        """The samples left out since the last call, one line each."""
+        lines, self.left_out = self.left_out, []
+        if self.samples.skipped_count > len(self.known_bad):
+            new = [pair for pair in self.samples.skipped if pair not in self.known_bad]
+            self.known_bad.update(new)
+            lines += [f"{key}: {reason}" for key, reason in new]
+        return tuple(lines)
+
+    def state_dict(self) -> dict:
+        oldest = self.waiting[0] if self.waiting else None
+        return {
+            "samples": oldest.before if oldest else self.samples.state_dict(),
+            "first": oldest.number if oldest else self.number,
+            "number": self.number,
+            "waiting": [[item.number, item.part] for item in self.waiting],
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.samples.load_state_dict(state["samples"])
+        wanted = {tuple(pair) for pair in state["waiting"]}
+        self.number = state["first"]
+        while self.number < state["number"]:
+            self.waiting += [item for item in self.read() if (item.number, item.part) in wanted]
+        self.newly_skipped()  # reported before the state was taken
+
+
+class Batches(IterableDataset):
+    """Endless batches, as a dataset for torch's DataLoader; the same for the same (seed, rank, world, workers).
+
+    open_samples: (shard, shards) -> an endless stream of the samples of that shard. Every worker process of every rank is one shard.
+    shard: (samples, seed, shard) -> a Shard.
+    """
+
+    def __init__(
+        self, open_samples: Callable[[int, int], Samples], shard: Callable[[Samples, int, int], Shard], seed: int = 0, rank: int = 0, world: int = 1
+    ):
+        self.open_samples, self.open_shard = open_samples, shard
+        self.seed, self.rank, self.world = seed, rank, world
+        self.resume: dict | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        workers = worker.num_workers if worker else 1
+        # After n batches it is worker n % workers whose turn is next, but a DataLoader begins with the first: turn the roles instead.
+        turn = self.resume["batches"] if self.resume else 0
+        role = ((worker.id if worker else 0) + turn) % workers
+        shard = self.rank * workers + role
+        stream = self.open_shard(self.open_samples(shard, self.world * workers), self.seed, shard)
+        if self.resume and self.resume["shards"].get(str(shard)):
+            stream.load_state_dict(self.resume["shards"][str(shard)])
+        while True:
+            yield next(stream)
+
+
+class Loader:
+    """Batches made by worker processes ahead of time, in a fixed order; `state_dict` says how to go on behind the last one taken.
+
+    workers: processes that make batches; 0 makes them in this one. prefetch: batches that each worker keeps ready.
+    """
+
+    def __init__(self, batches: Batches, workers: int = 0, prefetch: int = 4):
+        self.batches, self.workers, self.prefetch = batches, workers, prefetch
+        self.taken, self.shards = 0, {}
+        self._iterator: Iterator[Any] | None = None
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> Any:
+        if self._iterator is None:
+            ahead = {"prefetch_factor": self.prefetch, "worker_init_fn": _quiet} if self.workers else {}
+            self._iterator = iter(DataLoader(self.batches, batch_size=None, num_workers=self.workers, **ahead))
+        batch = next(self._iterator)
+        self.taken += 1
+        self.shards[str(batch.shard)] = batch.state
+        return batch
+
+    def state_dict(self) -> dict:
+        """JSON: the number of batches taken and the state of each shard behind them."""
+        return {"batches": self.taken, "workers": self.workers, "world": self.batches.world, "shards": dict(self.shards)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where `state_dict` was taken. Raises ValueError if the number of workers or ranks is another one."""
+        for name, now in (("workers", self.workers), ("world", self.batches.world)):
+            if state[name] != now:
+                raise ValueError(f"the run was saved with {name}={state[name]} and cannot go on with {name}={now}: its shards would differ")
+        self.taken, self.shards = state["batches"], dict(state["shards"])
+        self.batches.resume = state
+        self._iterator = None
+
+    def close(self) -> None:
+        """Stop the worker processes."""
+        self._iterator = None
+
+
+def _quiet(worker: int) -> None:
+    """Ctrl-C goes to the whole process group; the trainer alone decides when the workers end. One thread each is their share."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

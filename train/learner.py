@@ -1,0 +1,96 @@
+"""What a Trainer trains, seen from its loop: weights, what a batch teaches them, and the folder that they become."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fusion.api import Fusion
+from fusion.conv import ConvHead
+from fusion.data.batches import Batch
+from fusion.objective import Losses, Objective, latents, losses
+from fusion.sequence import IGNORE
+from train.log import Counts
+
+
+class Learner(ABC):
+    """`model`: the network whose parameters with requires_grad are trained."""
+
+    model: nn.Module
+
+    @abstractmethod
+    def to(self, device: torch.device) -> None:
+        """Move everything there; what is trained is fp32 from now on, whatever it was saved in: autocast casts it for the products."""
+
+    @abstractmethod
+    def counts(self, batch: Any) -> Counts:
+        """What a batch holds."""
+
+    @abstractmethod
+    def losses(self, batch: Any, objective: Objective, generator: torch.Generator) -> Losses:
+        """The losses of a batch as sums; all noise and all times come from the generator, on the model's device."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the folder that users load."""
+
+    def rest(self, resting: bool) -> None:
+        """Let the convolutions of the head rest, or no longer. ValueError where there are none."""
+        raise ValueError("conv_from: this model's head has no convolutions; give it head=conv, or conv_from=0")
+
+    def compiled(self) -> AbstractContextManager:
+        """Inside, what is worth it runs compiled."""
+        return nullcontext()
+
+
+class UnifiedLearner(Learner):
+    """A Fusion that learns from packed batches."""
+
+    def __init__(self, fusion: Fusion):
+        self.fusion, self.model = fusion, fusion.model
+
+    def to(self, device: torch.device) -> None:
+        """Model and codec."""
+        self.model.to(device=device, dtype=torch.float32)
+        self.fusion.codec.to(device)
+
+    def counts(self, batch: Batch) -> Counts:
+        """Of text: the learned tokens; of pictures: the noised blocks."""
+        packed = batch.packed
+        return Counts(
+            text=int((packed.labels != IGNORE).sum()), pictures=int(packed.noised_picture.sum()), documents=len(batch.keys),
+            tokens=packed.ids.numel(), padding=int((packed.doc < 0).sum()), skipped=len(batch.skipped),
+        )  # fmt: skip
+
+    def losses(self, batch: Batch, objective: Objective, generator: torch.Generator) -> Losses:
+        """Next tokens, and the flow of noised blocks."""
+        device = next(self.model.parameters()).device
+        return losses(self.model, latents(batch.packed.to(device), self.fusion.codec, self.model.config.patch_size), objective, generator)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """A folder for fusion.load."""
+        self.fusion.save_pretrained(folder)
+
+    def rest(self, resting: bool) -> None:
+        """While it does, the decoder learns what to draw (docs/log.md)."""
+        if not isinstance(self.model.flow_head, ConvHead):
+            super().rest(resting)
+        self.model.flow_head.resting = resting
+
+    @contextmanager
+    def compiled(self) -> Iterator[None]:
+        """Each layer of the decoder, its hooks with it; from outside, so that the model itself knows nothing of it."""
+        layers = self.model.llm.base_model.get_submodule(self.model.backbone.family.layers)
+        # The hooks know the number of their layer, so each layer is a compilation of its own; beyond the limit they would run eagerly.
+        with torch._dynamo.config.patch(recompile_limit=4 * len(layers)):
+            for layer in layers:
+                layer.forward = torch.compile(layer.forward)
+            try:
+                yield
+            finally:
+                for layer in layers:
+                    del layer.forward
