@@ -43,6 +43,7 @@ SPLITS = {"scored": SCORED_SEED, "development": SCORED_SEED + 1}
 SIZE = (32, 32)  # of the pictures asked for: the world's most frequent
 BATCH = 64  # rows generated together
 LEAST = 12  # prompts with which every category has one that is held out
+Draw = Callable[[list[str], int], list[Image.Image]]
 ANSWER, OPENING = 12, 64  # tokens within which a question is answered, and within which a story comes to its first picture
 
 
@@ -81,6 +82,22 @@ class Decided:
 
     asked: EvaluationIntent
     drew: bool
+
+
+@dataclass(frozen=True)
+class DrawingScores:
+    """The part of ShapesScores that is about pictures drawn for prompts; details: by category."""
+
+    overall: Score
+    seen: Score
+    held_out: Score
+    colours_present: Score
+    details: tuple[Score, ...]
+
+    @property
+    def main(self) -> list[Score]:
+        """All but the details, in order."""
+        return [value for value in vars(self).values() if isinstance(value, Score)]
 
 
 @dataclass(frozen=True)
@@ -127,12 +144,9 @@ class Evaluation:
     @property
     def scores(self) -> ShapesScores:
         """The shares of what came out right."""
-        coloured = [one for one in self.drawn if one.asked.expectation.colours]
-        categories = _by(self.drawn, lambda one: one.asked.category)
-        seen = _by([one for one in self.drawn if not one.asked.held_out], lambda one: one.asked.category)
-        held_out = _by([one for one in self.drawn if one.asked.held_out], lambda one: f"{one.asked.category}, held out")
+        drawing = drawing_scores(self.drawn)
         details = [
-            *_shares(seen | held_out, _picture_right),
+            *drawing.details,
             *_shares(_by(self.edited, lambda one: f"edit: {one.asked.kind}"), _edit_right),
             *_shares(_by(self.edited, lambda one: "edits, held out" if one.asked.held_out else "edits, seen"), _edit_right),
             *_shares(_by(self.answered, lambda one: f"question: {one.asked.kind}"), lambda one: one.right),
@@ -142,10 +156,10 @@ class Evaluation:
             seed=self.seed,
             world=WORLD_VERSION,
             seconds=round(self.seconds, 1),
-            overall=mean_of("overall", _shares(categories, _picture_right)),
-            seen=mean_of("overall, seen pairs", _shares(seen, _picture_right)),
-            held_out=mean_of("overall, held-out pairs", _shares(held_out, _picture_right)),
-            colours_present=mean_score("all asked colours present", [one.verdict.colours_present for one in coloured]),
+            overall=drawing.overall,
+            seen=drawing.seen,
+            held_out=drawing.held_out,
+            colours_present=drawing.colours_present,
             edits_done=mean_score("edits done", map(_edit_right, self.edited)),
             edits_kept=mean_score("pixels kept in edits", [one.verdict.kept for one in self.edited]),
             questions=mean_score("questions", [one.right for one in self.answered]),
@@ -155,9 +169,8 @@ class Evaluation:
 
     def sheets(self) -> dict[str, Image.Image]:
         """Contact sheets by name: drawings, edits."""
-        drawn = [Cell((one.image,), one.asked.prompt, one.verdict.ok) for one in self.drawn]
         edited = [Cell((one.before, one.image), one.asked.instruction, one.verdict.done) for one in self.edited]
-        return {"drawings": contact_sheet(drawn), "edits": contact_sheet(edited)}
+        return {"drawings": drawing_sheet(self.drawn), "edits": contact_sheet(edited)}
 
 
 def score(model: Fusion, count: int = 200, seed: int = SCORED_SEED, **knobs) -> ShapesScores:
@@ -174,19 +187,47 @@ def evaluate(model: Fusion, count: int = 200, seed: int = SCORED_SEED, progress:
         raise ValueError(f"count={count}: give at least {LEAST}, so that every category has a prompt")
     began = time.monotonic()
     with tqdm(total=3 * count, desc="scoring", unit="prompts", disable=not progress) as bar:
-        drawn = _draw(model, evaluation_prompts(count, seed), seed, knobs, bar)
+        # There is no picture to be guided by, and a branch for it would only cost time.
+        settings = {"image_size": SIZE, **knobs, "image_guidance": 1.0}
+        drawn = _draw(lambda prompts, first: model._images([[prompt] for prompt in prompts], first, settings), count, seed, bar)
         edited = _edit(model, evaluation_edits(count // 2, seed), seed, knobs, bar)
         answered = _answer(model, evaluation_questions(count, seed), seed, knobs, bar)
         decided = _decide(model, evaluation_intents(count // 2, seed), seed, knobs, bar)
     return Evaluation(seed, time.monotonic() - began, drawn, edited, answered, decided)
 
 
-def _draw(model: Fusion, asked: Sequence[EvaluationPrompt], seed: int, knobs: dict, bar: tqdm) -> list[Drawn]:
-    images = []
+def evaluate_drawing(draw: Draw, count: int = 200, seed: int = SCORED_SEED, progress: bool = False) -> list[Drawn]:
+    """Ask anything that draws for `count` pictures of `seed`: draw(prompts, seed of the first) -> 32x32 pictures."""
+    if count < LEAST:
+        raise ValueError(f"count={count}: give at least {LEAST}, so that every category has a prompt")
+    with tqdm(total=count, desc="scoring", unit="prompts", disable=not progress) as bar:
+        return _draw(draw, count, seed, bar)
+
+
+def drawing_scores(drawn: Sequence[Drawn]) -> DrawingScores:
+    """The shares of pictures that came out right."""
+    coloured = [one for one in drawn if one.asked.expectation.colours]
+    categories = _by(drawn, lambda one: one.asked.category)
+    seen = _by([one for one in drawn if not one.asked.held_out], lambda one: one.asked.category)
+    held_out = _by([one for one in drawn if one.asked.held_out], lambda one: f"{one.asked.category}, held out")
+    return DrawingScores(
+        overall=mean_of("overall", _shares(categories, _picture_right)),
+        seen=mean_of("overall, seen pairs", _shares(seen, _picture_right)),
+        held_out=mean_of("overall, held-out pairs", _shares(held_out, _picture_right)),
+        colours_present=mean_score("all asked colours present", [one.verdict.colours_present for one in coloured]),
+        details=tuple(_shares(seen | held_out, _picture_right)),
+    )
+
+
+def drawing_sheet(drawn: Sequence[Drawn]) -> Image.Image:
+    """All pictures with their prompts, those that are not right in red."""
+    return contact_sheet([Cell((one.image,), one.asked.prompt, one.verdict.ok) for one in drawn])
+
+
+def _draw(draw: Draw, count: int, seed: int, bar: tqdm) -> list[Drawn]:
+    asked, images = evaluation_prompts(count, seed), []
     for start, part in _batches(asked, bar):
-        # There is no picture to be guided by, and a branch for it would only cost time.
-        settings = {"image_size": SIZE, **knobs, "image_guidance": 1.0}
-        images += model._images([[one.prompt] for one in part], seed + start, settings)
+        images += draw([one.prompt for one in part], seed + start)
     return [Drawn(one, image, judge.check(image, one.expectation)) for one, image in zip(asked, images, strict=True)]
 
 
@@ -276,13 +317,18 @@ def as_text(scores: ShapesScores) -> str:
 
 def save(evaluation: Evaluation, folder: str | Path) -> list[Path]:
     """Write scores.json, drawings.png and edits.png into a folder, each whole or not at all."""
+    return save_scores(evaluation.scores, evaluation.sheets(), folder)
+
+
+def save_scores(scores: ShapesScores | DrawingScores, sheets: dict[str, Image.Image], folder: str | Path) -> list[Path]:
+    """Write scores.json and a picture for each sheet into a folder, each whole or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "scores.json"]
     aside = folder / "scores.json.tmp"
-    aside.write_text(json.dumps(asdict(evaluation.scores), indent=1) + "\n", encoding="utf-8")
+    aside.write_text(json.dumps(asdict(scores), indent=1) + "\n", encoding="utf-8")
     os.replace(aside, paths[0])
-    for name, sheet in evaluation.sheets().items():
+    for name, sheet in sheets.items():
         sheet.save(folder / f"{name}.png.tmp", format="PNG")
         os.replace(folder / f"{name}.png.tmp", folder / f"{name}.png")
         paths.append(folder / f"{name}.png")

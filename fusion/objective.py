@@ -19,16 +19,14 @@ from fusion.sequence import Packed
 
 
 @dataclass(frozen=True)
-class Objective:
-    """Weights of the two losses and how times are drawn.
+class FlowObjective:
+    """How times are drawn and the flow loss is weighted.
 
     times: uniform or logit_normal (`mean`, `std`; JiT's -0.8, 0.8 is +0.8, 0.8 here), then moved towards noise by `shift`. uniform_share: of
     logit-normal times, so many are uniform all the same: the last steps of a sampler are taken where a logit-normal hardly ever falls.
     clamp: least time by which the loss of an x-prediction is divided, as fusion.flow.flow_loss says.
     """
 
-    w_text: float = 0.25
-    w_flow: float = 1.0
     times: Literal["uniform", "logit_normal"] = "logit_normal"
     mean: float = 0.8
     std: float = 0.8
@@ -42,6 +40,14 @@ class Objective:
         if self.times != "uniform" and self.uniform_share:
             drawn = torch.where(uniform(count, generator) < self.uniform_share, uniform(count, generator), drawn)
         return shift(drawn, self.shift)
+
+
+@dataclass(frozen=True)
+class Objective(FlowObjective):
+    """The same for text and pictures, with the weights of the two losses."""
+
+    w_text: float = 0.25
+    w_flow: float = 1.0
 
 
 @dataclass(frozen=True)

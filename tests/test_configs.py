@@ -19,7 +19,7 @@ from train.metrics import read
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-CLASSES = {"train.llm": "Pretraining", "train.codec": "CodecRun", "train.demo": "Demo", "train.unified": "Unified"}
+CLASSES = {"train.llm": "Pretraining", "train.codec": "CodecRun", "train.demo": "Demo", "train.unified": "Unified", "train.diffusion": "Diffusion"}
 NEEDED = {"train.unified": ["model.llm=some_llm", "data.path=some_folder"]}  # what a person gives
 
 DEBUG = [

@@ -45,6 +45,7 @@ READING_ORDER = [
     "data.sources",
     "data.loader",
     "data.batches",
+    "data.pairs",
     "data.check",
     "data",
     "files",

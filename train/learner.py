@@ -1,7 +1,7 @@
 """What a Trainer trains, seen from its loop: weights, what a batch teaches them, and the folder that they become."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 from fusion.api import Fusion
 from fusion.conv import ConvHead
 from fusion.data.batches import Batch
-from fusion.objective import Losses, Objective, latents, losses
+from fusion.objective import FlowObjective, Losses, Objective, latents, losses
 from fusion.sequence import IGNORE
 from train.log import Counts
 
@@ -31,7 +31,7 @@ class Learner(ABC):
         """What a batch holds."""
 
     @abstractmethod
-    def losses(self, batch: Any, objective: Objective, generator: torch.Generator) -> Losses:
+    def losses(self, batch: Any, objective: FlowObjective, generator: torch.Generator) -> Losses:
         """The losses of a batch as sums; all noise and all times come from the generator, on the model's device."""
 
     @abstractmethod
@@ -81,16 +81,20 @@ class UnifiedLearner(Learner):
             super().rest(resting)
         self.model.flow_head.resting = resting
 
-    @contextmanager
-    def compiled(self) -> Iterator[None]:
-        """Each layer of the decoder, its hooks with it; from outside, so that the model itself knows nothing of it."""
-        layers = self.model.llm.base_model.get_submodule(self.model.backbone.family.layers)
-        # The hooks know the number of their layer, so each layer is a compilation of its own; beyond the limit they would run eagerly.
-        with torch._dynamo.config.patch(recompile_limit=4 * len(layers)):
+    def compiled(self) -> AbstractContextManager:
+        """Each layer of the decoder, its hooks with it."""
+        return compiled(self.model.llm.base_model.get_submodule(self.model.backbone.family.layers))
+
+
+@contextmanager
+def compiled(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, each of the layers runs compiled; from outside, so that the model itself knows nothing of it."""
+    # Hooks know the number of their layer, so that each layer is a compilation of its own; beyond the limit they would run eagerly.
+    with torch._dynamo.config.patch(recompile_limit=4 * len(layers)):
+        for layer in layers:
+            layer.forward = torch.compile(layer.forward)
+        try:
+            yield
+        finally:
             for layer in layers:
-                layer.forward = torch.compile(layer.forward)
-            try:
-                yield
-            finally:
-                for layer in layers:
-                    del layer.forward
+                del layer.forward

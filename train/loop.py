@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from fusion.data.loader import Loader
-from fusion.objective import Objective
+from fusion.objective import FlowObjective
 from train import checkpoint
 from train.ema import EMA
 from train.interrupt import Interrupts
@@ -89,7 +89,7 @@ class Trainer:
         self,
         learner: Learner,
         loader: Loader,
-        objective: Objective,
+        objective: FlowObjective,
         settings: Training,
         run: str | Path,
         held_out: Mapping[str, Sequence[Any]] | None = None,

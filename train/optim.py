@@ -11,16 +11,19 @@ from torch.optim import AdamW, Optimizer
 
 # Quintic Newton-Schulz coefficients of Keller Jordan's Muon (kellerjordan.github.io/posts/muon).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+# Where weights of language models stand: a Fusion's own, and a painter's text encoders.
+PRETRAINED = ("llm.", "texts.")
 
 
 @dataclass
 class Optim:
     """Settings of the optimizer.
 
-    optimizer: adamw, or muon, which takes the hidden matrices of the decoder and leaves the rest to AdamW. lr: the peak learning rate
+    optimizer: adamw, or muon, which takes the hidden matrices of the network and leaves the rest to AdamW. lr: the peak learning rate
     of both (Muon's step is scaled to the RMS of AdamW's, so that one rate serves both); matrix_lr: Muon's own, where it should differ.
-    llm_lr: factor on the rate of the LLM's own weights. schedule: cosine, or wsd (constant, then linear down over the last `decay` of
-    the run). warmup: steps of linear warmup. floor: share of the peak that is left at the end. clip: largest norm of the gradient.
+    llm_lr: factor on the rate of the LLM's own weights, or of text encoders that learn along. schedule: cosine, or wsd (constant, then
+    linear down over the last `decay` of the run). warmup: steps of linear warmup. floor: share of the peak that is left at the end.
+    clip: largest norm of the gradient.
     """
 
     optimizer: str = "adamw"
@@ -103,10 +106,11 @@ class Optimizers:
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The weight matrices inside lists of layers: the decoder's, and the blocks of a convolutional head. Muon is for those; embeddings,
-    output layers and the decoder's modulation are not among them."""
+    """The weight matrices inside lists of layers: the decoder's, a diffusion transformer's, the blocks of a convolutional head. Muon is for those;
+    embeddings, output layers, tables, and modulation, several matrices in one, are not among them."""
     layers = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    found = {id(p): p for group in layers for p in group.parameters() if p.ndim == 2 and p.requires_grad and min(p.shape) > 1}
+    inside = ((name, p) for group in layers for name, p in group.named_parameters() if "modulation" not in name and "table" not in name)
+    found = {id(p): p for _, p in inside if p.ndim == 2 and p.requires_grad and min(p.shape) > 1}
     return list(found.values())
 
 
@@ -118,7 +122,7 @@ def _adam_groups(model: nn.Module, matrices: list[nn.Parameter], settings: Optim
     groups = defaultdict(list)
     for name, p in model.named_parameters():
         if p.requires_grad and id(p) not in elsewhere:
-            groups[name.startswith("llm."), id(p) in linear - embeddings].append(p)
+            groups[name.startswith(PRETRAINED), id(p) in linear - embeddings].append(p)
     return [
         {"params": params, "lr": settings.lr * (settings.llm_lr if in_llm else 1.0), "weight_decay": settings.weight_decay if decays else 0.0}
         for (in_llm, decays), params in groups.items()

@@ -75,7 +75,7 @@ class Sampler:
         folder.mkdir(parents=True, exist_ok=True)
         for name, prompts in self.groups.items():
             answers = self.fusion.generate([prompt.messages for prompt in prompts], seed=self.settings.seed, **self.settings.knobs)
-            _write(sheet(prompts, answers), folder / f"{name}.png")
+            write(sheet(prompts, answers), folder / f"{name}.png")
 
 
 def sheet(prompts: Sequence[Prompt], answers: Sequence[Sequence[str | Image.Image]]) -> Image.Image:
@@ -146,7 +146,8 @@ def _font() -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(FONT)
 
 
-def _write(image: Image.Image, path: Path) -> None:
+def write(image: Image.Image, path: Path) -> None:
+    """A PNG, whole or not at all."""
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
         image.save(file, format="PNG")
     os.chmod(file.name, 0o644)

@@ -9,6 +9,7 @@ from collections.abc import Sized
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -107,7 +108,7 @@ def train(config: Unified) -> Summary:
         raise ValueError(f"{run} holds a run already: resume=true goes on with it, run=ANOTHER_FOLDER begins a new one")
     model = build(config.model)
     if ranks.is_main_process:
-        describe(run, config)
+        describe(run, config, "train.unified")
     trainer = trainer_for(config, model, ranks.process_index, ranks.num_processes)
     summary = trainer.fit()
     if ranks.is_main_process and not summary.interrupted:
@@ -166,14 +167,14 @@ def first_samples(source: Source, count: int) -> list[Sample]:
     return list(islice(Mixture([source], seed="held out"), count))
 
 
-def describe(run: Path, config: Unified) -> None:
+def describe(run: Path, config: Any, program: str) -> None:
     """Write config.yaml and run.json: what the report says about how this run came about."""
     run.mkdir(parents=True, exist_ok=True)
     save_config(config, run / "config.yaml")
     facts = {
         "title": run.name,
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "command": "python -m train.unified " + " ".join(sys.argv[1:]),
+        "command": " ".join([f"python -m {program}", *sys.argv[1:]]),
         "commit": commit(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads",
     }

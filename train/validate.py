@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusion.objective import Losses, Objective
+from fusion.objective import FlowObjective, Losses
 from train.learner import Learner
 
 BINS = 5
@@ -37,7 +37,7 @@ class _Sums:
 
 @torch.no_grad()
 def validate(
-    learner: Learner, held_out: Mapping[str, Sequence[Any]], objective: Objective, seed: int, autocast: AbstractContextManager
+    learner: Learner, held_out: Mapping[str, Sequence[Any]], objective: FlowObjective, seed: int, autocast: AbstractContextManager
 ) -> dict[str, float]:
     """Metrics of held-out batches by name of their source.
 

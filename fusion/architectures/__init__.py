@@ -8,6 +8,23 @@ from fusion.architectures.dit import DiT, DiTConfig
 from fusion.architectures.flux import Flux, FluxConfig
 from fusion.architectures.folders import load, save_diffusers
 from fusion.architectures.mmdit import MMDiT, MMDiTConfig
+from fusion.architectures.painter import Painter, PainterConfig, load_painter, make_painter
 from fusion.architectures.pixart import PixArt, PixArtConfig
 
-__all__ = ["Conditioning", "DiT", "DiTConfig", "Flux", "FluxConfig", "MMDiT", "MMDiTConfig", "PixArt", "PixArtConfig", "load", "save_diffusers"]
+__all__ = [
+    "Conditioning",
+    "DiT",
+    "DiTConfig",
+    "Flux",
+    "FluxConfig",
+    "MMDiT",
+    "MMDiTConfig",
+    "Painter",
+    "PainterConfig",
+    "PixArt",
+    "PixArtConfig",
+    "load",
+    "load_painter",
+    "make_painter",
+    "save_diffusers",
+]

@@ -1,0 +1,218 @@
+"""Text encoders: the hidden states of a language model, of T5 or of CLIP, as the condition of a diffusion transformer."""
+
+import hashlib
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+import transformers
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from fusion.architectures.conditioning import Conditioning
+
+CLIP = ("clip", "clip_text_model")
+# Whose half that reads is a class of its own; all others are decoders, and AutoModel is one without its head.
+CLASSES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"} | dict.fromkeys(CLIP, "CLIPTextModelWithProjection")
+KEPT = 8192  # texts whose conditions stay in memory
+
+
+@dataclass
+class EncoderConfig:
+    """One text encoder.
+
+    path: folder or hub id of a decoder LLM, a T5 or a CLIP. layer: whose hidden states are the tokens, as in `hidden_states` of
+    transformers (-1: the last, after the final norm). pooled: what the one vector is: the mean over tokens, the last token, or own, CLIP's
+    projected one. length: most tokens; what is longer is refused. trained: whether it learns along with the network.
+    """
+
+    path: str = "???"
+    layer: int = -1
+    pooled: Literal["mean", "last", "own"] = "mean"
+    length: int = 128
+    trained: bool = False
+
+
+class TextEncoder(nn.Module):
+    """A pretrained text model. width: of its tokens; pooled_width: of the one vector."""
+
+    def __init__(self, model: nn.Module, tokenizer, config: EncoderConfig):
+        super().__init__()
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        sizes = model.config
+        self.width = sizes.hidden_size
+        self.pooled_width = sizes.projection_dim if config.pooled == "own" else self.width
+        tokenizer.padding_side = "right"
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self.model.requires_grad_(config.trained)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "TextEncoder":
+        """Stays as it is used unless it is trained."""
+        return super().train(mode and self.config.trained)
+
+    def forward(self, texts: Sequence[str]) -> Conditioning:
+        """Tokens (b, n, width) with their mask, and pooled (b, pooled_width). Raises ValueError for a text that is too long."""
+        ids, mask = self.tokens(texts)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.trained):
+            out = self.model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True)
+        tokens = out.hidden_states[self.config.layer]
+        return Conditioning(tokens, mask, self._pooled(out, tokens, mask))
+
+    def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Bool[Tensor, "b n"]]:
+        """Ids and which of them count; an empty text is one token, so that there is something to attend to."""
+        rows = [self.tokenizer(text, add_special_tokens=True)["input_ids"] or [self._empty()] for text in texts]
+        if long := next((i for i, row in enumerate(rows) if len(row) > self.config.length), None):
+            raise ValueError(f"a text of {len(rows[long])} tokens is longer than the {self.config.length} of this encoder: {texts[long][:60]!r}...")
+        device = next(self.model.parameters()).device
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=self.tokenizer.pad_token_id).to(device)
+        return ids, torch.arange(ids.shape[1], device=device) < lengths[:, None]
+
+    def _empty(self) -> int:
+        known = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        return next(token for token in known if token is not None)
+
+    def _pooled(self, out, tokens: Tensor, mask: Tensor) -> Float[Tensor, "b pooled_width"]:
+        match self.config.pooled:
+            case "own":
+                return out.text_embeds
+            case "last":
+                return tokens[torch.arange(len(tokens), device=tokens.device), mask.sum(1) - 1]
+            case _:
+                return (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+    def fingerprint(self) -> str:
+        """A short name for everything that its answers depend on."""
+        digest = hashlib.blake2b(repr(asdict(replace(self.config, path="", trained=False))).encode(), digest_size=10)
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Model and tokenizer as transformers write them."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def load_encoder(config: EncoderConfig, dtype: torch.dtype = torch.float32) -> TextEncoder:
+    """The encoder in a folder or on the hub, without dropout. Raises ValueError in one line where there is none, or it has no such layer."""
+    try:
+        kind = transformers.AutoConfig.from_pretrained(config.path).model_type
+        tokenizer = transformers.AutoTokenizer.from_pretrained(config.path)
+        loaded = getattr(transformers, CLASSES.get(kind, "AutoModel"))
+        with _without_report():
+            model = loaded.from_pretrained(config.path, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{config.path}: no text encoder can be loaded from there ({' '.join(str(error).split())[:200]})") from None
+    if config.pooled == "own" and kind not in CLIP:
+        raise ValueError(f"{config.path}: pooled=own is CLIP's; a {kind} has mean or last")
+    layers = getattr(model.config, "num_hidden_layers", None) or model.config.num_layers
+    if not -layers - 1 <= config.layer <= layers:
+        raise ValueError(f"{config.path}: layer={config.layer}, and it has {layers} (hidden states 0 to {layers}, or -1 to {-layers - 1})")
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    return TextEncoder(model, tokenizer, config)
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """transformers would list the weights of the head, which is left where it is."""
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(before)
+
+
+class TextEncoders(nn.ModuleList):
+    """Several encoders as one: their tokens one behind the other, narrow ones filled up with zeros (SD3, arXiv 2403.03206), and their
+    pooled vectors side by side."""
+
+    def __init__(self, encoders: Sequence[TextEncoder], folder: str | Path | None = None):
+        """folder: where conditions are kept for other runs, too; in memory the latest are kept in any case. Trained encoders keep none."""
+        super().__init__(encoders)
+        if not len(self):
+            raise ValueError("no text encoder: give at least one, such as {path: out/demo/llm}")
+        self.width = max(encoder.width for encoder in self)
+        self.pooled_width = sum(encoder.pooled_width for encoder in self)
+        self._folder = None if folder is None else Path(folder)
+        self._kept: OrderedDict[tuple[int, str], tuple[Tensor, Tensor]] = OrderedDict()
+        self._names: dict[int, str] = {}
+
+    def forward(self, texts: Sequence[str]) -> Conditioning:
+        """The condition of each text; tokens (b, n, width), pooled (b, pooled_width)."""
+        parts = [self._one(number, texts) for number in range(len(self))]
+        tokens = torch.cat([nn.functional.pad(part.tokens, (0, self.width - part.tokens.shape[-1])) for part in parts], dim=1)
+        return Conditioning(tokens, torch.cat([part.mask for part in parts], dim=1), torch.cat([part.pooled for part in parts], dim=1))
+
+    def _one(self, number: int, texts: Sequence[str]) -> Conditioning:
+        encoder = self[number]
+        if encoder.config.trained:
+            return encoder(texts)
+        rows = dict(self._known(number, texts))
+        if new := [text for text in dict.fromkeys(texts) if text not in rows]:
+            for text, row in zip(new, _rows(encoder(new)), strict=True):
+                rows[text] = row
+                self._keep(number, text, row)
+        device = next(encoder.parameters()).device
+        tokens, pooled = zip(*(rows[text] for text in texts), strict=True)
+        lengths = torch.tensor([len(row) for row in tokens], device=device)
+        padded = pad_sequence([row.to(device) for row in tokens], batch_first=True)
+        return Conditioning(padded, torch.arange(padded.shape[1], device=device) < lengths[:, None], torch.stack([row.to(device) for row in pooled]))
+
+    def _known(self, number: int, texts: Sequence[str]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+        for text in dict.fromkeys(texts):
+            if (number, text) in self._kept:
+                self._kept.move_to_end((number, text))
+                yield text, self._kept[number, text]
+            elif self._folder is not None and (row := _read(self._file(number, text))):
+                self._kept[number, text] = row
+                yield text, row
+
+    def _keep(self, number: int, text: str, row: tuple[Tensor, Tensor]) -> None:
+        self._kept[number, text] = row
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+        if self._folder is not None:
+            _write(self._file(number, text), row)
+
+    def _file(self, number: int, text: str) -> Path:
+        if number not in self._names:
+            self._names[number] = self[number].fingerprint()
+        name = hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
+        return self._folder / self._names[number] / name[:2] / f"{name}.safetensors"
+
+
+def _rows(cond: Conditioning) -> list[tuple[Tensor, Tensor]]:
+    """Text by text: its tokens without padding, and its pooled vector."""
+    lengths = cond.mask.sum(1).tolist()
+    return [(tokens[:length].clone(), pooled.clone()) for tokens, length, pooled in zip(cond.tokens, lengths, cond.pooled, strict=True)]
+
+
+def _read(file: Path) -> tuple[Tensor, Tensor] | None:
+    try:
+        tensors = load_file(file)
+        return tensors["tokens"], tensors["pooled"]
+    except (FileNotFoundError, SafetensorError, KeyError):  # a damaged entry is one to write again
+        return None
+
+
+def _write(file: Path, row: tuple[Tensor, Tensor]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
+        pass
+    save_file({"tokens": row[0].contiguous().cpu(), "pooled": row[1].contiguous().cpu()}, temporary.name)
+    os.replace(temporary.name, file)

@@ -1,0 +1,141 @@
+"""train.diffusion from a config to a report and back: the loss, what is saved, resuming, real folders, mistakes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fusion.architectures import load_painter, make_painter
+from fusion.architectures.encoders import EncoderConfig
+from fusion.architectures.painter import PainterConfig
+from fusion.data.pairs import PairBatch
+from fusion.flow import PATHS
+from fusion.objective import FlowObjective
+from tests import training
+from train import diffusion
+from train.diffusion import PainterLearner
+from train.metrics import read
+from train.optim import Optim, Optimizers, hidden_matrices
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory) -> Path:
+    return training.save_llm(tmp_path_factory.mktemp("llm"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Captioned pictures of two sizes; one is broken."""
+    root = tmp_path_factory.mktemp("data")
+    rows = []
+    for number in range(24):
+        Image.new("RGB", ((16, 24)[number % 2], 16), ("red", "blue")[number % 3 > 0]).save(root / f"{number}.png")
+        rows.append({"file_name": f"{number}.png", "text": f"a {('red', 'blue')[number % 3 > 0]} picture"})
+    (root / "0.png").write_bytes(b"broken")
+    (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def words(llm: Path, run: Path) -> list[str]:
+    return [
+        f"run={run}", f"painter.texts=[{{path: {llm}}}]", "painter.network={patch_size: 8, width: 32, layers: 2, heads: 2}", "pairing.rows=8",
+        "training.minutes=null", "training.documents=60", "training.log_every=1", "training.validate_every=3", "training.sample_every=3",
+        "training.save_every=3", "training.precision=fp32", "training.workers=0", "validation.documents=8", "samples.held_out=2", "samples.steps=2",
+        "samples.prompts=[draw a red circle]",
+    ]  # fmt: skip
+
+
+def test_from_a_config_to_a_report(llm, tmp_path, capsys, root):
+    run = tmp_path / "run"
+    argv = [str(root / "configs" / "dit.yaml"), *words(llm, run), "scoring.count=12"]
+    assert diffusion.main(argv) == 0
+    assert "report.html" in capsys.readouterr().out
+    rows = read(run / "metrics.jsonl")
+    assert {"loss/flow", "val/x_error", "val/x_error_of/world"} <= {name for row in rows for name in row}
+    assert not {"loss/text", "val/text"} & {name for row in rows for name in row}
+    assert {path.stem for path in (run / "samples" / "step_3").iterdir()} == {"prompts", "world"}
+    scores = json.loads((run / "scores" / "scores.json").read_text())
+    assert 0 <= scores["overall"]["value"] <= 1 and (run / "scores" / "drawings.png").stat().st_size > 1000
+    report = (run / "report.html").read_text()
+    assert "GenEval in miniature" in report and "Scored pictures" in report
+    assert load_painter(run / "model").draw("draw a red circle", steps=2)[0].size == (32, 32)
+    assert diffusion.main(argv) == 1 and "resume=true" in capsys.readouterr().err
+    assert diffusion.main([*argv, "resume=true", "training.documents=80"]) == 0
+    assert read(run / "metrics.jsonl")[-1]["seen"] >= 80
+
+
+def test_a_run_that_was_cut_ends_as_one_that_was_not(llm, tmp_path, root):
+    config, fixed = str(root / "configs" / "dit.yaml"), ["scoring.count=0", "training.optim.schedule=wsd", "training.optim.decay=1e-9"]
+    assert diffusion.main([config, *words(llm, tmp_path / "whole"), *fixed]) == 0
+    assert diffusion.main([config, *words(llm, tmp_path / "cut"), *fixed, "training.documents=24"]) == 0
+    assert diffusion.main([config, *words(llm, tmp_path / "cut"), *fixed, "resume=true"]) == 0
+    whole, cut = (load_painter(tmp_path / name / "model").network.state_dict() for name in ("whole", "cut"))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(cut[name], tensor, msg=name)
+
+
+def test_on_a_folder_with_an_encoder_that_learns(llm, folder, tmp_path, root):
+    run = tmp_path / "run"
+    sources = [f"data.path={folder}", "data.held_out=0.2", "data.sources=[{kind: images}]", "stages=[]", "scoring.count=0"]
+    both = f"painter.texts=[{{path: {llm}, trained: true}}, {{path: {llm}, layer: 0}}]"
+    assert diffusion.main([str(root / "configs" / "dit.yaml"), *words(llm, run), *sources, both]) == 0
+    assert "0.png" in (run / "skipped.txt").read_text()
+    made = load_painter(run / "model")
+    before = make_painter(PainterConfig(network={"width": 32, "layers": 1, "heads": 2}, texts=[EncoderConfig(str(llm))])).texts[0].model.state_dict()
+    moved = [not torch.equal(tensor, before[name]) for name, tensor in made.texts[0].model.state_dict().items()]
+    still = [torch.equal(tensor, before[name]) for name, tensor in made.texts[1].model.state_dict().items()]
+    assert sum(moved) > 5 and all(still)
+
+
+@pytest.mark.parametrize("target", ["x", "v", "eps"])
+@pytest.mark.parametrize("path", PATHS)
+def test_a_network_that_knows_the_answer_has_no_loss(llm, target, path):
+    network = {"patch_size": 8, "width": 32, "layers": 1, "heads": 2}
+    made = make_painter(PainterConfig(network=network, texts=[EncoderConfig(str(llm))], target=target, path=path))
+    learner, pixels = PainterLearner(made), torch.rand(4, 3, 16, 16) * 2 - 1
+    batch = PairBatch(pixels, ("a", "b", "", "c"), ("1", "2", "3", "4"))
+
+    def knows(x, t, cond):
+        t = t.view(-1, 1, 1, 1)
+        alpha, sigma = made.flow_path.alpha(t), made.flow_path.sigma(t)
+        noise = (x - alpha * pixels) / sigma
+        answers = {"x": pixels, "eps": noise, "v": made.flow_path.alpha_dot(t) * pixels + made.flow_path.sigma_dot(t) * noise}
+        return answers[target]
+
+    learner.painter.network.forward = knows
+    losses = learner.losses(batch, FlowObjective(), torch.Generator().manual_seed(0))
+    assert losses.flow_count == 4 and float(losses.flow) < 1e-6 and losses.x_error.max() < 1e-6
+    assert losses.text_count == 0 and learner.counts(batch).tokens == 4 * 4
+
+
+def test_muon_takes_the_matrices_of_blocks_and_nothing_that_is_several(llm):
+    made = make_painter(PainterConfig(architecture="pixart", network={"width": 32, "layers": 2, "heads": 2}, texts=[EncoderConfig(str(llm))]))
+    matrices = {id(p) for p in hidden_matrices(made)}
+    names = {name for name, p in made.named_parameters() if id(p) in matrices}
+    assert "network.blocks.0.attention.q.weight" in names and "network.blocks.1.feed_forward.up.weight" in names
+    assert not any("table" in name or "modulation" in name or "embed" in name or "texts" in name for name in names)
+    assert len(Optimizers(made, Optim(optimizer="muon")).parts) == 2
+
+
+@pytest.mark.parametrize(
+    "word, said",
+    [
+        ("painter.architecture=dlt", "architecture 'dlt': choose one of"),
+        ("painter.network.depth=3", "dit has no setting 'depth'"),
+        ("painter.texts=[{path: nowhere}]", "nowhere: no text encoder"),
+        ("training.conv_from=5", "conv_from: this model's head has no convolutions"),
+        ("painter.network.heads=5", "width 32 does not divide into 5 heads"),
+    ],
+)
+def test_a_mistake_is_one_line(llm, tmp_path, capsys, root, word, said):
+    assert diffusion.main([str(root / "configs" / "dit.yaml"), *words(llm, tmp_path / "run"), word]) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.splitlines()[-1].startswith("error: ") and said in error
+
+
+def test_neither_or_both_kinds_of_data_are_refused(tmp_path, root):
+    for word in ("stages=[]", "data.sources=[{kind: images}]"):
+        with pytest.raises(SystemExit, match=r"either data.sources, or stages"):
+            diffusion.main([str(root / "configs" / "dit.yaml"), word])

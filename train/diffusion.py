@@ -1,0 +1,232 @@
+"""Trains a diffusion transformer to paint what texts say: `accelerate launch -m train.diffusion configs/dit.yaml key=value ...`"""
+
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate import PartialState
+from torch import nn
+
+from eval import report, shapes
+from eval.page import Section, gallery, paragraph, score_table
+from fusion.architectures.painter import Painter, PainterConfig, make_painter
+from fusion.data.loader import Loader
+from fusion.data.pairs import PairBatch, PairBatches, Pairing, fixed_pairs
+from fusion.data.sources import Mixture, Source
+from fusion.data.sources.config import DataConfig, open_sources
+from fusion.document import blocks
+from fusion.flow import flow_loss, x_error
+from fusion.objective import FlowObjective, Losses
+from train.checkpoint import steps
+from train.config import load
+from train.curriculum import Curriculum, Stage
+from train.learner import Learner, compiled
+from train.log import Counts
+from train.loop import NotFinite, Summary, Trainer, Training
+from train.samples import Prompt, ask, from_samples, sheet, write
+from train.unified import Validation, describe, first_samples
+
+TRAINING_SEED, HELD_OUT_SEED = 1, 2  # of the world's pictures: two seeds share none
+SHOWN = 60  # of the scored pictures, on the page
+
+
+@dataclass
+class Sampling:
+    """What is drawn at intervals. prompts: texts. held_out: pairs of each source that are drawn again, beside the true picture. seed,
+    steps, solver, shift, guidance: see fusion.architectures.painter.Painter.images."""
+
+    prompts: list[str] = field(default_factory=list)
+    held_out: int = 8
+    seed: int = 0
+    steps: int = 20
+    solver: str = "euler"
+    shift: float = 1.0
+    guidance: float = 3.0
+
+    @property
+    def knobs(self) -> dict:
+        """What goes to Painter.images."""
+        return {name: getattr(self, name) for name in ("steps", "solver", "shift", "guidance")}
+
+
+@dataclass
+class Scoring:
+    """GenEval in miniature of the finished painter, on the built-in world's prompts. count: prompts, 0 for none; split: see eval.shapes."""
+
+    count: int = 0
+    split: str = "scored"
+
+    def __post_init__(self):
+        if self.split not in shapes.SPLITS or 0 < self.count < shapes.LEAST or self.count < 0:
+            splits = ", ".join(shapes.SPLITS)
+            raise ValueError(f"count={self.count}, split={self.split!r}: count is 0 or at least {shapes.LEAST}, and split one of {splits}")
+
+
+@dataclass
+class Diffusion:
+    """A run: the folder it writes, painter, data, batches, loss, training, validation, samples and scores.
+
+    resume: go on from the newest complete checkpoint in `run`. stages: the built-in world instead of `data.sources`, see train.curriculum.
+    """
+
+    run: str = "out/diffusion"
+    resume: bool = False
+    painter: PainterConfig = field(default_factory=PainterConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    stages: list[Stage] = field(default_factory=list)
+    pairing: Pairing = field(default_factory=Pairing)
+    objective: FlowObjective = field(default_factory=FlowObjective)
+    training: Training = field(default_factory=Training)
+    validation: Validation = field(default_factory=Validation)
+    samples: Sampling = field(default_factory=Sampling)
+    scoring: Scoring = field(default_factory=Scoring)
+
+    def __post_init__(self):
+        if bool(self.stages) == bool(self.data.sources):
+            raise ValueError("give either data.sources, or stages of the built-in world")
+
+
+class PainterLearner(Learner):
+    """A Painter that learns from pairs. Text encoders that are not trained along only read."""
+
+    def __init__(self, painter: Painter):
+        self.painter = self.model = painter
+
+    def to(self, device: torch.device) -> None:
+        """Network, text encoders and codec."""
+        self.painter.to(device=device, dtype=torch.float32)
+        self.painter.codec.to(device)
+
+    def counts(self, batch: PairBatch) -> Counts:
+        """Tokens are patches; nothing is padded."""
+        pictures, _, height, width = batch.pixels.shape
+        patches = pictures * (height // self.painter.stride) * (width // self.painter.stride)
+        return Counts(text=0, pictures=pictures, documents=pictures, tokens=patches, padding=0, skipped=len(batch.skipped))
+
+    def losses(self, batch: PairBatch, objective: FlowObjective, generator: torch.Generator) -> Losses:
+        """The flow loss of each picture."""
+        painter, device = self.painter, self.painter.device
+        with torch.no_grad():
+            clean = painter.codec.encode(batch.pixels.to(device)).float()
+        time = objective.sample_times(len(clean), generator)
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        predicted = painter.network(painter.flow_path.mix(clean, noise, time), time, painter.texts(batch.texts))
+        rows = (predicted.flatten(1), clean.flatten(1), noise.flatten(1))
+        common = (time, torch.arange(len(clean), device=device), len(clean), painter.target, painter.flow_path)
+        with torch.no_grad():
+            error = x_error(rows[0].detach(), *rows[1:], *common)
+        none = torch.zeros((), device=device)
+        return Losses(
+            text=none, text_count=0, control=none, control_count=0, flow=flow_loss(*rows, *common, clamp=objective.clamp).sum(),
+            flow_count=len(clean), x_error=error, time=time, w_text=0.0, w_flow=1.0,
+        )  # fmt: skip
+
+    def save_pretrained(self, folder: Path) -> None:
+        """A folder for fusion.architectures.load_painter."""
+        self.painter.save_pretrained(folder)
+
+    def compiled(self) -> AbstractContextManager:
+        """Each block of the network."""
+        return compiled([block for part in self.painter.network.modules() if isinstance(part, nn.ModuleList) for block in part])
+
+
+class Sampler:
+    """Writes one sheet per group of prompts into a folder: `sampler(folder)`."""
+
+    def __init__(self, painter: Painter, groups: dict[str, list[Prompt]], settings: Sampling):
+        self.painter, self.settings = painter, settings
+        self.groups = {name: prompts for name, prompts in groups.items() if prompts}
+
+    def __call__(self, folder: str | Path) -> None:
+        """Draw every prompt and write `folder`/<group>.png."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, prompts in self.groups.items():
+            texts = ["\n".join(text_of(prompt)) for prompt in prompts]
+            images = self.painter.images(texts, self.settings.seed, **self.settings.knobs)
+            write(sheet(prompts, [[image] for image in images]), Path(folder, f"{name}.png"))
+
+
+def text_of(prompt: Prompt) -> list[str]:
+    """What the user says."""
+    return [block["text"] for message in prompt.messages for block in blocks(message["content"])]
+
+
+def train(config: Diffusion) -> Summary:
+    """The whole run: train, save RUN/model, score it, write RUN/report.html. Raises ValueError and NotFinite, each one line."""
+    run, ranks = Path(config.run), PartialState()
+    if not config.resume and steps(run / "checkpoints"):
+        raise ValueError(f"{run} holds a run already: resume=true goes on with it, run=ANOTHER_FOLDER begins a new one")
+    torch.manual_seed(config.training.seed)
+    painter = make_painter(config.painter)
+    if ranks.is_main_process:
+        describe(run, config, "train.diffusion")
+    summary = trainer_for(config, painter, ranks.process_index, ranks.num_processes).fit()
+    if ranks.is_main_process and not summary.interrupted:
+        painter.save_pretrained(run / "model")
+        report.write(run, score(config, painter) if config.scoring.count else [])
+    return summary
+
+
+def trainer_for(config: Diffusion, painter: Painter, rank: int = 0, world: int = 1) -> Trainer:
+    """Trainer, stream, validation and sampler of a config."""
+    seed, stride = config.training.seed, painter.stride
+    sources, weights = sources_of(config, "train", stride), [source.weight for source in config.data.sources] or [1.0]
+
+    def open_samples(shard: int, shards: int) -> Mixture:
+        return Mixture(sources, weights, seed, shard, shards)
+
+    loader = Loader(PairBatches(open_samples, stride, config.pairing, seed, rank, world), config.training.workers)
+    held_out, groups = {}, {"prompts": [ask(text) for text in config.samples.prompts]}
+    for source in sources_of(config, "validation", stride):
+        samples = first_samples(source, max(config.validation.documents, config.samples.held_out))
+        held_out[source.name] = fixed_pairs(samples[: config.validation.documents], stride, config.pairing.rows)
+        groups[source.name] = from_samples(samples[: config.samples.held_out])
+    sampler = Sampler(painter, groups, config.samples)
+    return Trainer(PainterLearner(painter), loader, config.objective, config.training, config.run, held_out, sampler, config.resume)
+
+
+def sources_of(config: Diffusion, side: str, stride: int) -> Sequence[Source]:
+    """What there is to learn from ("train") or to be tried on ("validation"): the sources of the config, or the built-in world."""
+    if not config.stages:
+        return open_sources(config.data, side, stride)
+    return [Curriculum(config.stages, TRAINING_SEED)] if side == "train" else [Curriculum([config.stages[-1]], HELD_OUT_SEED)]
+
+
+def score(config: Diffusion, painter: Painter) -> list[Section]:
+    """GenEval in miniature as sections of the report; also in RUN/scores."""
+    knobs, seed = config.samples.knobs, shapes.SPLITS[config.scoring.split]
+    drawn = shapes.evaluate_drawing(lambda prompts, first: painter.images(prompts, first, size=shapes.SIZE, **knobs), config.scoring.count, seed)
+    scores = shapes.drawing_scores(drawn)
+    shapes.save_scores(scores, {"drawings": shapes.drawing_sheet(drawn)}, Path(config.run, "scores"))
+    count = config.scoring.count
+    words = f"{count} prompts of the built-in world ({config.scoring.split}); a picture is right when the judge finds all that it asks for."
+    pictures = ((one.image, f"{one.asked.prompt}: {'right' if one.verdict.ok else 'wrong'}") for one in drawn[:SHOWN])
+    return [
+        Section("GenEval in miniature", paragraph(words) + score_table([*scores.main, *scores.details])),
+        Section("Scored pictures", gallery(pictures)),
+    ]
+
+
+def main(argv: list[str]) -> int:
+    """The program: 0 when the run ended or was asked to stop, 1 with one line on stderr when it could not go on."""
+    config = load(Diffusion, argv)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        summary = train(config)
+    except (ValueError, NotFinite) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if PartialState().is_main_process:
+        if summary.interrupted:
+            print(f"stopped by {summary.interrupted} at step {summary.steps}, {config.run}/checkpoints has it: resume=true goes on")
+        else:
+            print(f"{config.run}/report.html, {config.run}/model  ({summary.seen:,} pictures in {summary.seconds / 60:.1f} minutes)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
