@@ -13,6 +13,7 @@ from fusion.architectures.dit import CONDITIONINGS, DiT, DiTConfig
 from fusion.architectures.flux import Flux, FluxConfig
 from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.pixart import PixArt, PixArtConfig
+from fusion.architectures.registry import build
 from fusion.patches import cells, patchify, unpatchify
 
 SIZES = {"width": 48, "layers": 2, "heads": 4}
@@ -99,6 +100,16 @@ SMALL = {
     "pixart": lambda: PixArt(PixArtConfig(**SIZES, text_width=TEXT)),
     "mmdit": lambda: MMDiT(MMDiTConfig(channels=4, **SIZES, **WIDTHS, qk_norm=True, dual=(1,), text_mask=True)),
     "flux": lambda: Flux(FluxConfig(channels=4, **SIZES, single=1, axes=(4, 4, 4), **WIDTHS, guidance=True, text_mask=True)),
+}
+
+
+# What learns from captioned pictures of three channels in a test: (text width, pooled width) -> network.
+PAINTED = {"patch_size": 16, "width": 64, "layers": 2, "heads": 4}
+LEARNERS = {
+    **{f"dit, {kind}": partial(build, "dit", PAINTED | {"conditioning": kind}, 3) for kind in CONDITIONINGS},
+    "pixart": partial(build, "pixart", PAINTED, 3),
+    "mmdit": partial(build, "mmdit", PAINTED | {"qk_norm": True}, 3),
+    "flux": partial(build, "flux", PAINTED | {"layers": 1, "single": 1, "axes": (4, 6, 6)}, 3),
 }
 
 
