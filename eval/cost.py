@@ -1,0 +1,48 @@
+"""What networks cost: parameters, floating-point operations and the memory kept for the backward pass; counted, not timed."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@contextmanager
+def imagined() -> Iterator[None]:
+    """Inside, tensors have shapes and no contents: networks of any size are built and run in no memory and no time."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def parameters(*modules: nn.Module, trained: bool = False) -> int:
+    """How many numbers they learn; each once, however many modules share it. trained: only those that need a gradient."""
+    found = {id(p): p for module in modules for p in module.parameters() if p.requires_grad or not trained}
+    return sum(p.numel() for p in found.values())
+
+
+def flops(run: Callable[[], Any]) -> int:
+    """Floating-point operations of matrix products and convolutions in `run()`, two for a multiply-add; of its backward pass too if it has one."""
+    # Attention as two matrix products, which the counter knows on every device.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def kept_bytes(run: Callable[[], Any]) -> int:
+    """Bytes of activations that `run()` keeps for the backward pass, parameters left out, shared storage counted once."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = run()
+    del result
+    return sum(kept.values())

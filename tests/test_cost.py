@@ -1,0 +1,39 @@
+"""Costs: counts that a pencil gives too."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from eval.cost import flops, imagined, kept_bytes, parameters
+from fusion.architectures import Conditioning, DiT, DiTConfig
+
+
+def test_products_are_counted_forward_and_backward():
+    layer, x = nn.Linear(8, 16), torch.randn(4, 8)
+    assert flops(lambda: layer(x)) == 2 * 4 * 8 * 16
+    assert flops(lambda: layer(x).sum().backward()) == 2 * (2 * 4 * 8 * 16)  # x needs no gradient
+
+
+def test_attention_is_counted_on_every_device():
+    q = torch.randn(2, 4, 16, 12)
+    assert flops(lambda: F.scaled_dot_product_attention(q, q, q)) == 2 * (2 * 4 * 16 * 16 * 12) * 2
+
+
+def test_shared_weights_count_once():
+    one = nn.Linear(3, 5)
+    assert parameters(one, nn.Sequential(one, nn.Linear(5, 2))) == 3 * 5 + 5 + 5 * 2 + 2
+    one.requires_grad_(False)
+    assert parameters(one, trained=True) == 0
+
+
+def test_what_is_kept_is_what_backward_needs():
+    layer, x = nn.Linear(8, 16), torch.randn(4, 8)
+    kept = kept_bytes(lambda: layer(x).tanh())
+    assert kept in (4 * 4 * 8 + 4 * 4 * 16, 4 * 4 * 16 + 4 * 4 * 8)
+
+
+def test_an_imagined_network_takes_no_time():
+    with imagined():
+        model = DiT(DiTConfig(width=1152, layers=28, heads=16, classes=1000, variance=True))
+        cost = flops(lambda: model(torch.randn(1, 4, 32, 32), torch.rand(1), Conditioning(label=torch.zeros(1, dtype=torch.long))))
+    assert abs(cost / 2e9 - 118.67) < 0.05  # GMACs of DiT-XL/2
