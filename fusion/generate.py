@@ -235,15 +235,15 @@ class Generator:
         for name in list(self.settings.flow_guidance.weights)[1:]:
             branch = self._branch(name, [rows[i] for i in waiting])
             prefixes[name] = {index: (branch, place) for place, index in enumerate(waiting)}
-        width = self.model.config.patch_width
         return [
-            Canvas(
-                {name: where[index] for name, where in prefixes.items()},
-                rows[index].grid,
-                torch.randn(rows[index].grid[0] * rows[index].grid[1], width, generator=rows[index].generator),
-            )
-            for index in waiting
+            Canvas({name: where[index] for name, where in prefixes.items()}, rows[index].grid, self._noise(rows[index])) for index in waiting
         ]
+
+    def _noise(self, row: _Row) -> Float[Tensor, "n p"]:
+        """Drawn as a picture and then cut, so that a seed is the same noise for models of all patch sizes, and for a Painter."""
+        side = self.model.config.patch_size
+        shape = self.codec.channels, *(count * side for count in row.grid)
+        return patchify(torch.randn(shape, generator=row.generator), side)
 
     def _branch(self, name: str, rows: list[_Row]) -> Prefix:
         """The documents as a guidance branch reads them, up to the size of the picture to draw."""

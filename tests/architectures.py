@@ -109,7 +109,7 @@ LEARNERS = {
     **{f"dit, {kind}": partial(build, "dit", PAINTED | {"conditioning": kind}, 3) for kind in CONDITIONINGS},
     "pixart": partial(build, "pixart", PAINTED, 3),
     "mmdit": partial(build, "mmdit", PAINTED | {"qk_norm": True}, 3),
-    "flux": partial(build, "flux", PAINTED | {"layers": 1, "single": 1, "axes": (4, 6, 6)}, 3),
+    "flux": partial(build, "flux", PAINTED | {"layers": 1, "single": 1}, 3),
 }
 
 

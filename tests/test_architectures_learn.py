@@ -1,5 +1,4 @@
-"""Every architecture learns: after seconds of training its loss with true captions is well below that with other pictures' captions, and below
-the best that can be done without looking."""
+"""Every architecture learns what captions say: with their own, pictures are predicted better than with others' captions, and than the mean."""
 
 import itertools
 

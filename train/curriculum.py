@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from fusion.data.shapes import Options, World
-from fusion.data.sources import Sample, Stream, WorldSource
+from fusion.data.sources import Sample, Source, Stream, WorldSource
+from fusion.data.sources.config import DataConfig, open_sources
 
 
 @dataclass
@@ -102,3 +103,17 @@ class Texts:
     def stream(self, seed: int | str = 0, shard: int = 0, shards: int = 1) -> Stream:
         """All texts shuffled, again and again."""
         return Stream(self, seed, shard, shards)
+
+
+TRAINING_SEED, HELD_OUT_SEED = 1, 2  # of the world's documents: two seeds share none
+
+
+def open_data(data: DataConfig, stages: Sequence[Stage], side: str, stride: int) -> tuple[list[Source], list[float]]:
+    """The sources of a config on one side of the split ("train" or "validation") and their weights; or the built-in world in stages, of
+    which the last is validated on."""
+    if stages and data.sources:
+        raise ValueError("stages are the built-in world instead of data.sources: give one of them")
+    if not stages:
+        return open_sources(data, side, stride), [source.weight for source in data.sources]
+    training = side == "train"
+    return [Curriculum(stages if training else stages[-1:], TRAINING_SEED if training else HELD_OUT_SEED)], [1.0]

@@ -25,7 +25,7 @@ from fusion.objective import Objective
 from train import checkpoint, showcase
 from train.checkpoint import steps
 from train.config import ConfigError, load, load_config, save_config
-from train.curriculum import Curriculum, Stage, Texts
+from train.curriculum import HELD_OUT_SEED, TRAINING_SEED, Curriculum, Stage, Texts
 from train.learner import UnifiedLearner
 from train.llm import Corpus, Pretraining, PretrainingError, pretrain, read_corpus
 from train.loop import STATE, NotFinite, Summary, Trainer, Training
@@ -35,7 +35,6 @@ from train.samples import Sampler, Samples, ask, from_samples
 from train.unified import Model, build, commit, first_samples
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
-TRAINING_SEED, HELD_OUT_SEED = 1, 2  # of the world's documents: two seeds share none
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """Trains a diffusion transformer to paint what texts say: `accelerate launch -m train.diffusion configs/dit.yaml key=value ...`"""
 
 import sys
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,21 +15,20 @@ from eval.page import Section, gallery, paragraph, score_table
 from fusion.architectures.painter import Painter, PainterConfig, make_painter
 from fusion.data.loader import Loader
 from fusion.data.pairs import PairBatch, PairBatches, Pairing, fixed_pairs
-from fusion.data.sources import Mixture, Source
-from fusion.data.sources.config import DataConfig, open_sources
+from fusion.data.sources import Mixture
+from fusion.data.sources.config import DataConfig
 from fusion.document import blocks
 from fusion.flow import flow_loss, x_error
 from fusion.objective import FlowObjective, Losses
 from train.checkpoint import steps
 from train.config import load
-from train.curriculum import Curriculum, Stage
+from train.curriculum import Stage, open_data
 from train.learner import Learner, compiled
 from train.log import Counts
 from train.loop import NotFinite, Summary, Trainer, Training
 from train.samples import Prompt, ask, from_samples, sheet, write
 from train.unified import Validation, describe, first_samples
 
-TRAINING_SEED, HELD_OUT_SEED = 1, 2  # of the world's pictures: two seeds share none
 SHOWN = 60  # of the scored pictures, on the page
 
 
@@ -84,10 +82,6 @@ class Diffusion:
     validation: Validation = field(default_factory=Validation)
     samples: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
-
-    def __post_init__(self):
-        if bool(self.stages) == bool(self.data.sources):
-            raise ValueError("give either data.sources, or stages of the built-in world")
 
 
 class PainterLearner(Learner):
@@ -174,26 +168,19 @@ def train(config: Diffusion) -> Summary:
 def trainer_for(config: Diffusion, painter: Painter, rank: int = 0, world: int = 1) -> Trainer:
     """Trainer, stream, validation and sampler of a config."""
     seed, stride = config.training.seed, painter.stride
-    sources, weights = sources_of(config, "train", stride), [source.weight for source in config.data.sources] or [1.0]
+    sources, weights = open_data(config.data, config.stages, "train", stride)
 
     def open_samples(shard: int, shards: int) -> Mixture:
         return Mixture(sources, weights, seed, shard, shards)
 
     loader = Loader(PairBatches(open_samples, stride, config.pairing, seed, rank, world), config.training.workers)
     held_out, groups = {}, {"prompts": [ask(text) for text in config.samples.prompts]}
-    for source in sources_of(config, "validation", stride):
+    for source in open_data(config.data, config.stages, "validation", stride)[0]:
         samples = first_samples(source, max(config.validation.documents, config.samples.held_out))
         held_out[source.name] = fixed_pairs(samples[: config.validation.documents], stride, config.pairing.rows)
         groups[source.name] = from_samples(samples[: config.samples.held_out])
     sampler = Sampler(painter, groups, config.samples)
     return Trainer(PainterLearner(painter), loader, config.objective, config.training, config.run, held_out, sampler, config.resume)
-
-
-def sources_of(config: Diffusion, side: str, stride: int) -> Sequence[Source]:
-    """What there is to learn from ("train") or to be tried on ("validation"): the sources of the config, or the built-in world."""
-    if not config.stages:
-        return open_sources(config.data, side, stride)
-    return [Curriculum(config.stages, TRAINING_SEED)] if side == "train" else [Curriculum([config.stages[-1]], HELD_OUT_SEED)]
 
 
 def score(config: Diffusion, painter: Painter) -> list[Section]:

@@ -24,10 +24,11 @@ from fusion.data.batches import PackedBatches, Packing, fixed_batches
 from fusion.data.loader import Loader
 from fusion.data.shapes import World
 from fusion.data.sources import Mixture, Sample, Source, WorldSource
-from fusion.data.sources.config import DataConfig, open_sources
+from fusion.data.sources.config import DataConfig
 from fusion.objective import Objective
 from train.checkpoint import steps
 from train.config import load, save_config
+from train.curriculum import Stage, open_data
 from train.learner import UnifiedLearner
 from train.loop import NotFinite, Summary, Trainer, Training
 from train.optim import hidden_matrices
@@ -79,7 +80,8 @@ class Unified:
     """A run: the folder it writes, model, data, how documents are packed, losses, training, validation and samples.
 
     resume: go on from the newest complete checkpoint in `run`. world: weight of the built-in world's documents in the mixture, beside
-    those of the sources. evaluation: what is tried at the end and shown in the report, by its name in EVALUATIONS.
+    those of the sources. stages: the built-in world alone, instead of `data.sources`, see train.curriculum. evaluation: what is tried at
+    the end and shown in the report, by its name in EVALUATIONS.
     """
 
     run: str = "out/unified"
@@ -88,6 +90,7 @@ class Unified:
     evaluation: str | None = None
     model: Model = field(default_factory=Model)
     data: DataConfig = field(default_factory=DataConfig)
+    stages: list[Stage] = field(default_factory=list)
     packing: Packing = field(default_factory=Packing)
     objective: Objective = field(default_factory=Objective)
     training: Training = field(default_factory=Training)
@@ -142,8 +145,7 @@ def build(settings: Model) -> Fusion:
 def trainer_for(config: Unified, model: Fusion, rank: int = 0, world: int = 1) -> Trainer:
     """Trainer, stream, validation and sampler of a config."""
     stride, seed = model.processor.stride, config.training.seed
-    sources = open_sources(config.data, "train", stride)  # read once here, shared by the workers
-    weights = [source.weight for source in config.data.sources]
+    sources, weights = open_data(config.data, config.stages, "train", stride)  # read once here, shared by the workers
     if config.world:
         sources, weights = [*sources, WorldSource(World(), seed)], [*weights, config.world]
 
@@ -153,7 +155,7 @@ def trainer_for(config: Unified, model: Fusion, rank: int = 0, world: int = 1) -
     batches = PackedBatches(open_samples, model.processor, config.packing, seed, rank, world)
     loader = Loader(batches, config.training.workers)
     held_out, groups = {}, {"prompts": [ask(text) for text in config.samples.prompts]}
-    for source in open_sources(config.data, "validation", stride):
+    for source in open_data(config.data, config.stages, "validation", stride)[0]:
         samples = first_samples(source, max(config.validation.documents, config.samples.held_out))
         held_out[source.name] = fixed_batches(samples[: config.validation.documents], model.processor, config.packing)
         groups[source.name] = from_samples(samples[: config.samples.held_out])

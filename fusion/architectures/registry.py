@@ -1,9 +1,12 @@
 """Architectures by name: what a config asks for, built for the latents and the texts that it will see."""
 
+import math
+from bisect import bisect_left
 from dataclasses import fields
 from typing import Any
 
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fusion.architectures import dit, flux, mmdit, pixart
 
@@ -13,6 +16,10 @@ ARCHITECTURES = {
     "mmdit": (mmdit.MMDiT, mmdit.MMDiTConfig),
     "flux": (flux.Flux, flux.FluxConfig),
 }
+
+
+STEP = 4  # by which a head grows where a width is looked for: rotary positions and sin-cos ones want even numbers
+WIDEST = 16384
 
 
 def build(name: str, settings: dict[str, Any], channels: int, text_width: int, pooled_width: int) -> nn.Module:
@@ -25,8 +32,31 @@ def build(name: str, settings: dict[str, Any], channels: int, text_width: int, p
     if unknown := sorted(set(settings) - known):
         raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(sorted(known))}")
     found = {"channels": channels, "text_width": text_width, "pooled_width": pooled_width, "text_mask": True}
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    given = _rotary(settings, known) | {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     try:
         return network(config(**{key: value for key, value in found.items() if key in known} | given))
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def matched(name: str, settings: dict[str, Any], target: int, channels: int, text_width: int, pooled_width: int) -> dict[str, Any]:
+    """The settings with the width at which the network has nearest to `target` parameters; heads stay as many as they are."""
+    heads = settings["heads"]
+
+    def count(width: int) -> int:
+        with FakeTensorMode():
+            network = build(name, settings | {"width": width}, channels, text_width, pooled_width)
+        return sum(p.numel() for p in network.parameters())
+
+    widths = range(STEP * heads, WIDEST + 1, STEP * heads)
+    place = bisect_left(widths, target, key=count)
+    return settings | {"width": min(widths[max(place - 1, 0) : place + 1], key=lambda width: abs(math.log(count(width) / target)))}
+
+
+def _rotary(settings: dict[str, Any], known: set[str]) -> dict[str, Any]:
+    """How a head's numbers are shared out to (text, row, column) where the settings do not say: as Flux does, 7/16 to a side."""
+    if "axes" not in known or "axes" in settings or not {"width", "heads"} <= settings.keys():
+        return {}
+    head = settings["width"] // settings["heads"]
+    side = 2 * round(7 * head / 32)
+    return {"axes": (head - 2 * side, side, side)}

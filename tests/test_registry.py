@@ -1,0 +1,24 @@
+"""Architectures by name: built for what they will see, matched in parameters, refused in one line."""
+
+import pytest
+
+from fusion.architectures.registry import ARCHITECTURES, build, matched
+
+SIZES = {"width": 48, "layers": 2, "heads": 4}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("target", [600_000, 3_000_000])
+def test_a_width_is_found_for_a_number_of_parameters(name, target):
+    settings = matched(name, SIZES | {"patch_size": 4}, target, 3, 32, 24)
+    count = sum(p.numel() for p in build(name, settings, 3, 32, 24).parameters())
+    assert 0.85 < count / target < 1.15 and settings["width"] % 16 == 0
+    wider, narrower = (sum(p.numel() for p in build(name, settings | {"width": settings["width"] + step}, 3, 32, 24).parameters()) for step in (16, -16))
+    assert abs(count - target) <= 1.05 * min(abs(wider - target), abs(narrower - target))
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="architecture 'dlt': choose one of dit, "):
+        build("dlt", SIZES, 3, 32, 24)
+    with pytest.raises(ValueError, match="dit has no setting 'depth'; it has base_grid, channels"):
+        build("dit", SIZES | {"depth": 3}, 3, 32, 24)
