@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -39,18 +40,20 @@ def build(name: str, settings: dict[str, Any], channels: int, text_width: int, p
         raise ValueError(f"{name}: {error}") from None
 
 
-def matched(name: str, settings: dict[str, Any], target: int, channels: int, text_width: int, pooled_width: int) -> dict[str, Any]:
-    """The settings with the width at which the network has nearest to `target` parameters; heads stay as many as they are."""
-    heads = settings["heads"]
+def matched(
+    name: str, settings: dict[str, Any], target: float, channels: int, text_width: int, pooled_width: int,
+    size: Callable[[nn.Module], float] = lambda network: sum(p.numel() for p in network.parameters()),
+) -> dict[str, Any]:  # fmt: skip
+    """The settings with the width at which a network's `size`, its parameters unless given, is nearest to `target`; heads stay as many."""
 
-    def count(width: int) -> int:
-        with FakeTensorMode():
-            network = build(name, settings | {"width": width}, channels, text_width, pooled_width)
-        return sum(p.numel() for p in network.parameters())
+    def measure(width: int) -> float:
+        with FakeTensorMode():  # of any width in no time
+            return size(build(name, settings | {"width": width}, channels, text_width, pooled_width))
 
-    widths = range(STEP * heads, WIDEST + 1, STEP * heads)
-    place = bisect_left(widths, target, key=count)
-    return settings | {"width": min(widths[max(place - 1, 0) : place + 1], key=lambda width: abs(math.log(count(width) / target)))}
+    step = STEP * settings["heads"]
+    widths = range(step, WIDEST + 1, step)
+    place = bisect_left(widths, target, key=measure)
+    return settings | {"width": min(widths[max(place - 1, 0) : place + 1], key=lambda width: abs(math.log(measure(width) / target)))}
 
 
 def _rotary(settings: dict[str, Any], known: set[str]) -> dict[str, Any]:

@@ -1,0 +1,197 @@
+"""Trains contenders of one size on the same data, one page about them: `python -m eval.compare configs/compare/NAME.yaml [key=value ...]`"""
+
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from statistics import mean, stdev
+
+from transformers.utils import logging
+
+from eval.charts import Line, chart, compact
+from eval.comparison import Comparison, Contender, Record, known, perform, place
+from eval.page import Section, figure, paragraph, table
+from eval.report import STYLE, span
+from train.config import load
+from train.loop import NotFinite, Summary
+
+# Two-sided 95% of Student's t by degrees of freedom.
+STUDENT = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+SHOWN = 96  # pixels on screen of a sample
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds, and half of its 95% interval; None where one seed says nothing of it."""
+
+    mean: float
+    half: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3g}" + ("" if self.half is None else f" ± {self.half:.2g}")
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """The mean with its interval by Student's t."""
+    if len(values) < 2:
+        return Interval(mean(values), None)
+    return Interval(mean(values), STUDENT.get(len(values) - 1, 1.96) * stdev(values) / math.sqrt(len(values)))
+
+
+def ranks(records: Sequence[Record], key) -> dict[str, Interval]:
+    """By contender the place among all in `key`, 1 for the least, over the seeds that all of them have."""
+    names = {record.contender for record in records}
+    places: dict[str, list[float]] = {name: [] for name in names}
+    for seed in {record.seed for record in records}:
+        of_seed = [record for record in records if record.seed == seed]
+        if {record.contender for record in of_seed} == names:
+            for record in of_seed:
+                better, equal = (sum(test(key(other), key(record)) for other in of_seed) for test in (float.__lt__, float.__eq__))
+                places[record.contender].append(better + (equal + 1) / 2)
+    return {name: interval(found) for name, found in places.items() if found}
+
+
+# ---- the page ----
+
+
+COLUMNS = (
+    "contender", "seeds", "parameters", "G/picture forward", "G/picture training", "MB kept/picture", "ms/picture", "pictures", "error of x",
+    "rank by error", "GenEval", "rank by GenEval", "colours",
+)  # fmt: skip
+
+
+def rows(records: Sequence[Record]) -> list[dict]:
+    """The table of the page, best error first."""
+    by_error, by_score = ranks(records, lambda one: float(one.x_error)), ranks(records, lambda one: -float(one.scores["overall"]["value"]))
+    found = []
+    for name in dict.fromkeys(record.contender for record in records):
+        own = [record for record in records if record.contender == name]
+        first = own[0]
+        found.append({
+            "contender": name, "seeds": len(own), "parameters": first.parameters, "G/picture forward": first.forward / 1e9,
+            "G/picture training": first.training / 1e9, "MB kept/picture": first.kept / 1e6,
+            "ms/picture": 1000 * mean(one.per_picture for one in own), "pictures": round(mean(one.seen for one in own)),
+            "error of x": interval([one.x_error for one in own]), "rank by error": by_error.get(name),
+            "GenEval": interval([one.scores["overall"]["value"] for one in own]), "rank by GenEval": by_score.get(name),
+            "colours": interval([one.scores["colours_present"]["value"] for one in own]),
+        })  # fmt: skip
+    return sorted(found, key=lambda row: row["error of x"].mean)
+
+
+def curves(records: Sequence[Record]) -> str:
+    """Validation error against steps, operations and time; each curve the first seed's."""
+    first = {record.contender: record for record in reversed(records)}
+    axes = {
+        "steps": lambda record, point: point[0],
+        "operations of training": lambda record, point: point[1] * record.training,
+        "seconds of training": lambda record, point: point[2],
+    }
+    charts = ""
+    for unit, x in axes.items():
+        lines = [Line(name, [(x(record, point), point[3]) for point in record.curve]) for name, record in sorted(first.items())]
+        charts += chart(f"against {unit}", lines, unit, log=True)
+    return charts
+
+
+def samples(comparison: Comparison, done: Sequence[tuple[Contender, Record]]) -> str:
+    """A row of pictures per contender, drawn from the same noise."""
+    shown, said = "", paragraph("From left to right: " + "; ".join(comparison.prompts) + ".")
+    for contender in dict.fromkeys(one.name for one, _ in done):
+        first, record = next(pair for pair in done if pair[0].name == contender)
+        strip = place(comparison, first, record.seed).with_suffix(".png")
+        shown += figure(strip, f"{contender}, seed {record.seed}", SHOWN * len(comparison.prompts))
+    return said + f'<div class="sheets">{shown}</div>'
+
+
+def render(comparison: Comparison, done: Sequence[tuple[Contender, Record]]) -> str:
+    """The page as one string of HTML."""
+    records = [record for _, record in done]
+    commits, devices = (", ".join(sorted({getattr(record, name) for record in records})) for name in ("commit", "device"))
+    size = f"{compact(comparison.target)} {'parameters' if comparison.match == 'parameters' else 'operations of a forward pass'}"
+    lead = (
+        f"{len({record.contender for record in records})} contenders of about {size}, {len(records)} of "
+        f"{len(comparison.contenders) * len(comparison.seeds)} runs done, {span(sum(record.seconds for record in records))} of training."
+    )
+    words = (
+        "Error of x: mean squared error of what is predicted of held-out pictures, at uniform times. Means over seeds with 95% intervals; ranks "
+        "are over seeds that all contenders have, 1 is best. Operations count two for a multiply-add, in matrix products and convolutions."
+    )
+    sections = [
+        Section("Table", paragraph(words) + table(rows(records), COLUMNS)),
+        Section("Validation error", curves(records)),
+        Section("Samples", samples(comparison, done) if comparison.prompts else ""),
+    ]
+    body = "".join(f"<section><h2>{escape(part.title)}</h2>{part.html}</section>" for part in sections if part.html)
+    facts = f"<dl><div><dt>commits</dt><dd><code>{escape(commits)}</code></dd></div><div><dt>device</dt><dd>{escape(devices)}</dd></div></dl>"
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Comparison</title><style>\n{STYLE.read_text(encoding='utf-8')}</style></head>\n"
+        f'<body><main><header><h1>Comparison</h1><p class="lead">{escape(lead)}</p>{facts}</header>{body}</main></body></html>\n'
+    )
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """The table for a document."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    for row in rows(records):
+        cells = (row[column] for column in COLUMNS)
+        shown = (f"{cell:,}" if isinstance(cell, int) else f"{cell:.3g}" if isinstance(cell, float) else str(cell or "") for cell in cells)
+        lines.append("| " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def write(comparison: Comparison, done: Sequence[tuple[Contender, Record]]) -> Path:
+    """Write OUT/comparison.html, whole or not at all."""
+    out = Path(comparison.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=out, suffix=".tmp", delete=False, encoding="utf-8") as file:
+        file.write(render(comparison, done))
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, out / "comparison.html")
+    return out / "comparison.html"
+
+
+# ---- the program ----
+
+
+def compare(comparison: Comparison) -> list[tuple[Contender, Record]] | Summary:
+    """All runs that are not known yet, seed by seed, so that what is there can be compared at any time; the page after each."""
+    wanted = [(contender, seed) for seed in comparison.seeds for contender in comparison.contenders]
+    done = [(contender, record) for contender, seed in wanted if (record := known(comparison, contender, seed))]
+    finished = {(contender.name, record.seed) for contender, record in done}
+    for number, (contender, seed) in enumerate(wanted, start=1):
+        if (contender.name, seed) in finished:
+            continue
+        print(f"run {number} of {len(wanted)}: {contender.name}, seed {seed}")
+        record = perform(comparison, contender, seed)
+        if isinstance(record, Summary):
+            return record
+        done.append((contender, record))
+        write(comparison, done)
+    return done
+
+
+def main(argv: Sequence[str]) -> int:
+    """0 when all runs are there, 1 with one line on stderr when it cannot go on, 130 when a signal stopped it."""
+    comparison = load(Comparison, argv)
+    logging.disable_progress_bar()
+    try:
+        done = compare(comparison)
+    except (ValueError, NotFinite) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if isinstance(done, Summary):
+        print(f"stopped by {done.interrupted}; the same command goes on from there")
+        return 130
+    page = write(comparison, done)
+    print(markdown([record for _, record in done]))
+    print(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
