@@ -1,0 +1,166 @@
+"""What papers say of their architectures' sizes and costs, counted again -> docs/claims.md. `python -m eval.claims`
+
+Networks are built at their published sizes on tensors without contents (eval.cost), so that billions of parameters take no memory.
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from eval.cost import flops, imagined, parameters
+from fusion.architectures import (
+    Conditioning,
+    DiT,
+    DiTConfig,
+    Flux,
+    FluxConfig,
+    MMDiT,
+    MMDiTConfig,
+    PixArt,
+    PixArtConfig,
+)
+from fusion.files import save
+
+TARGET = Path("docs/claims.md")
+DITS = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
+CLOSE = 0.02  # a figure is confirmed when ours differs by no more than this share, or by its own last digit
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A figure of a paper, and how it is found again. unit: of both; digit: the worth of the paper's last digit."""
+
+    what: str
+    source: str
+    paper: float
+    ours: Callable[[], float]
+    how: str
+    unit: str = ""
+    digit: float = 0.0
+
+    def confirmed(self, ours: float) -> bool:
+        """Whether the two are the same figure."""
+        return abs(ours - self.paper) <= max(CLOSE * abs(self.paper), self.digit)
+
+
+# ---- the networks ----
+
+
+@cache
+def dit(size: str) -> DiT:
+    """A published DiT with patches of 2, its learned variance included."""
+    layers, width, heads = DITS[size]
+    return DiT(DiTConfig(width=width, layers=layers, heads=heads, classes=1000, variance=True))
+
+
+@cache
+def pixart() -> PixArt:
+    """PixArt-alpha, XL/2."""
+    return PixArt(PixArtConfig(width=1152, layers=28, heads=16, variance=True))
+
+
+@cache
+def sd3() -> MMDiT:
+    """Stable Diffusion 3 medium."""
+    return MMDiT(MMDiTConfig(width=1536, layers=24, heads=24))
+
+
+@cache
+def flux() -> Flux:
+    """Flux.1 dev."""
+    return Flux(FluxConfig(width=3072, layers=19, single=38, heads=24, axes=(16, 56, 56), guidance=True))
+
+
+def millions(network: nn.Module) -> float:
+    """Parameters."""
+    return parameters(network) / 1e6
+
+
+def gmacs(network: nn.Module, cond: Conditioning, *shape: int) -> float:
+    """Multiply-adds of a forward pass over one latent, in billions."""
+    return flops(lambda: network(torch.randn(1, *shape), torch.rand(1), cond)) / 2e9
+
+
+def label() -> Conditioning:
+    """A class."""
+    return Conditioning(label=torch.zeros(1, dtype=torch.long))
+
+
+def modulation(blocks: nn.ModuleList) -> int:
+    """Parameters of adaLN in blocks."""
+    return sum(parameters(block.modulation) for block in blocks)
+
+
+def saved_by_adaln_single() -> float:
+    """The share of its parameters that a PixArt with adaLN in each block would have there, one block's kept for all."""
+    dropped = modulation(dit("XL").blocks)
+    return 100 * dropped / (parameters(pixart()) + dropped)
+
+
+def scores_gib(tokens: int, heads: int, bytes_each: int = 2) -> float:
+    """Memory of all attention scores at once."""
+    return tokens**2 * heads * bytes_each / 2**30
+
+
+# ---- the claims ----
+
+DIT, PIXART, SD3 = "DiT, arXiv 2212.09748", "PixArt-alpha, arXiv 2310.00426", "SD3, arXiv 2403.03206"
+CLAIMS = [
+    *(
+        Claim(f"DiT-{size}/2, parameters", DIT, paper, lambda size=size: millions(dit(size)), "counted", "M", digit=1)
+        for size, paper in (("S", 33), ("B", 130), ("L", 458), ("XL", 675))
+    ),
+    *(
+        Claim(f"DiT-{size}/2, 32 x 32 latent", DIT, paper, lambda size=size: gmacs(dit(size), label(), 4, 32, 32), "forward pass", "GMAC")
+        for size, paper in (("S", 6.06), ("B", 23.01), ("L", 80.71), ("XL", 118.64))
+    ),
+    Claim("PixArt-alpha, parameters", PIXART, 611, lambda: millions(pixart()), "counted", "M", digit=1),
+    Claim("share of parameters that adaLN-single saves", PIXART, 26, saved_by_adaln_single, "adaLN of 28 blocks, put back", "%", digit=1),
+    Claim("SD3 medium, parameters", SD3, 2000, lambda: millions(sd3()), "counted", "M", digit=100),
+    Claim("Flux.1 dev, parameters", "black-forest-labs/flux", 12_000, lambda: millions(flux()), "counted", "M", digit=1000),
+    Claim(
+        "attention scores of a 16 x 512 x 512 latent, patches of 2, 24 heads, 16 bits", "arithmetic", 190,
+        lambda: scores_gib(256 * 256, 24), f"{256 * 256:,} tokens squared", "GiB", digit=10,
+    ),
+]  # fmt: skip
+
+
+def row(claim: Claim) -> tuple[str, bool]:
+    """A line of the table, and whether the figure is confirmed."""
+    with imagined():
+        ours = claim.ours()
+    digits = max(0, 3 - math.floor(math.log10(abs(ours)))) if ours else 0
+    found = claim.confirmed(ours)
+    shown = f"{round(ours, min(digits, 2)):,g} {claim.unit}"
+    return f"| {claim.what} | {claim.paper:,g} {claim.unit} | {shown} | {claim.how} | {claim.source} | {'yes' if found else 'no'} |", found
+
+
+def page() -> tuple[str, int]:
+    """The table as Markdown, and how many figures are confirmed."""
+    lines = [row(claim) for claim in CLAIMS]
+    found = sum(confirmed for _, confirmed in lines)
+    return "\n".join([
+        "# What papers say, counted again", "",
+        f"{found} of {len(lines)} figures are confirmed, within {CLOSE:.0%} or their own last digit. Written by `python -m eval.claims`, which",
+        "builds the networks of `fusion/architectures` at their published sizes, on tensors without contents. One multiply-add is one MAC.", "",
+        "| claim | paper's figure | ours | how | source | confirmed |", "|---|---|---|---|---|---|", *(line for line, _ in lines), "",
+    ]), found  # fmt: skip
+
+
+def main() -> int:
+    """Print the table and write the page."""
+    text, found = page()
+    print(text)
+    TARGET.parent.mkdir(exist_ok=True)
+    save(text.encode(), TARGET)
+    return 0 if found == len(CLAIMS) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
