@@ -17,6 +17,8 @@ from eval.cost import flops, imagined, parameters
 from fusion.architectures import (
     Conditioning,
     DiT,
+    DiTAir,
+    DiTAirConfig,
     DiTConfig,
     Flux,
     FluxConfig,
@@ -24,6 +26,8 @@ from fusion.architectures import (
     MMDiTConfig,
     PixArt,
     PixArtConfig,
+    UViT,
+    UViTConfig,
 )
 from fusion.files import save
 
@@ -77,6 +81,12 @@ def flux() -> Flux:
     return Flux(FluxConfig(width=3072, layers=19, single=38, heads=24, axes=(16, 56, 56), guidance=True))
 
 
+def dit_air(**shared: bool) -> float:
+    """By how much the blocks of 24 layers are smaller than an MMDiT's of the same width, in per cent."""
+    air = DiTAir(DiTAirConfig(width=1536, layers=24, heads=24, **shared))
+    return 100 * (1 - parameters(air.blocks) / (24 * parameters(sd3().blocks[0])))
+
+
 def millions(network: nn.Module) -> float:
     """Parameters."""
     return parameters(network) / 1e6
@@ -110,6 +120,8 @@ def scores_gib(tokens: int, heads: int, bytes_each: int = 2) -> float:
 
 # ---- the claims ----
 
+AIR = "DiT-Air, arXiv 2503.10618"
+UVIT = "U-ViT, arXiv 2209.12152"
 DIT, PIXART, SD3 = "DiT, arXiv 2212.09748", "PixArt-alpha, arXiv 2310.00426", "SD3, arXiv 2403.03206"
 CLAIMS = [
     *(
@@ -120,9 +132,11 @@ CLAIMS = [
         Claim(f"DiT-{size}/2, 32 x 32 latent", DIT, paper, lambda size=size: gmacs(dit(size), label(), 4, 32, 32), "forward pass", "GMAC")
         for size, paper in (("S", 6.06), ("B", 23.01), ("L", 80.71), ("XL", 118.64))
     ),
+    Claim("U-ViT-H/2, parameters", UVIT, 501, lambda: millions(UViT(UViTConfig(width=1152, layers=29, heads=16, classes=1000))), "counted", "M", 1),
     Claim("PixArt-alpha, parameters", PIXART, 611, lambda: millions(pixart()), "counted", "M", digit=1),
     Claim("share of parameters that adaLN-single saves", PIXART, 26, saved_by_adaln_single, "adaLN of 28 blocks, put back", "%", digit=1),
     Claim("SD3 medium, parameters", SD3, 2000, lambda: millions(sd3()), "counted", "M", digit=100),
+    Claim("parameters that DiT-Air saves against an MMDiT", AIR, 66, dit_air, "24 blocks of width 1,536", "%", digit=1),
     Claim("Flux.1 dev, parameters", "black-forest-labs/flux", 12_000, lambda: millions(flux()), "counted", "M", digit=1000),
     Claim(
         "attention scores of a 16 x 512 x 512 latent, patches of 2, 24 heads, 16 bits", "arithmetic", 190,

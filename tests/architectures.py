@@ -9,14 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from fusion.architectures.conditioning import Conditioning
+from fusion.architectures.crossdit import CrossDiT, CrossDiTConfig
 from fusion.architectures.dit import CONDITIONINGS, DiT, DiTConfig
+from fusion.architectures.ditair import DiTAir, DiTAirConfig
 from fusion.architectures.flux import Flux, FluxConfig
 from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.pixart import PixArt, PixArtConfig
 from fusion.architectures.registry import build
+from fusion.architectures.uvit import UViT, UViTConfig
 from fusion.patches import cells, patchify, unpatchify
 
 SIZES = {"width": 48, "layers": 2, "heads": 4}
+ODD = SIZES | {"layers": 3}
 TEXT, POOLED = 32, 24  # widths of tokens and of pooled text
 WIDTHS = {"text_width": TEXT, "pooled_width": POOLED}
 
@@ -97,7 +101,12 @@ REFERENCES = {
 SMALL = {
     "dit, labels": lambda: DiT(DiTConfig(**SIZES, classes=10)),
     **{f"dit, text, {kind}": lambda kind=kind: DiT(DiTConfig(**SIZES, text_width=TEXT, conditioning=kind)) for kind in CONDITIONINGS},
+    "uvit, labels": lambda: UViT(UViTConfig(**ODD, size=(4, 4), classes=10)),
+    "uvit, text": lambda: UViT(UViTConfig(**ODD, size=(4, 4), text_width=TEXT, words=10, time_mlp=True)),
     "pixart": lambda: PixArt(PixArtConfig(**SIZES, text_width=TEXT)),
+    "crossdit": lambda: CrossDiT(CrossDiTConfig(channels=4, **SIZES, **WIDTHS)),
+    "ditair": lambda: DiTAir(DiTAirConfig(channels=4, **SIZES, **WIDTHS)),
+    "ditair-lite": lambda: DiTAir(DiTAirConfig(channels=4, **SIZES, **WIDTHS, share_attention=True)),
     "mmdit": lambda: MMDiT(MMDiTConfig(channels=4, **SIZES, **WIDTHS, qk_norm=True, dual=(1,), text_mask=True)),
     "flux": lambda: Flux(FluxConfig(channels=4, **SIZES, single=1, axes=(4, 4, 4), **WIDTHS, guidance=True, text_mask=True)),
 }
@@ -107,7 +116,11 @@ SMALL = {
 PAINTED = {"patch_size": 16, "width": 64, "layers": 2, "heads": 4}
 LEARNERS = {
     **{f"dit, {kind}": partial(build, "dit", PAINTED | {"conditioning": kind}, 3) for kind in CONDITIONINGS},
+    "uvit": partial(build, "uvit", PAINTED | {"layers": 3, "size": [2, 2]}, 3),
     "pixart": partial(build, "pixart", PAINTED, 3),
+    "crossdit": partial(build, "crossdit", PAINTED, 3),
+    "ditair": partial(build, "ditair", PAINTED, 3),
+    "ditair-lite": partial(build, "ditair", PAINTED | {"share_attention": True}, 3),
     "mmdit": partial(build, "mmdit", PAINTED | {"qk_norm": True}, 3),
     "flux": partial(build, "flux", PAINTED | {"layers": 1, "single": 1}, 3),
 }

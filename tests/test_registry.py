@@ -4,7 +4,7 @@ import pytest
 
 from fusion.architectures.registry import ARCHITECTURES, build, matched
 
-SIZES = {"width": 48, "layers": 2, "heads": 4}
+SIZES = {"width": 48, "layers": 3, "heads": 4}
 
 
 def parameters(name: str, settings: dict) -> int:

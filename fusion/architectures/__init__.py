@@ -4,16 +4,23 @@ All are called `forward(x, t, cond)`: noised latents of unit scale (b, c, h, w),
 """
 
 from fusion.architectures.conditioning import Conditioning
+from fusion.architectures.crossdit import CrossDiT, CrossDiTConfig
 from fusion.architectures.dit import DiT, DiTConfig
+from fusion.architectures.ditair import DiTAir, DiTAirConfig
 from fusion.architectures.flux import Flux, FluxConfig
 from fusion.architectures.folders import load, save_diffusers
 from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.painter import Painter, PainterConfig, load_painter, make_painter
 from fusion.architectures.pixart import PixArt, PixArtConfig
+from fusion.architectures.uvit import UViT, UViTConfig
 
 __all__ = [
     "Conditioning",
+    "CrossDiT",
+    "CrossDiTConfig",
     "DiT",
+    "DiTAir",
+    "DiTAirConfig",
     "DiTConfig",
     "Flux",
     "FluxConfig",
@@ -23,6 +30,8 @@ __all__ = [
     "PainterConfig",
     "PixArt",
     "PixArtConfig",
+    "UViT",
+    "UViTConfig",
     "load",
     "load_painter",
     "make_painter",

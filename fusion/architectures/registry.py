@@ -9,13 +9,16 @@ from typing import Any
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fusion.architectures import dit, flux, mmdit, pixart
+from fusion.architectures import crossdit, dit, ditair, flux, mmdit, pixart, uvit
 
 ARCHITECTURES = {
     "dit": (dit.DiT, dit.DiTConfig),
+    "uvit": (uvit.UViT, uvit.UViTConfig),
     "pixart": (pixart.PixArt, pixart.PixArtConfig),
+    "crossdit": (crossdit.CrossDiT, crossdit.CrossDiTConfig),
     "mmdit": (mmdit.MMDiT, mmdit.MMDiTConfig),
     "flux": (flux.Flux, flux.FluxConfig),
+    "ditair": (ditair.DiTAir, ditair.DiTAirConfig),
 }
 
 
