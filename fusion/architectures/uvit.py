@@ -67,14 +67,15 @@ class UViT(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The paper's start, truncated normals of 0.02 and no biases; but nothing comes out of the last convolution, so that a flow begins at 0."""
+        """The paper's start, N(0, 0.02) (its code cuts off at a hundred standard deviations) and no biases; but nothing comes out of the last
+        convolution, so that a flow begins at 0."""
         for part in self.modules():
             if isinstance(part, nn.Linear | nn.Embedding):
-                nn.init.trunc_normal_(part.weight, std=0.02)
+                nn.init.normal_(part.weight, std=0.02)
             if isinstance(part, nn.Linear) and part.bias is not None:
                 nn.init.zeros_(part.bias)
         self.embed.reset_parameters()
-        nn.init.trunc_normal_(self.positions, std=0.02)
+        nn.init.normal_(self.positions, std=0.02)
         nn.init.zeros_(self.smooth.weight)
         nn.init.zeros_(self.smooth.bias)
 
