@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fusion.architectures.conditioning import Conditioning
 from fusion.architectures.dit import CONDITIONINGS, DiT, DiTConfig
 from fusion.architectures.flux import Flux, FluxConfig
+from fusion.architectures.flux2 import Flux2, Flux2Config
 from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.pixart import PixArt, PixArtConfig
 from fusion.patches import cells, patchify, unpatchify
@@ -49,6 +50,14 @@ def ask_flux(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
     return unpatchify(rows, size, 2, 4)
 
 
+def ask_flux2(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    size = [side // 2 for side in x.shape[-2:]]
+    once, words = torch.arange(1), torch.arange(cond.tokens.shape[1])
+    drawn, text = torch.cartesian_prod(once, *map(torch.arange, size), once), torch.cartesian_prod(once, once, once, words)
+    rows = theirs(patchify(x, 2, rank=2), cond.tokens, t, drawn, text, guidance=cond.guidance).sample
+    return unpatchify(rows, size, 2, 4)
+
+
 # ---- the tables ----
 
 
@@ -75,12 +84,15 @@ DIT = partial(Reference, "DiTTransformer2DModel", ask=ask_dit, square=True)  # i
 PIXART = partial(Reference, "PixArtTransformer2DModel", ask=ask_pixart)
 MMDIT = partial(Reference, "SD3Transformer2DModel", ask=ask_mmdit)
 FLUX = partial(Reference, "FluxTransformer2DModel", ask=ask_flux)
+FLUX2 = partial(Reference, "Flux2Transformer2DModel", ask=ask_flux2)
 
 pixart = LATENT | {"cross_attention_dim": 48, "caption_channels": TEXT, "norm_eps": 1e-6, "out_channels": 8}
 mmdit = LATENT | {"out_channels": 4, "joint_attention_dim": TEXT, "caption_projection_dim": 48, "pooled_projection_dim": POOLED}
 mmdit |= {"pos_embed_max_size": 10}
 flux = {"patch_size": 1, "in_channels": 16, "num_single_layers": 2, "joint_attention_dim": TEXT, "pooled_projection_dim": POOLED}
 flux |= {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 2, "axes_dims_rope": (4, 4, 4)}
+flux2 = {"patch_size": 1, "in_channels": 16, "num_single_layers": 2, "joint_attention_dim": TEXT, "axes_dims_rope": (4, 4, 2, 2)}
+flux2 |= {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 2}
 
 REFERENCES = {
     "dit": DIT(LATENT | {"out_channels": 8, "num_embeds_ada_norm": 10, "norm_eps": 1e-6}),
@@ -91,6 +103,8 @@ REFERENCES = {
     "mmdit, sd3.5 medium": MMDIT(mmdit | {"num_layers": 3, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}),
     "flux": FLUX(flux | {"guidance_embeds": False}),
     "flux that is told guidance": FLUX(flux | {"guidance_embeds": True}),
+    "flux2": FLUX2(flux2 | {"guidance_embeds": False}),
+    "flux2 that is told guidance": FLUX2(flux2 | {"guidance_embeds": True, "mlp_ratio": 2.5, "rope_theta": 500}),
 }
 
 SMALL = {
@@ -99,6 +113,7 @@ SMALL = {
     "pixart": lambda: PixArt(PixArtConfig(**SIZES, text_width=TEXT)),
     "mmdit": lambda: MMDiT(MMDiTConfig(channels=4, **SIZES, **WIDTHS, qk_norm=True, dual=(1,), text_mask=True)),
     "flux": lambda: Flux(FluxConfig(channels=4, **SIZES, single=1, axes=(4, 4, 4), **WIDTHS, guidance=True, text_mask=True)),
+    "flux2": lambda: Flux2(Flux2Config(channels=4, **SIZES, single=1, axes=(4, 4, 2, 2), text_width=TEXT, guidance=True, text_mask=True)),
 }
 
 

@@ -6,8 +6,23 @@ All are called `forward(x, t, cond)`: noised latents of unit scale (b, c, h, w),
 from fusion.architectures.conditioning import Conditioning
 from fusion.architectures.dit import DiT, DiTConfig
 from fusion.architectures.flux import Flux, FluxConfig
+from fusion.architectures.flux2 import Flux2, Flux2Config
 from fusion.architectures.folders import load, save_diffusers
 from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.pixart import PixArt, PixArtConfig
 
-__all__ = ["Conditioning", "DiT", "DiTConfig", "Flux", "FluxConfig", "MMDiT", "MMDiTConfig", "PixArt", "PixArtConfig", "load", "save_diffusers"]
+__all__ = [
+    "Conditioning",
+    "DiT",
+    "DiTConfig",
+    "Flux",
+    "Flux2",
+    "Flux2Config",
+    "FluxConfig",
+    "MMDiT",
+    "MMDiTConfig",
+    "PixArt",
+    "PixArtConfig",
+    "load",
+    "save_diffusers",
+]

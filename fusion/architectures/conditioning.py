@@ -6,6 +6,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+READ = {
+    "tokens": "text",
+    "pooled": "a pooled vector beside the tokens",
+    "layers": "the text as the layers of a language model have it",
+    "guidance": "the scale of guidance",
+}
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -23,8 +30,13 @@ class Conditioning:
     layers: Float[Tensor, "k b n e"] | None = None
     guidance: Float[Tensor, " b"] | None = None
 
+    def given(self, field: str) -> Tensor:
+        """A field that the architecture cannot do without. ValueError where it was left out."""
+        if (value := getattr(self, field)) is None:
+            raise ValueError(f"this architecture reads {READ[field]}: give Conditioning its {field}")
+        return value
+
     def where(self) -> Bool[Tensor, "b n"]:
         """The mask of tokens, made where it was left out. ValueError without tokens."""
-        if self.tokens is None:
-            raise ValueError("this architecture reads text: give Conditioning its tokens")
-        return torch.ones_like(self.tokens[..., 0], dtype=torch.bool) if self.mask is None else self.mask
+        tokens = self.given("tokens")
+        return torch.ones_like(tokens[..., 0], dtype=torch.bool) if self.mask is None else self.mask
