@@ -12,13 +12,15 @@ from torch import nn
 from fusion.architectures import pixart
 from fusion.architectures.conditioning import Conditioning
 from fusion.architectures.dit import DiT, DiTConfig
+from fusion.architectures.experts import active
 from fusion.architectures.flux import Flux, FluxConfig
 from fusion.architectures.flux2 import Flux2, Flux2Config
 from fusion.architectures.folders import INDEX, PAGES, WEIGHTS, load, save_diffusers
+from fusion.architectures.hidream import HiDream, HiDreamConfig
 from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.names import take
 from fusion.architectures.pixart import PixArt, PixArtConfig
-from tests.architectures import REFERENCES, SIZES, SMALL, TEXT, WIDTHS, Reference, condition, stir
+from tests.architectures import REFERENCES, SIZES, SMALL, TEXT, WIDTHS, Reference, condition, one, stir
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def test_rows_of_a_batch_do_not_see_each_other(kind):
     model = SMALL[kind]()
     stir(model)
     x, t, cond = torch.randn(3, 4, 8, 8), torch.rand(3), condition(model, 3)
-    alone = [model(x[i : i + 1], t[i : i + 1], Conditioning(**{k: v[i : i + 1] for k, v in vars(cond).items() if v is not None})) for i in range(3)]
+    alone = [model(x[i : i + 1], t[i : i + 1], one(cond, i)) for i in range(3)]
     torch.testing.assert_close(torch.cat(alone), model(x, t, cond), atol=1e-5, rtol=1e-5)
 
 
@@ -187,8 +189,11 @@ def with_config(**changes):
 
 def with_layers(more: int):
     def change(folder):
-        layers = json.loads((folder / "config.json").read_text())["num_layers"]
-        with_config(num_layers=layers + more)(folder)
+        settings = json.loads((folder / "config.json").read_text())
+        changed = {"num_layers": settings["num_layers"] + more}
+        if "llama_layers" in settings:  # one for each block
+            changed["llama_layers"] = (settings["llama_layers"] * 2)[: len(settings["llama_layers"]) + more]
+        with_config(**changed)(folder)
 
     return change
 
@@ -242,6 +247,13 @@ def test_the_size_of_flux2_is_its_own():
     with torch.device("meta"):
         model = Flux2(Flux2Config(width=6144, layers=8, single=48, heads=48, guidance=True))
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(32.2, abs=0.05)
+
+
+def test_the_size_of_hidream_is_its_own():
+    with torch.device("meta"):
+        model = HiDream(HiDreamConfig(width=2560, layers=16, single=32, heads=20, axes=(64, 32, 32), reads=(*range(32), *[31] * 16)))
+    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(17.1, abs=0.05)
+    assert active(model) / 1e9 == pytest.approx(12.0, abs=0.05)
 
 
 def test_an_mmdit_without_a_mask_reads_its_padding_as_the_published_ones_do():

@@ -8,6 +8,7 @@ from fusion.architectures.dit import DiT, DiTConfig
 from fusion.architectures.flux import Flux, FluxConfig
 from fusion.architectures.flux2 import Flux2, Flux2Config
 from fusion.architectures.folders import load, save_diffusers
+from fusion.architectures.hidream import HiDream, HiDreamConfig
 from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.pixart import PixArt, PixArtConfig
 
@@ -19,6 +20,8 @@ __all__ = [
     "Flux2",
     "Flux2Config",
     "FluxConfig",
+    "HiDream",
+    "HiDreamConfig",
     "MMDiT",
     "MMDiTConfig",
     "PixArt",

@@ -107,6 +107,17 @@ def channels_last(channels: int, patch_size: int, groups: int = 1) -> tuple[Call
     )
 
 
+def columns_last(channels: int, patch_size: int) -> tuple[Callable, Callable]:
+    """Columns of a layer over patches in the order (row, column, channel) as ours, (channel, row, column), and back."""
+    sides = {"c": channels, "p": patch_size, "q": patch_size}
+    return (lambda w: rearrange(w, "d (p q c) -> d (c p q)", **sides)), (lambda w: rearrange(w, "d (c p q) -> d (p q c)", **sides))
+
+
+def negated(take: Callable, give: Callable) -> tuple[Callable, Callable]:
+    """The same with the other sign, both ways."""
+    return (lambda w: -take(w)), (lambda w: -give(w))
+
+
 def _halves_changed(w: Tensor) -> Tensor:
     first, second = w.chunk(2)
     return torch.cat([second, first])

@@ -36,17 +36,20 @@ class Attention(nn.Module):
 
 
 class QKV(nn.Module):
-    """Rows to queries, keys and values of all heads, queries and keys with an RMSNorm head by head if `qk_norm`."""
+    """Rows to queries, keys and values of all heads, queries and keys with an RMSNorm if `qk_norm`: head by head, or across all of them."""
 
-    def __init__(self, width: int, heads: int, qk_norm: bool):
+    def __init__(self, width: int, heads: int, qk_norm: bool, across: bool = False, eps: float = 1e-6):
         super().__init__()
-        self.heads = heads
+        self.heads, self.across = heads, across
         self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
-        self.norm_q, self.norm_k = (nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity() for _ in range(2))
+        self.norm_q, self.norm_k = (nn.RMSNorm(width if across else width // heads, eps=eps) if qk_norm else nn.Identity() for _ in range(2))
 
     def forward(self, h: Float[Tensor, "b n width"]) -> tuple[Float[Tensor, "b heads n d"], ...]:
-        q, k, v = (rearrange(part(h), "b n (h d) -> b h n d", h=self.heads) for part in (self.q, self.k, self.v))
-        return self.norm_q(q), self.norm_k(k), v
+        q, k, v = self.q(h), self.k(h), self.v(h)
+        if self.across:
+            q, k = self.norm_q(q), self.norm_k(k)
+        q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=self.heads) for x in (q, k, v))
+        return (q, k, v) if self.across else (self.norm_q(q), self.norm_k(k), v)
 
 
 def attend(
@@ -102,15 +105,16 @@ def joint(
     pieces: Sequence[Sequence[Float[Tensor, "b 1 width"]]],
     turns: Float[Tensor, "s half 2"],
     seen: Bool[Tensor, "b s"] | None,
+    keys: Float[Tensor, "s half 2"] | None = None,
 ) -> list[Float[Tensor, "b _ width"]]:
     """The rows of all streams after they met in one attention, in the order given, and went through the feed-forward of their own.
 
     pieces: six for each stream, (shift, scale, gate) of attention and of feed-forward. turns, seen: rotary positions of all rows, and which
-    may be attended to.
+    may be attended to. keys: positions of keys where they are others.
     """
     parts = [stream.qkv(modulate(stream.norm1(h), *six[:2])) for stream, h, six in zip(streams, rows, pieces, strict=True)]
     q, k, v = (torch.cat(part, dim=2) for part in zip(*parts))
-    attended = attend(turn(q, turns), turn(k, turns), v, seen).split([h.shape[1] for h in rows], dim=1)
+    attended = attend(turn(q, turns), turn(k, turns if keys is None else keys), v, seen).split([h.shape[1] for h in rows], dim=1)
     return [stream.write(h, brought, *six[2:]) for stream, h, brought, six in zip(streams, rows, attended, pieces)]
 
 
