@@ -6,6 +6,7 @@ from functools import partial
 
 import diffusers
 import torch
+from diffusers.models.transformers.transformer_hidream_image import MOEFeedForwardSwiGLU
 from torch import Tensor, nn
 
 from fusion.architectures.conditioning import Conditioning
@@ -13,6 +14,8 @@ from fusion.architectures.crossdit import CrossDiT, CrossDiTConfig
 from fusion.architectures.dit import CONDITIONINGS, DiT, DiTConfig
 from fusion.architectures.ditair import DiTAir, DiTAirConfig
 from fusion.architectures.flux import Flux, FluxConfig
+from fusion.architectures.flux2 import Flux2, Flux2Config
+from fusion.architectures.hidream import HiDream, HiDreamConfig
 from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.pixart import PixArt, PixArtConfig
 from fusion.architectures.registry import build
@@ -21,8 +24,9 @@ from fusion.patches import cells, patchify, unpatchify
 
 SIZES = {"width": 48, "layers": 2, "heads": 4}
 ODD = SIZES | {"layers": 3}
-TEXT, POOLED = 32, 24  # widths of tokens and of pooled text
+TEXT, POOLED, LAYER = 32, 24, 20  # widths of tokens, of pooled text and of a language model's layers
 WIDTHS = {"text_width": TEXT, "pooled_width": POOLED}
+READS = {"reads": (0, 1, 1), "layer_width": LAYER}
 
 
 # ---- asking the references what ours are asked ----
@@ -54,6 +58,20 @@ def ask_flux(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
     return unpatchify(rows, size, 2, 4)
 
 
+def ask_flux2(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    size = [side // 2 for side in x.shape[-2:]]
+    once, words = torch.arange(1), torch.arange(cond.tokens.shape[1])
+    drawn, text = torch.cartesian_prod(once, *map(torch.arange, size), once), torch.cartesian_prod(once, once, once, words)
+    rows = theirs(patchify(x, 2, rank=2), cond.tokens, t, drawn, text, guidance=cond.guidance).sample
+    return unpatchify(rows, size, 2, 4)
+
+
+def ask_hidream(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    for part in theirs.modules():  # their experts have gradients in training only, and the rest of the network draws in eval only
+        part.training = isinstance(part, MOEFeedForwardSwiGLU)
+    return -theirs(x, 1000 * t, cond.tokens, cond.layers, cond.pooled).sample  # as their pipeline does
+
+
 # ---- the tables ----
 
 
@@ -80,12 +98,19 @@ DIT = partial(Reference, "DiTTransformer2DModel", ask=ask_dit, square=True)  # i
 PIXART = partial(Reference, "PixArtTransformer2DModel", ask=ask_pixart)
 MMDIT = partial(Reference, "SD3Transformer2DModel", ask=ask_mmdit)
 FLUX = partial(Reference, "FluxTransformer2DModel", ask=ask_flux)
+FLUX2 = partial(Reference, "Flux2Transformer2DModel", ask=ask_flux2)
+HIDREAM = partial(Reference, "HiDreamImageTransformer2DModel", ask=ask_hidream)
 
 pixart = LATENT | {"cross_attention_dim": 48, "caption_channels": TEXT, "norm_eps": 1e-6, "out_channels": 8}
 mmdit = LATENT | {"out_channels": 4, "joint_attention_dim": TEXT, "caption_projection_dim": 48, "pooled_projection_dim": POOLED}
 mmdit |= {"pos_embed_max_size": 10}
 flux = {"patch_size": 1, "in_channels": 16, "num_single_layers": 2, "joint_attention_dim": TEXT, "pooled_projection_dim": POOLED}
 flux |= {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 2, "axes_dims_rope": (4, 4, 4)}
+flux2 = {"patch_size": 1, "in_channels": 16, "num_single_layers": 2, "joint_attention_dim": TEXT, "axes_dims_rope": (4, 4, 2, 2)}
+flux2 |= {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 2}
+hidream = {"patch_size": 2, "in_channels": 4, "out_channels": 4, "num_attention_heads": 4, "attention_head_dim": 12, "axes_dims_rope": (4, 4, 4)}
+hidream |= {"num_layers": 2, "num_single_layers": 2, "llama_layers": [2, 0, 1, 1], "max_resolution": (16, 16)}
+hidream |= {"caption_channels": [TEXT, LAYER], "text_emb_dim": POOLED}
 
 REFERENCES = {
     "dit": DIT(LATENT | {"out_channels": 8, "num_embeds_ada_norm": 10, "norm_eps": 1e-6}),
@@ -96,6 +121,11 @@ REFERENCES = {
     "mmdit, sd3.5 medium": MMDIT(mmdit | {"num_layers": 3, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}),
     "flux": FLUX(flux | {"guidance_embeds": False}),
     "flux that is told guidance": FLUX(flux | {"guidance_embeds": True}),
+    "flux2": FLUX2(flux2 | {"guidance_embeds": False}),
+    "flux2 that is told guidance": FLUX2(flux2 | {"guidance_embeds": True, "mlp_ratio": 2.5, "rope_theta": 500}),
+    "hidream": HIDREAM(hidream | {"num_routed_experts": 4, "num_activated_experts": 2}),
+    "hidream of one expert per row": HIDREAM(hidream | {"num_routed_experts": 3, "num_activated_experts": 1}),
+    "hidream without experts": HIDREAM(hidream | {"num_routed_experts": 0, "num_activated_experts": 0}),
 }
 
 SMALL = {
@@ -109,6 +139,8 @@ SMALL = {
     "ditair-lite": lambda: DiTAir(DiTAirConfig(channels=4, **SIZES, **WIDTHS, share_attention=True)),
     "mmdit": lambda: MMDiT(MMDiTConfig(channels=4, **SIZES, **WIDTHS, qk_norm=True, dual=(1,), text_mask=True)),
     "flux": lambda: Flux(FluxConfig(channels=4, **SIZES, single=1, axes=(4, 4, 4), **WIDTHS, guidance=True, text_mask=True)),
+    "flux2": lambda: Flux2(Flux2Config(channels=4, **SIZES, single=1, axes=(4, 4, 2, 2), text_width=TEXT, guidance=True, text_mask=True)),
+    "hidream": lambda: HiDream(HiDreamConfig(channels=4, **SIZES, single=1, axes=(4, 4, 4), **WIDTHS, **READS, text_mask=True)),
 }
 
 
@@ -139,4 +171,14 @@ def condition(model: nn.Module, batch: int) -> Conditioning:
         return Conditioning(label=torch.arange(batch) % 11)
     tokens, pooled = torch.randn(batch, 5, TEXT), torch.randn(batch, POOLED) if hasattr(model, "pooled") else None
     guidance = torch.rand(batch) * 5 if getattr(model, "guidance", None) is not None else None
-    return Conditioning(tokens, torch.arange(5) < torch.arange(batch)[:, None] % 5 + 1, pooled, guidance=guidance)
+    mask = torch.arange(5) < torch.arange(batch)[:, None] % 5 + 1
+    if not hasattr(model.config, "reads"):
+        return Conditioning(tokens, mask, pooled, guidance=guidance)
+    layers = torch.randn(max(model.config.reads) + 1, batch, 6, LAYER)
+    return Conditioning(tokens, mask, pooled, layers=layers, layers_mask=torch.arange(6) < torch.arange(batch)[:, None] % 6 + 1)
+
+
+def one(cond: Conditioning, index: int) -> Conditioning:
+    """The condition of one row of the batch."""
+    given = {name: value for name, value in vars(cond).items() if value is not None}
+    return Conditioning(**{name: value[:, index : index + 1] if name == "layers" else value[index : index + 1] for name, value in given.items()})

@@ -12,12 +12,15 @@ from torch import nn
 from fusion.architectures import pixart
 from fusion.architectures.conditioning import Conditioning
 from fusion.architectures.dit import DiT, DiTConfig
+from fusion.architectures.experts import active
 from fusion.architectures.flux import Flux, FluxConfig
+from fusion.architectures.flux2 import Flux2, Flux2Config
 from fusion.architectures.folders import INDEX, PAGES, WEIGHTS, load, save_diffusers
+from fusion.architectures.hidream import HiDream, HiDreamConfig
 from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.names import take
 from fusion.architectures.pixart import PixArt, PixArtConfig
-from tests.architectures import REFERENCES, SIZES, SMALL, TEXT, WIDTHS, Reference, condition, stir
+from tests.architectures import REFERENCES, SIZES, SMALL, TEXT, WIDTHS, Reference, condition, one, stir
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,9 @@ def test_law_8_outputs_and_gradients_are_those_of_the_reference(pair, shape):
     usual = torch.stack([p.grad.std() for p in theirs.parameters() if p.grad is not None and p.numel() > 1]).median()
     for row in page.names(ours.config):
         gradients = [theirs.get_parameter(name).grad for name in row.copies]
-        expected = row.take(sum(g for g in gradients if g is not None))
-        grad = ours.get_parameter(row.ours).grad
-        assert rms(grad - expected) <= 1e-5 * max(expected.std(), usual), row.ours
+        for name, expected in row.taken(sum(g for g in gradients if g is not None)).items():
+            grad = ours.get_parameter(name).grad
+            assert rms(grad - expected) <= 1e-5 * max(expected.std(), usual), name
 
 
 def test_what_is_written_is_what_was_read(pair):
@@ -124,7 +127,7 @@ def test_rows_of_a_batch_do_not_see_each_other(kind):
     model = SMALL[kind]()
     stir(model)
     x, t, cond = torch.randn(3, 4, 8, 8), torch.rand(3), condition(model, 3)
-    alone = [model(x[i : i + 1], t[i : i + 1], Conditioning(**{k: v[i : i + 1] for k, v in vars(cond).items() if v is not None})) for i in range(3)]
+    alone = [model(x[i : i + 1], t[i : i + 1], one(cond, i)) for i in range(3)]
     torch.testing.assert_close(torch.cat(alone), model(x, t, cond), atol=1e-5, rtol=1e-5)
 
 
@@ -186,8 +189,11 @@ def with_config(**changes):
 
 def with_layers(more: int):
     def change(folder):
-        layers = json.loads((folder / "config.json").read_text())["num_layers"]
-        with_config(num_layers=layers + more)(folder)
+        settings = json.loads((folder / "config.json").read_text())
+        changed = {"num_layers": settings["num_layers"] + more}
+        if "llama_layers" in settings:  # one for each block
+            changed["llama_layers"] = (settings["llama_layers"] * 2)[: len(settings["llama_layers"]) + more]
+        with_config(**changed)(folder)
 
     return change
 
@@ -205,10 +211,9 @@ def with_tensors(edit):
     "change, said",
     [
         (with_config(_class_name="AuraFlowTransformer2DModel"), "a checkpoint of AuraFlowTransformer2DModel; those of DiT"),
-        (with_layers(1), "the checkpoint lacks transformer_blocks."),
+        (with_layers(1), "the checkpoint lacks"),
         (with_layers(-1), "which this architecture has not"),
         (with_config(in_channels=8, out_channels=8), "has shape"),
-        (with_tensors(lambda tensors: tensors.pop("transformer_blocks.0.ff.net.2.bias")), "lacks transformer_blocks.0.ff.net.2.bias"),
         (with_tensors(lambda tensors: tensors.update(more=torch.zeros(1))), "has more, which this architecture has not"),
         (lambda folder: (folder / WEIGHTS).write_bytes(b"half"), "is missing or broken"),
         (lambda folder: (folder / WEIGHTS).unlink(), "is missing or broken"),
@@ -218,6 +223,11 @@ def with_tensors(edit):
 )
 def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(pair, change, said):
     assert said in broken(pair.folder, change)
+
+
+def test_a_tensor_that_is_missing_is_named(pair):
+    name = max(load_file(pair.folder / "theirs" / WEIGHTS))
+    assert f"the checkpoint lacks {name}:" in broken(pair.folder, with_tensors(lambda tensors: tensors.pop(name)))
 
 
 def test_the_size_of_stable_diffusion_3_is_its_own():
@@ -231,6 +241,19 @@ def test_the_size_of_flux_is_its_own(guidance, millions):
     with torch.device("meta"):
         model = Flux(FluxConfig(width=3072, layers=19, single=38, heads=24, axes=(16, 56, 56), guidance=guidance))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=1)
+
+
+def test_the_size_of_flux2_is_its_own():
+    with torch.device("meta"):
+        model = Flux2(Flux2Config(width=6144, layers=8, single=48, heads=48, guidance=True))
+    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(32.2, abs=0.05)
+
+
+def test_the_size_of_hidream_is_its_own():
+    with torch.device("meta"):
+        model = HiDream(HiDreamConfig(width=2560, layers=16, single=32, heads=20, axes=(64, 32, 32), reads=(*range(32), *[31] * 16)))
+    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(17.1, abs=0.05)
+    assert active(model) / 1e9 == pytest.approx(12.0, abs=0.05)
 
 
 def test_an_mmdit_without_a_mask_reads_its_padding_as_the_published_ones_do():
@@ -248,6 +271,15 @@ def test_positions_of_its_own_are_noticed(tmp_path):
     save_diffusers(MMDiT(MMDiTConfig(channels=4, **SIZES, **WIDTHS, largest=10, base_grid=4)), tmp_path / "theirs")
     change = with_tensors(lambda tensors: tensors["pos_embed.pos_embed"].mul_(2))
     assert "positions of its own" in broken(tmp_path, change)
+
+
+def test_layers_that_are_one_of_theirs_have_to_fit_in_it(tmp_path):
+    small = SMALL["flux2"]().config
+    save_diffusers(Flux2(replace(small, text_mask=False)), tmp_path / "theirs")
+    said = broken(tmp_path, with_config(mlp_ratio=2.0))
+    assert "linear_in.weight has shape (288, 48), which does not divide into the parts that the config asks for" in said
+    with pytest.raises(ValueError, match="they share out the 12 numbers of a head, and sum to 16"):
+        replace(small, axes=(4, 4, 4, 4))
 
 
 def test_copies_that_differ_are_noticed():

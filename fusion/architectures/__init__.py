@@ -8,7 +8,9 @@ from fusion.architectures.crossdit import CrossDiT, CrossDiTConfig
 from fusion.architectures.dit import DiT, DiTConfig
 from fusion.architectures.ditair import DiTAir, DiTAirConfig
 from fusion.architectures.flux import Flux, FluxConfig
+from fusion.architectures.flux2 import Flux2, Flux2Config
 from fusion.architectures.folders import load, save_diffusers
+from fusion.architectures.hidream import HiDream, HiDreamConfig
 from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.painter import Painter, PainterConfig, load_painter, make_painter
 from fusion.architectures.pixart import PixArt, PixArtConfig
@@ -23,7 +25,11 @@ __all__ = [
     "DiTAirConfig",
     "DiTConfig",
     "Flux",
+    "Flux2",
+    "Flux2Config",
     "FluxConfig",
+    "HiDream",
+    "HiDreamConfig",
     "MMDiT",
     "MMDiTConfig",
     "Painter",

@@ -46,11 +46,9 @@ class CrossDiT(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""
         config, size = self.config, grid(x.shape[-2:], self.config.patch_size)
-        if cond.pooled is None:
-            raise ValueError("a CrossDiT reads a pooled vector beside the tokens: give Conditioning its pooled")
         h = self.embed(patchify(x, config.patch_size, rank=2))
         h = h + grid_positions(size, config.width, config.base_grid, x.device).to(h.dtype)
-        mask, text, time = cond.where(), self.text(cond.tokens), self.time(t) + self.pooled(cond.pooled)
+        mask, text, time = cond.where(), self.text(cond.tokens), self.time(t) + self.pooled(cond.given("pooled"))
         for block in self.blocks:
             h = block(h, text, mask, time)
         return unpatchify(self.head(h, time=time[:, None]).to(x.dtype), size, config.patch_size, config.channels)

@@ -59,11 +59,9 @@ class DiTAir(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""
         config, size = self.config, grid(x.shape[-2:], self.config.patch_size)
-        if cond.pooled is None:
-            raise ValueError("a DiT-Air reads a pooled vector beside the tokens: give Conditioning its pooled")
         patches = self.embed(patchify(x, config.patch_size, rank=2))
         patches = patches + grid_positions(size, config.width, config.base_grid, x.device).to(patches.dtype)
-        mask, text, time = cond.where(), self.text(cond.tokens), self.time(t) + self.pooled(cond.pooled)
+        mask, text, time = cond.where(), self.text(cond.tokens), self.time(t) + self.pooled(cond.given("pooled"))
         h, seen = torch.cat([text, patches], dim=1), torch.cat([mask, mask.new_ones(patches.shape[:2])], dim=1)
         pieces = self.blocks[0].modulation(time) if config.share_modulation else None
         for block in self.blocks:

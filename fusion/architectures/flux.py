@@ -14,7 +14,18 @@ from torch import Tensor, nn
 
 from fusion.architectures.conditioning import Conditioning
 from fusion.architectures.names import Row, added_qkv, embedder, feed_forward, linear, qkv, swapped
-from fusion.architectures.parts import QKV, PooledText, Stream, attend, plain_norm, rotary, start, turn
+from fusion.architectures.parts import (
+    QKV,
+    FeedForward,
+    PooledText,
+    Stream,
+    attend,
+    joint,
+    plain_norm,
+    rotary,
+    start,
+    turn,
+)
 from fusion.layers import FlowHead, Modulation, PatchEmbed, TimestepEmbedding, modulate
 from fusion.patches import cells, grid, patchify, unpatchify
 
@@ -71,22 +82,16 @@ class Flux(nn.Module):
         seen = torch.cat([mask, mask.new_ones(h.shape[:2])], dim=1) if config.text_mask else None
         for block in self.blocks:
             text, h = block(text, h, told, turns, seen)
-        joint = torch.cat([text, h], dim=1)
+        both = torch.cat([text, h], dim=1)
         for block in self.single:
-            joint = block(joint, told, turns, seen)
-        rows = self.head(joint[:, text.shape[1] :], time=told[:, None])
+            both = block(both, told, turns, seen)
+        rows = self.head(both[:, text.shape[1] :], time=told[:, None])
         return unpatchify(rows.to(x.dtype), size, config.patch_size, config.channels)
 
     def told(self, t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b width"]:
         """Time, guidance and pooled text as one vector. ValueError where one is missing."""
-        if cond.pooled is None:
-            raise ValueError("a Flux reads a pooled vector beside the tokens: give Conditioning its pooled")
-        told = self.time(t) + self.pooled(cond.pooled)
-        if self.guidance is None:
-            return told
-        if cond.guidance is None:
-            raise ValueError("this Flux is told the scale of guidance: give Conditioning its guidance (3.5 is usual)")
-        return told + self.guidance(cond.guidance)
+        told = self.time(t) + self.pooled(cond.given("pooled"))
+        return told if self.guidance is None else told + self.guidance(cond.given("guidance"))
 
     def turns(self, words: int, size: tuple[int, int], device=None) -> Float[Tensor, "n half 2"]:
         """Rotary positions of all rows, the text's first."""
@@ -99,7 +104,8 @@ class Block(nn.Module):
 
     def __init__(self, config: FluxConfig):
         super().__init__()
-        self.text, self.image = (Stream(config.width, config.heads, qk_norm=True) for _ in range(2))
+        width = config.width
+        self.text, self.image = (Stream(width, QKV(width, config.heads, qk_norm=True), FeedForward(width)) for _ in range(2))
 
     def forward(
         self,
@@ -108,14 +114,9 @@ class Block(nn.Module):
         told: Float[Tensor, "b width"],
         turns: Float[Tensor, "s half 2"],
         seen: Bool[Tensor, "b s"] | None,
-    ) -> tuple[Float[Tensor, "b m width"], Float[Tensor, "b n width"]]:
-        words, image = (stream.modulation(told)[:, None].unbind(-2) for stream in (self.text, self.image))
-        rows = zip(
-            self.text.qkv(modulate(self.text.norm1(text), *words[:2])), self.image.qkv(modulate(self.image.norm1(h), *image[:2])), strict=True
-        )
-        q, k, v = (torch.cat(pair, dim=2) for pair in rows)
-        read, drawn = attend(turn(q, turns), turn(k, turns), v, seen).split([text.shape[1], h.shape[1]], dim=1)
-        return self.text.write(text, read, *words[2:]), self.image.write(h, drawn, *image[2:])
+    ) -> list[Float[Tensor, "b _ width"]]:
+        streams = self.text, self.image
+        return joint(streams, (text, h), [stream.modulation(told)[:, None].unbind(-2) for stream in streams], turns, seen)
 
 
 class SingleBlock(nn.Module):

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fusion.architectures import dit, flux, mmdit, pixart
+from fusion.architectures import dit, flux, flux2, hidream, mmdit, pixart
 from fusion.architectures.names import Row, give, take
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -38,6 +38,8 @@ PAGES = [
     Page(pixart.PixArt, "PixArtTransformer2DModel", pixart.from_diffusers, pixart.to_diffusers, pixart.names),
     Page(mmdit.MMDiT, "SD3Transformer2DModel", mmdit.from_diffusers, mmdit.to_diffusers, mmdit.names, mmdit.buffers),
     Page(flux.Flux, "FluxTransformer2DModel", flux.from_diffusers, flux.to_diffusers, flux.names),
+    Page(flux2.Flux2, "Flux2Transformer2DModel", flux2.from_diffusers, flux2.to_diffusers, flux2.names),
+    Page(hidream.HiDream, "HiDreamImageTransformer2DModel", hidream.from_diffusers, hidream.to_diffusers, hidream.names),
 ]
 
 

@@ -23,7 +23,7 @@ from fusion.architectures.names import (
     qkv,
     swapped,
 )
-from fusion.architectures.parts import QKV, PooledText, Stream, attend, start
+from fusion.architectures.parts import QKV, FeedForward, PooledText, Stream, attend, start
 from fusion.layers import FlowHead, PatchEmbed, TimestepEmbedding, modulate
 from fusion.patches import cells, grid, patchify, sincos, unpatchify
 
@@ -69,11 +69,9 @@ class MMDiT(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""
         config, size = self.config, grid(x.shape[-2:], self.config.patch_size)
-        if cond.pooled is None:
-            raise ValueError("an MMDiT reads a pooled vector beside the tokens: give Conditioning its pooled")
         h = self.embed(patchify(x, config.patch_size, rank=2))
         h = h + self.positions(size, x.device).to(h.dtype)
-        mask, text, time = cond.where(), self.text(cond.tokens), self.time(t) + self.pooled(cond.pooled)
+        mask, text, time = cond.where(), self.text(cond.tokens), self.time(t) + self.pooled(cond.given("pooled"))
         seen = torch.cat([mask.new_ones(h.shape[:2]), mask], dim=1) if config.text_mask else None
         for block in self.blocks:
             h, text = block(h, text, time, seen)
@@ -94,10 +92,10 @@ class Block(nn.Module):
 
     def __init__(self, config: MMDiTConfig, dual: bool, last: bool):
         super().__init__()
-        self.image = Stream(config.width, config.heads, config.qk_norm, pieces=9 if dual else 6)
-        self.text = Stream(config.width, config.heads, config.qk_norm, pieces=2 if last else 6, written=not last)
-        self.again = QKV(config.width, config.heads, config.qk_norm) if dual else None
-        self.out_again = nn.Linear(config.width, config.width) if dual else None
+        width, sizes = config.width, (config.width, config.heads, config.qk_norm)
+        self.image = Stream(width, QKV(*sizes), FeedForward(width), pieces=9 if dual else 6)
+        self.text = Stream(width, QKV(*sizes), None if last else FeedForward(width), pieces=2 if last else 6)
+        self.again, self.out_again = (QKV(*sizes), nn.Linear(width, width)) if dual else (None, None)
 
     def forward(
         self, h: Float[Tensor, "b n width"], text: Float[Tensor, "b m width"], time: Float[Tensor, "b width"], seen: Bool[Tensor, "b s"] | None
@@ -106,8 +104,7 @@ class Block(nn.Module):
         image, words = (stream.modulation(time)[:, None].unbind(-2) for stream in (self.image, self.text))
         normed = self.image.norm1(h)
         rows = zip(self.image.qkv(modulate(normed, *image[:2])), self.text.qkv(modulate(self.text.norm1(text), *words[:2])), strict=True)
-        joint = attend(*(torch.cat(pair, dim=2) for pair in rows), seen)
-        drawn, told = joint.split([h.shape[1], text.shape[1]], dim=1)
+        drawn, told = attend(*(torch.cat(pair, dim=2) for pair in rows), seen).split([h.shape[1], text.shape[1]], dim=1)
         h = (h + image[2] * self.image.out(drawn)).to(h.dtype)
         if self.again is not None:
             h = (h + image[8] * self.out_again(attend(*self.again(modulate(normed, *image[6:8]))))).to(h.dtype)

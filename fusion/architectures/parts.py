@@ -36,17 +36,20 @@ class Attention(nn.Module):
 
 
 class QKV(nn.Module):
-    """Rows to queries, keys and values of all heads, queries and keys with an RMSNorm head by head if `qk_norm`."""
+    """Rows to queries, keys and values of all heads, queries and keys with an RMSNorm if `qk_norm`: head by head, or across all of them."""
 
-    def __init__(self, width: int, heads: int, qk_norm: bool):
+    def __init__(self, width: int, heads: int, qk_norm: bool, across: bool = False, eps: float = 1e-6):
         super().__init__()
-        self.heads = heads
+        self.heads, self.across = heads, across
         self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
-        self.norm_q, self.norm_k = (nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity() for _ in range(2))
+        self.norm_q, self.norm_k = (nn.RMSNorm(width if across else width // heads, eps=eps) if qk_norm else nn.Identity() for _ in range(2))
 
     def forward(self, h: Float[Tensor, "b n width"]) -> tuple[Float[Tensor, "b heads n d"], ...]:
-        q, k, v = (rearrange(part(h), "b n (h d) -> b h n d", h=self.heads) for part in (self.q, self.k, self.v))
-        return self.norm_q(q), self.norm_k(k), v
+        q, k, v = self.q(h), self.k(h), self.v(h)
+        if self.across:
+            q, k = self.norm_q(q), self.norm_k(k)
+        q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=self.heads) for x in (q, k, v))
+        return (q, k, v) if self.across else (self.norm_q(q), self.norm_k(k), v)
 
 
 def attend(
@@ -73,16 +76,18 @@ def turn(x: Float[Tensor, "b heads n d"], turns: Float[Tensor, "n half 2"]) -> F
 class Stream(nn.Module):
     """The weights of one stream in a block where several meet in one attention.
 
-    pieces: of its modulation. written: False for the text of a last block, which is read there and not written any more.
+    pieces: of a modulation of its own, 0 where it is modulated from outside. feed_forward: None for the text of a last block, which is read
+    there and not written any more.
     """
 
-    def __init__(self, width: int, heads: int, qk_norm: bool, pieces: int = 6, written: bool = True):
+    def __init__(self, width: int, qkv: QKV, feed_forward: nn.Module | None, pieces: int = 6):
         super().__init__()
-        self.written = written
-        self.modulation = Modulation(width, width, pieces)
-        self.norm1, self.qkv = plain_norm(width), QKV(width, heads, qk_norm)
-        if written:
-            self.out, self.norm2, self.feed_forward = nn.Linear(width, width), plain_norm(width), FeedForward(width)
+        self.written = feed_forward is not None
+        if pieces:
+            self.modulation = Modulation(width, width, pieces)
+        self.norm1, self.qkv = plain_norm(width), qkv
+        if self.written:
+            self.out, self.norm2, self.feed_forward = nn.Linear(width, width), plain_norm(width), feed_forward
 
     def write(self, h: Tensor, attended: Tensor, gate1: Tensor, shift2: Tensor, scale2: Tensor, gate2: Tensor) -> Float[Tensor, "b n width"]:
         """What attention brought, then the feed-forward."""
@@ -92,6 +97,25 @@ class Stream(nn.Module):
     def fed(self, h: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Float[Tensor, "b n width"]:
         """The feed-forward."""
         return (h + gate * self.feed_forward(modulate(self.norm2(h), shift, scale))).to(h.dtype)
+
+
+def joint(
+    streams: Sequence[Stream],
+    rows: Sequence[Float[Tensor, "b _ width"]],
+    pieces: Sequence[Sequence[Float[Tensor, "b 1 width"]]],
+    turns: Float[Tensor, "s half 2"],
+    seen: Bool[Tensor, "b s"] | None,
+    keys: Float[Tensor, "s half 2"] | None = None,
+) -> list[Float[Tensor, "b _ width"]]:
+    """The rows of all streams after they met in one attention, in the order given, and went through the feed-forward of their own.
+
+    pieces: six for each stream, (shift, scale, gate) of attention and of feed-forward. turns, seen: rotary positions of all rows, and which
+    may be attended to. keys: positions of keys where they are others.
+    """
+    parts = [stream.qkv(modulate(stream.norm1(h), *six[:2])) for stream, h, six in zip(streams, rows, pieces, strict=True)]
+    q, k, v = (torch.cat(part, dim=2) for part in zip(*parts))
+    attended = attend(turn(q, turns), turn(k, turns if keys is None else keys), v, seen).split([h.shape[1] for h in rows], dim=1)
+    return [stream.write(h, brought, *six[2:]) for stream, h, brought, six in zip(streams, rows, attended, pieces)]
 
 
 class FeedForward(nn.Module):
@@ -104,6 +128,17 @@ class FeedForward(nn.Module):
 
     def forward(self, h: Float[Tensor, "*n width"]) -> Float[Tensor, "*n out"]:
         return self.down(F.gelu(self.up(h), approximate="tanh"))
+
+
+class SwiGLU(nn.Module):
+    """A feed-forward of three layers without biases, one of which lets the other through (Shazeer, arXiv 2002.05202); `inner` wide inside."""
+
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.gate, self.up, self.down = (nn.Linear(*sizes, bias=False) for sizes in ((width, inner), (width, inner), (inner, width)))
+
+    def forward(self, h: Float[Tensor, "*n width"]) -> Float[Tensor, "*n width"]:
+        return self.down(F.silu(self.gate(h)) * self.up(h))
 
 
 def plain_norm(width: int, eps: float = 1e-6) -> nn.LayerNorm:
@@ -143,3 +178,10 @@ def start(model: nn.Module) -> None:
     for part in model.modules():
         if isinstance(part, TimestepEmbedding | PooledText | Modulation | FlowHead):
             part.reset_parameters()
+
+
+def without_biases(model: nn.Module) -> None:
+    """Take the biases out of all linear layers."""
+    for part in model.modules():
+        if isinstance(part, nn.Linear):
+            part.register_parameter("bias", None)
