@@ -18,7 +18,7 @@ from eval.cost import flops, kept_bytes, parameters
 from fusion.architectures import load_painter
 from fusion.architectures.conditioning import Conditioning
 from fusion.architectures.encoders import TextEncoders, load_encoder
-from fusion.architectures.registry import matched
+from fusion.architectures.registry import Sees, matched
 from fusion.codec import load_codec
 from train import diffusion, unified
 from train.diffusion import Diffusion, PainterLearner
@@ -141,16 +141,17 @@ def match(comparison: Comparison, contender: Contender) -> dict[str, Any]:
     """The contender's settings at the width where it is as large as all others."""
     shared = comparison.painter.painter
     texts, codec = TextEncoders([load_encoder(one) for one in shared.texts]), load_codec(shared.codec)
-    sees = (codec.channels, texts.width, texts.pooled_width)
+    sees = Sees(codec.channels, **texts.sees)
     if comparison.match == "parameters":
-        return matched(contender.architecture, contender.network, comparison.target, *sees)
+        return matched(contender.architecture, contender.network, comparison.target, sees)
     width, height = (side // codec.downsample for side in shared.size)
 
     def operations(network) -> float:
-        cond = Conditioning(torch.zeros(1, TOKENS, texts.width), pooled=torch.zeros(1, texts.pooled_width))
+        read = torch.zeros(sees.layers, 1, TOKENS, sees.layer_width) if sees.layers else None
+        cond = Conditioning(torch.zeros(1, TOKENS, texts.width), pooled=torch.zeros(1, texts.pooled_width), layers=read)
         return flops(lambda: network(torch.zeros(1, codec.channels, height, width), torch.ones(1), cond))
 
-    return matched(contender.architecture, contender.network, comparison.target, *sees, operations)
+    return matched(contender.architecture, contender.network, comparison.target, sees, operations)
 
 
 def fingerprint(config: Diffusion | Unified, scored: Scored) -> str:

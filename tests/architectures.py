@@ -144,17 +144,19 @@ SMALL = {
 }
 
 
-# What learns from captioned pictures of three channels in a test: (text width, pooled width) -> network.
+# What learns from captioned pictures of three channels in a test: what it sees -> network.
 PAINTED = {"patch_size": 16, "width": 64, "layers": 2, "heads": 4}
 LEARNERS = {
-    **{f"dit, {kind}": partial(build, "dit", PAINTED | {"conditioning": kind}, 3) for kind in CONDITIONINGS},
-    "uvit": partial(build, "uvit", PAINTED | {"layers": 3, "size": [2, 2]}, 3),
-    "pixart": partial(build, "pixart", PAINTED, 3),
-    "crossdit": partial(build, "crossdit", PAINTED, 3),
-    "ditair": partial(build, "ditair", PAINTED, 3),
-    "ditair-lite": partial(build, "ditair", PAINTED | {"share_attention": True}, 3),
-    "mmdit": partial(build, "mmdit", PAINTED | {"qk_norm": True}, 3),
-    "flux": partial(build, "flux", PAINTED | {"layers": 1, "single": 1}, 3),
+    **{f"dit, {kind}": partial(build, "dit", PAINTED | {"conditioning": kind}) for kind in CONDITIONINGS},
+    "uvit": partial(build, "uvit", PAINTED | {"layers": 3, "size": [2, 2]}),
+    "pixart": partial(build, "pixart", PAINTED),
+    "crossdit": partial(build, "crossdit", PAINTED),
+    "mmdit": partial(build, "mmdit", PAINTED | {"qk_norm": True}),
+    "flux": partial(build, "flux", PAINTED | {"layers": 1, "single": 1}),
+    "flux2": partial(build, "flux2", PAINTED | {"layers": 1, "single": 1}),
+    "hidream": partial(build, "hidream", PAINTED | {"layers": 1, "single": 1}),
+    "ditair": partial(build, "ditair", PAINTED),
+    "ditair-lite": partial(build, "ditair", PAINTED | {"share_attention": True}),
 }
 
 

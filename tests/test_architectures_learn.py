@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fusion.architectures.encoders import EncoderConfig, TextEncoders, load_encoder
+from fusion.architectures.registry import Sees
 from fusion.data.loader import Loader
 from fusion.data.pairs import PairBatches, Pairing
 from fusion.data.shapes import Options, World
@@ -27,13 +28,13 @@ def open_samples(shard: int, shards: int) -> Mixture:
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory) -> TextEncoders:
-    return TextEncoders([load_encoder(EncoderConfig(str(training.save_llm(tmp_path_factory.mktemp("llm"))), layer=1))])
+    return TextEncoders([load_encoder(EncoderConfig(str(training.save_llm(tmp_path_factory.mktemp("llm"))), layer=1, layers=[0, 1, 2]))])
 
 
 @pytest.fixture(scope="module")
 def batches(texts) -> list:
     """(pictures, their conditions), the last for trying what was learned."""
-    loader = Loader(PairBatches(open_samples, 8, Pairing(rows=64, drop_text=0.0)))
+    loader = Loader(PairBatches(open_samples, 8, Pairing(rows=32, drop_text=0.0)))
     return [(batch.pixels, texts(batch.texts)) for batch in itertools.islice(loader, 72)]
 
 
@@ -45,7 +46,7 @@ def noised(pixels, t):
 @pytest.mark.parametrize("name", LEARNERS)
 def test_it_learns_what_captions_say(name, texts, batches):
     torch.manual_seed(0)
-    model = LEARNERS[name](texts.width, texts.pooled_width)
+    model = LEARNERS[name](Sees(3, **texts.sees))
     optim = Optim(optimizer="muon", lr=1e-2, matrix_lr=7e-3, warmup=20)
     optimizers = Optimizers(model, optim)
     for step in range(STEPS):
@@ -71,7 +72,7 @@ def errors(model, batches) -> list[torch.Tensor]:
     for pixels, cond in batches[-8:]:
         t = torch.full((len(pixels),), LATE)
         x_t, usual = noised(pixels, t), torch.linspace(LEAST, 1, len(pixels))
-        turned = type(cond)(**{name: value.roll(1, dims=0) for name, value in vars(cond).items() if value is not None})
+        turned = type(cond)(**{name: value.roll(1, dims=int(name == "layers")) for name, value in vars(cond).items() if value is not None})
         answers = (model(x_t, t, cond), model(x_t, t, turned), model(noised(pixels, usual), usual, cond), average.expand_as(pixels))
         found.append([(x_hat - pixels).square().mean((1, 2, 3)) for x_hat in answers])
     return [torch.cat(kind) for kind in zip(*found, strict=True)]

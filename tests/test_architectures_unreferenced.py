@@ -20,7 +20,7 @@ from fusion.architectures import (
     UViTConfig,
 )
 from fusion.architectures.parts import grid_positions
-from fusion.architectures.registry import build
+from fusion.architectures.registry import Sees, build
 from fusion.patches import patchify, unpatchify
 from tests.architectures import ODD, SIZES, TEXT, WIDTHS, condition, stir
 
@@ -177,4 +177,4 @@ def test_mistakes_are_named():
         words(x, t, Conditioning(tokens=torch.randn(1, 5, TEXT)))
     for name in ("crossdit", "ditair"):
         with pytest.raises(ValueError, match="give Conditioning its pooled"):
-            build(name, SIZES, 4, TEXT, 24)(x, t, Conditioning(tokens=torch.randn(1, 5, TEXT)))
+            build(name, SIZES, Sees(4, TEXT, 24))(x, t, Conditioning(tokens=torch.randn(1, 5, TEXT)))

@@ -2,19 +2,21 @@
 
 import pytest
 
-from fusion.architectures.registry import ARCHITECTURES, build, matched
+from fusion.architectures.registry import ARCHITECTURES, Sees, build, matched
 
 SIZES = {"width": 48, "layers": 3, "heads": 4}
 
+SEES = Sees(3, 32, 24, layers=2, layer_width=20)
+
 
 def parameters(name: str, settings: dict) -> int:
-    return sum(p.numel() for p in build(name, settings, 3, 32, 24).parameters())
+    return sum(p.numel() for p in build(name, settings, SEES).parameters())
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("target", [600_000, 3_000_000])
+@pytest.mark.parametrize("target", [2_000_000, 6_000_000])
 def test_a_width_is_found_for_a_number_of_parameters(name, target):
-    settings = matched(name, SIZES | {"patch_size": 4}, target, 3, 32, 24)
+    settings = matched(name, SIZES | {"patch_size": 4}, target, SEES)
     count = parameters(name, settings)
     assert 0.75 < count / target < 1.33 and settings["width"] % 16 == 0
     wider, narrower = (parameters(name, settings | {"width": settings["width"] + step}) for step in (16, -16))
@@ -23,6 +25,16 @@ def test_a_width_is_found_for_a_number_of_parameters(name, target):
 
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="architecture 'dlt': choose one of dit, "):
-        build("dlt", SIZES, 3, 32, 24)
+        build("dlt", SIZES, SEES)
     with pytest.raises(ValueError, match="dit has no setting 'depth'; it has base_grid, channels"):
-        build("dit", SIZES | {"depth": 3}, 3, 32, 24)
+        build("dit", SIZES | {"depth": 3}, SEES)
+    with pytest.raises(ValueError, match="this network reads layers of a language model: give a text encoder its layers"):
+        build("hidream", SIZES, Sees(3, 32, 24))
+
+
+def test_heads_turn_in_the_shares_of_the_published_networks():
+    for name, head, axes in (("flux", 128, (16, 56, 56)), ("flux2", 128, (32, 32, 32, 32)), ("hidream", 128, (64, 32, 32)), ("flux", 20, (4, 8, 8))):
+        config = build(name, {"width": 2 * head, "heads": 2, "layers": 1, "single": 3}, SEES).config
+        assert config.axes == axes
+    assert config.text_mask and (config.channels, config.text_width, config.pooled_width) == (3, 32, 24)
+    assert build("hidream", {"width": 32, "heads": 2, "layers": 1, "single": 3}, SEES).config.reads == (0, 0, 1, 1)

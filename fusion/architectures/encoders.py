@@ -6,7 +6,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -32,12 +32,14 @@ class EncoderConfig:
 
     path: folder or hub id of a decoder LLM, a T5 or a CLIP. layer: whose hidden states are the tokens, as in `hidden_states` of
     transformers (-1: the last, after the final norm). pooled: what the one vector is: the mean over tokens, the last token, or own, CLIP's
-    projected one. length: most tokens; what is longer is refused. trained: whether it learns along with the network.
+    projected one. layers: hidden states that networks read one by one (HiDream), of one encoder. length: most tokens; what is longer is
+    refused. trained: whether it learns along with the network.
     """
 
     path: str = "???"
     layer: int = -1
     pooled: Literal["mean", "last", "own"] = "mean"
+    layers: list[int] = field(default_factory=list)
     length: int = 128
     trained: bool = False
 
@@ -62,12 +64,14 @@ class TextEncoder(nn.Module):
         return super().train(mode and self.config.trained)
 
     def forward(self, texts: Sequence[str]) -> Conditioning:
-        """Tokens (b, n, width) with their mask, and pooled (b, pooled_width). Raises ValueError for a text that is too long."""
+        """Tokens (b, n, width) with their mask, pooled (b, pooled_width), and layers (k, b, n, width) if it has any. Raises ValueError for a
+        text that is too long."""
         ids, mask = self.tokens(texts)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.trained):
             out = self.model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True)
         tokens = out.hidden_states[self.config.layer]
-        return Conditioning(tokens, mask, self._pooled(out, tokens, mask))
+        layers = torch.stack([out.hidden_states[layer] for layer in self.config.layers]) if self.config.layers else None
+        return Conditioning(tokens, mask, self._pooled(out, tokens, mask), layers=layers, layers_mask=None if layers is None else mask)
 
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Bool[Tensor, "b n"]]:
         """Ids and which of them count; an empty text is one token, so that there is something to attend to."""
@@ -118,8 +122,8 @@ def load_encoder(config: EncoderConfig, dtype: torch.dtype = torch.float32) -> T
     if config.pooled == "own" and kind not in CLIP:
         raise ValueError(f"{config.path}: pooled=own is CLIP's; a {kind} has mean or last")
     layers = getattr(model.config, "num_hidden_layers", None) or model.config.num_layers
-    if not -layers - 1 <= config.layer <= layers:
-        raise ValueError(f"{config.path}: layer={config.layer}, and it has {layers} (hidden states 0 to {layers}, or -1 to {-layers - 1})")
+    if wrong := [layer for layer in (config.layer, *config.layers) if not -layers - 1 <= layer <= layers]:
+        raise ValueError(f"{config.path}: layer={wrong[0]}, and it has {layers} (hidden states 0 to {layers}, or -1 to {-layers - 1})")
     for part in model.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
@@ -148,15 +152,27 @@ class TextEncoders(nn.ModuleList):
             raise ValueError("no text encoder: give at least one, such as {path: out/demo/llm}")
         self.width = max(encoder.width for encoder in self)
         self.pooled_width = sum(encoder.pooled_width for encoder in self)
+        self.layered = next((number for number, encoder in enumerate(self) if encoder.config.layers), None)
+        if sum(bool(encoder.config.layers) for encoder in self) > 1:
+            raise ValueError("two text encoders have layers: a network reads those of one")
         self._folder = None if folder is None else Path(folder)
-        self._kept: OrderedDict[tuple[int, str], tuple[Tensor, Tensor]] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, str], dict[str, Tensor]] = OrderedDict()
         self._names: dict[int, str] = {}
 
+    @property
+    def sees(self) -> dict[str, int]:
+        """What a network sees of texts: fields of fusion.architectures.registry.Sees."""
+        layered = None if self.layered is None else self[self.layered]
+        layers = {} if layered is None else {"layers": len(layered.config.layers), "layer_width": layered.width}
+        return {"text_width": self.width, "pooled_width": self.pooled_width, **layers}
+
     def forward(self, texts: Sequence[str]) -> Conditioning:
-        """The condition of each text; tokens (b, n, width), pooled (b, pooled_width)."""
+        """The condition of each text; tokens (b, n, width), pooled (b, pooled_width), layers those of the one encoder that has them."""
         parts = [self._one(number, texts) for number in range(len(self))]
         tokens = torch.cat([nn.functional.pad(part.tokens, (0, self.width - part.tokens.shape[-1])) for part in parts], dim=1)
-        return Conditioning(tokens, torch.cat([part.mask for part in parts], dim=1), torch.cat([part.pooled for part in parts], dim=1))
+        mask, pooled = (torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("mask", "pooled"))
+        read = {} if self.layered is None else {name: getattr(parts[self.layered], name) for name in ("layers", "layers_mask")}
+        return Conditioning(tokens, mask, pooled, **read)
 
     def _one(self, number: int, texts: Sequence[str]) -> Conditioning:
         encoder = self[number]
@@ -164,16 +180,12 @@ class TextEncoders(nn.ModuleList):
             return encoder(texts)
         rows = dict(self._known(number, texts))
         if new := [text for text in dict.fromkeys(texts) if text not in rows]:
-            for text, row in zip(new, _rows(encoder(new)), strict=True):
+            for text, row in zip(new, _apart(encoder(new)), strict=True):
                 rows[text] = row
                 self._keep(number, text, row)
-        device = next(encoder.parameters()).device
-        tokens, pooled = zip(*(rows[text] for text in texts), strict=True)
-        lengths = torch.tensor([len(row) for row in tokens], device=device)
-        padded = pad_sequence([row.to(device) for row in tokens], batch_first=True)
-        return Conditioning(padded, torch.arange(padded.shape[1], device=device) < lengths[:, None], torch.stack([row.to(device) for row in pooled]))
+        return _together([rows[text] for text in texts], next(encoder.parameters()).device)
 
-    def _known(self, number: int, texts: Sequence[str]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    def _known(self, number: int, texts: Sequence[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
         for text in dict.fromkeys(texts):
             if (number, text) in self._kept:
                 self._kept.move_to_end((number, text))
@@ -182,7 +194,7 @@ class TextEncoders(nn.ModuleList):
                 self._kept[number, text] = row
                 yield text, row
 
-    def _keep(self, number: int, text: str, row: tuple[Tensor, Tensor]) -> None:
+    def _keep(self, number: int, text: str, row: dict[str, Tensor]) -> None:
         self._kept[number, text] = row
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
@@ -196,23 +208,35 @@ class TextEncoders(nn.ModuleList):
         return self._folder / self._names[number] / name[:2] / f"{name}.safetensors"
 
 
-def _rows(cond: Conditioning) -> list[tuple[Tensor, Tensor]]:
-    """Text by text: its tokens without padding, and its pooled vector."""
-    lengths = cond.mask.sum(1).tolist()
-    return [(tokens[:length].clone(), pooled.clone()) for tokens, length, pooled in zip(cond.tokens, lengths, cond.pooled, strict=True)]
+def _apart(cond: Conditioning) -> list[dict[str, Tensor]]:
+    """Text by text: its tokens and layers without padding, and its pooled vector."""
+    rows = []
+    for number, length in enumerate(cond.mask.sum(1).tolist()):
+        rows.append({"tokens": cond.tokens[number, :length].clone(), "pooled": cond.pooled[number].clone()})
+        if cond.layers is not None:
+            rows[-1]["layers"] = cond.layers[:, number, :length].transpose(0, 1).clone()
+    return rows
 
 
-def _read(file: Path) -> tuple[Tensor, Tensor] | None:
+def _together(rows: Sequence[dict[str, Tensor]], device: torch.device) -> Conditioning:
+    """The texts as a batch."""
+    found = {name: [row[name].to(device) for row in rows] for name in rows[0]}
+    tokens = pad_sequence(found["tokens"], batch_first=True)
+    mask = torch.arange(tokens.shape[1], device=device) < torch.tensor([len(row) for row in found["tokens"]], device=device)[:, None]
+    layers = pad_sequence(found["layers"], batch_first=True).permute(2, 0, 1, 3) if "layers" in found else None
+    return Conditioning(tokens, mask, torch.stack(found["pooled"]), layers=layers, layers_mask=None if layers is None else mask)
+
+
+def _read(file: Path) -> dict[str, Tensor] | None:
     try:
-        tensors = load_file(file)
-        return tensors["tokens"], tensors["pooled"]
-    except (FileNotFoundError, SafetensorError, KeyError):  # a damaged entry is one to write again
+        return load_file(file)
+    except (FileNotFoundError, SafetensorError):  # a damaged entry is one to write again
         return None
 
 
-def _write(file: Path, row: tuple[Tensor, Tensor]) -> None:
+def _write(file: Path, row: dict[str, Tensor]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
         pass
-    save_file({"tokens": row[0].contiguous().cpu(), "pooled": row[1].contiguous().cpu()}, temporary.name)
+    save_file({name: tensor.contiguous().cpu() for name, tensor in row.items()}, temporary.name)
     os.replace(temporary.name, file)

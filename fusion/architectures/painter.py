@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fusion.architectures.conditioning import Conditioning
 from fusion.architectures.encoders import EncoderConfig, TextEncoders, load_encoder
-from fusion.architectures.registry import build
+from fusion.architectures.registry import Sees, build
 from fusion.codec import Codec, load_codec, round8
 from fusion.flow import PATHS, estimate
 from fusion.images import to_image
@@ -141,7 +141,8 @@ def make_painter(config: PainterConfig) -> Painter:
     """A painter whose network is fresh. Raises ValueError in one line."""
     texts = TextEncoders([load_encoder(one) for one in config.texts], config.texts_cache)
     codec = load_codec(config.codec)
-    return Painter(build(config.architecture, config.network, codec.channels, texts.width, texts.pooled_width), texts, codec, config)
+    network = build(config.architecture, config.network, Sees(codec.channels, **texts.sees))
+    return Painter(network, texts, codec, config)
 
 
 def load_painter(folder: str | Path, device: str | torch.device | None = None) -> Painter:
