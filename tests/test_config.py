@@ -87,3 +87,14 @@ def test_programs_end_with_the_line(file, capsys):
     with pytest.raises(SystemExit) as exit:
         load(Run, [str(file), "lr=x"])
     assert exit.value.code.startswith("error: command line, lr=x: lr:")
+
+
+def test_a_file_tells_the_differences_to_its_base(file, tmp_path):
+    (tmp_path / "small.yaml").write_text("base: run.yaml\ndata: {size: 16}\n")
+    assert load_config(Run, tmp_path / "small.yaml") == Run(Data("images", 16), lr=3e-4)
+    (tmp_path / "lost.yaml").write_text("base: nowhere.yaml\n")
+    (tmp_path / "round.yaml").write_text("base: round.yaml\n")
+    for name, said in (("lost", r"base: .*nowhere\.yaml: No such file"), ("round", "leads back to itself")):
+        with pytest.raises(ConfigError, match=said) as error:
+            load_config(Run, tmp_path / f"{name}.yaml")
+        assert "\n" not in str(error.value)

@@ -4,6 +4,7 @@ import importlib
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -12,9 +13,12 @@ from PIL import Image, ImageDraw
 from transformers import GPT2Tokenizer, LlamaConfig, LlamaForCausalLM
 
 import fusion
+from fusion.architectures import make_painter
+from fusion.architectures.registry import ARCHITECTURES
 from tests import families, spellings, training
 from train import unified
 from train.config import load_config
+from train.diffusion import Diffusion
 from train.metrics import read
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -139,3 +143,20 @@ def test_two_steps_on_the_real_data(name, data, tiny, shared_data, tmp_path):
     words = [f"model.llm={tiny}", f"data.path={shared_data / data}", "training.documents=40", "evaluation=null"]  # most pages have no picture
     size = "data.size=[16,16]" if name == "emoji" else "data.max_side=32"
     assert two_steps(name, tmp_path / "run", size, *words).processor.stride == 8
+
+
+PAINTERS = [name for name in NAMES if "train.diffusion" in (CONFIGS / f"{name}.yaml").read_text()]
+
+
+@pytest.mark.parametrize("name", PAINTERS)
+def test_every_architecture_has_a_config_that_builds_it(name, tiny):
+    config = load_config(Diffusion, CONFIGS / f"{name}.yaml")
+    texts = [replace(one, path=str(tiny), layers=[0, 1, 2] if one.layers else []) for one in config.painter.texts]
+    painter = make_painter(replace(config.painter, texts=texts))
+    assert config.run == f"out/{name}" and config.painter.architecture == name
+    assert 1.5e6 < sum(p.numel() for p in painter.network.parameters()) < 5e6
+    assert painter.draw("draw a red circle", steps=1)[0].size == (32, 32)
+
+
+def test_every_architecture_has_a_config():
+    assert set(PAINTERS) == set(ARCHITECTURES)

@@ -32,7 +32,8 @@ def load(cls: type[Config], argv: Sequence[str]) -> Config:
 
 
 def load_config(cls: type[Config], path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """An instance of the dataclass `cls`: its defaults, then the YAML file at `path`, then each `key.key=value` of `overrides`.
+    """An instance of the dataclass `cls`: its defaults, then the YAML file at `path`, then each `key.key=value` of `overrides`. A file
+    may say `base: another.yaml`, beside it, of which it then tells the differences.
 
     Raises ConfigError for an unknown key, a wrong type, a value left at "???", a file that is not there or not YAML, and
     whatever the dataclass's own __post_init__ refuses with a ValueError.
@@ -69,7 +70,17 @@ def _read_yaml(path: str | Path) -> Any:
         raise ConfigError(f"is not YAML ({error})") from None
     if not OmegaConf.is_dict(values):
         raise ConfigError("must hold `key: value` lines, not a list")
-    return values
+    base = values.pop("base", None)
+    return values if base is None else OmegaConf.merge(_read_base(Path(path).parent / str(base)), values)
+
+
+def _read_base(path: Path) -> Any:
+    try:
+        return _read_yaml(path)
+    except RecursionError:
+        raise ConfigError(f"base: {path} leads back to itself") from None
+    except ConfigError as error:
+        raise ConfigError(f"base: {path}: {error}") from None
 
 
 def _read_word(word: str) -> Any:
