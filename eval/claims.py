@@ -21,14 +21,21 @@ from fusion.architectures import (
     DiTAirConfig,
     DiTConfig,
     Flux,
+    Flux2,
+    Flux2Config,
     FluxConfig,
+    HiDream,
+    HiDreamConfig,
     MMDiT,
     MMDiTConfig,
     PixArt,
     PixArtConfig,
+    Sana,
+    SanaConfig,
     UViT,
     UViTConfig,
 )
+from fusion.architectures.experts import active
 from fusion.files import save
 
 TARGET = Path("docs/claims.md")
@@ -97,6 +104,32 @@ def gmacs(network: nn.Module, cond: Conditioning, *shape: int) -> float:
     return flops(lambda: network(torch.randn(1, *shape), torch.rand(1), cond)) / 2e9
 
 
+@cache
+def flux2() -> Flux2:
+    """Flux.2 dev."""
+    return Flux2(Flux2Config(width=6144, layers=8, single=48, heads=48, guidance=True))
+
+
+@cache
+def hidream() -> HiDream:
+    """HiDream-I1."""
+    return HiDream(HiDreamConfig(width=2560, layers=16, single=32, heads=20, axes=(64, 32, 32), reads=(*range(32), *[31] * 16)))
+
+
+@cache
+def sana(large: bool) -> Sana:
+    """SANA 0.6B, or 1.6B."""
+    sizes = {"width": 2240, "layers": 20, "heads": 70, "cross_heads": 20} if large else {"width": 1152, "layers": 28, "heads": 36, "cross_heads": 16}
+    return Sana(SanaConfig(**sizes))
+
+
+def flux_over_sana() -> float:
+    """How many times the multiply-adds of SANA 0.6B a forward pass of Flux.1 takes for a picture of 1024 x 1024."""
+    words, pooled, scale = torch.randn(1, 512, 4096), torch.randn(1, 768), torch.ones(1)
+    large = gmacs(flux(), Conditioning(words, pooled=pooled, guidance=scale), 16, 128, 128)
+    return large / gmacs(sana(False), Conditioning(torch.randn(1, 300, 2304)), 32, 32, 32)
+
+
 def label() -> Conditioning:
     """A class."""
     return Conditioning(label=torch.zeros(1, dtype=torch.long))
@@ -121,6 +154,7 @@ def scores_gib(tokens: int, heads: int, bytes_each: int = 2) -> float:
 # ---- the claims ----
 
 AIR = "DiT-Air, arXiv 2503.10618"
+SANA = "SANA, arXiv 2410.10629"
 UVIT = "U-ViT, arXiv 2209.12152"
 DIT, PIXART, SD3 = "DiT, arXiv 2212.09748", "PixArt-alpha, arXiv 2310.00426", "SD3, arXiv 2403.03206"
 CLAIMS = [
@@ -135,6 +169,12 @@ CLAIMS = [
     Claim("U-ViT-H/2, parameters", UVIT, 501, lambda: millions(UViT(UViTConfig(width=1152, layers=29, heads=16, classes=1000))), "counted", "M", 1),
     Claim("PixArt-alpha, parameters", PIXART, 611, lambda: millions(pixart()), "counted", "M", digit=1),
     Claim("share of parameters that adaLN-single saves", PIXART, 26, saved_by_adaln_single, "adaLN of 28 blocks, put back", "%", digit=1),
+    Claim("SANA-0.6B, parameters", SANA, 590, lambda: millions(sana(False)), "counted", "M", digit=10),
+    Claim("SANA-1.6B, parameters", SANA, 1600, lambda: millions(sana(True)), "counted", "M", digit=100),
+    Claim("multiply-adds of Flux.1 against SANA-0.6B, 1024 x 1024", "arithmetic", 66, flux_over_sana, "one forward pass of each", "x", digit=1),
+    Claim("Flux.2 dev, parameters", "black-forest-labs/flux2", 32_000, lambda: millions(flux2()), "counted", "M", digit=1000),
+    Claim("HiDream-I1, parameters", "HiDream-I1, arXiv 2505.22705", 17_000, lambda: millions(hidream()), "counted", "M", digit=1000),
+    Claim("HiDream-I1, parameters that a row goes through", "counted", 12_000, lambda: active(hidream()) / 1e6, "counted", "M", 50),
     Claim("SD3 medium, parameters", SD3, 2000, lambda: millions(sd3()), "counted", "M", digit=100),
     Claim("parameters that DiT-Air saves against an MMDiT", AIR, 66, dit_air, "24 blocks of width 1,536", "%", digit=1),
     Claim("Flux.1 dev, parameters", "black-forest-labs/flux", 12_000, lambda: millions(flux()), "counted", "M", digit=1000),

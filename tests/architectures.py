@@ -19,6 +19,7 @@ from fusion.architectures.hidream import HiDream, HiDreamConfig
 from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.pixart import PixArt, PixArtConfig
 from fusion.architectures.registry import build
+from fusion.architectures.sana import Sana, SanaConfig
 from fusion.architectures.uvit import UViT, UViTConfig
 from fusion.patches import cells, patchify, unpatchify
 
@@ -44,6 +45,10 @@ def ask_pixart(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         told = {"resolution": torch.tensor([[height, width]] * len(x)).float(), "aspect_ratio": torch.tensor([[height / width]] * len(x))}
     kwargs = {"encoder_hidden_states": cond.tokens, "encoder_attention_mask": cond.mask, "added_cond_kwargs": told}
     return theirs(x, timestep=1000 * t, **kwargs).sample[:, :4]
+
+
+def ask_sana(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    return theirs(x, cond.tokens, 1000 * t, encoder_attention_mask=cond.mask).sample
 
 
 def ask_mmdit(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -96,12 +101,15 @@ LATENT = {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 2, "
 
 DIT = partial(Reference, "DiTTransformer2DModel", ask=ask_dit, square=True)  # it puts the patches of squares together, and of nothing else
 PIXART = partial(Reference, "PixArtTransformer2DModel", ask=ask_pixart)
+SANA = partial(Reference, "SanaTransformer2DModel", ask=ask_sana)
 MMDIT = partial(Reference, "SD3Transformer2DModel", ask=ask_mmdit)
 FLUX = partial(Reference, "FluxTransformer2DModel", ask=ask_flux)
 FLUX2 = partial(Reference, "Flux2Transformer2DModel", ask=ask_flux2)
 HIDREAM = partial(Reference, "HiDreamImageTransformer2DModel", ask=ask_hidream)
 
 pixart = LATENT | {"cross_attention_dim": 48, "caption_channels": TEXT, "norm_eps": 1e-6, "out_channels": 8}
+sana = LATENT | {"out_channels": 4, "num_cross_attention_heads": 2, "cross_attention_head_dim": 24, "cross_attention_dim": 48}
+sana |= {"caption_channels": TEXT, "mlp_ratio": 2.5}
 mmdit = LATENT | {"out_channels": 4, "joint_attention_dim": TEXT, "caption_projection_dim": 48, "pooled_projection_dim": POOLED}
 mmdit |= {"pos_embed_max_size": 10}
 flux = {"patch_size": 1, "in_channels": 16, "num_single_layers": 2, "joint_attention_dim": TEXT, "pooled_projection_dim": POOLED}
@@ -117,6 +125,8 @@ REFERENCES = {
     "dit of other eps and no variance": DIT(LATENT | {"num_embeds_ada_norm": 10}),
     "pixart": PIXART(pixart | {"use_additional_conditions": False}),
     "pixart that is told sizes": PIXART(pixart | {"use_additional_conditions": True, "interpolation_scale": 2.0}),
+    "sana": SANA(sana | {"patch_size": 1}),
+    "sana 1.5, and with positions": SANA(sana | {"qk_norm": "rms_norm_across_heads", "interpolation_scale": 2.0}),
     "mmdit, sd3": MMDIT(mmdit),
     "mmdit, sd3.5 medium": MMDIT(mmdit | {"num_layers": 3, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}),
     "flux": FLUX(flux | {"guidance_embeds": False}),
@@ -134,6 +144,7 @@ SMALL = {
     "uvit, labels": lambda: UViT(UViTConfig(**ODD, size=(4, 4), classes=10)),
     "uvit, text": lambda: UViT(UViTConfig(**ODD, size=(4, 4), text_width=TEXT, words=10, time_mlp=True)),
     "pixart": lambda: PixArt(PixArtConfig(**SIZES, text_width=TEXT)),
+    "sana": lambda: Sana(SanaConfig(channels=4, patch_size=2, **SIZES, cross_heads=2, text_width=TEXT, qk_norm=True)),
     "crossdit": lambda: CrossDiT(CrossDiTConfig(channels=4, **SIZES, **WIDTHS)),
     "ditair": lambda: DiTAir(DiTAirConfig(channels=4, **SIZES, **WIDTHS)),
     "ditair-lite": lambda: DiTAir(DiTAirConfig(channels=4, **SIZES, **WIDTHS, share_attention=True)),
@@ -150,6 +161,7 @@ LEARNERS = {
     **{f"dit, {kind}": partial(build, "dit", PAINTED | {"conditioning": kind}) for kind in CONDITIONINGS},
     "uvit": partial(build, "uvit", PAINTED | {"layers": 3, "size": [2, 2]}),
     "pixart": partial(build, "pixart", PAINTED),
+    "sana": partial(build, "sana", PAINTED),
     "crossdit": partial(build, "crossdit", PAINTED),
     "mmdit": partial(build, "mmdit", PAINTED | {"qk_norm": True}),
     "flux": partial(build, "flux", PAINTED | {"layers": 1, "single": 1}),

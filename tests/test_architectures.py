@@ -20,6 +20,7 @@ from fusion.architectures.hidream import HiDream, HiDreamConfig
 from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.names import take
 from fusion.architectures.pixart import PixArt, PixArtConfig
+from fusion.architectures.sana import Sana, SanaConfig
 from tests.architectures import REFERENCES, SIZES, SMALL, TEXT, WIDTHS, Reference, condition, one, stir
 
 
@@ -254,6 +255,18 @@ def test_the_size_of_hidream_is_its_own():
         model = HiDream(HiDreamConfig(width=2560, layers=16, single=32, heads=20, axes=(64, 32, 32), reads=(*range(32), *[31] * 16)))
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(17.1, abs=0.05)
     assert active(model) / 1e9 == pytest.approx(12.0, abs=0.05)
+
+
+@pytest.mark.parametrize("width, layers, heads, cross, millions", [(1152, 28, 36, 16, 591.7), (2240, 20, 70, 20, 1604.5)])
+def test_the_sizes_of_sana_are_its_own(width, layers, heads, cross, millions):
+    with torch.device("meta"):
+        model = Sana(SanaConfig(width=width, layers=layers, heads=heads, cross_heads=cross))
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+def test_a_sana_of_few_steps_is_not_taken_for_one(tmp_path):
+    save_diffusers(Sana(SanaConfig(channels=4, **SIZES, cross_heads=2, text_width=TEXT)), tmp_path / "theirs")
+    assert "this is a SANA-Sprint" in broken(tmp_path, with_config(timestep_scale=1000.0))
 
 
 def test_an_mmdit_without_a_mask_reads_its_padding_as_the_published_ones_do():

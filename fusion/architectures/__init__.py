@@ -14,6 +14,7 @@ from fusion.architectures.hidream import HiDream, HiDreamConfig
 from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.painter import Painter, PainterConfig, load_painter, make_painter
 from fusion.architectures.pixart import PixArt, PixArtConfig
+from fusion.architectures.sana import Sana, SanaConfig
 from fusion.architectures.uvit import UViT, UViTConfig
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
     "PainterConfig",
     "PixArt",
     "PixArtConfig",
+    "Sana",
+    "SanaConfig",
     "UViT",
     "UViTConfig",
     "load",

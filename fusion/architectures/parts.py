@@ -13,9 +13,10 @@ from fusion.patches import cells, sincos
 
 
 class Attention(nn.Module):
-    """Softmax attention of rows to themselves, or to a context of another width (`context_width`)."""
+    """Softmax attention of rows to themselves, or to a context of another width (`context_width`); with `qk_norm`, queries and keys have an
+    RMSNorm across heads."""
 
-    def __init__(self, width: int, heads: int, context_width: int | None = None, qkv_bias: bool = True):
+    def __init__(self, width: int, heads: int, context_width: int | None = None, qkv_bias: bool = True, qk_norm: bool = False):
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} does not divide into {heads} heads: choose heads that divide it")
@@ -24,6 +25,7 @@ class Attention(nn.Module):
         self.q = nn.Linear(width, width, bias=qkv_bias)
         self.k = nn.Linear(source, width, bias=qkv_bias)
         self.v = nn.Linear(source, width, bias=qkv_bias)
+        self.norm_q, self.norm_k = (nn.RMSNorm(width, eps=1e-5) if qk_norm else nn.Identity() for _ in range(2))
         self.out = nn.Linear(width, width)
 
     def forward(
@@ -31,7 +33,8 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b n width"]:
         """`mask`: the rows of the context that count."""
         context = h if context is None else context
-        q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=self.heads) for x in (self.q(h), self.k(context), self.v(context)))
+        q, k, v = self.norm_q(self.q(h)), self.norm_k(self.k(context)), self.v(context)
+        q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=self.heads) for x in (q, k, v))
         return self.out(attend(q, k, v, mask))
 
 

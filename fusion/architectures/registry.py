@@ -9,12 +9,13 @@ from typing import Any
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fusion.architectures import crossdit, dit, ditair, flux, flux2, hidream, mmdit, pixart, uvit
+from fusion.architectures import crossdit, dit, ditair, flux, flux2, hidream, mmdit, pixart, sana, uvit
 
 ARCHITECTURES = {
     "dit": (dit.DiT, dit.DiTConfig),
     "uvit": (uvit.UViT, uvit.UViTConfig),
     "pixart": (pixart.PixArt, pixart.PixArtConfig),
+    "sana": (sana.Sana, sana.SanaConfig),
     "crossdit": (crossdit.CrossDiT, crossdit.CrossDiTConfig),
     "mmdit": (mmdit.MMDiT, mmdit.MMDiTConfig),
     "flux": (flux.Flux, flux.FluxConfig),
