@@ -26,6 +26,8 @@ from fusion.architectures import (
     FluxConfig,
     HiDream,
     HiDreamConfig,
+    Lumina2,
+    Lumina2Config,
     MMDiT,
     MMDiTConfig,
     PixArt,
@@ -117,6 +119,12 @@ def hidream() -> HiDream:
 
 
 @cache
+def lumina2() -> Lumina2:
+    """Lumina-Image 2.0."""
+    return Lumina2(Lumina2Config(width=2304, layers=26, heads=24, kv_heads=8, axes=(32, 32, 32), multiple=256))
+
+
+@cache
 def sana(large: bool) -> Sana:
     """SANA 0.6B, or 1.6B."""
     sizes = {"width": 2240, "layers": 20, "heads": 70, "cross_heads": 20} if large else {"width": 1152, "layers": 28, "heads": 36, "cross_heads": 16}
@@ -175,6 +183,7 @@ CLAIMS = [
     Claim("Flux.2 dev, parameters", "black-forest-labs/flux2", 32_000, lambda: millions(flux2()), "counted", "M", digit=1000),
     Claim("HiDream-I1, parameters", "HiDream-I1, arXiv 2505.22705", 17_000, lambda: millions(hidream()), "counted", "M", digit=1000),
     Claim("HiDream-I1, parameters that a row goes through", "counted", 12_000, lambda: active(hidream()) / 1e6, "counted", "M", 50),
+    Claim("Lumina-Image 2.0, parameters", "Lumina-Image 2.0, arXiv 2503.21758", 2600, lambda: millions(lumina2()), "counted", "M", digit=100),
     Claim("SD3 medium, parameters", SD3, 2000, lambda: millions(sd3()), "counted", "M", digit=100),
     Claim("parameters that DiT-Air saves against an MMDiT", AIR, 66, dit_air, "24 blocks of width 1,536", "%", digit=1),
     Claim("Flux.1 dev, parameters", "black-forest-labs/flux", 12_000, lambda: millions(flux()), "counted", "M", digit=1000),

@@ -72,26 +72,29 @@ def match_rms(embed: PatchEmbed, target: float) -> None:
     weight.mul_(target / weight.float().square().sum(-1).mean().sqrt())
 
 
-def timestep_features(t: Float[Tensor, " n"], width: int, freq_shift: float = 0.0) -> Float[Tensor, "n width"]:
-    """Cosines, then sines, of 1000 t at frequencies 10000^(-i / (half - freq_shift)), i < half = width / 2; fp32.
+def timestep_features(
+    t: Float[Tensor, " n"], width: int, freq_shift: float = 0.0, scale: float = 1000.0, origin: float = 0.0
+) -> Float[Tensor, "n width"]:
+    """Cosines, then sines, of scale (t - origin) at frequencies 10000^(-i / (half - freq_shift)), i < half = width / 2; fp32.
 
-    freq_shift 0 is DiT's own (arXiv 2212.09748), SD3's and Flux's; diffusers' port of DiT uses 1.
+    freq_shift 0 is DiT's own (arXiv 2212.09748), SD3's and Flux's; diffusers' port of DiT uses 1. A scale of 1000 is DDPM's steps; networks
+    that count from noise to data have a negative one and the origin 1.
     """
     half = width // 2
     index = torch.arange(half, dtype=torch.float32, device=t.device)
     frequency = torch.exp(-math.log(10000.0) * index / (half - freq_shift))
-    angle = 1000.0 * t.float()[:, None] * frequency
+    angle = scale * (t.float() - origin)[:, None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
 class TimestepEmbedding(nn.Module):
     """t in [0, 1] -> width: `timestep_features`, then linear, SiLU, linear; fp32 throughout (DiT, arXiv 2212.09748)."""
 
-    def __init__(self, width: int, frequencies: int = 256, freq_shift: float = 0.0):
+    def __init__(self, width: int, frequencies: int = 256, freq_shift: float = 0.0, scale: float = 1000.0, origin: float = 0.0):
         super().__init__()
         if frequencies % 2:
             raise ValueError(f"{frequencies} timestep features do not split into cosines and sines: use an even number")
-        self.frequencies, self.freq_shift = frequencies, freq_shift
+        self.frequencies, self.freq_shift, self.scale, self.origin = frequencies, freq_shift, scale, origin
         self.up = Linear32(frequencies, width)
         self.down = Linear32(width, width)
         self.reset_parameters()
@@ -103,7 +106,8 @@ class TimestepEmbedding(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, t: Float[Tensor, " n"]) -> Float[Tensor, "n width"]:
-        return self.down(F.silu(self.up(timestep_features(t, self.frequencies, self.freq_shift))))
+        features = timestep_features(t, self.frequencies, self.freq_shift, self.scale, self.origin)
+        return self.down(F.silu(self.up(features)))
 
 
 class Modulation(nn.Module):

@@ -16,6 +16,7 @@ from fusion.architectures.ditair import DiTAir, DiTAirConfig
 from fusion.architectures.flux import Flux, FluxConfig
 from fusion.architectures.flux2 import Flux2, Flux2Config
 from fusion.architectures.hidream import HiDream, HiDreamConfig
+from fusion.architectures.lumina2 import Lumina2, Lumina2Config
 from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.pixart import PixArt, PixArtConfig
 from fusion.architectures.registry import build
@@ -49,6 +50,10 @@ def ask_pixart(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
 
 def ask_sana(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
     return theirs(x, cond.tokens, 1000 * t, encoder_attention_mask=cond.mask).sample
+
+
+def ask_lumina2(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    return -theirs(x, 1 - t, cond.tokens, cond.mask).sample  # as its pipeline asks it, and takes the answer
 
 
 def ask_mmdit(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -102,6 +107,7 @@ LATENT = {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 2, "
 DIT = partial(Reference, "DiTTransformer2DModel", ask=ask_dit, square=True)  # it puts the patches of squares together, and of nothing else
 PIXART = partial(Reference, "PixArtTransformer2DModel", ask=ask_pixart)
 SANA = partial(Reference, "SanaTransformer2DModel", ask=ask_sana)
+LUMINA2 = partial(Reference, "Lumina2Transformer2DModel", ask=ask_lumina2)
 MMDIT = partial(Reference, "SD3Transformer2DModel", ask=ask_mmdit)
 FLUX = partial(Reference, "FluxTransformer2DModel", ask=ask_flux)
 FLUX2 = partial(Reference, "Flux2Transformer2DModel", ask=ask_flux2)
@@ -110,6 +116,8 @@ HIDREAM = partial(Reference, "HiDreamImageTransformer2DModel", ask=ask_hidream)
 pixart = LATENT | {"cross_attention_dim": 48, "caption_channels": TEXT, "norm_eps": 1e-6, "out_channels": 8}
 sana = LATENT | {"out_channels": 4, "num_cross_attention_heads": 2, "cross_attention_head_dim": 24, "cross_attention_dim": 48}
 sana |= {"caption_channels": TEXT, "mlp_ratio": 2.5}
+lumina2 = {"patch_size": 2, "in_channels": 4, "hidden_size": 48, "num_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 4}
+lumina2 |= {"multiple_of": 8, "axes_dim_rope": (4, 4, 4), "axes_lens": (32, 16, 16), "cap_feat_dim": TEXT}
 mmdit = LATENT | {"out_channels": 4, "joint_attention_dim": TEXT, "caption_projection_dim": 48, "pooled_projection_dim": POOLED}
 mmdit |= {"pos_embed_max_size": 10}
 flux = {"patch_size": 1, "in_channels": 16, "num_single_layers": 2, "joint_attention_dim": TEXT, "pooled_projection_dim": POOLED}
@@ -127,6 +135,8 @@ REFERENCES = {
     "pixart that is told sizes": PIXART(pixart | {"use_additional_conditions": True, "interpolation_scale": 2.0}),
     "sana": SANA(sana | {"patch_size": 1}),
     "sana 1.5, and with positions": SANA(sana | {"qk_norm": "rms_norm_across_heads", "interpolation_scale": 2.0}),
+    "lumina2": LUMINA2(lumina2 | {"num_kv_heads": 2}),
+    "lumina2 of other sizes": LUMINA2(lumina2 | {"num_kv_heads": 4, "ffn_dim_multiplier": 1.5, "num_refiner_layers": 2, "norm_eps": 1e-6}),
     "mmdit, sd3": MMDIT(mmdit),
     "mmdit, sd3.5 medium": MMDIT(mmdit | {"num_layers": 3, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}),
     "flux": FLUX(flux | {"guidance_embeds": False}),
@@ -145,6 +155,7 @@ SMALL = {
     "uvit, text": lambda: UViT(UViTConfig(**ODD, size=(4, 4), text_width=TEXT, words=10, time_mlp=True)),
     "pixart": lambda: PixArt(PixArtConfig(**SIZES, text_width=TEXT)),
     "sana": lambda: Sana(SanaConfig(channels=4, patch_size=2, **SIZES, cross_heads=2, text_width=TEXT, qk_norm=True)),
+    "lumina2": lambda: Lumina2(Lumina2Config(channels=4, **SIZES, refiners=1, kv_heads=2, axes=(4, 4, 4), text_width=TEXT)),
     "crossdit": lambda: CrossDiT(CrossDiTConfig(channels=4, **SIZES, **WIDTHS)),
     "ditair": lambda: DiTAir(DiTAirConfig(channels=4, **SIZES, **WIDTHS)),
     "ditair-lite": lambda: DiTAir(DiTAirConfig(channels=4, **SIZES, **WIDTHS, share_attention=True)),
@@ -159,14 +170,15 @@ SMALL = {
 PAINTED = {"patch_size": 16, "width": 64, "layers": 2, "heads": 4}
 LEARNERS = {
     **{f"dit, {kind}": partial(build, "dit", PAINTED | {"conditioning": kind}) for kind in CONDITIONINGS},
-    "uvit": partial(build, "uvit", PAINTED | {"layers": 3, "size": [2, 2]}),
+    "uvit": partial(build, "uvit", PAINTED | {"layers": 3, "size": [2, 2], "words": 24}),
     "pixart": partial(build, "pixart", PAINTED),
     "sana": partial(build, "sana", PAINTED),
     "crossdit": partial(build, "crossdit", PAINTED),
     "mmdit": partial(build, "mmdit", PAINTED | {"qk_norm": True}),
     "flux": partial(build, "flux", PAINTED | {"layers": 1, "single": 1}),
     "flux2": partial(build, "flux2", PAINTED | {"layers": 1, "single": 1}),
-    "hidream": partial(build, "hidream", PAINTED | {"layers": 1, "single": 1}),
+    "hidream": partial(build, "hidream", PAINTED | {"layers": 1, "single": 1, "width": 32, "heads": 2}),
+    "lumina2": partial(build, "lumina2", PAINTED | {"layers": 1, "refiners": 1}),
     "ditair": partial(build, "ditair", PAINTED),
     "ditair-lite": partial(build, "ditair", PAINTED | {"share_attention": True}),
 }

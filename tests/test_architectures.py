@@ -17,6 +17,7 @@ from fusion.architectures.flux import Flux, FluxConfig
 from fusion.architectures.flux2 import Flux2, Flux2Config
 from fusion.architectures.folders import INDEX, PAGES, WEIGHTS, load, save_diffusers
 from fusion.architectures.hidream import HiDream, HiDreamConfig
+from fusion.architectures.lumina2 import Lumina2, Lumina2Config
 from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.names import take
 from fusion.architectures.pixart import PixArt, PixArtConfig
@@ -264,6 +265,12 @@ def test_the_sizes_of_sana_are_its_own(width, layers, heads, cross, millions):
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
 
 
+def test_the_size_of_lumina2_is_its_own():
+    with torch.device("meta"):
+        model = Lumina2(Lumina2Config(width=2304, layers=26, heads=24, kv_heads=8, axes=(32, 32, 32), multiple=256))
+    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(2.61, abs=0.01)
+
+
 def test_a_sana_of_few_steps_is_not_taken_for_one(tmp_path):
     save_diffusers(Sana(SanaConfig(channels=4, **SIZES, cross_heads=2, text_width=TEXT)), tmp_path / "theirs")
     assert "this is a SANA-Sprint" in broken(tmp_path, with_config(timestep_scale=1000.0))
@@ -277,6 +284,16 @@ def test_an_mmdit_without_a_mask_reads_its_padding_as_the_published_ones_do():
     assert torch.equal(model(x, t, cond), model(x, t, replace(cond, mask=None)))
     with pytest.raises(ValueError, match="hides it"):
         save_diffusers(SMALL["mmdit"](), "nowhere")
+
+
+def test_a_lumina2_names_what_is_too_long():
+    model = Lumina2(Lumina2Config(channels=4, **SIZES, axes=(4, 4, 4), text_width=TEXT, largest=(6, 4, 4)))
+    x, t, text = torch.randn(1, 4, 8, 8), torch.rand(1), torch.randn(1, 7, TEXT)
+    assert model(x, t, Conditioning(text, torch.arange(7)[None] < 5)).shape == x.shape
+    with pytest.raises(ValueError, match="a text of 7 tokens, and this network knows places of 5: shorten it"):
+        model(x, t, Conditioning(text))
+    with pytest.raises(ValueError, match="6 x 4 patches, and this network knows positions of 4 x 4"):
+        model(torch.randn(1, 4, 12, 8), t, Conditioning(text[:, :3]))
 
 
 def test_positions_of_its_own_are_noticed(tmp_path):

@@ -11,6 +11,7 @@ from fusion.architectures.flux import Flux, FluxConfig
 from fusion.architectures.flux2 import Flux2, Flux2Config
 from fusion.architectures.folders import load, save_diffusers
 from fusion.architectures.hidream import HiDream, HiDreamConfig
+from fusion.architectures.lumina2 import Lumina2, Lumina2Config
 from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.painter import Painter, PainterConfig, load_painter, make_painter
 from fusion.architectures.pixart import PixArt, PixArtConfig
@@ -31,6 +32,8 @@ __all__ = [
     "FluxConfig",
     "HiDream",
     "HiDreamConfig",
+    "Lumina2",
+    "Lumina2Config",
     "MMDiT",
     "MMDiTConfig",
     "Painter",

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fusion.architectures import dit, flux, flux2, hidream, mmdit, pixart, sana
+from fusion.architectures import dit, flux, flux2, hidream, lumina2, mmdit, pixart, sana
 from fusion.architectures.names import Row, give, take
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -37,6 +37,7 @@ PAGES = [
     Page(dit.DiT, "DiTTransformer2DModel", dit.from_diffusers, dit.to_diffusers, dit.names),
     Page(pixart.PixArt, "PixArtTransformer2DModel", pixart.from_diffusers, pixart.to_diffusers, pixart.names),
     Page(sana.Sana, "SanaTransformer2DModel", sana.from_diffusers, sana.to_diffusers, sana.names),
+    Page(lumina2.Lumina2, "Lumina2Transformer2DModel", lumina2.from_diffusers, lumina2.to_diffusers, lumina2.names),
     Page(mmdit.MMDiT, "SD3Transformer2DModel", mmdit.from_diffusers, mmdit.to_diffusers, mmdit.names, mmdit.buffers),
     Page(flux.Flux, "FluxTransformer2DModel", flux.from_diffusers, flux.to_diffusers, flux.names),
     Page(flux2.Flux2, "Flux2Transformer2DModel", flux2.from_diffusers, flux2.to_diffusers, flux2.names),

@@ -70,7 +70,7 @@ def rotary(where: Real[Tensor, "n axes"], sizes: Sequence[int], theta: float) ->
     return torch.stack([angle.cos(), angle.sin()], dim=-1).float()
 
 
-def turn(x: Float[Tensor, "b heads n d"], turns: Float[Tensor, "n half 2"]) -> Float[Tensor, "b heads n d"]:
+def turn(x: Float[Tensor, "b heads n d"], turns: Float[Tensor, "*#b n half 2"]) -> Float[Tensor, "b heads n d"]:
     """Turn neighbouring numbers of each head as pairs; in fp32, cast back."""
     (a, b), (cos, sin) = x.float().unflatten(-1, (-1, 2)).unbind(-1), turns.unbind(-1)
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)

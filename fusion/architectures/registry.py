@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fusion.architectures import crossdit, dit, ditair, flux, flux2, hidream, mmdit, pixart, sana, uvit
+from fusion.architectures import crossdit, dit, ditair, flux, flux2, hidream, lumina2, mmdit, pixart, sana, uvit
 
 ARCHITECTURES = {
     "dit": (dit.DiT, dit.DiTConfig),
@@ -20,6 +20,7 @@ ARCHITECTURES = {
     "mmdit": (mmdit.MMDiT, mmdit.MMDiTConfig),
     "flux": (flux.Flux, flux.FluxConfig),
     "flux2": (flux2.Flux2, flux2.Flux2Config),
+    "lumina2": (lumina2.Lumina2, lumina2.Lumina2Config),
     "hidream": (hidream.HiDream, hidream.HiDreamConfig),
     "ditair": (ditair.DiTAir, ditair.DiTAirConfig),
 }

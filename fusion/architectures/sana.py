@@ -25,7 +25,8 @@ from fusion.patches import grid, patchify, unpatchify
 class SanaConfig:
     """Sizes of a SANA.
 
-    heads: of the linear attention, 32 wide in the published models; cross_heads: of attention to the text, None for as many. expansion: of the convolutions.
+    heads: of the linear attention, 32 wide in the published models; cross_heads: of attention to the text, None for as many. expansion: of the
+    convolutions.
     qk_norm: whether queries and keys have an RMSNorm across heads (SANA-1.5). base_grid: cells per side of sin-cos positions, None for none.
     """
 
