@@ -170,7 +170,7 @@ SMALL = {
 PAINTED = {"patch_size": 16, "width": 64, "layers": 2, "heads": 4}
 LEARNERS = {
     **{f"dit, {kind}": partial(build, "dit", PAINTED | {"conditioning": kind}) for kind in CONDITIONINGS},
-    "uvit": partial(build, "uvit", PAINTED | {"layers": 3, "size": [2, 2], "words": 24}),
+    "uvit": partial(build, "uvit", PAINTED | {"layers": 3, "size": [2, 2], "words": 40}),
     "pixart": partial(build, "pixart", PAINTED),
     "sana": partial(build, "sana", PAINTED),
     "crossdit": partial(build, "crossdit", PAINTED),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench import measure, sampling, training
+from bench import attention, measure, sampling, training
 from bench.subject import subject
 from fusion.sequence import IGNORE
 
@@ -76,3 +76,15 @@ def test_results_say_how_they_came_about(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["sampling", "--rounds", "2"])
     text = measure.write("sampling", {"ratio": 1.1}).read_text()
     assert '"command": "python -m bench.sampling --rounds 2"' in text and '"ratio": 1.1' in text and '"device"' in text
+
+
+def test_both_kinds_of_attention_are_run_and_counted():
+    for kind in attention.KINDS:
+        found = attention.one(kind, 16)
+        assert found["seconds"] > 0 and found["peak MiB"] >= 0
+    # four projections, and for softmax two products of all pairs; for linear two of 32 x 33 a row and head
+    n, width = attention.rows(32), attention.WIDTH
+    projections = 2 * 4 * n * width**2
+    assert attention.counted("softmax", 32) * 1e9 == pytest.approx(projections + 4 * n**2 * width)
+    assert attention.counted("linear", 32) * 1e9 == pytest.approx(projections + 4 * n * width * 33, rel=1e-3)
+    assert attention.scores_gib(512) == 192

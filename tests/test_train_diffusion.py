@@ -119,6 +119,23 @@ def test_muon_takes_the_matrices_of_blocks_and_nothing_that_is_several(llm):
     assert len(Optimizers(made, Optim(optimizer="muon")).parts) == 2
 
 
+def test_experts_are_kept_even(llm):
+    texts = [EncoderConfig(str(llm), layers=[0, 1, 2])]
+    network = {"patch_size": 8, "width": 32, "layers": 1, "single": 1, "heads": 2}
+    made = make_painter(PainterConfig(architecture="hidream", network=network, texts=texts))
+    batch = PairBatch(torch.rand(4, 3, 16, 16) * 2 - 1, ("a", "b", "", "c"), ("1", "2", "3", "4"))
+
+    def loss(balance: float):
+        return PainterLearner(made, balance).losses(batch, FlowObjective(), torch.Generator().manual_seed(0)).flow
+
+    router = made.network.blocks[0].image.feed_forward.router.proj.weight
+    assert (loss(0.5) - loss(0.0)).item() == pytest.approx(4 * 0.5, rel=0.3)  # near 1 where all are chosen alike
+    (gradient,) = torch.autograd.grad(loss(1.0) - loss(0.0), router)
+    assert gradient.abs().max() > 0
+    with torch.no_grad():
+        assert torch.equal(loss(0.5), loss(0.0))  # what is validated is the flow alone
+
+
 @pytest.mark.parametrize(
     "word, said",
     [

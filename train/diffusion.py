@@ -12,6 +12,7 @@ from torch import nn
 
 from eval import report, shapes
 from eval.page import Section, gallery, paragraph, score_table
+from fusion.architectures.experts import watched
 from fusion.architectures.painter import Painter, PainterConfig, make_painter
 from fusion.data.loader import Loader
 from fusion.data.pairs import PairBatch, PairBatches, Pairing, fixed_pairs
@@ -68,7 +69,8 @@ class Scoring:
 class Diffusion:
     """A run: the folder it writes, painter, data, batches, loss, training, validation, samples and scores.
 
-    resume: go on from the newest complete checkpoint in `run`. stages: the built-in world instead of `data.sources`, see train.curriculum.
+    resume: go on from the newest complete checkpoint in `run`. balance: weight of the loss that keeps experts evenly chosen, in networks
+    that have any (fusion.architectures.experts). stages: the built-in world instead of `data.sources`, see train.curriculum.
     """
 
     run: str = "out/diffusion"
@@ -78,6 +80,7 @@ class Diffusion:
     stages: list[Stage] = field(default_factory=list)
     pairing: Pairing = field(default_factory=Pairing)
     objective: FlowObjective = field(default_factory=FlowObjective)
+    balance: float = 0.01
     training: Training = field(default_factory=Training)
     validation: Validation = field(default_factory=Validation)
     samples: Sampling = field(default_factory=Sampling)
@@ -87,8 +90,9 @@ class Diffusion:
 class PainterLearner(Learner):
     """A Painter that learns from pairs. Text encoders that are not trained along only read."""
 
-    def __init__(self, painter: Painter):
-        self.painter = self.model = painter
+    def __init__(self, painter: Painter, balance: float = 0.0):
+        self.painter, self.balance = painter, balance
+        self.model = painter
 
     def to(self, device: torch.device) -> None:
         """Network, text encoders and codec."""
@@ -108,15 +112,18 @@ class PainterLearner(Learner):
             clean = painter.codec.encode(batch.pixels.to(device)).float()
         time = objective.sample_times(len(clean), generator)
         noise = torch.randn(clean.shape, generator=generator, device=device)
-        predicted = painter.network(painter.flow_path.mix(clean, noise, time), time, painter.texts(batch.texts))
+        with watched(painter.network) as chosen:
+            predicted = painter.network(painter.flow_path.mix(clean, noise, time), time, painter.texts(batch.texts))
         rows = (predicted.flatten(1), clean.flatten(1), noise.flatten(1))
         common = (time, torch.arange(len(clean), device=device), len(clean), painter.target, painter.flow_path)
         with torch.no_grad():
             error = x_error(rows[0].detach(), *rows[1:], *common)
-        none = torch.zeros((), device=device)
+        none, flow = torch.zeros((), device=device), flow_loss(*rows, *common, clamp=objective.clamp).sum()
+        if chosen.shares and torch.is_grad_enabled():
+            flow = flow + self.balance * chosen.loss() * len(clean)
         return Losses(
-            text=none, text_count=0, control=none, control_count=0, flow=flow_loss(*rows, *common, clamp=objective.clamp).sum(),
-            flow_count=len(clean), x_error=error, time=time, w_text=0.0, w_flow=1.0,
+            text=none, text_count=0, control=none, control_count=0, flow=flow, flow_count=len(clean), x_error=error, time=time,
+            w_text=0.0, w_flow=1.0,
         )  # fmt: skip
 
     def save_pretrained(self, folder: Path) -> None:
@@ -180,7 +187,7 @@ def trainer_for(config: Diffusion, painter: Painter, rank: int = 0, world: int =
         held_out[source.name] = fixed_pairs(samples[: config.validation.documents], stride, config.pairing.rows)
         groups[source.name] = from_samples(samples[: config.samples.held_out])
     sampler = Sampler(painter, groups, config.samples)
-    return Trainer(PainterLearner(painter), loader, config.objective, config.training, config.run, held_out, sampler, config.resume)
+    return Trainer(PainterLearner(painter, config.balance), loader, config.objective, config.training, config.run, held_out, sampler, config.resume)
 
 
 def score(config: Diffusion, painter: Painter) -> list[Section]:

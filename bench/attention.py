@@ -1,0 +1,85 @@
+"""One attention layer over ever larger pictures, softmax and linear: time and peak memory. `python -m bench.attention`
+
+Width 1,536 in 24 heads, as in SD3 medium, without gradients, fp32, all threads; linear attention is SANA's, in heads of 32. A latent of
+16 x 512 x 512 in patches of 2 is 65,536 rows: the scores of all heads in 16 bits would take 192 GiB, if they were ever written down.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+
+from bench import measure
+from eval.cost import flops, imagined
+from fusion.architectures.parts import Attention
+from fusion.architectures.sana import LinearAttention
+
+WIDTH, HEADS, LINEAR_HEADS = 1536, 24, 48
+SIDES = (64, 128, 256, 512)  # of latents in patches of 2
+KINDS = {"softmax": lambda: Attention(WIDTH, HEADS), "linear": lambda: LinearAttention(WIDTH, LINEAR_HEADS, qk_norm=False)}
+
+
+def rows(side: int) -> int:
+    """Patches of a square latent."""
+    return (side // 2) ** 2
+
+
+def scores_gib(side: int) -> float:
+    """Memory that all scores of softmax attention would take at once, in 16 bits."""
+    return rows(side) ** 2 * HEADS * 2 / 2**30
+
+
+@torch.inference_mode()
+def one(kind: str, side: int) -> dict[str, float]:
+    """Seconds of one call, and by how many MiB the process grew beyond layer and input."""
+    layer, h = KINDS[kind](), torch.randn(1, rows(side), WIDTH)
+    layer(h[:, :256])  # what is done once is done now
+    before = peak_mib()
+    began = time.perf_counter()
+    layer(h)
+    return {"seconds": round(time.perf_counter() - began, 3), "peak MiB": round(peak_mib() - before, 1)}
+
+
+def peak_mib() -> float:
+    """The most that this process has had in memory so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def counted(kind: str, side: int) -> float:
+    """Billions of floating-point operations of one call."""
+    with imagined(), torch.no_grad():
+        layer = KINDS[kind]()
+        return flops(lambda: layer(torch.randn(1, rows(side), WIDTH))) / 1e9
+
+
+def apart(kind: str, side: int) -> dict[str, float]:
+    """`one` in a process of its own, whose peak nothing else has raised."""
+    done = subprocess.run([sys.executable, "-m", "bench.attention", "--one", kind, str(side)], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(arguments: list[str]) -> int:
+    """Measure each size, print, write down."""
+    parser = argparse.ArgumentParser(prog="python -m bench.attention", description=__doc__.splitlines()[0])
+    parser.add_argument("--one", nargs=2, metavar=("KIND", "SIDE"), help="one measurement in this process, as JSON")
+    parser.add_argument("--sides", nargs="+", type=int, default=SIDES, help="sides of the latents")
+    options = parser.parse_args(arguments)
+    if options.one:
+        print(json.dumps(one(options.one[0], int(options.one[1]))))
+        return 0
+    figures = []
+    for side in options.sides:
+        for kind in KINDS:
+            found = {"latent": f"16 x {side} x {side}", "rows": rows(side), "kind": kind, **apart(kind, side), "GFLOP": round(counted(kind, side), 1)}
+            figures.append(found | ({"scores in 16 bits, GiB": round(scores_gib(side), 2)} if kind == "softmax" else {}))
+            print(", ".join(f"{key} {value}" for key, value in figures[-1].items()), flush=True)
+    print(measure.write("attention", {"width": WIDTH, "figures": figures}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
