@@ -34,6 +34,8 @@ from fusion.architectures import (
     PixArtConfig,
     Sana,
     SanaConfig,
+    UNet,
+    UNetConfig,
     UViT,
     UViTConfig,
 )
@@ -124,6 +126,12 @@ def lumina2() -> Lumina2:
     return Lumina2(Lumina2Config(width=2304, layers=26, heads=24, kv_heads=8, axes=(32, 32, 32), multiple=256))
 
 
+def sdxl() -> UNet:
+    """SDXL's."""
+    others = {"attention_head_dim": [5, 10, 20], "use_linear_projection": True}
+    return UNet(UNetConfig(widths=(320, 640, 1280), attention=(0, 2, 10), text_width=2048, pooled_width=1280, others=others))
+
+
 @cache
 def sana(large: bool) -> Sana:
     """SANA 0.6B, or 1.6B."""
@@ -175,6 +183,8 @@ CLAIMS = [
         for size, paper in (("S", 6.06), ("B", 23.01), ("L", 80.71), ("XL", 118.64))
     ),
     Claim("U-ViT-H/2, parameters", UVIT, 501, lambda: millions(UViT(UViTConfig(width=1152, layers=29, heads=16, classes=1000))), "counted", "M", 1),
+    Claim("UNet of Stable Diffusion 1.5, parameters", "arXiv 2112.10752", 860, lambda: millions(UNet(UNetConfig())), "counted", "M", digit=1),
+    Claim("UNet of SDXL, parameters", "SDXL, arXiv 2307.01952", 2600, lambda: millions(sdxl()), "counted", "M", digit=100),
     Claim("PixArt-alpha, parameters", PIXART, 611, lambda: millions(pixart()), "counted", "M", digit=1),
     Claim("share of parameters that adaLN-single saves", PIXART, 26, saved_by_adaln_single, "adaLN of 28 blocks, put back", "%", digit=1),
     Claim("SANA-0.6B, parameters", SANA, 590, lambda: millions(sana(False)), "counted", "M", digit=10),

@@ -21,6 +21,7 @@ from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.pixart import PixArt, PixArtConfig
 from fusion.architectures.registry import build
 from fusion.architectures.sana import Sana, SanaConfig
+from fusion.architectures.unet import UNet, UNetConfig
 from fusion.architectures.uvit import UViT, UViTConfig
 from fusion.patches import cells, patchify, unpatchify
 
@@ -28,6 +29,7 @@ SIZES = {"width": 48, "layers": 2, "heads": 4}
 ODD = SIZES | {"layers": 3}
 TEXT, POOLED, LAYER = 32, 24, 20  # widths of tokens, of pooled text and of a language model's layers
 WIDTHS = {"text_width": TEXT, "pooled_width": POOLED}
+LEVELS = {"widths": (8, 16), "layers": 1, "attention": (0, 1)}  # of UNets
 READS = {"reads": (0, 1, 1), "layer_width": LAYER}
 
 
@@ -82,6 +84,16 @@ def ask_hidream(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
     return -theirs(x, 1000 * t, cond.tokens, cond.layers, cond.pooled).sample  # as their pipeline does
 
 
+def ask_unet(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    return theirs(x, 1000 * t, class_labels=cond.label).sample
+
+
+def ask_reading_unet(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    height, width = 8 * x.shape[-2], 8 * x.shape[-1]
+    told = {"text_embeds": cond.pooled, "time_ids": torch.tensor([[height, width, 0, 0, height, width]] * len(x)).float()}
+    return theirs(x, 1000 * t, cond.tokens, encoder_attention_mask=cond.mask, added_cond_kwargs=told).sample
+
+
 # ---- the tables ----
 
 
@@ -112,6 +124,8 @@ MMDIT = partial(Reference, "SD3Transformer2DModel", ask=ask_mmdit)
 FLUX = partial(Reference, "FluxTransformer2DModel", ask=ask_flux)
 FLUX2 = partial(Reference, "Flux2Transformer2DModel", ask=ask_flux2)
 HIDREAM = partial(Reference, "HiDreamImageTransformer2DModel", ask=ask_hidream)
+UNET = partial(Reference, "UNet2DModel", ask=ask_unet)
+READING_UNET = partial(Reference, "UNet2DConditionModel", ask=ask_reading_unet)
 
 pixart = LATENT | {"cross_attention_dim": 48, "caption_channels": TEXT, "norm_eps": 1e-6, "out_channels": 8}
 sana = LATENT | {"out_channels": 4, "num_cross_attention_heads": 2, "cross_attention_head_dim": 24, "cross_attention_dim": 48}
@@ -127,6 +141,15 @@ flux2 |= {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 2}
 hidream = {"patch_size": 2, "in_channels": 4, "out_channels": 4, "num_attention_heads": 4, "attention_head_dim": 12, "axes_dims_rope": (4, 4, 4)}
 hidream |= {"num_layers": 2, "num_single_layers": 2, "llama_layers": [2, 0, 1, 1], "max_resolution": (16, 16)}
 hidream |= {"caption_channels": [TEXT, LAYER], "text_emb_dim": POOLED}
+
+plain = {"in_channels": 4, "out_channels": 4, "block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 4}
+plain |= {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+ddpm = plain | {"downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6}
+reading = plain | {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+reading |= {"attention_head_dim": 2, "cross_attention_dim": TEXT}
+sdxl = {"attention_head_dim": (2, 4), "transformer_layers_per_block": (1, 2), "use_linear_projection": True, "addition_embed_type": "text_time"}
+sdxl |= {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
+sdxl |= {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": POOLED + 6 * 8}
 
 REFERENCES = {
     "dit": DIT(LATENT | {"out_channels": 8, "num_embeds_ada_norm": 10, "norm_eps": 1e-6}),
@@ -146,6 +169,10 @@ REFERENCES = {
     "hidream": HIDREAM(hidream | {"num_routed_experts": 4, "num_activated_experts": 2}),
     "hidream of one expert per row": HIDREAM(hidream | {"num_routed_experts": 3, "num_activated_experts": 1}),
     "hidream without experts": HIDREAM(hidream | {"num_routed_experts": 0, "num_activated_experts": 0}),
+    "unet, ddpm": UNET(ddpm),
+    "unet that is told classes": UNET(plain | {"num_class_embeds": 11, "resnet_time_scale_shift": "scale_shift"}),
+    "unet, stable diffusion": READING_UNET(reading),
+    "unet, sdxl": READING_UNET(reading | sdxl),
 }
 
 SMALL = {
@@ -163,6 +190,9 @@ SMALL = {
     "flux": lambda: Flux(FluxConfig(channels=4, **SIZES, single=1, axes=(4, 4, 4), **WIDTHS, guidance=True, text_mask=True)),
     "flux2": lambda: Flux2(Flux2Config(channels=4, **SIZES, single=1, axes=(4, 4, 2, 2), text_width=TEXT, guidance=True, text_mask=True)),
     "hidream": lambda: HiDream(HiDreamConfig(channels=4, **SIZES, single=1, axes=(4, 4, 4), **WIDTHS, **READS, text_mask=True)),
+    "unet, labels": lambda: UNet(UNetConfig(**LEVELS, text_width=None, classes=10, others={"norm_num_groups": 4, "attention_head_dim": 4})),
+    "unet, text": lambda: UNet(UNetConfig(**LEVELS, text_width=TEXT, others={"norm_num_groups": 4, "attention_head_dim": 2})),
+    "unet, text and sizes": lambda: UNet(UNetConfig(**LEVELS, **WIDTHS, others={"norm_num_groups": 4, "attention_head_dim": 2})),
 }
 
 
@@ -188,19 +218,20 @@ LEARNERS = {
 def stir(model: nn.Module) -> None:
     """Random weights throughout, of a scale that neither fades nor grows."""
     for p in model.parameters():
-        p.normal_(std=0.3 if p.ndim == 1 else p.shape[-1] ** -0.5)
+        p.normal_(std=0.3 if p.ndim == 1 else p[0].numel() ** -0.5)
 
 
 def condition(model: nn.Module, batch: int) -> Conditioning:
     """What the network reads, for a batch; the rows' texts are of 1, 2, ... tokens."""
-    if getattr(model, "label", None) is not None:
+    config = model.config
+    if getattr(config, "classes", None) is not None:
         return Conditioning(label=torch.arange(batch) % 11)
-    tokens, pooled = torch.randn(batch, 5, TEXT), torch.randn(batch, POOLED) if hasattr(model, "pooled") else None
-    guidance = torch.rand(batch) * 5 if getattr(model, "guidance", None) is not None else None
+    tokens, pooled = torch.randn(batch, 5, TEXT), torch.randn(batch, POOLED) if getattr(config, "pooled_width", None) else None
+    guidance = torch.rand(batch) * 5 if getattr(config, "guidance", False) else None
     mask = torch.arange(5) < torch.arange(batch)[:, None] % 5 + 1
-    if not hasattr(model.config, "reads"):
+    if not hasattr(config, "reads"):
         return Conditioning(tokens, mask, pooled, guidance=guidance)
-    layers = torch.randn(max(model.config.reads) + 1, batch, 6, LAYER)
+    layers = torch.randn(max(config.reads) + 1, batch, 6, LAYER)
     return Conditioning(tokens, mask, pooled, layers=layers, layers_mask=torch.arange(6) < torch.arange(batch)[:, None] % 6 + 1)
 
 

@@ -22,6 +22,7 @@ from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.names import take
 from fusion.architectures.pixart import PixArt, PixArtConfig
 from fusion.architectures.sana import Sana, SanaConfig
+from fusion.architectures.unet import UNet, UNetConfig, from_diffusers, to_diffusers
 from tests.architectures import REFERENCES, SIZES, SMALL, TEXT, WIDTHS, Reference, condition, one, stir
 
 
@@ -192,7 +193,8 @@ def with_config(**changes):
 def with_layers(more: int):
     def change(folder):
         settings = json.loads((folder / "config.json").read_text())
-        changed = {"num_layers": settings["num_layers"] + more}
+        name = next(name for name in ("num_layers", "layers_per_block") if name in settings)
+        changed = {name: settings[name] + more}
         if "llama_layers" in settings:  # one for each block
             changed["llama_layers"] = (settings["llama_layers"] * 2)[: len(settings["llama_layers"]) + more]
         with_config(**changed)(folder)
@@ -276,6 +278,39 @@ def test_a_sana_of_few_steps_is_not_taken_for_one(tmp_path):
     assert "this is a SANA-Sprint" in broken(tmp_path, with_config(timestep_scale=1000.0))
 
 
+# DDPM's for CIFAR-10, Stable Diffusion 1.5's, and SDXL's.
+UNETS = [
+    (UNetConfig(channels=3, widths=(128, 256, 256, 256), attention=(0, 1, 0, 0), text_width=None, others={"attention_head_dim": None}), 35.7),
+    (UNetConfig(), 859.5),
+    (
+        UNetConfig(
+            widths=(320, 640, 1280), attention=(0, 2, 10), text_width=2048, pooled_width=1280,
+            others={"attention_head_dim": [5, 10, 20], "use_linear_projection": True},
+        ),
+        2567.5,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config, millions", UNETS)
+def test_sizes_of_unets_are_their_own(config, millions):
+    with torch.device("meta"):
+        model = UNet(config)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_unets_that_are_told_more_are_refused():
+    settings = to_diffusers(UNetConfig())
+    assert from_diffusers(settings | {"upcast_attention": True}) == UNetConfig(others={"upcast_attention": True})
+    for strange in ({"in_channels": 9}, {"class_embed_type": "timestep"}, {"addition_embed_type": "image"}):
+        with pytest.raises(ValueError, match="other outputs than inputs, or told more"):
+            from_diffusers(settings | strange)
+    with pytest.raises(ValueError, match="one number each per level"):
+        UNetConfig(widths=(8, 16))
+    with pytest.raises(ValueError, match="unexpected keyword argument 'depth'"):
+        UNet(UNetConfig(others={"depth": 2}))
+
+
 def test_an_mmdit_without_a_mask_reads_its_padding_as_the_published_ones_do():
     torch.manual_seed(0)
     model = MMDiT(MMDiTConfig(channels=4, **SIZES, **WIDTHS))
@@ -344,5 +379,8 @@ def test_other_mistakes_are_named():
         FluxConfig(**SIZES, axes=(4, 4, 2))
     with pytest.raises(ValueError, match="200 x 4 patches, and this network knows positions of 192"):
         SMALL["mmdit"]()(torch.randn(1, 4, 400, 8), torch.rand(1), Conditioning(tokens=text, pooled=torch.randn(1, 24)))
+    with pytest.raises(ValueError, match="make both sides multiples of 2"):
+        SMALL["unet, labels"]()(torch.randn(1, 4, 7, 8), torch.rand(1), Conditioning(label=torch.tensor([1])))
+    assert SMALL["unet, text"]()(torch.randn(1, 4, 7, 8), torch.rand(1), Conditioning(tokens=text)).shape == (1, 4, 7, 8)
     with pytest.raises(ValueError, match="does not divide into patches"):
         SMALL["pixart"]()(torch.randn(1, 4, 7, 8), torch.rand(1), Conditioning(tokens=torch.randn(1, 5, 32)))

@@ -1,4 +1,4 @@
-"""The field's diffusion transformers, a page each: what one does that another does not, side by side.
+"""The field's diffusion transformers and the UNets before them, a page each: what one does that another does not, side by side.
 
 All are called `forward(x, t, cond)`: noised latents of unit scale (b, c, h, w), times (b,) in [0, 1] with 1 for noise, and a Conditioning.
 """
@@ -16,6 +16,7 @@ from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.painter import Painter, PainterConfig, load_painter, make_painter
 from fusion.architectures.pixart import PixArt, PixArtConfig
 from fusion.architectures.sana import Sana, SanaConfig
+from fusion.architectures.unet import UNet, UNetConfig
 from fusion.architectures.uvit import UViT, UViTConfig
 
 __all__ = [
@@ -42,6 +43,8 @@ __all__ = [
     "PixArtConfig",
     "Sana",
     "SanaConfig",
+    "UNet",
+    "UNetConfig",
     "UViT",
     "UViTConfig",
     "load",

@@ -8,6 +8,7 @@ from torch import Tensor
 
 READ = {
     "tokens": "text",
+    "label": "the number of a class",
     "pooled": "a pooled vector beside the tokens",
     "layers": "the text as the layers of a language model have it",
     "guidance": "the scale of guidance",

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fusion.architectures import dit, flux, flux2, hidream, lumina2, mmdit, pixart, sana
+from fusion.architectures import dit, flux, flux2, hidream, lumina2, mmdit, pixart, sana, unet
 from fusion.architectures.names import Row, give, take
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -42,6 +42,7 @@ PAGES = [
     Page(flux.Flux, "FluxTransformer2DModel", flux.from_diffusers, flux.to_diffusers, flux.names),
     Page(flux2.Flux2, "Flux2Transformer2DModel", flux2.from_diffusers, flux2.to_diffusers, flux2.names),
     Page(hidream.HiDream, "HiDreamImageTransformer2DModel", hidream.from_diffusers, hidream.to_diffusers, hidream.names),
+    *(Page(unet.UNet, theirs, unet.from_diffusers, unet.to_diffusers, unet.names) for theirs in unet.CLASSES),
 ]
 
 
