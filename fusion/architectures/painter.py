@@ -66,8 +66,9 @@ class Painter(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Pixels along the side of a patch: what sides of pictures are multiples of."""
-        return self.codec.downsample * getattr(self.network.config, "patch_size", 1)
+        """What sides of pictures are multiples of, in pixels: those of a patch, or of the coarsest level of a UNet."""
+        config = self.network.config
+        return self.codec.downsample * getattr(config, "stride", getattr(config, "patch_size", 1))
 
     @property
     def device(self) -> torch.device:

@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fusion.architectures import crossdit, dit, ditair, flux, flux2, hidream, lumina2, mmdit, pixart, sana, uvit
+from fusion.architectures import crossdit, dit, ditair, flux, flux2, hidream, lumina2, mmdit, pixart, sana, unet, uvit
 
 ARCHITECTURES = {
+    "unet": (unet.UNet, unet.UNetConfig),
     "dit": (dit.DiT, dit.DiTConfig),
     "uvit": (uvit.UViT, uvit.UViTConfig),
     "pixart": (pixart.PixArt, pixart.PixArtConfig),
@@ -44,10 +45,11 @@ class Sees:
 
 def build(name: str, settings: dict[str, Any], sees: Sees) -> nn.Module:
     """A network that starts as its paper says. settings: fields of its config; what it sees is filled in, and a text's padding is hidden
-    from it. Raises ValueError in one line."""
+    from it. A UNet may have a width, of its finest level, ratios of the levels' widths to it, and heads. Raises ValueError in one line."""
     if name not in ARCHITECTURES:
         raise ValueError(f"architecture {name!r}: choose one of {', '.join(ARCHITECTURES)}")
     network, config = ARCHITECTURES[name]
+    settings = _levels(settings) if name == "unet" else settings
     defaults = {field.name: field.default for field in fields(config)}
     if unknown := sorted(set(settings) - defaults.keys()):
         raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(sorted(defaults))}")
@@ -79,6 +81,16 @@ def matched(
     widths = range(step, WIDEST + 1, step)
     place = bisect_left(widths, target, key=measure)
     return settings | {"width": min(widths[max(place - 1, 0) : place + 1], key=lambda width: abs(math.log(measure(width) / target)))}
+
+
+def _levels(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a UNet with its widths level by level. It reads no pooled text unless told to: that is SDXL's."""
+    rest = {"pooled_width": None} | {key: value for key, value in settings.items() if key not in ("width", "ratios", "heads")}
+    if "width" in settings:
+        rest["widths"] = [settings["width"] * ratio for ratio in settings.get("ratios", (1, 2, 2))]
+    if "heads" in settings:  # diffusers calls them attention_head_dim, whatever its documentation says
+        rest["others"] = {"attention_head_dim": settings["heads"]} | dict(settings.get("others", {}))
+    return rest
 
 
 def _shared_out(head: int, published: tuple[int, ...]) -> tuple[int, ...]:

@@ -47,6 +47,11 @@ class UNetConfig:
         if len(self.attention) != len(self.widths) or (self.pooled_width is not None and self.text_width is None):
             raise ValueError(f"attention={self.attention}, widths={self.widths}: one number each per level; and pooled text comes with text only")
 
+    @property
+    def stride(self) -> int:
+        """What the sides of a latent are multiples of: each level but the last halves them."""
+        return 2 ** (len(self.widths) - 1)
+
 
 class UNet(nn.Module):
     """See the head of this file."""
@@ -71,7 +76,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""
-        config, told, halved = self.config, {}, 2 ** (len(self.config.widths) - 1)
+        config, told, halved = self.config, {}, self.config.stride
         if config.text_width is None and any(side % halved for side in x.shape[-2:]):  # the other class rounds as it comes back up
             raise ValueError(f"size {x.shape[-2]} x {x.shape[-1]} is halved down to a level of 1/{halved}: make both sides multiples of {halved}")
         if config.classes is not None:
