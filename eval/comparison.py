@@ -155,9 +155,19 @@ def match(comparison: Comparison, contender: Contender) -> dict[str, Any]:
 
 
 def fingerprint(config: Diffusion | Unified, scored: Scored) -> str:
-    """Of everything that the outcome of a run depends on."""
+    """Of everything that the outcome of a run depends on, the language models' weights included, wherever they lie."""
     settings = {**asdict(config), "run": None, "resume": None, "scored": asdict(scored)}
+    models = [settings["model"]] if isinstance(config, Unified) else settings["painter"]["texts"]
+    for model in models:
+        name = "llm" if isinstance(config, Unified) else "path"
+        model[name] = _weights(model[name])
     return hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+
+def _weights(path: str) -> str:
+    """A fingerprint of the weights in a folder; the name itself where there is none."""
+    files = sorted(Path(path).glob("*.safetensors"))
+    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=8).hexdigest() if files else path
 
 
 def perform(comparison: Comparison, contender: Contender, seed: int) -> Record | Summary:

@@ -2,12 +2,14 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from eval import compare, comparison
 from eval.comparison import Contender, Record, resolve
@@ -68,6 +70,21 @@ def test_nothing_is_run_twice_and_other_settings_are(done, capsys, monkeypatch):
     assert "run 1" not in printed and "| DiT, a | 2 |" in printed and str(folder / "out" / "comparison.html") in printed
     with pytest.raises(TypeError):
         compare.main([*argv, "scored.steps=3"])
+
+
+def test_a_record_is_of_the_weights_of_a_language_model_and_not_of_its_place(done, llm, tmp_path, root):
+    argv, _ = done
+    settings = load_config(comparison.Comparison, argv[0], argv[1:])
+    for contender in settings.contenders:
+        prints = []
+        for number in (0, 0, 1):
+            copy = tmp_path / f"{contender.slug}-{len(prints)}"
+            shutil.copytree(llm, copy)
+            tensors = load_file(copy / "model.safetensors")
+            save_file({name: tensor + number for name, tensor in tensors.items()}, copy / "model.safetensors", metadata={"format": "pt"})
+            moved = load_config(comparison.Comparison, argv[0], [*argv[1:], f"unified.model.llm={copy}", f"painter.painter.texts=[{{path: {copy}}}]"])
+            prints.append(comparison.fingerprint(resolve(moved, contender, 3), moved.scored))
+        assert prints[0] == prints[1] != prints[2]
 
 
 def test_the_page_shows_all_of_it(done):
