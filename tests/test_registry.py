@@ -21,8 +21,8 @@ OWN = {"unet": {"layers": 1, "attention": [0, 1, 1], "others": {"norm_num_groups
 def test_a_width_is_found_for_a_number_of_parameters(name, target):
     settings = matched(name, SIZES | OWN.get(name, {"patch_size": 4}), target, SEES)
     count = parameters(name, settings)
-    assert 0.75 < count / target < 1.33 and settings["width"] % 16 == 0
-    wider, narrower = (parameters(name, settings | {"width": settings["width"] + step}) for step in (16, -16))
+    assert 0.75 < count / target < 1.33 and settings["width"] % 8 == 0
+    wider, narrower = (parameters(name, settings | {"width": settings["width"] + step}) for step in (8, -8))
     assert abs(count - target) <= 1.05 * min(abs(wider - target), abs(narrower - target))
 
 

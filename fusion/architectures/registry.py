@@ -27,7 +27,7 @@ ARCHITECTURES = {
 }
 
 
-STEP = 4  # by which a head grows where a width is looked for: rotary positions and sin-cos ones want even numbers
+STEP = 2  # by which a head grows where a width is looked for: rotary positions and sin-cos ones want even numbers
 WIDEST = 16384
 
 
