@@ -12,7 +12,7 @@ from statistics import mean, stdev
 
 from transformers.utils import logging
 
-from eval.charts import Line, chart, compact
+from eval.charts import COLOURS, Line, chart, compact
 from eval.comparison import Comparison, Contender, Record, known, perform, place
 from eval.page import Section, figure, paragraph, table
 from eval.report import STYLE, span
@@ -32,7 +32,7 @@ class Interval:
     half: float | None
 
     def __str__(self) -> str:
-        return f"{self.mean:.3g}" + ("" if self.half is None else f" ± {self.half:.2g}")
+        return f"{self.mean:.3g}" + ("" if self.half is None else f"\u00a0±\u00a0{self.half:.2g}")
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -59,8 +59,8 @@ def ranks(records: Sequence[Record], key) -> dict[str, Interval]:
 
 
 COLUMNS = (
-    "contender", "seeds", "parameters", "G/picture forward", "G/picture training", "MB kept/picture", "ms/picture", "pictures", "error of x",
-    "rank by error", "GenEval", "rank by GenEval", "colours",
+    "contender", "seeds", "M weights", "GFLOP ahead", "GFLOP a step", "MB kept", "ms", "pictures", "error of x", "its rank", "GenEval", "rank in it",
+    "colours",
 )  # fmt: skip
 
 
@@ -72,19 +72,20 @@ def rows(records: Sequence[Record]) -> list[dict]:
         own = [record for record in records if record.contender == name]
         first = own[0]
         found.append({
-            "contender": name, "seeds": len(own), "parameters": first.parameters, "G/picture forward": first.forward / 1e9,
-            "G/picture training": first.training / 1e9, "MB kept/picture": first.kept / 1e6,
-            "ms/picture": 1000 * mean(one.per_picture for one in own), "pictures": round(mean(one.seen for one in own)),
-            "error of x": interval([one.x_error for one in own]), "rank by error": by_error.get(name),
-            "GenEval": interval([one.scores["overall"]["value"] for one in own]), "rank by GenEval": by_score.get(name),
+            "contender": name, "seeds": len(own), "M weights": first.parameters / 1e6, "GFLOP ahead": first.forward / 1e9,
+            "GFLOP a step": first.training / 1e9, "MB kept": first.kept / 1e6,
+            "ms": 1000 * mean(one.per_picture for one in own), "pictures": round(mean(one.seen for one in own)),
+            "error of x": interval([one.x_error for one in own]), "its rank": by_error.get(name),
+            "GenEval": interval([one.scores["overall"]["value"] for one in own]), "rank in it": by_score.get(name),
             "colours": interval([one.scores["colours_present"]["value"] for one in own]),
         })  # fmt: skip
     return sorted(found, key=lambda row: row["error of x"].mean)
 
 
 def curves(records: Sequence[Record]) -> str:
-    """Validation error against steps, operations and time; each curve the first seed's."""
+    """Validation error against steps, operations and time; each curve the first seed's, as many to a chart as there are colours, best first."""
     first = {record.contender: record for record in reversed(records)}
+    ordered = sorted(first.items(), key=lambda item: item[1].x_error)
     axes = {
         "steps": lambda record, point: point[0],
         "operations of training": lambda record, point: point[1] * record.training,
@@ -92,8 +93,10 @@ def curves(records: Sequence[Record]) -> str:
     }
     charts = ""
     for unit, x in axes.items():
-        lines = [Line(name, [(x(record, point), point[3]) for point in record.curve]) for name, record in sorted(first.items())]
-        charts += chart(f"against {unit}", lines, unit, log=True)
+        for start in range(0, len(ordered), COLOURS):
+            part = ordered[start : start + COLOURS]
+            lines = [Line(name, [(x(record, point), point[3]) for point in record.curve]) for name, record in part]
+            charts += chart(f"against {unit}", lines, unit, log=True)
     return charts
 
 
@@ -117,8 +120,9 @@ def render(comparison: Comparison, done: Sequence[tuple[Contender, Record]]) -> 
         f"{len(comparison.contenders) * len(comparison.seeds)} runs done, {span(sum(record.seconds for record in records))} of training."
     )
     words = (
-        "Error of x: mean squared error of what is predicted of held-out pictures, at uniform times. Means over seeds with 95% intervals; ranks "
-        "are over seeds that all contenders have, 1 is best. Operations count two for a multiply-add, in matrix products and convolutions."
+        "Costs are for one picture: operations of a forward pass and of a training step (two for a multiply-add, in matrix products and "
+        "convolutions), memory kept for the backward pass, and time of training. Error of x: mean squared error of what is predicted of held-out "
+        "pictures, at uniform times. Means over seeds with 95% intervals; ranks are over seeds that all contenders have, 1 is best."
     )
     sections = [
         Section("Table", paragraph(words) + table(rows(records), COLUMNS)),

@@ -201,7 +201,7 @@ PAINTED = {"patch_size": 16, "width": 64, "layers": 2, "heads": 4}
 LEARNERS = {
     **{f"dit, {kind}": partial(build, "dit", PAINTED | {"conditioning": kind}) for kind in CONDITIONINGS},
     "unet": partial(build, "unet", {"width": 16, "ratios": [1, 2], "layers": 1, "heads": 2, "attention": [0, 1], "others": {"norm_num_groups": 8}}),
-    "uvit": partial(build, "uvit", PAINTED | {"layers": 3, "size": [2, 2], "words": 40}),
+    "uvit": partial(build, "uvit", PAINTED | {"layers": 3, "size": [2, 2], "words": 64}),
     "pixart": partial(build, "pixart", PAINTED),
     "sana": partial(build, "sana", PAINTED),
     "crossdit": partial(build, "crossdit", PAINTED),
