@@ -106,7 +106,8 @@ def test_a_text_is_read_once(llm, tmp_path, monkeypatch):
     assert asked == []
     next((tmp_path / "kept").rglob("*.safetensors")).write_bytes(b"half")
     damaged, asked = texts()
-    assert torch.equal(damaged(TEXTS).pooled, made(TEXTS).pooled) and len(asked) == 1
+    torch.testing.assert_close(damaged(TEXTS).pooled, made(TEXTS).pooled)  # read alone, a text is rounded otherwise than among others
+    assert len(asked) == 1
 
 
 def test_memory_of_texts_has_an_end(llm, monkeypatch):
@@ -178,7 +179,7 @@ def test_a_folder_gives_the_same_pictures(llm, t5, tmp_path):
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"architecture": "unknown"}, "architecture 'unknown': choose one of dit"),
+        ({"architecture": "unknown"}, "architecture 'unknown': choose one of unet, dit"),
         ({"network": {"depth": 3}}, "mmdit has no setting 'depth'; it has"),
         ({"texts": []}, "no text encoder: give at least one"),
         ({"codec": "nowhere/at_all"}, "nowhere/at_all"),
