@@ -211,7 +211,7 @@ def with_tensors(edit):
         (with_tensors(lambda tensors: tensors.pop("transformer_blocks.0.ff.net.2.bias")), "lacks transformer_blocks.0.ff.net.2.bias"),
         (with_tensors(lambda tensors: tensors.update(more=torch.zeros(1))), "has more, which this architecture has not"),
         (lambda folder: (folder / WEIGHTS).write_bytes(b"half"), "is missing or broken"),
-        (lambda folder: (folder / WEIGHTS).unlink(), "is missing or broken"),
+        (lambda folder: (folder / WEIGHTS).unlink(), "is missing, and other weights (.bin) are pickles"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
         (lambda folder: (folder / "config.json").unlink(), "no diffusers checkpoint there"),
     ],

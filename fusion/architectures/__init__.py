@@ -8,6 +8,10 @@ from fusion.architectures.dit import DiT, DiTConfig
 from fusion.architectures.flux import Flux, FluxConfig
 from fusion.architectures.folders import load, save_diffusers
 from fusion.architectures.mmdit import MMDiT, MMDiTConfig
+from fusion.architectures.pipelines import Pipeline, pipeline
 from fusion.architectures.pixart import PixArt, PixArtConfig
 
-__all__ = ["Conditioning", "DiT", "DiTConfig", "Flux", "FluxConfig", "MMDiT", "MMDiTConfig", "PixArt", "PixArtConfig", "load", "save_diffusers"]
+__all__ = [
+    "Conditioning", "DiT", "DiTConfig", "Flux", "FluxConfig", "MMDiT", "MMDiTConfig", "Pipeline", "PixArt", "PixArtConfig",
+    "load", "pipeline", "save_diffusers",
+]  # fmt: skip

@@ -1,6 +1,6 @@
 """What a picture is made from: the one condition that every architecture takes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,3 +28,13 @@ class Conditioning:
         if self.tokens is None:
             raise ValueError("this architecture reads text: give Conditioning its tokens")
         return torch.ones_like(self.tokens[..., 0], dtype=torch.bool) if self.mask is None else self.mask
+
+    def rows(self, index: Int[Tensor, " m"]) -> "Conditioning":
+        """Chosen rows of the batch, as often as they are chosen."""
+        picked = {name: field[index.to(field.device)] for name, field in vars(self).items() if field is not None and name != "layers"}
+        return Conditioning(**picked, layers=None if self.layers is None else self.layers[:, index.to(self.layers.device)])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "Conditioning":
+        """On a device, features of text in a dtype."""
+        there = {name: field.to(device) for name, field in vars(self).items() if field is not None}
+        return replace(self, **there | {name: there[name].to(dtype) for name in ("tokens", "pooled", "layers") if name in there})
