@@ -169,7 +169,7 @@ def pipeline(folder_or_hub_id: str | Path, dtype: torch.dtype | None = None, dev
     folder = place(folder_or_hub_id, [f"{name}/{files}" for name in names for files in FILES])
     network, codec = load(folder / "transformer", dtype, device), load_codec(folder / "vae", dtype, device)
     if not isinstance(network, recipe.network) or network.config.channels != codec.channels:
-        raise ValueError(f"{folder}: the network, a {type(network).__name__}, does not draw the {codec.channels} channels of the VAE in this pipeline")
+        raise ValueError(f"{folder}: the network, a {type(network).__name__}, does not draw the {codec.channels} channels of this VAE")
     labels = {name.strip(): int(number) for number, names in index.get("id2label", {}).items() for name in names.split(",")}
     return Pipeline(
         recipe,
