@@ -3,11 +3,13 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from safetensors.torch import load_file
+from huggingface_hub.utils import filter_repo_objects
 
 from fusion.architectures import Conditioning, DiT, load, pipeline
 from fusion.architectures.folders import HUB, WEIGHTS
@@ -69,8 +71,10 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 # ---- what the text says ----
+# Without gradients, as pipelines draw: with them attention takes another kernel, whose last bits differ.
 
 
+@torch.no_grad()
 def test_sd3_reads_as_diffusers_does(saved):
     for case in ("sd3", "sd3 without t5"):
         theirs, folder = saved(case)
@@ -79,12 +83,14 @@ def test_sd3_reads_as_diffusers_does(saved):
         assert tokens.shape == (2, 77 + 256, 32)
 
 
+@torch.no_grad()
 def test_flux_reads_as_diffusers_does(saved):
     theirs, folder = saved("flux")
     cond, (tokens, pooled, _) = pipeline(folder).condition(PROMPTS), theirs.encode_prompt(PROMPTS)
     assert torch.equal(cond.tokens, tokens) and torch.equal(cond.pooled, pooled)
 
 
+@torch.no_grad()
 def test_pixart_reads_as_diffusers_does(saved):
     theirs, folder = saved("pixart")
     cond, (tokens, mask, _, _) = pipeline(folder).condition(PROMPTS), theirs.encode_prompt(PROMPTS, clean_caption=True)
@@ -100,6 +106,7 @@ def test_dit_reads_numbers_and_names(copied):
         assert "no class is called" in refusal(lambda unknown=unknown: dit.draw(unknown))
 
 
+@torch.no_grad()
 def test_a_long_text_is_cut_as_diffusers_does_and_said(saved):
     theirs, folder = saved("flux")
     long = "red " * 100 + "end"
@@ -206,19 +213,19 @@ def test_rows_of_a_condition_are_chosen_with_their_layers():
 
 @pytest.fixture
 def hub(saved, tmp_path, monkeypatch):
-    """A hub of one repository, someone/flux; what is asked of it is recorded, and only that is given."""
-    import huggingface_hub
-    from huggingface_hub.utils import filter_repo_objects
-
-    folder, asked = saved("flux")[1], []
+    """A hub of one repository, someone/flux, with more in it than is read; what is asked of it is recorded, and only that is given."""
+    folder, local, asked = tmp_path / "remote", tmp_path / "local", []
+    shutil.copytree(saved("flux")[1], folder)
+    for left in ("flux.safetensors", "transformer/diffusion_pytorch_model.fp16.safetensors", "transformer/diffusion_pytorch_model.bin"):
+        (folder / left).touch()
 
     def snapshot_download(source, allow_patterns, ignore_patterns):
         names = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
         asked.extend(filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
         for name in asked:
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(folder / name, tmp_path / name)
-        return str(tmp_path)
+            (local / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / name, local / name)
+        return str(local)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     return asked
@@ -234,10 +241,9 @@ def test_a_network_is_found_in_its_pipeline_here_and_on_the_hub(saved, hub):
 
 def test_a_pipeline_of_the_hub_is_the_pipeline_here(saved, hub):
     folder = saved("flux")[1]
-    (folder / "transformer" / f"{WEIGHTS.removesuffix('.safetensors')}.fp16.safetensors").touch()
-    (folder / "flux.safetensors").touch()
     assert torch.equal(pipeline("someone/flux").sample("cat", steps=1, size=(8, 8)), pipeline(folder).sample("cat", steps=1, size=(8, 8)))
     assert f"transformer/{WEIGHTS}" in hub and "tokenizer/tokenizer.json" in hub
+    assert not [name for name in hub if name == "flux.safetensors" or ".fp16" in name or name.endswith(".bin")]
 
 
 def test_a_repository_in_the_cache_serves_without_a_network(saved, tmp_path, monkeypatch):
@@ -254,11 +260,8 @@ def test_a_repository_in_the_cache_serves_without_a_network(saved, tmp_path, mon
 
 @pytest.mark.parametrize("error, said", [("RepositoryNotFoundError", "no such repository"), ("GatedRepoError", "owners want to be asked")])
 def test_what_the_hub_refuses_is_one_line(monkeypatch, error, said):
-    import httpx
-    import huggingface_hub
-
     def snapshot_download(*_, **__):
-        raise getattr(huggingface_hub.errors, error)("401\n\nlong", response=httpx.Response(401, request=httpx.Request("GET", "https://hub")))
+        raise getattr(huggingface_hub.errors, error)("401\n\nlong", response=SimpleNamespace(headers={}, request=None))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert said in refusal(lambda: load("someone/secret"))
@@ -276,7 +279,7 @@ def test_pickles_are_not_read_nor_asked_for(copied):
 def test_published_dit_and_pixart_have_an_earlier_name(copied):
     folder = copied("dit")
     edit(folder / "transformer/config.json", _class_name="Transformer2DModel", norm_type="ada_norm_zero")
-    assert isinstance(load(folder), DiT) and load_file(folder / "transformer" / WEIGHTS)
+    assert isinstance(load(folder), DiT)
     edit(folder / "transformer/config.json", norm_type="layer_norm")
     assert "a checkpoint of Transformer2DModel" in refusal(lambda: load(folder))
 
@@ -301,10 +304,11 @@ def refusal(action) -> str:
         (lambda folder: edit(folder / INDEX, _class_name="StableDiffusion3Pipeline"), "the network, a Flux, does not draw"),
         (lambda folder: (folder / INDEX).unlink(), "no diffusers pipeline there"),
         (lambda folder: (folder / INDEX).write_text("{"), "cannot be read"),
-        (lambda folder: shutil.rmtree(folder / "text_encoder_2"), "text_encoder_2 or tokenizer_2 cannot be read"),
-        (lambda folder: shutil.rmtree(folder / "vae"), "no folder here"),
-        (lambda folder: shutil.rmtree(folder / "transformer"), "no diffusers checkpoint there"),
-        (lambda folder: shutil.rmtree(folder / "scheduler"), "scheduler_config.json cannot be read"),
+        (lambda folder: (folder / "text_encoder_2/model.safetensors").unlink(), "text_encoder_2 or tokenizer_2 cannot be read"),
+        (lambda folder: (folder / "vae/config.json").unlink(), "no codec found"),
+        (lambda folder: (folder / "scheduler/scheduler_config.json").unlink(), "scheduler_config.json cannot be read"),
+        (lambda folder: shutil.rmtree(folder / "transformer"), "has no folder transformer, which its model_index.json names"),
+        (lambda folder: shutil.rmtree(folder / "tokenizer_2"), "has no folder tokenizer_2"),
         (lambda folder: edit(folder / "scheduler/scheduler_config.json", shift_terminal=0.1), "sets shift_terminal, which our schedules leave out"),
         (lambda folder: edit(folder / "scheduler/scheduler_config.json", _class_name="EulerScheduler"), "read are flow matching, and epsilon of"),
     ],
@@ -318,7 +322,6 @@ def test_a_broken_pipeline_is_refused_in_one_line(copied, damage, said):
 def test_a_bad_wish_is_refused_in_one_line(saved):
     flux, dit = pipeline(saved("flux")[1]), pipeline(saved("dit")[1])
     assert "prompt 3 is of type int: this pipeline reads str" in refusal(lambda: flux.draw(["a cat", 3]))
-    assert "prompt None is of type NoneType: this pipeline reads str or int" in refusal(lambda: dit.draw([None]))
     assert "give at least one" in refusal(lambda: flux.draw([]))
     assert "size 18x16: give sides that 4 divides, the VAE's 2 times patches of 2" in refusal(lambda: flux.draw("cat", size=(18, 16)))
     assert "size 0x16" in refusal(lambda: flux.draw("cat", size=(0, 16)))

@@ -42,7 +42,7 @@ PAGES = [
 ]
 
 
-HUB = [f"{folder}{files}" for folder in ("", "transformer/") for files in ("config.json", "diffusion_pytorch_model*.safetensors", "*.index.json")]
+HUB = [f"{folder}{files}" for folder in ("", "transformer/") for files in ("config.json", "diffusion_pytorch_model*.safetensors", INDEX)]
 """The files of a network in a repository of the hub, be it the repository's own or a pipeline's."""
 EARLIER = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
 """The classes by what the published DiT and PixArt, which were called Transformer2DModel, say of their norm."""

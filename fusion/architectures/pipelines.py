@@ -167,6 +167,8 @@ def pipeline(folder_or_hub_id: str | Path, dtype: torch.dtype | None = None, dev
     encoders = [name for name in (*recipe.encoders, *recipe.optional) if name in there]
     names = ("transformer", "vae", "scheduler", *encoders, *(name.replace("text_encoder", "tokenizer") for name in encoders))
     folder = place(folder_or_hub_id, [f"{name}/{files}" for name in names for files in FILES])
+    if lacking := [name for name in names if not (folder / name).is_dir()]:
+        raise ValueError(f"{folder} has no folder {lacking[0]}, which its {INDEX} names: copy the pipeline again")
     network, codec = load(folder / "transformer", dtype, device), load_codec(folder / "vae", dtype, device)
     if not isinstance(network, recipe.network) or network.config.channels != codec.channels:
         raise ValueError(f"{folder}: the network, a {type(network).__name__}, does not draw the {codec.channels} channels of this VAE")

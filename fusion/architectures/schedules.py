@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fusion.flow import shift
-from fusion.solvers import Velocity
+from fusion.solvers import Velocity, schedule
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(noised latents, a time in [0, 1] as the network is told it) -> the network's guided prediction, fp32."""
@@ -32,7 +32,7 @@ class FlowSchedule:
 
     def times(self, steps: int, tokens: int) -> Float[Tensor, " n"]:
         """steps + 1 falling times from 1 to 0, for pictures of that many patches."""
-        even = torch.linspace(1, 0, steps + 1)
+        even = schedule(steps)
         if self.last is not None:
             even[:-1] = torch.linspace(1, self.last, steps)
         return shift(even, self.shift if self.by_size is None else self.shift_of(tokens))
