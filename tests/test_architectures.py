@@ -220,7 +220,7 @@ def with_tensors(edit):
         (with_config(in_channels=8, out_channels=8), "has shape"),
         (with_tensors(lambda tensors: tensors.update(more=torch.zeros(1))), "has more, which this architecture has not"),
         (lambda folder: (folder / WEIGHTS).write_bytes(b"half"), "is missing or broken"),
-        (lambda folder: (folder / WEIGHTS).unlink(), "is missing or broken"),
+        (lambda folder: (folder / WEIGHTS).unlink(), "is missing, and other weights (.bin) are pickles"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
         (lambda folder: (folder / "config.json").unlink(), "no diffusers checkpoint there"),
     ],

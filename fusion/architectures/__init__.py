@@ -14,6 +14,7 @@ from fusion.architectures.hidream import HiDream, HiDreamConfig
 from fusion.architectures.lumina2 import Lumina2, Lumina2Config
 from fusion.architectures.mmdit import MMDiT, MMDiTConfig
 from fusion.architectures.painter import Painter, PainterConfig, load_painter, make_painter
+from fusion.architectures.pipelines import Pipeline, pipeline
 from fusion.architectures.pixart import PixArt, PixArtConfig
 from fusion.architectures.sana import Sana, SanaConfig
 from fusion.architectures.unet import UNet, UNetConfig
@@ -39,6 +40,7 @@ __all__ = [
     "MMDiTConfig",
     "Painter",
     "PainterConfig",
+    "Pipeline",
     "PixArt",
     "PixArtConfig",
     "Sana",
@@ -50,5 +52,6 @@ __all__ = [
     "load",
     "load_painter",
     "make_painter",
+    "pipeline",
     "save_diffusers",
 ]

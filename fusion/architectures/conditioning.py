@@ -1,6 +1,6 @@
 """What a picture is made from: the one condition that every architecture takes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -44,3 +44,13 @@ class Conditioning:
         rows = self.given("tokens") if field == "tokens" else self.given("layers")[0]
         mask = self.mask if field == "tokens" else self.layers_mask
         return torch.ones_like(rows[..., 0], dtype=torch.bool) if mask is None else mask
+
+    def rows(self, index: Int[Tensor, " m"]) -> "Conditioning":
+        """Chosen rows of the batch, as often as they are chosen."""
+        picked = {name: field[index.to(field.device)] for name, field in vars(self).items() if field is not None and name != "layers"}
+        return Conditioning(**picked, layers=None if self.layers is None else self.layers[:, index.to(self.layers.device)])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "Conditioning":
+        """On a device, features of text in a dtype."""
+        there = {name: field.to(device) for name, field in vars(self).items() if field is not None}
+        return replace(self, **there | {name: there[name].to(dtype) for name in ("tokens", "pooled", "layers") if name in there})

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fusion.architectures import dit, flux, flux2, hidream, lumina2, mmdit, pixart, sana, unet
 from fusion.architectures.names import Row, give, take
+from fusion.architectures.snapshots import place
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
@@ -46,13 +47,22 @@ PAGES = [
 ]
 
 
-def load(folder: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> nn.Module:
-    """The network of a diffusers folder as ours, ready to sample from. `dtype`: of the weights, as they were saved unless given.
+HUB = [f"{folder}{files}" for folder in ("", "transformer/") for files in ("config.json", "diffusion_pytorch_model*.safetensors", INDEX)]
+"""The files of a network in a repository of the hub, be it the repository's own or a pipeline's."""
+EARLIER = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
+"""The classes by what the published DiT and PixArt, which were called Transformer2DModel, say of their norm."""
 
-    Raises ValueError in one line: no checkpoint there, a class that has no page here, tensors missing, unknown or of another shape.
+
+def load(folder_or_hub_id: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> nn.Module:
+    """The network in a folder or hub repository of diffusers, or in the `transformer` of a pipeline there, as ours and ready to sample from.
+
+    dtype: of the weights, as they were saved unless given. Safetensors and JSON alone are read. Raises ValueError in one line: no checkpoint
+    there, no network to reach the hub, a class that has no page here, tensors missing, unknown or of another shape.
     """
-    folder = Path(folder)
-    settings = _settings(folder)
+    folder = place(folder_or_hub_id, HUB)
+    if not (folder / "config.json").is_file() and (folder / "transformer").is_dir():
+        folder = folder / "transformer"
+    settings = read_settings(folder)
     page = next((page for page in PAGES if page.theirs == settings.get("_class_name")), None)
     if page is None:
         known = ", ".join(page.theirs for page in PAGES)
@@ -93,13 +103,17 @@ def save_diffusers(model: nn.Module, folder: str | Path) -> None:
         whole.rename(folder)
 
 
-def _settings(folder: Path) -> dict:
+def read_settings(folder: Path) -> dict:
+    """The config.json of a network, its class by today's name. ValueError where there is none."""
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{folder}: no diffusers checkpoint there (config.json is missing)") from None
     except ValueError as error:
         raise ValueError(f"{folder}/config.json cannot be read ({error})") from None
+    if settings.get("_class_name") == "Transformer2DModel":
+        settings["_class_name"] = EARLIER.get(settings.get("norm_type"), "Transformer2DModel")
+    return settings
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
@@ -107,6 +121,8 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     files = [WEIGHTS]
     if (folder / INDEX).is_file():
         files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    elif not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{WEIGHTS} is missing, and other weights (.bin) are pickles, which nothing here opens: save it as safetensors")
     tensors = {}
     for file in files:
         try:
