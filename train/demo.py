@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,9 +21,9 @@ from fusion.data.loader import Loader
 from fusion.data.shapes import TASKS, Options, World
 from fusion.data.sources import Mixture, WorldSource
 from fusion.objective import Objective
-from train import checkpoint, showcase
+from train import checkpoint, program, showcase
 from train.checkpoint import steps
-from train.config import ConfigError, load, load_config, save_config
+from train.config import ConfigError, load, load_config
 from train.curriculum import HELD_OUT_SEED, TRAINING_SEED, Curriculum, Stage, Texts
 from train.learner import UnifiedLearner
 from train.llm import Corpus, Pretraining, PretrainingError, pretrain, read_corpus
@@ -32,7 +31,7 @@ from train.loop import STATE, NotFinite, Summary, Trainer, Training
 from train.metrics import read
 from train.ranks import INTERRUPTED, run_ranks
 from train.samples import Sampler, Samples, ask, from_samples
-from train.unified import Model, build, commit, first_samples
+from train.unified import Model, build, first_samples
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 
@@ -138,16 +137,7 @@ def begin(config: Demo, out: Path) -> None:
         print(f"{out}: begins anew, for the demo there has other settings; it is in {aside} now")
         if before.llm == config.llm and (aside / "llm" / "config.json").is_file():
             shutil.copytree(aside / "llm", out / "llm")
-    out.mkdir(parents=True, exist_ok=True)
-    save_config(config, out / "config.yaml")
-    facts = {
-        "title": "Demo: a language model learns to draw",
-        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "command": " ".join(["python -m train.demo", *sys.argv[1:]]),
-        "commit": commit(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads",
-    }
-    (out / "run.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    program.describe(out, config, "train.demo", "Demo: a language model learns to draw")
 
 
 def earlier(out: Path) -> Demo | None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import transformers
 from accelerate import PartialState
 from torch import nn
 
@@ -21,14 +20,13 @@ from fusion.data.sources.config import DataConfig
 from fusion.document import blocks
 from fusion.flow import flow_loss, x_error
 from fusion.objective import FlowObjective, Losses
-from train.checkpoint import steps
-from train.config import load
+from train import program
 from train.curriculum import Stage, open_data
 from train.learner import Learner, compiled
 from train.log import Counts
-from train.loop import NotFinite, Summary, Trainer, Training
+from train.loop import Summary, Trainer, Training
 from train.samples import Prompt, ask, from_samples, sheet, write
-from train.unified import Validation, describe, first_samples
+from train.unified import Validation, first_samples
 
 SHOWN = 60  # of the scored pictures, on the page
 
@@ -159,12 +157,11 @@ def text_of(prompt: Prompt) -> list[str]:
 def train(config: Diffusion) -> Summary:
     """The whole run: train, save RUN/model, score it, write RUN/report.html. Raises ValueError and NotFinite, each one line."""
     run, ranks = Path(config.run), PartialState()
-    if not config.resume and steps(run / "checkpoints"):
-        raise ValueError(f"{run} holds a run already: resume=true goes on with it, run=ANOTHER_FOLDER begins a new one")
+    program.refuse_another(run, config.resume)
     torch.manual_seed(config.training.seed)
     painter = make_painter(config.painter)
     if ranks.is_main_process:
-        describe(run, config, "train.diffusion")
+        program.describe(run, config, "train.diffusion")
     summary = trainer_for(config, painter, ranks.process_index, ranks.num_processes).fit()
     if ranks.is_main_process and not summary.interrupted:
         painter.save_pretrained(run / "model")
@@ -206,20 +203,8 @@ def score(config: Diffusion, painter: Painter) -> list[Section]:
 
 
 def main(argv: list[str]) -> int:
-    """The program: 0 when the run ended or was asked to stop, 1 with one line on stderr when it could not go on."""
-    config = load(Diffusion, argv)
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        summary = train(config)
-    except (ValueError, NotFinite) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if PartialState().is_main_process:
-        if summary.interrupted:
-            print(f"stopped by {summary.interrupted} at step {summary.steps}, {config.run}/checkpoints has it: resume=true goes on")
-        else:
-            print(f"{config.run}/report.html, {config.run}/model  ({summary.seen:,} pictures in {summary.seconds / 60:.1f} minutes)")
-    return 0
+    """The program; see train.program.main."""
+    return program.main(Diffusion, train, "pictures", argv)
 
 
 if __name__ == "__main__":

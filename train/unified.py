@@ -1,18 +1,12 @@
 """Fine-tunes an LLM into a model of text and images: `accelerate launch -m train.unified configs/unified.yaml key=value ...`"""
 
-import json
-import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Sized
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
 from accelerate import PartialState
 
 import fusion
@@ -26,11 +20,10 @@ from fusion.data.shapes import World
 from fusion.data.sources import Mixture, Sample, Source, WorldSource
 from fusion.data.sources.config import DataConfig
 from fusion.objective import Objective
-from train.checkpoint import steps
-from train.config import load, save_config
+from train import program
 from train.curriculum import Stage, open_data
 from train.learner import UnifiedLearner
-from train.loop import NotFinite, Summary, Trainer, Training
+from train.loop import Summary, Trainer, Training
 from train.optim import hidden_matrices
 from train.samples import Sampler, Samples, ask, from_samples
 
@@ -107,11 +100,10 @@ class Unified:
 def train(config: Unified) -> Summary:
     """The whole run: train, save RUN/model, write RUN/report.html. Raises ValueError and NotFinite, each one line."""
     run, ranks = Path(config.run), PartialState()
-    if not config.resume and steps(run / "checkpoints"):
-        raise ValueError(f"{run} holds a run already: resume=true goes on with it, run=ANOTHER_FOLDER begins a new one")
+    program.refuse_another(run, config.resume)
     model = build(config.model)
     if ranks.is_main_process:
-        describe(run, config, "train.unified")
+        program.describe(run, config, "train.unified")
     trainer = trainer_for(config, model, ranks.process_index, ranks.num_processes)
     summary = trainer.fit()
     if ranks.is_main_process and not summary.interrupted:
@@ -169,42 +161,9 @@ def first_samples(source: Source, count: int) -> list[Sample]:
     return list(islice(Mixture([source], seed="held out"), count))
 
 
-def describe(run: Path, config: Any, program: str) -> None:
-    """Write config.yaml and run.json: what the report says about how this run came about."""
-    run.mkdir(parents=True, exist_ok=True)
-    save_config(config, run / "config.yaml")
-    facts = {
-        "title": run.name,
-        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "command": " ".join([f"python -m {program}", *sys.argv[1:]]),
-        "commit": commit(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads",
-    }
-    (run / "run.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-
-
-def commit() -> str:
-    """The commit of the code, or nothing outside a clone."""
-    git = shutil.which("git")
-    asked = git and subprocess.run([git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    return asked.stdout.strip() if asked else ""
-
-
 def main(argv: list[str]) -> int:
-    """The program: 0 when the run ended or was asked to stop, 1 with one line on stderr when it could not go on."""
-    config = load(Unified, argv)
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        summary = train(config)
-    except (ValueError, NotFinite) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if PartialState().is_main_process:
-        if summary.interrupted:
-            print(f"stopped by {summary.interrupted} at step {summary.steps}, {config.run}/checkpoints has it: resume=true goes on")
-        else:
-            print(f"{config.run}/report.html, {config.run}/model  ({summary.seen:,} documents in {summary.seconds / 60:.1f} minutes)")
-    return 0
+    """The program; see train.program.main."""
+    return program.main(Unified, train, "documents", argv)
 
 
 if __name__ == "__main__":
