@@ -1,9 +1,7 @@
 """Trains contenders of one size on the same data, one page about them: `python -m eval.compare configs/compare/NAME.yaml [key=value ...]`"""
 
 import math
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,7 +13,8 @@ from transformers.utils import logging
 from eval.charts import COLOURS, Line, chart, compact
 from eval.comparison import Comparison, Contender, Record, known, perform, place
 from eval.page import Section, figure, paragraph, table
-from eval.report import STYLE, span
+from eval.report import document, span
+from fusion.files import save
 from train.config import load
 from train.loop import NotFinite, Summary
 
@@ -129,13 +128,8 @@ def render(comparison: Comparison, done: Sequence[tuple[Contender, Record]]) -> 
         Section("Validation error", curves(records)),
         Section("Samples", samples(comparison, done) if comparison.prompts else ""),
     ]
-    body = "".join(f"<section><h2>{escape(part.title)}</h2>{part.html}</section>" for part in sections if part.html)
     facts = f"<dl><div><dt>commits</dt><dd><code>{escape(commits)}</code></dd></div><div><dt>device</dt><dd>{escape(devices)}</dd></div></dl>"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Comparison</title><style>\n{STYLE.read_text(encoding='utf-8')}</style></head>\n"
-        f'<body><main><header><h1>Comparison</h1><p class="lead">{escape(lead)}</p>{facts}</header>{body}</main></body></html>\n'
-    )
+    return document("Comparison", f'<header><h1>Comparison</h1><p class="lead">{escape(lead)}</p>{facts}</header>', sections)
 
 
 def markdown(records: Sequence[Record]) -> str:
@@ -152,10 +146,7 @@ def write(comparison: Comparison, done: Sequence[tuple[Contender, Record]]) -> P
     """Write OUT/comparison.html, whole or not at all."""
     out = Path(comparison.out)
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=out, suffix=".tmp", delete=False, encoding="utf-8") as file:
-        file.write(render(comparison, done))
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, out / "comparison.html")
+    save(render(comparison, done).encode(), out / "comparison.html")
     return out / "comparison.html"
 
 

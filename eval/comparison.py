@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +20,12 @@ from fusion.architectures.encoders import TextEncoders, load_encoder
 from fusion.architectures.registry import Sees, matched
 from fusion.codec import load_codec
 from train import diffusion, unified
-from train.diffusion import Diffusion, PainterLearner
+from train.diffusion import Diffusion, PainterLearner, Scoring
 from train.learner import Learner, UnifiedLearner
 from train.loop import Summary
 from train.metrics import read
 from train.unified import Unified
 
-Draw = Callable[[list[str], int], list[Image.Image]]
 TOKENS = 12  # of a text where operations are matched: about a caption of the built-in world
 
 
@@ -47,8 +45,8 @@ class Contender:
 
 
 @dataclass
-class Scored:
-    """GenEval in miniature of each finished run. count, split: see eval.shapes; the rest: see Painter.images and fusion.sampling.Sampling."""
+class Scored(Scoring):
+    """GenEval in miniature of each finished run, with these knobs of whatever draws."""
 
     count: int = 100
     split: str = "development"
@@ -188,7 +186,7 @@ def perform(comparison: Comparison, contender: Contender, seed: int) -> Record |
     return record
 
 
-def finished(config: Diffusion | Unified, knobs: dict) -> tuple[Learner, Draw]:
+def finished(config: Diffusion | Unified, knobs: dict) -> tuple[Learner, shapes.Draw]:
     """What came of a run, and how it draws."""
     folder = Path(config.run, "model")
     if isinstance(config, Diffusion):

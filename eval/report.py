@@ -7,9 +7,7 @@ Metrics are grouped by their names: what stands before the last slash is one cha
 """
 
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
 from html import escape
@@ -20,6 +18,7 @@ from PIL import Image
 from eval import page
 from eval.charts import Line, chart, compact
 from eval.page import Score, Section, amplified, code, figure, gallery, paragraph, score_table, story, table, triptych
+from fusion.files import save
 
 __all__ = [
     "Score",
@@ -242,13 +241,17 @@ def render(run: Run, extra: Iterable[Section] = ()) -> str:
         Section("Curves", curves(run.rows)),
         Section("Configuration", f"<details><summary>config.yaml</summary>{code(run.config)}</details>" if run.config else ""),
     ]
-    body = "".join(f"<section><h2>{escape(part.title)}</h2>{part.html}</section>" for part in sections if part.html)
     missing = f'<p class="missing">Not in this run folder: {escape("; ".join(run.missing))}.</p>' if run.missing else ""
-    title = escape(str(run.facts.get("title") or run.folder.resolve().name))
+    return document(str(run.facts.get("title") or run.folder.resolve().name), _header(run), sections, missing)
+
+
+def document(title: str, header: str, sections: Iterable[Section], end: str = "") -> str:
+    """A whole self-contained page: header and end are HTML; sections without a body are left out."""
+    body = "".join(f"<section><h2>{escape(part.title)}</h2>{part.html}</section>" for part in sections if part.html)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>\n{STYLE.read_text(encoding='utf-8')}</style></head>\n"
-        f"<body><main>{_header(run)}{body}{missing}</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>\n{STYLE.read_text(encoding='utf-8')}</style></head>\n"
+        f"<body><main>{header}{body}{end}</main></body></html>\n"
     )
 
 
@@ -259,10 +262,7 @@ def write(run_folder: str | Path, extra: Iterable[Section] = ()) -> Path:
     """
     run = read(run_folder)
     path = run.folder / "report.html"
-    with tempfile.NamedTemporaryFile("w", dir=run.folder, suffix=".tmp", delete=False, encoding="utf-8") as file:
-        file.write(render(run, extra))
-    os.chmod(file.name, 0o644)  # a temporary file is private; a report is not
-    os.replace(file.name, path)
+    save(render(run, extra).encode(), path)
     return path
 
 

@@ -17,9 +17,9 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fusion.cache import bytes_of, entry, read_entry, write_entry
 from fusion.images import from_levels, to_levels
 
 CONFIG = "config.json"
@@ -178,7 +178,7 @@ class Autoencoder(Codec):
         digest.update(json.dumps([type(self.vae).__name__, config, str(self.vae.dtype)], sort_keys=True, default=str).encode())
         for name, weight in sorted(self.vae.state_dict().items()):
             digest.update(name.encode())
-            digest.update(_bytes(weight))
+            digest.update(bytes_of(weight))
         return digest.hexdigest()
 
 
@@ -290,12 +290,12 @@ class LatentCache(Codec):
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
         """What the codec gives, read from disk where possible; the rest is encoded as one batch and written."""
         files = [self._file(image) for image in pixels]
-        rows = [_read_latents(file) for file in files]
+        rows = [(read_entry(file) or {}).get("latents") for file in files]
         missing = [i for i, row in enumerate(rows) if row is None]
         if missing:
             for i, latents in zip(missing, self.codec.encode(pixels[missing])):
                 rows[i] = latents
-                _write_latents(files[i], latents)
+                write_entry(files[i], {"latents": latents})
         return torch.stack([row.to(pixels) for row in rows])
 
     def decode(self, latents: Float[Tensor, "b c h2 w2"]) -> Float[Tensor, "b 3 h w"]:
@@ -311,27 +311,7 @@ class LatentCache(Codec):
         return self.codec.fingerprint()
 
     def _file(self, image: Float[Tensor, "3 h w"]) -> Path:
-        name = hashlib.blake2b(str(tuple(image.shape)).encode() + _bytes(image.float()), digest_size=20).hexdigest()
-        return self.folder / name[:2] / f"{name}.safetensors"
-
-
-def _read_latents(file: Path) -> Tensor | None:
-    try:
-        return load_file(file)["latents"]
-    except (FileNotFoundError, SafetensorError):  # a damaged entry is one to write again
-        return None
-
-
-def _write_latents(file: Path, latents: Tensor) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
-        pass
-    save_file({"latents": latents.contiguous().cpu()}, temporary.name)
-    os.replace(temporary.name, file)
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        return entry(self.folder, str(tuple(image.shape)).encode(), bytes_of(image.float()))
 
 
 def _save_atomically(folder: str | Path, write: Callable[[Path], object]) -> None:

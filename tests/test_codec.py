@@ -254,9 +254,9 @@ def test_weights_that_cannot_be_loaded_are_one_line(tmp_path):
     assert "safetensors" in refusal(absent)
 
     few = shutil.copytree(saved, tmp_path / "few")
-    tensors = fusion.codec.load_file(weights)
+    tensors = load_file(weights)
     tensors.pop("decoder.conv_in.weight")
-    fusion.codec.save_file(tensors, few / weights.name)
+    save_file(tensors, few / weights.name)
     assert "weights of AutoencoderKL" in refusal(few)
 
     grey = shutil.copytree(saved, tmp_path / "grey")

@@ -28,6 +28,7 @@ READING_ORDER = [
     "conv",
     "flow",
     "solvers",
+    "cache",
     "codec",
     "backbone",
     "model",

@@ -136,6 +136,19 @@ def test_experts_are_kept_even(llm):
         assert torch.equal(loss(0.5), loss(0.0))  # what is validated is the flow alone
 
 
+@pytest.mark.parametrize("name, count", [("dit", 2), ("hidream", 2 + 1 + 1), ("unet", 3 + 3 + 3), ("uvit", 1 + 1 + 1)])
+def test_what_is_compiled_are_the_outermost_blocks(llm, name, count, monkeypatch):
+    levels = {"ratios": [1, 2, 2], "attention": [0, 1, 1], "others": {"norm_num_groups": 8}}
+    own = {"hidream": {"layers": 1, "single": 1}, "uvit": {"layers": 3}, "unet": levels}
+    network = {"width": 32, "heads": 2, "layers": 2} | own.get(name, {})
+    made = make_painter(PainterConfig(architecture=name, network=network, texts=[EncoderConfig(str(llm), layers=[0, 1])]))
+    monkeypatch.setattr(torch, "compile", lambda forward: forward)
+    with PainterLearner(made).compiled():
+        inside = [part for part in made.network.modules() if "forward" in vars(part)]
+        assert len(inside) == count
+    assert not any("forward" in vars(part) for part in made.network.modules())
+
+
 @pytest.mark.parametrize(
     "word, said",
     [

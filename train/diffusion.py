@@ -130,7 +130,15 @@ class PainterLearner(Learner):
 
     def compiled(self) -> AbstractContextManager:
         """Each block of the network."""
-        return compiled([block for part in self.painter.network.modules() if isinstance(part, nn.ModuleList) for block in part])
+        return compiled(blocks_of(self.painter.network))
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """What stands in its lists, and not what stands in lists within those."""
+    found = []
+    for part in network.children():
+        found += part if isinstance(part, nn.ModuleList) else blocks_of(part)
+    return found
 
 
 class Sampler:

@@ -2,6 +2,8 @@
 
 New against DiT: text comes in twice. Its pooled vector joins the time in adaLN-zero, and each block attends to its tokens between the attention
 of the picture to itself and the feed-forward, as in PixArt, but modulated and gated like the other two.
+
+The code of the paper's comparison is not public; where cross-attention stands, and that it is modulated and gated, is chosen here.
 """
 
 from dataclasses import dataclass

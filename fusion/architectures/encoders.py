@@ -1,8 +1,6 @@
 """Text encoders: the hidden states of a language model, of T5 or of CLIP, as the condition of a diffusion transformer."""
 
 import hashlib
-import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +11,11 @@ from typing import Literal
 import torch
 import transformers
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from fusion.architectures.conditioning import Conditioning
+from fusion.cache import bytes_of, entry, read_entry, write_entry
 
 CLIP = ("clip", "clip_text_model")
 # Whose half that reads is a class of its own; all others are decoders, and AutoModel is one without its head.
@@ -100,7 +97,7 @@ class TextEncoder(nn.Module):
         """A short name for everything that its answers depend on."""
         digest = hashlib.blake2b(repr(asdict(replace(self.config, path="", trained=False))).encode(), digest_size=10)
         for name, tensor in self.model.state_dict().items():
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(name.encode() + bytes_of(tensor))
         return digest.hexdigest()
 
     def save_pretrained(self, folder: Path) -> None:
@@ -190,7 +187,7 @@ class TextEncoders(nn.ModuleList):
             if (number, text) in self._kept:
                 self._kept.move_to_end((number, text))
                 yield text, self._kept[number, text]
-            elif self._folder is not None and (row := _read(self._file(number, text))):
+            elif self._folder is not None and (row := read_entry(self._file(number, text))):
                 self._kept[number, text] = row
                 yield text, row
 
@@ -199,13 +196,12 @@ class TextEncoders(nn.ModuleList):
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
         if self._folder is not None:
-            _write(self._file(number, text), row)
+            write_entry(self._file(number, text), row)
 
     def _file(self, number: int, text: str) -> Path:
         if number not in self._names:
             self._names[number] = self[number].fingerprint()
-        name = hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
-        return self._folder / self._names[number] / name[:2] / f"{name}.safetensors"
+        return entry(self._folder / self._names[number], text.encode())
 
 
 def _apart(cond: Conditioning) -> list[dict[str, Tensor]]:
@@ -225,18 +221,3 @@ def _together(rows: Sequence[dict[str, Tensor]], device: torch.device) -> Condit
     mask = torch.arange(tokens.shape[1], device=device) < torch.tensor([len(row) for row in found["tokens"]], device=device)[:, None]
     layers = pad_sequence(found["layers"], batch_first=True).permute(2, 0, 1, 3) if "layers" in found else None
     return Conditioning(tokens, mask, torch.stack(found["pooled"]), layers=layers, layers_mask=None if layers is None else mask)
-
-
-def _read(file: Path) -> dict[str, Tensor] | None:
-    try:
-        return load_file(file)
-    except (FileNotFoundError, SafetensorError):  # a damaged entry is one to write again
-        return None
-
-
-def _write(file: Path, row: dict[str, Tensor]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
-        pass
-    save_file({name: tensor.contiguous().cpu() for name, tensor in row.items()}, temporary.name)
-    os.replace(temporary.name, file)

@@ -20,6 +20,7 @@ from fusion.architectures.parts import (
     PooledText,
     Stream,
     attend,
+    check_axes,
     joint,
     plain_norm,
     rotary,
@@ -53,8 +54,7 @@ class FluxConfig:
     text_mask: bool = False
 
     def __post_init__(self):
-        if sum(self.axes) * self.heads != self.width:
-            raise ValueError(f"axes={self.axes}: they share out the {self.width // self.heads} numbers of a head, and sum to {sum(self.axes)}")
+        check_axes(self.axes, self.width, self.heads)
 
 
 class Flux(nn.Module):

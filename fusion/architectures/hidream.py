@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fusion.architectures.conditioning import Conditioning
 from fusion.architectures.experts import MoE
 from fusion.architectures.names import Row, channels_last, columns_last, embedder, linear, negated, qkv
-from fusion.architectures.parts import QKV, PooledText, Stream, SwiGLU, joint, rotary, start
+from fusion.architectures.parts import QKV, PooledText, Stream, SwiGLU, check_axes, joint, rotary, start
 from fusion.layers import FlowHead, Modulation, PatchEmbed, TimestepEmbedding
 from fusion.patches import cells, grid, patchify, unpatchify
 
@@ -54,8 +54,7 @@ class HiDreamConfig:
     largest: tuple[int, int] | None = None
 
     def __post_init__(self):
-        if sum(self.axes) * self.heads != self.width:
-            raise ValueError(f"axes={self.axes}: they share out the {self.width // self.heads} numbers of a head, and sum to {sum(self.axes)}")
+        check_axes(self.axes, self.width, self.heads)
         if len(self.reads) != self.layers + self.single:
             raise ValueError(f"reads={self.reads}: name one layer of the language model for each of the {self.layers + self.single} blocks")
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fusion.architectures.conditioning import Conditioning
 from fusion.architectures.names import Row, channels_last, columns_last, embedder, linear, negated
-from fusion.architectures.parts import SwiGLU, attend, plain_norm, rotary, start, turn
+from fusion.architectures.parts import SwiGLU, attend, check_axes, plain_norm, rotary, start, turn
 from fusion.layers import Linear32, Modulation, PatchEmbed, TimestepEmbedding
 from fusion.patches import cells, grid, patchify, unpatchify
 
@@ -49,8 +49,7 @@ class Lumina2Config:
     norm_eps: float = 1e-5
 
     def __post_init__(self):
-        if sum(self.axes) * self.heads != self.width:
-            raise ValueError(f"axes={self.axes}: they share out the {self.width // self.heads} numbers of a head, and sum to {sum(self.axes)}")
+        check_axes(self.axes, self.width, self.heads)
         if self.heads % self.key_heads:
             raise ValueError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}: each serves as many queries")
 

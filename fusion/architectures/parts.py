@@ -188,3 +188,23 @@ def without_biases(model: nn.Module) -> None:
     for part in model.modules():
         if isinstance(part, nn.Linear):
             part.register_parameter("bias", None)
+
+
+@torch.no_grad()
+def start_single(model: nn.Module) -> None:
+    """How networks of adaLN-single begin (PixArt, arXiv 2310.00426): as DiT, N(0, 0.02) where the one modulation and the text come in, tables
+    N(0, 1 / width), and nothing comes out of cross-attention and the last layer."""
+    start(model)
+    for layer in (model.modulation.proj, model.text.up, model.text.down):
+        nn.init.normal_(layer.weight, std=0.02)
+    for table in (model.table, *(block.table for block in model.blocks)):
+        nn.init.normal_(table, std=table.shape[-1] ** -0.5)
+    for part in (model.out, *(block.cross.out for block in model.blocks)):
+        nn.init.zeros_(part.weight)
+        nn.init.zeros_(part.bias)
+
+
+def check_axes(axes: Sequence[int], width: int, heads: int) -> None:
+    """ValueError unless the axes of rotary positions share out the numbers of a head."""
+    if sum(axes) * heads != width:
+        raise ValueError(f"axes={axes}: they share out the {width // heads} numbers of a head, and sum to {sum(axes)}")

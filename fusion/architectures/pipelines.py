@@ -177,7 +177,7 @@ def pipeline(folder_or_hub_id: str | Path, dtype: torch.dtype | None = None, dev
         recipe,
         network,
         codec,
-        texts.Readers({name: texts.load_encoder(folder, name, there, dtype, device) for name in encoders}, labels, network.config),
+        texts.Readers({name: texts.load_reader(folder, name, there, dtype, device) for name in encoders}, labels, network.config),
         read_schedule(folder / "scheduler", recipe.even),
         read_settings(folder / "transformer").get("sample_size", 128),
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fusion.architectures.conditioning import Conditioning
 from fusion.architectures.dit import DiT
 from fusion.architectures.names import Row, attention, channels_last, convolved, embedder, feed_forward, linear
-from fusion.architectures.parts import Attention, FeedForward, grid_positions, plain_norm, start
+from fusion.architectures.parts import Attention, FeedForward, grid_positions, plain_norm, start_single
 from fusion.layers import Linear32, Modulation, PatchEmbed, TimestepEmbedding, modulate
 from fusion.patches import grid, patchify, unpatchify
 
@@ -54,19 +54,7 @@ class PixArt(nn.Module):
         self.modulation = Modulation(width, width, pieces=6)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm, self.table, self.out = plain_norm(width), nn.Parameter(torch.empty(2, width)), Linear32(width, self.patch * (1 + config.variance))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """The paper's start: DiT's, tables N(0, 1 / width), and nothing comes out of cross-attention and the last layer."""
-        start(self)
-        nn.init.normal_(self.modulation.proj.weight, std=0.02)
-        for part in (self.text.up, self.text.down):
-            nn.init.normal_(part.weight, std=0.02)
-        for table in (self.table, *(block.table for block in self.blocks)):
-            nn.init.normal_(table, std=self.config.width**-0.5)
-        for part in (self.out, *(block.cross.out for block in self.blocks)):
-            nn.init.zeros_(part.weight)
-            nn.init.zeros_(part.bias)
+        start_single(self)
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""

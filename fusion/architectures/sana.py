@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from fusion.architectures.conditioning import Conditioning
 from fusion.architectures.names import Row, attention, channels_last, convolved, embedder, linear
-from fusion.architectures.parts import QKV, Attention, FeedForward, grid_positions, plain_norm, start, without_biases
+from fusion.architectures.parts import (
+    QKV,
+    Attention,
+    FeedForward,
+    grid_positions,
+    plain_norm,
+    start_single,
+    without_biases,
+)
 from fusion.layers import Linear32, Modulation, PatchEmbed, TimestepEmbedding, modulate
 from fusion.patches import grid, patchify, unpatchify
 
@@ -62,18 +70,7 @@ class Sana(nn.Module):
         self.modulation = Modulation(width, width, pieces=6)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm, self.table, self.out = plain_norm(width), nn.Parameter(torch.empty(2, width)), Linear32(width, self.patch)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """PixArt's start: nothing comes out of cross-attention and of the last layer."""
-        start(self)
-        for layer in (self.modulation.proj, self.text.up, self.text.down):
-            nn.init.normal_(layer.weight, std=0.02)
-        for table in (self.table, *(block.table for block in self.blocks)):
-            nn.init.normal_(table, std=self.config.width**-0.5)
-        for part in (self.out, *(block.cross.out for block in self.blocks)):
-            nn.init.zeros_(part.weight)
-            nn.init.zeros_(part.bias)
+        start_single(self)
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""

@@ -24,8 +24,8 @@ class Read:
     mask: Bool[Tensor, "b n"]
 
 
-class TextEncoder:
-    """An encoder of transformers and its tokenizer."""
+class Reader:
+    """A text encoder of a pipeline and its tokenizer, asked as the pipeline asks it (`encoders.TextEncoder` is for training)."""
 
     def __init__(self, model, tokenizer):
         self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
@@ -52,7 +52,7 @@ class TextEncoder:
                 warnings.warn(f"a text of {len(ids)} tokens is cut to {length}, which its encoder was trained for; lost: {lost}", stacklevel=2)
 
 
-def load_encoder(folder: Path, name: str, kinds: Mapping[str, str], dtype: torch.dtype | None, device: str | torch.device | None) -> TextEncoder:
+def load_reader(folder: Path, name: str, kinds: Mapping[str, str], dtype: torch.dtype | None, device: str | torch.device | None) -> Reader:
     """The encoder in the folder `name` of a pipeline, of safetensors, and its tokenizer; `kinds` are their classes by folder.
 
     ValueError in one line for what is not transformers' or cannot be read.
@@ -65,7 +65,7 @@ def load_encoder(folder: Path, name: str, kinds: Mapping[str, str], dtype: torch
         raise ValueError(f"{folder}: {name} is {kinds.get(name)} and {words} is {kinds.get(words)}: give a model and a tokenizer of transformers")
     try:
         loaded = model.from_pretrained(folder / name, dtype=dtype or "auto", use_safetensors=True)
-        return TextEncoder(loaded.to(device), tokenizer.from_pretrained(folder / words))
+        return Reader(loaded.to(device), tokenizer.from_pretrained(folder / words))
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder}: {name} or {words} cannot be read ({' '.join(str(error).split())[:200]})") from None
 
@@ -78,7 +78,7 @@ def _is_a(kind, parent: type) -> bool:
 class Readers:
     """What a pipeline reads prompts with: encoders by folder, class numbers by name, and the config of the network that is told."""
 
-    encoders: dict[str, TextEncoder]
+    encoders: dict[str, Reader]
     labels: dict[str, int]
     network: object
 

@@ -1,0 +1,40 @@
+"""Tensors kept on disk between runs: an entry is a safetensors file, whole or not there, and one that is damaged is written again."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def entry(folder: Path, *key: bytes) -> Path:
+    """The file of what belongs to a key; some hundred folders share the files."""
+    name = hashlib.blake2b(b"".join(key), digest_size=20).hexdigest()
+    return folder / name[:2] / f"{name}.safetensors"
+
+
+def read_entry(file: Path) -> dict[str, Tensor] | None:
+    """The tensors of an entry by name; None where there is none, or a damaged one."""
+    try:
+        return load_file(file)
+    except (FileNotFoundError, SafetensorError):
+        return None
+
+
+def write_entry(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write an entry; several processes may write the same."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
+        pass
+    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary.name)
+    os.replace(temporary.name, file)
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    """The memory of a tensor, for fingerprints."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
