@@ -6,6 +6,7 @@ import shutil
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import fusion.codec
 from fusion.codec import Autoencoder, CodecError, LatentCache, Pixel, load_codec, round8
