@@ -27,16 +27,24 @@ SIZES = {"width": 384, "heads": 6}
 SUBJECTS: dict[str, dict[str, Any]] = {
     "dit": {"layers": 6, "classes": 10, "base_grid": 16.0, "channels": 4, "freq_shift": 1.0},
     "pixart": {"layers": 6, "base_grid": 16.0, "channels": 4, "text_width": TEXT},
+    "sana": {"layers": 6, "channels": 4, "patch_size": 2, "text_width": TEXT},
     "mmdit": {"layers": 4, "channels": 4, "text_width": TEXT, "pooled_width": POOLED, "qk_norm": True},
     "flux": {"layers": 2, "single": 4, "axes": (16, 24, 24), "channels": 4, "text_width": TEXT, "pooled_width": POOLED},
-}
+    "flux2": {"layers": 2, "single": 4, "axes": (16, 16, 16, 16), "channels": 4, "text_width": TEXT},
+    "lumina2": {"layers": 4, "refiners": 1, "kv_heads": 2, "axes": (16, 24, 24), "multiple": 256, "channels": 4, "text_width": TEXT},
+    "hidream": {
+        "layers": 1, "single": 2, "axes": (32, 16, 16), "channels": 4, "text_width": TEXT, "pooled_width": POOLED, "layer_width": TEXT,
+        "reads": (0, 1, 2),
+    },
+}  # fmt: skip
 
 
 def condition(model) -> Conditioning:
     """A label, or texts of WORDS tokens with nothing hidden."""
     if getattr(model, "label", None) is not None:
         return Conditioning(label=torch.arange(BATCH))
-    return Conditioning(torch.randn(BATCH, WORDS, TEXT), torch.ones(BATCH, WORDS, dtype=torch.bool), torch.randn(BATCH, POOLED))
+    read = torch.randn(max(model.config.reads) + 1, BATCH, WORDS, TEXT) if hasattr(model.config, "reads") else None
+    return Conditioning(torch.randn(BATCH, WORDS, TEXT), torch.ones(BATCH, WORDS, dtype=torch.bool), torch.randn(BATCH, POOLED), layers=read)
 
 
 def pair(name: str) -> tuple[Callable[[], None], Callable[[], None]]:
