@@ -154,14 +154,14 @@ def write(comparison: Comparison, done: Sequence[tuple[Contender, Record]]) -> P
 
 
 def compare(comparison: Comparison) -> list[tuple[Contender, Record]] | Summary:
-    """All runs that are not known yet, seed by seed, so that what is there can be compared at any time; the page after each."""
+    """This shard's runs that are not known yet, seed by seed, so that what is there can be compared at any time; the page after each."""
     wanted = [(contender, seed) for seed in comparison.seeds for contender in comparison.contenders]
     done = [(contender, record) for contender, seed in wanted if (record := known(comparison, contender, seed))]
     finished = {(contender.name, record.seed) for contender, record in done}
-    for number, (contender, seed) in enumerate(wanted, start=1):
-        if (contender.name, seed) in finished:
+    for number, (contender, seed) in enumerate(wanted):
+        if (contender.name, seed) in finished or number % comparison.shards != comparison.shard:
             continue
-        print(f"run {number} of {len(wanted)}: {contender.name}, seed {seed}")
+        print(f"run {number + 1} of {len(wanted)}: {contender.name}, seed {seed}")
         record = perform(comparison, contender, seed)
         if isinstance(record, Summary):
             return record

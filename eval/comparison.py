@@ -79,11 +79,15 @@ class Comparison:
     unified: Unified = field(default_factory=Unified)
     scored: Scored = field(default_factory=Scored)
     prompts: list[str] = field(default_factory=list)
+    shard: int = 0
+    shards: int = 1
 
     def __post_init__(self):
         slugs = [one.slug for one in self.contenders]
         if not slugs or len(set(slugs)) < len(slugs) or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("a comparison has contenders and seeds, and none of them twice")
+        if not 0 <= self.shard < self.shards:
+            raise ValueError(f"shard={self.shard}, shards={self.shards}: give a shard from 0 to {self.shards - 1}")
 
 
 @dataclass(frozen=True)
