@@ -34,7 +34,7 @@ SUBJECTS: dict[str, dict[str, Any]] = {
     "lumina2": {"layers": 4, "refiners": 1, "kv_heads": 2, "axes": (16, 24, 24), "multiple": 256, "channels": 4, "text_width": TEXT},
     "hidream": {
         "layers": 1, "single": 2, "axes": (32, 16, 16), "channels": 4, "text_width": TEXT, "pooled_width": POOLED, "layer_width": TEXT,
-        "reads": (0, 1, 2),
+        "reads": (0, 1, 2), "largest": (SIDE, SIDE),
     },
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import isqrt
 
 import diffusers
 import torch
@@ -71,11 +72,12 @@ def ask_flux(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
 
 
 def ask_flux2(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    size = [side // 2 for side in x.shape[-2:]]
+    patch = isqrt(theirs.config.in_channels // x.shape[1])
+    size = [side // patch for side in x.shape[-2:]]
     once, words = torch.arange(1), torch.arange(cond.tokens.shape[1])
     drawn, text = torch.cartesian_prod(once, *map(torch.arange, size), once), torch.cartesian_prod(once, once, once, words)
-    rows = theirs(patchify(x, 2, rank=2), cond.tokens, t, drawn, text, guidance=cond.guidance).sample
-    return unpatchify(rows, size, 2, 4)
+    rows = theirs(patchify(x, patch, rank=2), cond.tokens, t, drawn, text, guidance=cond.guidance).sample
+    return unpatchify(rows, size, patch, x.shape[1])
 
 
 def ask_hidream(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:

@@ -61,7 +61,7 @@ def test_law_8_outputs_and_gradients_are_those_of_the_reference(pair, shape):
     if shape[1] != shape[2] and pair.case.square:
         shape = (shape[0], 16, 16)
     batch, *sides = shape
-    x, t, cond = torch.randn(batch, 4, *sides), torch.rand(batch), condition(ours, batch)
+    x, t, cond = torch.randn(batch, ours.config.channels, *sides), torch.rand(batch), condition(ours, batch)
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
     mine, given = ours(a, t, cond), pair.ask(b, t, cond)
     assert (mine - given).abs().max() <= 1e-5 * given.std()
@@ -85,7 +85,7 @@ def test_what_is_written_is_what_was_read(pair):
     again = type(theirs).from_pretrained(folder / "ours")
     for name, tensor in theirs.named_parameters():
         assert torch.equal(again.get_parameter(name), tensor), name
-    x, t, cond = torch.randn(2, 4, 8, 8), torch.rand(2), condition(ours, 2)
+    x, t, cond = torch.randn(2, ours.config.channels, 8, 8), torch.rand(2), condition(ours, 2)
     torch.testing.assert_close(pair.case.ask(again.eval(), x, t, cond), pair.ask(x, t, cond))
     with pytest.raises(ValueError, match="holds something already"):
         save_diffusers(ours, folder / "ours")

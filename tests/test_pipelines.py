@@ -2,13 +2,15 @@
 
 import json
 import shutil
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from einops import rearrange
 from huggingface_hub.utils import filter_repo_objects
 
 from fusion.architectures import Conditioning, DiT, load, pipeline
@@ -34,6 +36,14 @@ CASES = {
     "flux": (tiny.flux, {}),
     "flux, schnell": (tiny.flux, {"scheduler": FLOW, "guidance": False}),
     "flux, shift": (tiny.flux, {"scheduler": SHIFTED}),
+    "sana": (tiny.sana, {}),
+    "lumina2": (tiny.lumina2, {}),
+    "lumina2, shift by size": (tiny.lumina2, {"scheduler": BY_SIZE}),
+    "flux2": (tiny.flux2, {}),
+    "klein": (tiny.klein, {}),
+    "klein, distilled": (tiny.klein, {"distilled": True}),
+    "hidream": (tiny.hidream, {}),
+    "hidream, shift by size": (tiny.hidream, {"scheduler": BY_SIZE}),
 }
 
 
@@ -97,6 +107,43 @@ def test_pixart_reads_as_diffusers_does(saved):
     assert torch.equal(cond.tokens, tokens) and torch.equal(cond.mask, mask.bool()) and 0 < mask.float().mean() < 1
 
 
+@torch.no_grad()
+def test_sana_reads_as_diffusers_does(saved):
+    theirs, folder = saved("sana")
+    instruction = signature(theirs.__call__).parameters["complex_human_instruction"].default
+    ours, other = pipeline(folder), {"complex_human_instruction": instruction, "negative_prompt": "Blur "}
+    tokens, mask, negative, negative_mask = theirs.encode_prompt(["Two Dogs, 3 hats!"], **other)
+    for cond, given, seen in (
+        (ours.condition(PROMPTS[1:]), tokens, mask), (ours.condition(["Blur "], ours.recipe.unlike), negative, negative_mask),
+    ):  # fmt: skip
+        assert torch.equal(cond.tokens, given) and torch.equal(cond.mask, seen.bool()) and tokens.shape == (1, 300, 32)
+
+
+@torch.no_grad()
+def test_lumina2_reads_as_diffusers_does(saved):
+    theirs, folder = saved("lumina2")
+    ours = pipeline(folder)
+    tokens, mask, negative, negative_mask = theirs.encode_prompt(PROMPTS, negative_prompt=["blur"] * 2)
+    for cond, given, seen in ((ours.condition(PROMPTS), tokens, mask), (ours.condition(["blur"] * 2, ours.recipe.unlike), negative, negative_mask)):
+        assert torch.equal(cond.tokens, given) and torch.equal(cond.mask, seen.bool())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["flux2", "klein"])
+def test_flux2_reads_as_diffusers_does(saved, case):
+    theirs, folder = saved(case)
+    cond, (tokens, _) = pipeline(folder).condition(PROMPTS), theirs.encode_prompt(PROMPTS)
+    assert torch.equal(cond.tokens, tokens) and cond.mask is None and tokens.shape == (2, 512, 24)
+
+
+@torch.no_grad()
+def test_hidream_reads_as_diffusers_does(saved):
+    theirs, folder = saved("hidream")
+    cond, given = pipeline(folder).condition(PROMPTS), theirs.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
+    assert torch.equal(cond.tokens, given[0]) and torch.equal(cond.layers, given[2]) and torch.equal(cond.pooled, given[4])
+    assert cond.layers.shape == (3, 2, 128, 8)
+
+
 def test_dit_reads_numbers_and_names(copied):
     folder = copied("dit")
     edit(folder / INDEX, id2label={"3": "tiger shark, Galeocerdo cuvieri", "7": "cock"})
@@ -131,6 +178,46 @@ def test_flux_draws_what_diffusers_draws(saved, case):
     rows = theirs(PROMPTS, guidance_scale=2.5, num_inference_steps=5, generator=noise(3), output_type="latent", **SIZE).images
     ours = pipeline(folder).sample(PROMPTS, size=(24, 16), seed=3, steps=5, guidance=2.5)
     assert difference(ours, unpatchify(rows, (4, 6), 2, 4)) < 1e-5
+
+
+@pytest.mark.parametrize("steps", [5, 7, 16])
+def test_sana_draws_what_diffusers_draws(saved, steps):
+    theirs, folder = saved("sana")
+    knobs = {"negative_prompt": "blur", "guidance_scale": 4.0, "use_resolution_binning": False, "height": 32, "width": 64}
+    latents = theirs(PROMPTS, num_inference_steps=steps, generator=noise(3), output_type="latent", **knobs).images
+    assert difference(pipeline(folder).sample(PROMPTS, size=(64, 32), seed=3, steps=steps, **WORDS), latents) < 1e-4
+
+
+@pytest.mark.parametrize("case", ["lumina2", "lumina2, shift by size"])
+def test_lumina2_draws_what_diffusers_draws(saved, case):
+    theirs, folder = saved(case)
+    knobs = {"negative_prompt": ["blur"] * 2, "guidance_scale": 4.0, "height": 64, "width": 96}
+    latents = theirs(PROMPTS, num_inference_steps=5, generator=noise(3), output_type="latent", **knobs).images
+    assert difference(pipeline(folder).sample(PROMPTS, size=(96, 64), seed=3, steps=5, **WORDS), latents) < 1e-4
+
+
+@pytest.mark.parametrize("case", ["flux2", "klein, distilled", "klein"])
+@pytest.mark.parametrize("steps", [3, 5])
+def test_flux2_draws_what_diffusers_draws(saved, case, steps):
+    theirs, folder = saved(case)
+    rows = theirs(prompt=PROMPTS, guidance_scale=2.5, num_inference_steps=steps, generator=noise(3), output_type="latent", **SIZE).images
+    ours = pipeline(folder)
+    mine = ours.sample(PROMPTS, size=(24, 16), seed=3, steps=steps, guidance=2.5)
+    if rows.ndim == 4:  # klein's come unfolded, and as its VAE has them
+        folded = rearrange(rows, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
+        given = (folded - ours.codec.shift) * ours.codec.scale
+    else:
+        given = unpatchify(rows, (4, 6), 1, 16)
+    assert difference(mine, given) < 1e-4
+
+
+@pytest.mark.parametrize("case, size", [("hidream", (16, 16)), ("hidream", (32, 8)), ("hidream, shift by size", (16, 16))])
+def test_hidream_draws_what_diffusers_draws(saved, case, size):
+    theirs, folder = saved(case)
+    theirs.default_sample_size = 8  # it draws every size at this area
+    knobs = {"negative_prompt": "blur", "guidance_scale": 4.0, "width": size[0], "height": size[1]}
+    latents = theirs(PROMPTS, num_inference_steps=5, generator=noise(3), output_type="latent", **knobs).images
+    assert difference(pipeline(folder).sample(PROMPTS, size=size, seed=3, steps=5, **WORDS), latents) < 1e-4
 
 
 @pytest.mark.parametrize("case, solver", [("pixart", "euler"), ("pixart, dpm", "dpmpp_2m")])
@@ -202,6 +289,19 @@ def test_shifts_by_size_are_diffusers(tmp_path, kind):
     torch.testing.assert_close(read_schedule(tmp_path, even=False).times(6, 24), theirs.sigmas)
 
 
+@pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, UniPCMultistepScheduler])
+@pytest.mark.parametrize("shifts", [{"flow_shift": 3.0}, {"use_dynamic_shifting": True}])
+def test_flows_of_solvers_have_diffusers_times(tmp_path, kind, shifts):
+    theirs = kind(prediction_type="flow_prediction", use_flow_sigmas=True, **shifts)
+    theirs.save_pretrained(tmp_path)
+    ours = read_schedule(tmp_path, even=False, by_size=lambda tokens, steps: 0.9)
+    for steps in (1, 6, 20):
+        theirs.set_timesteps(steps, **({"mu": 0.9} if "flow_shift" not in shifts else {}))
+        torch.testing.assert_close(ours.times(steps, 24), theirs.sigmas, atol=2e-6, rtol=0)
+        told = ours.velocity(lambda x, t: t)
+        assert [round(1000 * told(None, t).item()) for t in ours.times(steps, 24)[:-1]] == theirs.timesteps.tolist()
+
+
 def test_rows_of_a_condition_are_chosen_with_their_layers():
     cond = Conditioning(torch.randn(2, 5, 8), layers=torch.randn(3, 2, 5, 4)).rows(torch.tensor([1, 1, 0]))
     assert cond.tokens.shape == (3, 5, 8) and cond.layers.shape == (3, 3, 5, 4) and cond.mask is None
@@ -209,6 +309,34 @@ def test_rows_of_a_condition_are_chosen_with_their_layers():
 
 
 # ---- where it comes from ----
+
+
+def test_a_text_model_that_a_pipeline_comes_without_is_given(copied, saved):
+    folder = copied("hidream")
+    edit(folder / INDEX, text_encoder_4=[None, None], tokenizer_4=[None, None])
+    llama = folder.with_name("llama")
+    for part in ("text_encoder_4", "tokenizer_4"):
+        shutil.copytree(folder / part, llama, dirs_exist_ok=True)
+        shutil.rmtree(folder / part)
+    assert 'give encoders={"text_encoder_4": a folder or hub id}' in refusal(lambda: pipeline(folder))
+    given, whole = (one.condition(PROMPTS) for one in (pipeline(folder, encoders={"text_encoder_4": llama}), pipeline(saved("hidream")[1])))
+    assert torch.equal(given.layers, whole.layers)
+    assert "reads text_encoder, text_encoder_2, text_encoder_3, text_encoder_4, and not llm" in refusal(
+        lambda: pipeline(folder, encoders={"text_encoder_4": llama, "llm": llama})
+    )
+    assert "text_encoder_4, nowhere/at-all, cannot be read" in refusal(lambda: pipeline(folder, encoders={"text_encoder_4": "nowhere/at-all"}))
+
+
+def test_a_processor_is_read_for_its_tokenizer(copied, saved):
+    folder = copied("flux2")
+    edit(folder / INDEX, tokenizer=["transformers", "PixtralProcessor"])
+    assert torch.equal(pipeline(folder).condition(PROMPTS).tokens, pipeline(saved("flux2")[1]).condition(PROMPTS).tokens)
+
+
+def test_a_distilled_pipeline_draws_without_a_second_branch(saved):
+    distilled = pipeline(saved("klein, distilled")[1])
+    assert torch.equal(distilled.sample("cat", size=(8, 8)), distilled.sample("cat", size=(8, 8), steps=4, guidance=7.0))
+    assert "has no second branch" in refusal(lambda: distilled.sample("cat", negative="blur"))
 
 
 @pytest.fixture

@@ -50,6 +50,11 @@ class Conditioning:
         picked = {name: field[index.to(field.device)] for name, field in vars(self).items() if field is not None and name != "layers"}
         return Conditioning(**picked, layers=None if self.layers is None else self.layers[:, index.to(self.layers.device)])
 
+    def joined(self, other: "Conditioning") -> "Conditioning":
+        """The rows of both batches, which have the same fields, and texts of the same lengths."""
+        pairs = {name: (field, getattr(other, name)) for name, field in vars(self).items() if field is not None}
+        return Conditioning(**{name: torch.cat(pair, dim=1 if name == "layers" else 0) for name, pair in pairs.items()})
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Conditioning":
         """On a device, features of text in a dtype."""
         there = {name: field.to(device) for name, field in vars(self).items() if field is not None}

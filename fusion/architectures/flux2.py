@@ -152,13 +152,14 @@ class SingleBlock(nn.Module):
 
 
 def from_diffusers(settings: dict) -> Flux2Config:
-    """The config of a Flux2Transformer2DModel, which is given 2 x 2 patches as rows of 4 times the channels. ValueError for other ones."""
+    """The config of a Flux2Transformer2DModel, whose VAE has folded 2 x 2 latent pixels into channels. ValueError for other ones."""
     plain = {"patch_size": 1, "eps": 1e-6, "timestep_guidance_channels": 256}
     unlike = [name for name, value in plain.items() if settings.get(name, value) != value]
     if settings.get("out_channels") not in (None, settings["in_channels"]) or unlike:
         raise ValueError(f"a Flux2 with {unlike[0] if unlike else 'out_channels'} of its own: no published one is like that")
     return Flux2Config(
-        channels=settings["in_channels"] // 4,
+        channels=settings["in_channels"],
+        patch_size=1,
         width=settings["num_attention_heads"] * settings["attention_head_dim"],
         layers=settings["num_layers"],
         single=settings["num_single_layers"],
@@ -172,14 +173,15 @@ def from_diffusers(settings: dict) -> Flux2Config:
 
 
 def to_diffusers(config: Flux2Config) -> dict:
-    """The settings of a Flux2Transformer2DModel. ValueError for what that class cannot be."""
-    if config.text_mask or config.patch_size != 2:
-        raise ValueError("diffusers' Flux2 has patches of 2 and reads the padding of its text: this network differs")
+    """The settings of a Flux2Transformer2DModel, which is given latents folded as far as our patches fold them: with patches of 1 it is the same
+    network. ValueError for what that class cannot be."""
+    if config.text_mask:
+        raise ValueError("diffusers' Flux2 reads the padding of its text: this network differs")
     return {
-        "num_attention_heads": config.heads, "attention_head_dim": config.width // config.heads, "in_channels": 4 * config.channels,
-        "num_layers": config.layers, "num_single_layers": config.single, "patch_size": 1, "axes_dims_rope": list(config.axes),
-        "rope_theta": config.theta, "mlp_ratio": config.expansion, "joint_attention_dim": config.text_width,
-        "guidance_embeds": config.guidance,
+        "num_attention_heads": config.heads, "attention_head_dim": config.width // config.heads,
+        "in_channels": config.patch_size**2 * config.channels, "num_layers": config.layers, "num_single_layers": config.single,
+        "patch_size": 1, "axes_dims_rope": list(config.axes), "rope_theta": config.theta, "mlp_ratio": config.expansion,
+        "joint_attention_dim": config.text_width, "guidance_embeds": config.guidance,
     }  # fmt: skip
 
 
