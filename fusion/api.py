@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from fusion.codec import Codec, load_codec
 from fusion.flow import PATHS
 from fusion.generate import Event, Generator, ImageDone, TextPiece
 from fusion.images import fit_size, open_image
+from fusion.modality import PARTS
 from fusion.model import (
     EMBEDS,
     FORMAT_VERSION,
     HEADS,
+    MODES,
     POSITIONS,
     SHORTEST_WAVE,
     TARGETS,
@@ -149,6 +151,8 @@ def from_llm(
     embed: str | None = None,
     head: str | None = None,
     path: str = "linear",
+    mode: str = "shared",
+    split: Sequence[str] = PARTS,
     max_side: int = 1024,
     max_patches: int = 4096,
     dtype: torch.dtype | str | None = None,
@@ -162,10 +166,13 @@ def from_llm(
     per image plus 2-D sincos), or axial+sincos.
     target: what the flow head predicts; None means x in pixel space (JiT) and v for latents. embed: of patches, linear, or conv, which looks
     at the whole picture; head: linear; conv, which draws the inside of large patches better; or conv+reference, which also sees the picture
-    that is edited; None means conv in pixel space and linear for latents. seed: of the new weights.
+    that is edited; None means conv in pixel space and linear for latents. mode: shared, the LLM's weights for text and pictures alike
+    (Transfusion); or mot, where rows of pictures have copies of their own of what `split` names: attention (its projections), norms,
+    feed_forward (LMFusion, BAGEL). seed: of the new weights.
     Raises ValueError in one line for models that cannot be extended.
     """
     _check(time=(time, TIMES), positions=(positions, POSITIONS), target=(target or "x", TARGETS), path=(path, PATHS))
+    _check(mode=(mode, MODES), **{f"split[{i}]": (part, PARTS) for i, part in enumerate(split)})
     _check(embed=(embed or "conv", EMBEDS), head=(head or "conv", HEADS))
     text_config = _without_dropout(_llm_config(llm))
     family = family_of(text_config)
@@ -186,6 +193,8 @@ def from_llm(
         embed=embed or ("conv" if codec.downsample == 1 else "linear"),
         head=head or ("conv" if codec.downsample == 1 else "linear"),
         path=path,
+        mode=mode,
+        split=split,
         # The longest wave is twice the widest picture, so that no two cells look alike; small grids get a few octaves all the same.
         position_base=max(16.0, max_side / (codec.downsample * patch_size)),
         position_wave=SHORTEST_WAVE,

@@ -7,7 +7,7 @@ gate the rows of pictures (adaLN as in PixArt: one MLP for all layers plus a tab
 
 import copy
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import eager_mask
 
 from fusion.mask import Rows, additive, block_mask, visible
+from fusion.modality import Groups, route
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Family:
 
     attention, feed_forward: modules whose input is scaled and shifted. attention_gate, feed_forward_gate: the last modules before the
     residual additions (the post-norms where there are any: a gate before them would cancel). pre_norm: False where the modules read
-    the residual stream itself, so that a shift has to grow with it. positions: rotary, or learned per index.
+    the residual stream itself, so that a shift has to grow with it. positions: rotary, or learned per index. heads_first: whether norms of
+    queries and keys are given (b, heads, rows, c) instead of (b, rows, heads, c).
     """
 
     layers: str = "layers"
@@ -34,23 +36,26 @@ class Family:
     feed_forward_gate: str = "mlp"
     pre_norm: bool = True
     positions: str = "rotary"
+    heads_first: bool = False
 
 
 _PLAIN = (
     "llama mistral ministral3 mixtral qwen2 qwen3 qwen3_moe gemma phi phi3 olmo olmoe smollm3 granite glm cohere2 starcoder2 stablelm "
-    "helium ernie4_5 hunyuan_v1_dense seed_oss apertus arcee nanochat gpt_oss "
-    "bitnet cohere diffllama internlm3 iquestcoder jais2 ministral nemotron persimmon vaultgemma hunyuan_v1_moe phimoe"
+    "helium ernie4_5 seed_oss arcee nanochat gpt_oss "
+    "bitnet cohere diffllama internlm3 iquestcoder jais2 ministral nemotron persimmon vaultgemma phimoe"
 ).split()
+_HEADS_FIRST = Family(heads_first=True)
 _SANDWICH = Family(attention_gate="post_attention_layernorm", feed_forward_gate="post_feedforward_layernorm")
 _POST_NORM = Family(attention_gate="post_attention_layernorm", feed_forward_gate="post_feedforward_layernorm", pre_norm=False)
 
 FAMILIES: dict[str, Family] = dict.fromkeys(_PLAIN, Family()) | {
     "gemma2": _SANDWICH,
-    "gemma3_text": _SANDWICH,
+    "gemma3_text": replace(_SANDWICH, heads_first=True),
+    **dict.fromkeys(("apertus", "hunyuan_v1_dense", "hunyuan_v1_moe"), _HEADS_FIRST),
     "glm4": Family(attention_gate="post_self_attn_layernorm", feed_forward_gate="post_mlp_layernorm"),
     "olmo2": _POST_NORM,
     "olmo3": _POST_NORM,
-    "exaone4": _POST_NORM,
+    "exaone4": replace(_POST_NORM, heads_first=True),
     "flex_olmo": _POST_NORM,
     "granitemoe": Family(feed_forward="block_sparse_moe", feed_forward_gate="block_sparse_moe"),
     "gpt_neox": Family(attention="attention", attention_gate="attention"),
@@ -71,6 +76,11 @@ def family_of(config) -> Family:
     if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "dynamic":
         raise ValueError(f"{config.model_type} uses dynamic rotary positions, which change with the longest sequence: set rope_type to 'default'")
     return FAMILIES[config.model_type]
+
+
+def layers_of(llm: PreTrainedModel) -> nn.ModuleList:
+    """The layers of a decoder."""
+    return llm.base_model.get_submodule(family_of(llm.config).layers)
 
 
 # ---- attention at short lengths on CPU ------------------------------------------------------------------------------------------
@@ -164,6 +174,7 @@ class Context:
     def __init__(self):
         self.axes: Int[Tensor, "3 b t"] | None = None
         self.row: Int[Tensor, " n"] | None = None
+        self.groups: Groups | None = None
 
     def __deepcopy__(self, memo):
         """A copied model gets a context of its own, without the tensors of the last forward pass."""
@@ -269,13 +280,17 @@ def frequency_axes(kind: type[nn.Module], config) -> Int[Tensor, " c"]:
 class Backbone:
     """A Hugging Face causal LM, driven row by row.
 
-    axial: give pictures axial rotary positions (families with rotary positions only). Installs its hooks on the given model once.
+    axial: give pictures axial rotary positions (families with rotary positions only). twins: for each layer, the modules that rows of
+    pictures pass through instead (fusion.modality). Installs its hooks on the given model once.
     """
 
-    def __init__(self, llm: PreTrainedModel, axial: bool = True):
+    def __init__(self, llm: PreTrainedModel, axial: bool = True, twins: nn.ModuleList | None = None):
         self.llm, self.family, self.context = llm, family_of(llm.config), Context()
-        self.axial = axial and self.family.positions == "rotary"
-        self.sites = [self._hook_layer(layer) for layer in llm.base_model.get_submodule(self.family.layers)]
+        self.axial, self.by_modality = axial and self.family.positions == "rotary", twins is not None
+        layers = layers_of(llm)
+        self.sites = [self._hook_layer(layer) for layer in layers]
+        for layer, copies in zip(layers, twins or [], strict=False):
+            route(layer, copies, self.context, self.family.heads_first)
         if self.axial:
             self._hook_rotary(llm.base_model.rotary_emb)
 
@@ -326,9 +341,12 @@ class Backbone:
         mask,
         modulation: RowModulation | None = None,
         cache: DynamicCache | None = None,
+        picture: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t d"]:
-        """Hidden states after the decoder's final norm. mask: from `mask`; cache: keys before these rows, extended by them."""
+        """Hidden states after the decoder's final norm. mask: from `mask`; cache: keys before these rows, extended by them; picture: -1 on
+        text, None where all is text."""
         self._set_context(position, modulation)
+        self.context.groups = Groups.of(picture) if self.by_modality and picture is not None else None
         output = self.llm.base_model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=position[0], past_key_values=cache, use_cache=cache is not None
         )

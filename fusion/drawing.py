@@ -90,7 +90,7 @@ class _Block:
         embeds = model.embed_patches(x.flatten(0, 1), time, picture.flatten(), self.cell[:count].flatten(0, 1)).view(*x.shape[:2], -1)
         hidden = model.backbone(
             embeds.to(model.dtype), self.block.position[:, :count], _first(self.mask, count), model.modulate_rows(time, picture),
-            self.cache.head(count),
+            self.cache.head(count), picture,
         )  # fmt: skip
         return self._head(hidden, x, time)
 

@@ -6,6 +6,7 @@ the noised blocks. New tokens have rows of their own (`control_embed`, `control_
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,15 +15,17 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from fusion.backbone import Backbone, PrefixCache, RowModulation, family_of
+from fusion.backbone import Backbone, PrefixCache, RowModulation, family_of, layers_of
 from fusion.conv import ConvEmbed, ConvHead
 from fusion.layers import FlowHead, Modulation, PatchEmbed, Seen, TimestepEmbedding, match_rms
 from fusion.mask import Rows
+from fusion.modality import PARTS, twins
 from fusion.patches import sincos
 from fusion.sequence import IGNORE, Packed
 
 FORMAT_VERSION = 1
 TIMES = ("adaln", "added", "none")
+MODES = ("shared", "mot")
 POSITIONS = ("axial", "shared", "axial+sincos")
 TARGETS = ("x", "v", "eps")
 EMBEDS = ("linear", "conv")
@@ -37,7 +40,8 @@ class FusionConfig(PreTrainedConfig):
     text_config: the LLM's own config. patch_size: side of a patch in latent pixels. channels, downsample: of the codec's latents.
     time: adaln (PixArt), added (BAGEL) or none (FuseDiT). positions: axial rotary, one shared index plus 2-D sincos, or
     axial+sincos. target: what the flow head predicts, x, v or eps. embed: of patches, linear or conv. head: linear, conv or
-    conv+reference (fusion.conv). vocab_base: the id of the first control token; control_tokens: how many there are. position_scale,
+    conv+reference (fusion.conv). mode: shared, one set of weights for text and pictures, or mot, with twins of the parts of layers that `split`
+    names for rows of pictures (fusion.modality). vocab_base: the id of the first control token; control_tokens: how many there are. position_scale,
     position_base, position_wave: base and shortest wave (cells) of the sincos features.
     """
 
@@ -56,6 +60,8 @@ class FusionConfig(PreTrainedConfig):
         path: str = "linear",
         embed: str = "linear",
         head: str = "linear",
+        mode: str = "shared",
+        split: Sequence[str] = PARTS,
         vocab_base: int = 0,
         control_tokens: int = 3,
         position_scale: float = 1.0,
@@ -69,6 +75,7 @@ class FusionConfig(PreTrainedConfig):
         self.patch_size, self.channels, self.downsample = patch_size, channels, downsample
         self.time, self.positions, self.target, self.path = time, positions, target, path
         self.embed, self.head = embed, head
+        self.mode, self.split = mode, list(split)
         self.vocab_base, self.control_tokens = vocab_base, control_tokens
         self.position_scale, self.position_base, self.position_wave = position_scale, position_base, position_wave
         self.format_version = format_version
@@ -136,7 +143,10 @@ class FusionModel(PreTrainedModel, GenerationMixin):
             self.flow_head = FlowHead(width, config.patch_width, time_width)
         else:
             self.flow_head = ConvHead(width, config.channels, config.patch_size, time_width, config.head == "conv+reference")
-        self.backbone = Backbone(self.llm, axial=config.positions != "shared")
+        self.twins = None
+        if config.mode == "mot":
+            self.twins = nn.ModuleList(twins(layer, family, config.split) for layer in layers_of(self.llm))
+        self.backbone = Backbone(self.llm, config.positions != "shared", self.twins)
         self.sincos = config.positions != "axial" or family.positions == "learned"
         self.post_init()
 
@@ -234,7 +244,8 @@ class FusionModel(PreTrainedModel, GenerationMixin):
     def _forward_packed(self, packed: Packed) -> Output:
         rows, time = Rows.of(packed), self.embed_time(packed.time)
         embeds = self.embed(packed.ids, packed.picture, packed.cell_of_patch, packed.patches, time)
-        hidden = self.backbone(embeds, packed.position, self.backbone.mask(rows, rows), self.modulate_rows(time, packed.picture))
+        modulation = self.modulate_rows(time, packed.picture)
+        hidden = self.backbone(embeds, packed.position, self.backbone.mask(rows, rows), modulation, picture=packed.picture)
         learned = packed.labels != IGNORE
         noised = packed.noised_patch
         references = packed.references if self.flow_head.reference else None

@@ -79,7 +79,8 @@ class Prefix:
         values = torch.cat(patches).to(self.model.device) if patches else torch.zeros(0, width, device=self.model.device)
         embeds = self.model.embed(batch.ids, batch.picture, batch.cell, values, time)
         mask = self.model.backbone.mask(batch.rows, self.rows)
-        hidden = self.model.backbone(embeds, batch.position, mask, self.model.modulate_rows(time, batch.picture), self.cache)
+        modulation = self.model.modulate_rows(time, batch.picture)
+        hidden = self.model.backbone(embeds, batch.position, mask, modulation, self.cache, batch.picture)
         ends = torch.tensor(batch.lengths, device=hidden.device)
         last = hidden[torch.arange(len(ends), device=hidden.device), (ends - 1).clamp(min=0)]
         self.last = last if self.last is None else torch.where((ends > 0)[:, None], last, self.last)

@@ -23,6 +23,9 @@ CASES += [(family, *mode) for family in ("llama", "gemma3_text") for mode in MOD
 CASES += [("gpt2", time, "shared") for time in ("added", "none")]
 # Heads that look at the noised picture, and at others.
 CASES += [("llama", "adaln", "axial", "conv+reference"), ("gpt2", "none", "shared", "conv+reference"), ("qwen3", "adaln", "axial", "conv")]
+# Weights by modality in families of different make: rows of experts, of norms behind the heads, of one axis (opt), of post-norms.
+CASES += [(family, "adaln", "axial", "linear", "mot") for family in ("llama", "mixtral", "gemma3_text", "olmo2")]
+CASES += [(family, "none", "shared", "linear", "mot") for family in ("gpt2", "opt")]
 NO_DROPOUT = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop", "dropout"), 0.0)  # as fusion.from_llm does
 TOLERANCE = 1e-5  # of two ways to compute the same fp32 numbers, relative to their RMS
 
@@ -55,15 +58,20 @@ def prose() -> list[Piece]:
 
 
 @cache
-def tiny_fusion(family: str, time: str = "adaln", positions: str = "axial", head: str = "linear", attention: str | None = None) -> FusionModel:
-    """A fusion model of a tiny random LLM, float32, what starts at zero drawn from N(0, 0.02). Shared: do not change it."""
-    return stirred(fresh_fusion(family, time, positions, head, attention))
+def tiny_fusion(
+    family: str, time: str = "adaln", positions: str = "axial", head: str = "linear", mode: str = "shared", attention: str | None = None
+) -> FusionModel:
+    """A fusion model of a tiny random LLM, float32, what starts at zero drawn from N(0, 0.02), and twins moved away from what they are copies
+    of. Shared: do not change it."""
+    return stirred(fresh_fusion(family, time, positions, head, mode, attention))
 
 
-def fresh_fusion(family: str, time: str = "adaln", positions: str = "axial", head: str = "linear", attention: str | None = None) -> FusionModel:
+def fresh_fusion(
+    family: str, time: str = "adaln", positions: str = "axial", head: str = "linear", mode: str = "shared", attention: str | None = None
+) -> FusionModel:
     """The same as `from_llm` leaves it: what starts at zero is zero. The embedding is of the head's kind."""
     llm = families.tiny_llm(family, attention, **NO_DROPOUT)
-    parts = {"time": time, "positions": positions, "embed": head.partition("+")[0], "head": head}
+    parts = {"time": time, "positions": positions, "embed": head.partition("+")[0], "head": head, "mode": mode}
     config = FusionConfig(text_config=llm.config, patch_size=PATCH, vocab_base=families.VOCAB, **parts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -71,10 +79,12 @@ def fresh_fusion(family: str, time: str = "adaln", positions: str = "axial", hea
 
 
 def stirred(model: FusionModel) -> FusionModel:
-    """The model with every weight of ours that is all zero drawn from N(0, 0.02), so that nothing hides behind a zero."""
+    """The model with every weight of ours that is all zero drawn from N(0, 0.02), so that nothing hides behind a zero; nor behind a copy."""
     generator = torch.Generator().manual_seed(2)
     for name, weight in model.named_parameters():
-        if not name.startswith("llm.") and not weight.any():
+        if name.startswith("twins."):
+            weight.data += 0.1 * weight.std(correction=0) * torch.randn(weight.shape, generator=generator)
+        elif not name.startswith("llm.") and not weight.any():
             weight.data.normal_(std=0.02, generator=generator)
     return model
 

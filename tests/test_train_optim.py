@@ -1,5 +1,6 @@
 """Parameter groups, Muon, the learning rate over a run, and the averaged weights."""
 
+import copy
 import math
 
 import pytest
@@ -44,11 +45,32 @@ def test_muon_takes_the_decoders_matrices_and_nothing_else(model):
     assert all(name.startswith("llm.model.layers.") and name.endswith("proj.weight") for name in chosen)
 
 
-def test_the_llms_own_weights_can_learn_more_slowly(model):
-    groups = Optimizers(model, Optim(lr=1e-2, llm_lr=0.1)).groups
-    rates = {name: group["lr"] for group in groups for name in names_of(model, group["params"])}
-    assert rates["llm.model.norm.weight"] == pytest.approx(1e-3)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_rates_are_by_name_and_the_last_pattern_counts(model, optimizer):
+    settings = Optim(optimizer=optimizer, lr=1e-2, rates={"llm.*": 0.1, "llm.model.layers.1.*": 0.5, "*.norm.weight": 2})
+    rates = {name: group["lr"] for group in Optimizers(model, settings).groups for name in names_of(model, group["params"])}
+    assert rates["llm.model.layers.0.mlp.up_proj.weight"] == rates["llm.model.embed_tokens.weight"] == pytest.approx(1e-3)
+    assert rates["llm.model.layers.1.mlp.up_proj.weight"] == pytest.approx(5e-3)
+    assert rates["llm.model.norm.weight"] == pytest.approx(2e-2)
     assert rates["control_head.weight"] == rates["modulation_table"] == pytest.approx(1e-2)
+    assert set(rates) == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_rate_of_zero_freezes(model, optimizer):
+    made = copy.deepcopy(model)
+    optimizers = Optimizers(made, Optim(optimizer=optimizer, rates={"*": 0, "control_*": 1}))
+    assert set(optimizers.names.values()) == {"control_embed.weight", "control_head.weight"}
+    assert not any(p.requires_grad for name, p in made.named_parameters() if not name.startswith("control"))
+
+
+def test_rates_that_mean_nothing_are_refused(model):
+    with pytest.raises(ValueError, match=r"no parameter is called 'lm.\*'; their names fit modulation_table, llm.\*, "):
+        Optimizers(copy.deepcopy(model), Optim(rates={"lm.*": 0.1}))
+    with pytest.raises(ValueError, match="every parameter is frozen"):
+        Optimizers(copy.deepcopy(model), Optim(rates={"*": 0}))
+    with pytest.raises(ValueError, match=r"'llm\.\*' has a factor below 0"):
+        Optim(rates={"llm.*": -1})
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 24, 64), (2, 64, 24)])

@@ -2,7 +2,8 @@
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 import torch
 import torch.distributed as dist
@@ -11,9 +12,6 @@ from torch.optim import AdamW, Optimizer
 
 # Quintic Newton-Schulz coefficients of Keller Jordan's Muon (kellerjordan.github.io/posts/muon).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-# Where weights of language models stand: a Fusion's own, and a painter's text encoders.
-PRETRAINED = ("llm.", "texts.")
-
 
 @dataclass
 class Optim:
@@ -21,15 +19,16 @@ class Optim:
 
     optimizer: adamw, or muon, which takes the hidden matrices of the network and leaves the rest to AdamW. lr: the peak learning rate
     of both (Muon's step is scaled to the RMS of AdamW's, so that one rate serves both); matrix_lr: Muon's own, where it should differ.
-    llm_lr: factor on the rate of the LLM's own weights, or of text encoders that learn along. schedule: cosine, or wsd (constant, then
-    linear down over the last `decay` of the run). warmup: steps of linear warmup. floor: share of the peak that is left at the end.
-    clip: largest norm of the gradient.
+    rates: factors on the rate by name of parameter, as in {"llm.*": 0.2}: * stands for anything, the last pattern that fits counts, and
+    what has 0 is frozen. Names begin with llm. in a language model, twins. in the copies of its modules that pictures pass through, texts. in
+    a painter's text encoders. schedule: cosine, or wsd (constant, then linear down over the last `decay` of the run). warmup: steps of linear
+    warmup. floor: share of the peak that is left at the end. clip: largest norm of the gradient.
     """
 
     optimizer: str = "adamw"
     lr: float = 1e-3
     matrix_lr: float | None = None
-    llm_lr: float = 1.0
+    rates: dict[str, float] = field(default_factory=dict)
     beta1: float = 0.9
     beta2: float = 0.95
     weight_decay: float = 0.05
@@ -45,6 +44,12 @@ class Optim:
             raise ValueError(f"optimizer={self.optimizer!r}: choose adamw or muon")
         if self.schedule not in ("cosine", "wsd"):
             raise ValueError(f"schedule={self.schedule!r}: choose cosine or wsd")
+        if negative := [pattern for pattern, factor in self.rates.items() if factor < 0]:
+            raise ValueError(f"rates: {negative[0]!r} has a factor below 0; 0 freezes")
+
+    def factor(self, name: str) -> float:
+        """On the learning rate of a parameter."""
+        return next((factor for pattern, factor in reversed(self.rates.items()) if fnmatchcase(name, pattern)), 1.0)
 
 
 def rate(settings: Optim, step: int, progress: float) -> float:
@@ -55,18 +60,33 @@ def rate(settings: Optim, step: int, progress: float) -> float:
     return min(1.0, (step + 1) / max(settings.warmup, 1)) * (settings.floor + (1 - settings.floor) * share)
 
 
+def freeze(model: nn.Module, settings: Optim) -> None:
+    """Take what has the rate 0 out of training. ValueError for a pattern that fits no parameter, and where nothing is left to train."""
+    named = dict(model.named_parameters())
+    for pattern in settings.rates:
+        if not any(fnmatchcase(name, pattern) for name in named):
+            parts = ", ".join(dict.fromkeys(f"{first}.*" if rest else first for first, _, rest in (name.partition(".") for name in named)))
+            raise ValueError(f"rates: no parameter is called {pattern!r}; their names fit {parts}")
+    for name, p in named.items():
+        if not settings.factor(name):
+            p.requires_grad_(False)
+    if not any(p.requires_grad for p in named.values()):
+        raise ValueError("rates: every parameter is frozen, and nothing would be trained")
+
+
 class Optimizers:
     """The optimizers of a run as one: step, zero_grad, set_rate, and a state of named tensors for safetensors."""
 
     def __init__(self, model: nn.Module, settings: Optim):
         self.settings = settings
+        freeze(model, settings)
         self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
         matrices = hidden_matrices(model) if settings.optimizer == "muon" else []
         adam = AdamW(_adam_groups(model, matrices, settings), lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True)
         self.parts: list[Optimizer] = [adam]
         if matrices:
-            lr = settings.matrix_lr or settings.lr * settings.llm_lr
-            self.parts.append(Muon(matrices, lr=lr, momentum=settings.momentum, weight_decay=settings.weight_decay))
+            groups = _by_factor(matrices, self.names, settings.matrix_lr or settings.lr, settings)
+            self.parts.append(Muon(groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay))
         for group in self.groups:
             group["peak"] = group["lr"]
 
@@ -122,11 +142,18 @@ def _adam_groups(model: nn.Module, matrices: list[nn.Parameter], settings: Optim
     groups = defaultdict(list)
     for name, p in model.named_parameters():
         if p.requires_grad and id(p) not in elsewhere:
-            groups[name.startswith(PRETRAINED), id(p) in linear - embeddings].append(p)
+            groups[settings.factor(name), id(p) in linear - embeddings].append(p)
     return [
-        {"params": params, "lr": settings.lr * (settings.llm_lr if in_llm else 1.0), "weight_decay": settings.weight_decay if decays else 0.0}
-        for (in_llm, decays), params in groups.items()
+        {"params": params, "lr": settings.lr * factor, "weight_decay": settings.weight_decay if decays else 0.0}
+        for (factor, decays), params in groups.items()
     ]
+
+
+def _by_factor(params: list[nn.Parameter], names: dict[nn.Parameter, str], lr: float, settings: Optim) -> list[dict]:
+    groups = defaultdict(list)
+    for p in params:
+        groups[settings.factor(names[p])].append(p)
+    return [{"params": group, "lr": lr * factor} for factor, group in groups.items()]
 
 
 class Muon(Optimizer):

@@ -19,6 +19,7 @@ from fusion.data.loader import Loader
 from fusion.data.shapes import World
 from fusion.data.sources import Mixture, Sample, Source, WorldSource
 from fusion.data.sources.config import DataConfig
+from fusion.modality import PARTS
 from fusion.objective import Objective
 from train import program
 from train.curriculum import Stage, open_data
@@ -49,12 +50,13 @@ class Model:
     embed: str | None = None
     head: str | None = None
     path: str = "linear"
+    mode: str = "shared"
+    split: list[str] = field(default_factory=lambda: list(PARTS))
     max_side: int = 1024
     max_patches: int = 4096
     attention: str = "auto"
     shrink: float = 1.0
     latents: str | None = None
-
 
     def __post_init__(self):
         if not 0 < self.shrink <= 1:
@@ -122,12 +124,13 @@ def evaluate(config: Unified, model: Fusion) -> list[Section]:
 
 def build(settings: Model) -> Fusion:
     """The extended LLM, in fp32."""
-    names = ("codec", "patch_size", "time", "positions", "target", "path", "embed", "head", "max_side", "max_patches")
+    names = ("codec", "patch_size", "time", "positions", "target", "path", "embed", "head", "mode", "split", "max_side", "max_patches")
     model = fusion.from_llm(settings.llm, dtype=torch.float32, **{name: getattr(settings, name) for name in names})
     # Short rows on CPUs: SDPA's backward is several times slower than two matrix products.
     fast = "sdpa" if torch.cuda.is_available() else "matmul"
     if settings.shrink != 1:
-        torch._foreach_mul_([p.data for p in hidden_matrices(model.model.llm)], settings.shrink)
+        pretrained = [part for part in (model.model.llm, model.model.twins) if part is not None]
+        torch._foreach_mul_([p.data for part in pretrained for p in hidden_matrices(part)], settings.shrink)
     if settings.latents:
         model.codec = LatentCache(settings.latents, model.codec)
     model.model.set_attention(fast if settings.attention == "auto" else settings.attention)
