@@ -182,24 +182,19 @@ def from_llm(
     processor = FusionProcessor.from_tokenizer(
         tokenizer, decoder.get_output_embeddings().out_features, codec.downsample * patch_size, max_side, max_patches
     )
+    in_pixels = codec.downsample == 1
     config = FusionConfig(
         text_config=text_config,
-        patch_size=patch_size,
-        channels=codec.channels,
-        downsample=codec.downsample,
-        time=time,
+        patch_size=patch_size, channels=codec.channels, downsample=codec.downsample,
+        time=time, path=path, mode=mode, split=split,
         positions=positions if family.positions == "rotary" else "shared",
-        target=target or ("x" if codec.downsample == 1 else "v"),
-        embed=embed or ("conv" if codec.downsample == 1 else "linear"),
-        head=head or ("conv" if codec.downsample == 1 else "linear"),
-        path=path,
-        mode=mode,
-        split=split,
+        target=target or ("x" if in_pixels else "v"),
+        embed=embed or ("conv" if in_pixels else "linear"),
+        head=head or ("conv" if in_pixels else "linear"),
         # The longest wave is twice the widest picture, so that no two cells look alike; small grids get a few octaves all the same.
         position_base=max(16.0, max_side / (codec.downsample * patch_size)),
         position_wave=SHORTEST_WAVE,
-        vocab_base=processor.vocab_base,
-        control_tokens=len(processor.control_tokens),
+        **{"vocab_base": processor.vocab_base, "control_tokens": len(processor.control_tokens)},
     )
     config._attn_implementation = decoder.config._attn_implementation
     with torch.random.fork_rng(devices=[]):

@@ -30,6 +30,7 @@ READING_ORDER = [
     "solvers",
     "cache",
     "codec",
+    "modality",
     "backbone",
     "model",
     "objective",

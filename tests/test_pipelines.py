@@ -9,17 +9,15 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from einops import rearrange
 from huggingface_hub.utils import filter_repo_objects
 
 from fusion.architectures import Conditioning, DiT, load, pipeline
 from fusion.architectures.folders import HUB, WEIGHTS
 from fusion.architectures.pipelines import INDEX
-from fusion.architectures.schedules import read_schedule
 from fusion.patches import unpatchify
 from tests import pipelines as tiny
-from tests.pipelines import BY_SIZE, DDIM, DPM, FLOW, SHIFTED, noise
+from tests.pipelines import BY_SIZE, DPM, FLOW, SHIFTED, noise
 
 PROMPTS = ["a red cat", "Two Dogs, 3 hats!"]
 WORDS = {"negative": "blur", "guidance": 4.0}
@@ -265,41 +263,6 @@ def test_a_pipeline_in_half_precision_draws(saved):
         assert half.condition(PROMPTS).tokens.dtype == torch.bfloat16
         latents = half.sample(PROMPTS, steps=2, size=(16, 16))
         assert latents.dtype == torch.float32 and latents.isfinite().all()
-
-
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("betas", ["linear", "scaled_linear"])
-def test_steps_are_chosen_and_weighed_as_diffusers_does(tmp_path, spacing, betas):
-    theirs = (DPM if spacing == "linspace" else DDIM).from_config(DDIM.config, timestep_spacing=spacing, beta_schedule=betas)
-    theirs.save_pretrained(tmp_path)
-    ours = read_schedule(tmp_path, even=False)
-    torch.testing.assert_close(ours.signal**2, theirs.alphas_cumprod)
-    for steps in (1, 3, 20, 50):
-        theirs.set_timesteps(steps)
-        assert ours.chosen(steps).tolist() == theirs.timesteps.tolist()
-        assert (ours.times(steps, 1).diff() < 0).all()
-
-
-@pytest.mark.parametrize("kind", ["exponential", "linear"])
-def test_shifts_by_size_are_diffusers(tmp_path, kind):
-    theirs = FlowMatchEulerDiscreteScheduler.from_config(BY_SIZE.config, time_shift_type=kind)
-    theirs.save_pretrained(tmp_path)
-    mu = 0.5 + (1.15 - 0.5) / (64 - 16) * (24 - 16)
-    theirs.set_timesteps(6, mu=mu)
-    torch.testing.assert_close(read_schedule(tmp_path, even=False).times(6, 24), theirs.sigmas)
-
-
-@pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, UniPCMultistepScheduler])
-@pytest.mark.parametrize("shifts", [{"flow_shift": 3.0}, {"use_dynamic_shifting": True}])
-def test_flows_of_solvers_have_diffusers_times(tmp_path, kind, shifts):
-    theirs = kind(prediction_type="flow_prediction", use_flow_sigmas=True, **shifts)
-    theirs.save_pretrained(tmp_path)
-    ours = read_schedule(tmp_path, even=False, by_size=lambda tokens, steps: 0.9)
-    for steps in (1, 6, 20):
-        theirs.set_timesteps(steps, **({"mu": 0.9} if "flow_shift" not in shifts else {}))
-        torch.testing.assert_close(ours.times(steps, 24), theirs.sigmas, atol=2e-6, rtol=0)
-        told = ours.velocity(lambda x, t: t)
-        assert [round(1000 * told(None, t).item()) for t in ours.times(steps, 24)[:-1]] == theirs.timesteps.tolist()
 
 
 def test_rows_of_a_condition_are_chosen_with_their_layers():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoModelForCausalLM
 
 import fusion
 from fusion.data.sources import Sample
@@ -71,9 +72,23 @@ def test_from_a_config_to_a_report(llm, folder, tmp_path, capsys, root):
     assert read(run / "metrics.jsonl")[-1]["seen"] >= 80 > rows[-1]["seen"]
 
 
+def test_weights_by_modality_learn_to_draw_and_leave_the_language_model_as_it_was(llm, folder, tmp_path, root):
+    run = tmp_path / "run"
+    freeze = ["model.mode=mot", "training.optim.rates={llm.*: 0}", "training.validate_every=0", "training.sample_every=0"]
+    assert unified.main([str(root / "configs" / "unified.yaml"), *words(llm, folder, run), *freeze]) == 0
+    trained, ids = fusion.load(run / "model").model, torch.arange(1, 33)[None]
+    base = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert torch.equal(trained(input_ids=ids).logits, base(input_ids=ids).logits)
+    moved = (trained.twins[0]["mlp"].up_proj.weight - base.model.layers[0].mlp.up_proj.weight).abs().max()
+    assert moved > 1e-4
+
+
 @pytest.mark.parametrize(
     ("word", "line"),
     [
+        ("training.optim.rates={llms.*: 0}", "no parameter is called 'llms.*'"),
+        ("model.split=[mlp]", "'mlp': choose one of attention, norms, feed_forward"),
         ("data.sources=[]", "data.sources is empty"),
         ("model.time=sometimes", "time='sometimes'"),
         ("training.documents=null", "a run needs an end"),
