@@ -41,3 +41,15 @@ def test_heads_turn_in_the_shares_of_the_published_networks():
         assert config.axes == axes
     assert config.text_mask and (config.channels, config.text_width, config.pooled_width) == (3, 32, 24)
     assert build("hidream", {"width": 32, "heads": 2, "layers": 1, "single": 3}, SEES).config.reads == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_they_learn_under_autocast_too(name):
+    torch.manual_seed(0)
+    model, here = LEARNERS[name](Sees(3, 32, 24, layers=3, layer_width=20)), torch.ones(2, 5, dtype=torch.bool)
+    cond = Conditioning(torch.randn(2, 5, 32), here, torch.randn(2, 24), layers=torch.randn(3, 2, 5, 20), layers_mask=here)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = (model(torch.randn(2, 3, 32, 32), torch.rand(2), cond) - 1).square().mean()
+    loss.backward()
+    assert loss.dtype == torch.float32 and any(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)

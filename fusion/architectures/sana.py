@@ -121,8 +121,9 @@ class LinearAttention(nn.Module):
         without_biases(self.qkv)
 
     def forward(self, h: Float[Tensor, "b n width"]) -> Float[Tensor, "b n width"]:
+        q, k, v = self.qkv(h)
         with torch.autocast(h.device.type, enabled=False):
-            q, k, v = (part.float() for part in self.qkv(h))
+            q, k, v = q.float(), k.float(), v.float()
             q, k, v = F.relu(q), F.relu(k), F.pad(v, (0, 1), value=1.0)  # the column of ones sums up the weights
             summed = q @ (k.mT @ v)
             mixed = summed[..., :-1] / (summed[..., -1:] + 1e-15)
