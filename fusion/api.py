@@ -153,6 +153,7 @@ def from_llm(
     path: str = "linear",
     mode: str = "shared",
     split: Sequence[str] = PARTS,
+    image_width: int | None = None,
     max_side: int = 1024,
     max_patches: int = 4096,
     dtype: torch.dtype | str | None = None,
@@ -168,11 +169,12 @@ def from_llm(
     at the whole picture; head: linear; conv, which draws the inside of large patches better; or conv+reference, which also sees the picture
     that is edited; None means conv in pixel space and linear for latents. mode: shared, the LLM's weights for text and pictures alike
     (Transfusion); or mot, where rows of pictures have copies of their own of what `split` names: attention (its projections), norms,
-    feed_forward (LMFusion, BAGEL). seed: of the new weights.
+    feed_forward (LMFusion, BAGEL); or frozen, where an image stream of its own, image_width wide (None: the LLM's width), reads the LLM's keys
+    and values, and the LLM itself never changes (FuseDiT). seed: of the new weights.
     Raises ValueError in one line for models that cannot be extended.
     """
     _check(time=(time, TIMES), positions=(positions, POSITIONS), target=(target or "x", TARGETS), path=(path, PATHS))
-    _check(mode=(mode, MODES), **{f"split[{i}]": (part, PARTS) for i, part in enumerate(split)})
+    _check_join(mode, split, image_width)
     _check(embed=(embed or "conv", EMBEDS), head=(head or "conv", HEADS))
     text_config = _without_dropout(_llm_config(llm))
     family = family_of(text_config)
@@ -186,7 +188,7 @@ def from_llm(
     config = FusionConfig(
         text_config=text_config,
         patch_size=patch_size, channels=codec.channels, downsample=codec.downsample,
-        time=time, path=path, mode=mode, split=split,
+        time=time, path=path, mode=mode, split=split, image_width=image_width,
         positions=positions if family.positions == "rotary" else "shared",
         target=target or ("x" if in_pixels else "v"),
         embed=embed or ("conv" if in_pixels else "linear"),
@@ -194,8 +196,8 @@ def from_llm(
         # The longest wave is twice the widest picture, so that no two cells look alike; small grids get a few octaves all the same.
         position_base=max(16.0, max_side / (codec.downsample * patch_size)),
         position_wave=SHORTEST_WAVE,
-        **{"vocab_base": processor.vocab_base, "control_tokens": len(processor.control_tokens)},
-    )
+        vocab_base=processor.vocab_base, control_tokens=len(processor.control_tokens),
+    )  # fmt: skip
     config._attn_implementation = decoder.config._attn_implementation
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -257,6 +259,12 @@ def _check(**choices: tuple[Any, Iterable]) -> None:
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise ValueError(f"{name}={value!r}: choose one of {', '.join(allowed)}")
+
+
+def _check_join(mode: str, split: Sequence[str], image_width: int | None) -> None:
+    _check(mode=(mode, MODES), **{f"split[{i}]": (part, PARTS) for i, part in enumerate(split)})
+    if image_width is not None and mode != "frozen":
+        raise ValueError(f"image_width={image_width} is for mode='frozen': in {mode!r} pictures are as wide as the language model")
 
 
 def _batch(prompt) -> tuple[list, bool]:

@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import eager_mask
 
 from fusion.mask import Rows, additive, block_mask, visible
-from fusion.modality import Groups, route
+from fusion.modality import Groups, above, route
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Family:
 
 _PLAIN = (
     "llama mistral ministral3 mixtral qwen2 qwen3 qwen3_moe gemma phi phi3 olmo olmoe smollm3 granite glm cohere2 starcoder2 stablelm "
-    "helium ernie4_5 seed_oss arcee nanochat gpt_oss "
+    "helium ernie4_5 seed_oss arcee gpt_oss "
     "bitnet cohere diffllama internlm3 iquestcoder jais2 ministral nemotron persimmon vaultgemma phimoe"
 ).split()
 _HEADS_FIRST = Family(heads_first=True)
@@ -51,7 +51,7 @@ _POST_NORM = Family(attention_gate="post_attention_layernorm", feed_forward_gate
 FAMILIES: dict[str, Family] = dict.fromkeys(_PLAIN, Family()) | {
     "gemma2": _SANDWICH,
     "gemma3_text": replace(_SANDWICH, heads_first=True),
-    **dict.fromkeys(("apertus", "hunyuan_v1_dense", "hunyuan_v1_moe"), _HEADS_FIRST),
+    **dict.fromkeys(("apertus", "hunyuan_v1_dense", "hunyuan_v1_moe", "nanochat"), _HEADS_FIRST),
     "glm4": Family(attention_gate="post_self_attn_layernorm", feed_forward_gate="post_mlp_layernorm"),
     "olmo2": _POST_NORM,
     "olmo3": _POST_NORM,
@@ -289,8 +289,9 @@ class Backbone:
         self.axial, self.by_modality = axial and self.family.positions == "rotary", twins is not None
         layers = layers_of(llm)
         self.sites = [self._hook_layer(layer) for layer in layers]
-        for layer, copies in zip(layers, twins or [], strict=False):
-            route(layer, copies, self.context, self.family.heads_first)
+        if twins is not None:
+            for place, modules in zip([*layers, above(llm, self.family)], twins, strict=True):
+                route(place, modules, self.context, self.family.heads_first)
         if self.axial:
             self._hook_rotary(llm.base_model.rotary_emb)
 

@@ -101,7 +101,7 @@ class _Block:
         image = torch.zeros(int(there.sum()), dtype=torch.long, device=x.device)
         prediction = x.new_zeros(x.shape)
         seen = Seen(x[there], grid, None if self.reference is None else self.reference[: len(x)][there])
-        prediction[there] = self.model.flow_head(hidden[there], seen, time, image)
+        prediction[there] = self.model.flow_head(hidden[there][:, : self.model.image_width], seen, time, image)
         return prediction
 
 

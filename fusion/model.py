@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
@@ -19,13 +20,13 @@ from fusion.backbone import Backbone, PrefixCache, RowModulation, family_of, lay
 from fusion.conv import ConvEmbed, ConvHead
 from fusion.layers import FlowHead, Modulation, PatchEmbed, Seen, TimestepEmbedding, match_rms
 from fusion.mask import Rows
-from fusion.modality import PARTS, twins
+from fusion.modality import PARTS, stream, twins
 from fusion.patches import sincos
 from fusion.sequence import IGNORE, Packed
 
 FORMAT_VERSION = 1
 TIMES = ("adaln", "added", "none")
-MODES = ("shared", "mot")
+MODES = ("shared", "mot", "frozen")
 POSITIONS = ("axial", "shared", "axial+sincos")
 TARGETS = ("x", "v", "eps")
 EMBEDS = ("linear", "conv")
@@ -41,7 +42,8 @@ class FusionConfig(PreTrainedConfig):
     time: adaln (PixArt), added (BAGEL) or none (FuseDiT). positions: axial rotary, one shared index plus 2-D sincos, or
     axial+sincos. target: what the flow head predicts, x, v or eps. embed: of patches, linear or conv. head: linear, conv or
     conv+reference (fusion.conv). mode: shared, one set of weights for text and pictures, or mot, with twins of the parts of layers that `split`
-    names for rows of pictures (fusion.modality). vocab_base: the id of the first control token; control_tokens: how many there are. position_scale,
+    names for rows of pictures, or frozen, with an image stream of image_width (None: the LLM's) beside an LLM that never changes
+    (fusion.modality). vocab_base: the id of the first control token; control_tokens: how many there are. position_scale,
     position_base, position_wave: base and shortest wave (cells) of the sincos features.
     """
 
@@ -62,6 +64,7 @@ class FusionConfig(PreTrainedConfig):
         head: str = "linear",
         mode: str = "shared",
         split: Sequence[str] = PARTS,
+        image_width: int | None = None,
         vocab_base: int = 0,
         control_tokens: int = 3,
         position_scale: float = 1.0,
@@ -75,7 +78,7 @@ class FusionConfig(PreTrainedConfig):
         self.patch_size, self.channels, self.downsample = patch_size, channels, downsample
         self.time, self.positions, self.target, self.path = time, positions, target, path
         self.embed, self.head = embed, head
-        self.mode, self.split = mode, list(split)
+        self.mode, self.split, self.image_width = mode, list(split), image_width
         self.vocab_base, self.control_tokens = vocab_base, control_tokens
         self.position_scale, self.position_base, self.position_wave = position_scale, position_base, position_wave
         self.format_version = format_version
@@ -126,9 +129,10 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         family = family_of(config.text_config)
         self.llm = AutoModelForCausalLM.from_config(config.text_config) if llm is None else llm
-        width = self.llm.get_input_embeddings().embedding_dim
-        self.control_embed = nn.Embedding(config.control_tokens, width)
-        self.control_head = nn.Linear(width, config.control_tokens, bias=False)
+        full = self.llm.get_input_embeddings().embedding_dim
+        self.control_embed = nn.Embedding(config.control_tokens, full)
+        self.control_head = nn.Linear(full, config.control_tokens, bias=False)
+        self.image_width = width = config.image_width or full
         time_width = None if config.time == "none" else width
         if config.embed == "linear":
             self.patch_embed = PatchEmbed(config.patch_width, width)
@@ -145,7 +149,10 @@ class FusionModel(PreTrainedModel, GenerationMixin):
             self.flow_head = ConvHead(width, config.channels, config.patch_size, time_width, config.head == "conv+reference")
         self.twins = None
         if config.mode == "mot":
-            self.twins = nn.ModuleList(twins(layer, family, config.split) for layer in layers_of(self.llm))
+            self.twins = twins(self.llm, layers_of(self.llm), family, config.split)
+        elif config.mode == "frozen":
+            self.twins = stream(self.llm, layers_of(self.llm), family, width)
+            self.llm.requires_grad_(False)
         self.backbone = Backbone(self.llm, config.positions != "shared", self.twins)
         self.sincos = config.positions != "axial" or family.positions == "learned"
         self.post_init()
@@ -183,27 +190,27 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         return torch.where(control[..., None], extra.to(embeds.dtype), embeds)
 
     def embed_patches(
-        self, patches: Float[Tensor, "n p"], time: Float[Tensor, "m d"] | None, picture: Int[Tensor, " n"], cell: Int[Tensor, "n 2"]
+        self, patches: Float[Tensor, "n p"], time: Float[Tensor, "m w"] | None, picture: Int[Tensor, " n"], cell: Int[Tensor, "n 2"]
     ) -> Float[Tensor, "n d"]:
-        """Patch rows, with the position of their cell (where sincos tells it) and their time (`added`)."""
+        """Patch rows, with the position of their cell (where sincos tells it) and their time (`added`); zeros beyond the image stream's width."""
         rows = self.patch_embed(patches, cell, time, picture)
         if self.sincos:
             features = sincos(cell, rows.shape[-1], self.config.position_base, self.config.position_wave)
             rows = rows + self.config.position_scale * features
         if self.config.time == "added":
             rows = rows + time[picture]
-        return rows
+        return F.pad(rows, (0, self.control_embed.embedding_dim - self.image_width))
 
     def embed_time(self, t: Float[Tensor, " m"]) -> Float[Tensor, "m d"] | None:
         """Time embedding of each picture, fp32; None for a model that is not told the time."""
         return None if self.time_embed is None else self.time_embed(t)
 
-    def modulate_rows(self, time: Float[Tensor, "m d"] | None, picture: Int[Tensor, "b t"]) -> RowModulation | None:
+    def modulate_rows(self, time: Float[Tensor, "m w"] | None, picture: Int[Tensor, "b t"]) -> RowModulation | None:
         """What the hooks apply to each row; picture is -1 on text."""
         if self.modulation is None:
             return None
         vectors = self.modulation(time).transpose(0, 1) + self.modulation_table.float()[:, :, None]
-        vectors = torch.cat([vectors.new_zeros(*vectors.shape[:2], 1, vectors.shape[3]), vectors], dim=2)
+        vectors = F.pad(vectors, (0, self.control_embed.embedding_dim - self.image_width, 1, 0))
         return RowModulation(vectors, picture.flatten() + 1)
 
     # ---- rows out ----
@@ -233,7 +240,7 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         picture: Int[Tensor, "b t"],
         cell: Int[Tensor, "n 2"],
         patches: Float[Tensor, "n p"],
-        time: Float[Tensor, "m d"] | None,
+        time: Float[Tensor, "m w"] | None,
     ) -> Float[Tensor, "b t d"]:
         """Rows as they enter the decoder: token embeddings, and patches where a row belongs to a picture."""
         embeds = self.embed_tokens(ids)
@@ -250,7 +257,7 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         noised = packed.noised_patch
         references = packed.references if self.flow_head.reference else None
         seen = Seen(packed.patches[noised], packed.grid[packed.noised_picture], references)
-        prediction = self.flow_head(hidden[packed.noised], seen, time, packed.picture_of_patch[noised])
+        prediction = self.flow_head(hidden[packed.noised][:, : self.image_width], seen, time, packed.picture_of_patch[noised])
         return Output(self.all_logits(hidden[learned]), self.column(packed.labels[learned]), prediction)
 
     def _forward_text(self, ids, attention_mask, labels, position_ids=None, past_key_values=None, use_cache=None, logits_to_keep=0, **_):

@@ -26,6 +26,10 @@ CASES += [("llama", "adaln", "axial", "conv+reference"), ("gpt2", "none", "share
 # Weights by modality in families of different make: rows of experts, of norms behind the heads, of one axis (opt), of post-norms.
 CASES += [(family, "adaln", "axial", "linear", "mot") for family in ("llama", "mixtral", "gemma3_text", "olmo2")]
 CASES += [(family, "none", "shared", "linear", "mot") for family in ("gpt2", "opt")]
+# An image stream beside a language model that never changes.
+CASES += [(family, "adaln", "axial", "linear", "frozen") for family in ("llama", "qwen3_moe", "gemma3_text", "olmo2", "olmo")]
+CASES += [("gpt2", "none", "shared", "linear", "frozen"), ("opt", "added", "shared", "conv", "frozen")]
+STREAM = 48  # its width, of 64
 NO_DROPOUT = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop", "dropout"), 0.0)  # as fusion.from_llm does
 TOLERANCE = 1e-5  # of two ways to compute the same fp32 numbers, relative to their RMS
 
@@ -72,6 +76,7 @@ def fresh_fusion(
     """The same as `from_llm` leaves it: what starts at zero is zero. The embedding is of the head's kind."""
     llm = families.tiny_llm(family, attention, **NO_DROPOUT)
     parts = {"time": time, "positions": positions, "embed": head.partition("+")[0], "head": head, "mode": mode}
+    parts |= {"image_width": STREAM} if mode == "frozen" else {}
     config = FusionConfig(text_config=llm.config, patch_size=PATCH, vocab_base=families.VOCAB, **parts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)

@@ -13,8 +13,10 @@ from fusion.objective import Objective, losses
 from tests import training
 from tests.families import FAMILIES, VOCAB, tiny_llm
 from tests.mixed import (
+    STREAM,
     answer,
     assert_close,
+    changed,
     drawing,
     error,
     fresh_fusion,
@@ -57,6 +59,39 @@ def test_twins_change_pictures_and_no_text_before_them(family, packed):
         assert torch.equal(split(input_ids=ids()).logits, tiny_llm(family)(input_ids=ids()).logits)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_image_stream_learns_beside_a_language_model_that_stays_to_the_bit(family):
+    model = fresh_fusion(family, mode="frozen")
+    plain = tiny_llm(family)(input_ids=ids()).logits
+    assert torch.equal(model(input_ids=ids()).logits, plain)
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    before = {name: p.detach().clone() for name, p in weights.items()}
+    assert not any(name.startswith("llm.") for name in weights)
+    learn(model, steps=8)
+    assert torch.equal(model(input_ids=ids()).logits, plain)
+    still = [name for name, p in weights.items() if torch.equal(p, before[name])]
+    # The last layer's answers to text, and its bias that moves all scores of a query alike, have no gradient.
+    assert len(still) <= 0.1 * len(weights), still
+
+
+def test_the_stream_is_as_wide_as_asked_and_hears_the_text(packed):
+    model = tiny_fusion("qwen3", mode="frozen")
+    assert model.patch_embed.proj.out_features == model.flow_head.out.in_features == STREAM
+    assert {p.shape[-1] for name, p in model.twins.named_parameters() if "down" not in name and p.ndim == 2} == {STREAM, 64}
+    hidden = answer(model, packed).hidden[packed.picture >= 0]
+    assert not hidden[:, STREAM:].any() and hidden[:, :STREAM].std() > 0.1
+    other = changed(packed, 0, 3)  # a token before the first picture
+    assert error(answer(model, other).prediction, answer(model, packed).prediction) > 1e-4
+
+
+def test_text_behind_a_picture_sees_it(packed):
+    model = tiny_fusion("llama", mode="frozen")
+    place = int((packed.picture[0] >= 0).nonzero()[0, 0])
+    behind = int((packed.picture[0, place:] < 0).nonzero()[0, 0]) + place + 2
+    before, after = answer(model, packed).logits[0, behind], answer(model, changed(packed, 0, place)).logits[0, behind]
+    assert error(after, before) > 1e-5
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_each_part_can_be_split_alone(part, packed):
     whole = fresh_fusion("qwen3")
@@ -96,14 +131,36 @@ def test_a_copied_model_goes_its_own_way(packed):
 def test_text_weights_that_are_frozen_keep_the_language_model_to_the_bit():
     model = fresh_fusion("qwen3", mode="mot")
     before = model(input_ids=ids()).logits
-    optimizers = Optimizers(model.train(), Optim(lr=1e-2, rates={"llm.*": 0}))
-    for step in range(20):
+    learn(model, steps=20, rates={"llm.*": 0})
+    assert torch.equal(model.eval()(input_ids=ids()).logits, before)
+    assert error(model.twins[0]["mlp"].up_proj.weight, tiny_llm("qwen3").model.layers[0].mlp.up_proj.weight) > 1e-2
+
+
+def learn(model, steps: int, **optim) -> None:
+    """Some steps on the same documents with ever other noise."""
+    optimizers = Optimizers(model.train(), Optim(lr=1e-2, **optim))
+    for step in range(steps):
         packed, generator = packed_rows([[story()], [drawing(), prose()]]), torch.Generator().manual_seed(step)
         losses(model, packed, Objective(), generator).total(1, 1).backward()
         optimizers.step()
         optimizers.zero_grad()
-    assert torch.equal(model.eval()(input_ids=ids()).logits, before)
-    assert error(model.twins[0]["mlp"].up_proj.weight, tiny_llm("qwen3").model.layers[0].mlp.up_proj.weight) > 1e-2
+    model.eval()
+
+
+def test_a_stream_is_saved_loaded_and_exported(tmp_path):
+    training.save_llm(tmp_path / "llm")
+    made = fusion.from_llm(tmp_path / "llm", mode="frozen", image_width=32, max_side=64)
+    stirred(made.model)
+    made.save_pretrained(tmp_path / "model")
+    loaded = fusion.load(tmp_path / "model")
+    assert loaded.model.config.image_width == 32 and not any(p.requires_grad for p in loaded.model.llm.parameters())
+    assert all(p.requires_grad for p in loaded.model.twins.parameters())
+    for image, other in zip(made.draw("a cat", n=2, steps=2), loaded.draw("a cat", n=2, steps=2), strict=True):
+        assert image.tobytes() == other.tobytes()
+    with pytest.raises(ValueError, match="image_width=999: the image stream is at most as wide as the language model"):
+        fusion.from_llm(tmp_path / "llm", mode="frozen", image_width=999)
+    with pytest.raises(ValueError, match="image_width=32 is for mode='frozen'"):
+        fusion.from_llm(tmp_path / "llm", mode="mot", image_width=32)
 
 
 def test_it_is_saved_loaded_and_exported(tmp_path):
@@ -130,7 +187,7 @@ def test_rows_are_grouped_and_put_back():
 
 def test_bad_settings_are_refused_in_one_line(tmp_path):
     training.save_llm(tmp_path / "llm")
-    with pytest.raises(ValueError, match="mode='moe': choose one of shared, mot"):
+    with pytest.raises(ValueError, match="mode='moe': choose one of shared, mot, frozen"):
         fusion.from_llm(tmp_path / "llm", mode="moe")
     with pytest.raises(ValueError, match="'mlp': choose one of attention, norms, feed_forward"):
         fusion.from_llm(tmp_path / "llm", mode="mot", split=["attention", "mlp"])

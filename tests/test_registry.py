@@ -1,8 +1,11 @@
 """Architectures by name: built for what they will see, matched in parameters, refused in one line."""
 
 import pytest
+import torch
 
+from fusion.architectures.conditioning import Conditioning
 from fusion.architectures.registry import ARCHITECTURES, Sees, build, matched
+from tests.architectures import LEARNERS
 
 SIZES = {"width": 48, "layers": 3, "heads": 4}
 

@@ -52,6 +52,7 @@ class Model:
     path: str = "linear"
     mode: str = "shared"
     split: list[str] = field(default_factory=lambda: list(PARTS))
+    image_width: int | None = None
     max_side: int = 1024
     max_patches: int = 4096
     attention: str = "auto"
@@ -124,7 +125,7 @@ def evaluate(config: Unified, model: Fusion) -> list[Section]:
 
 def build(settings: Model) -> Fusion:
     """The extended LLM, in fp32."""
-    names = ("codec", "patch_size", "time", "positions", "target", "path", "embed", "head", "mode", "split", "max_side", "max_patches")
+    names = ("codec", "patch_size", "time", "positions", "target", "path", "embed", "head", "mode", "split", "image_width", "max_side", "max_patches")
     model = fusion.from_llm(settings.llm, dtype=torch.float32, **{name: getattr(settings, name) for name in names})
     # Short rows on CPUs: SDPA's backward is several times slower than two matrix products.
     fast = "sdpa" if torch.cuda.is_available() else "matmul"
