@@ -173,9 +173,9 @@ def from_llm(
     and values, and the LLM itself never changes (FuseDiT). seed: of the new weights.
     Raises ValueError in one line for models that cannot be extended.
     """
-    _check(time=(time, TIMES), positions=(positions, POSITIONS), target=(target or "x", TARGETS), path=(path, PATHS))
-    _check_join(mode, split, image_width)
-    _check(embed=(embed or "conv", EMBEDS), head=(head or "conv", HEADS))
+    _check(time=(time, TIMES), positions=(positions, POSITIONS), target=(target or "x", TARGETS), path=(path, PATHS), mode=(mode, MODES))
+    _check(embed=(embed or "conv", EMBEDS), head=(head or "conv", HEADS), **{f"split[{i}]": (part, PARTS) for i, part in enumerate(split)})
+    _check_width(mode, image_width)
     text_config = _without_dropout(_llm_config(llm))
     family = family_of(text_config)
     codec = codec if isinstance(codec, Codec) else load_codec(codec, dtype=_dtype(dtype), device=device)
@@ -186,16 +186,14 @@ def from_llm(
     )
     in_pixels = codec.downsample == 1
     config = FusionConfig(
-        text_config=text_config,
-        patch_size=patch_size, channels=codec.channels, downsample=codec.downsample,
-        time=time, path=path, mode=mode, split=split, image_width=image_width,
+        text_config=text_config, patch_size=patch_size, channels=codec.channels, downsample=codec.downsample, time=time, path=path,
+        mode=mode, split=split, image_width=image_width,
         positions=positions if family.positions == "rotary" else "shared",
         target=target or ("x" if in_pixels else "v"),
         embed=embed or ("conv" if in_pixels else "linear"),
         head=head or ("conv" if in_pixels else "linear"),
         # The longest wave is twice the widest picture, so that no two cells look alike; small grids get a few octaves all the same.
-        position_base=max(16.0, max_side / (codec.downsample * patch_size)),
-        position_wave=SHORTEST_WAVE,
+        position_base=max(16.0, max_side / (codec.downsample * patch_size)), position_wave=SHORTEST_WAVE,
         vocab_base=processor.vocab_base, control_tokens=len(processor.control_tokens),
     )  # fmt: skip
     config._attn_implementation = decoder.config._attn_implementation
@@ -261,8 +259,7 @@ def _check(**choices: tuple[Any, Iterable]) -> None:
             raise ValueError(f"{name}={value!r}: choose one of {', '.join(allowed)}")
 
 
-def _check_join(mode: str, split: Sequence[str], image_width: int | None) -> None:
-    _check(mode=(mode, MODES), **{f"split[{i}]": (part, PARTS) for i, part in enumerate(split)})
+def _check_width(mode: str, image_width: int | None) -> None:
     if image_width is not None and mode != "frozen":
         raise ValueError(f"image_width={image_width} is for mode='frozen': in {mode!r} pictures are as wide as the language model")
 

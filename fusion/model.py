@@ -152,13 +152,25 @@ class FusionModel(PreTrainedModel, GenerationMixin):
             self.twins = twins(self.llm, layers_of(self.llm), family, config.split)
         elif config.mode == "frozen":
             self.twins = stream(self.llm, layers_of(self.llm), family, width)
-            self.llm.requires_grad_(False)
         self.backbone = Backbone(self.llm, config.positions != "shared", self.twins)
         self.sincos = config.positions != "axial" or family.positions == "learned"
         self.post_init()
+        self.hold()
+
+    def hold(self) -> None:
+        """Leave what never changes out of training: the LLM of mode frozen."""
+        if self.config.mode == "frozen":
+            self.llm.requires_grad_(False)
 
     def init_weights(self) -> None:
         """Nothing to do: every part initialises itself when it is made, and a given LLM keeps its weights."""
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As every model of Hugging Face is loaded, which makes all weights learn; see `hold`."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).hold()
+        return loaded
 
     @classmethod
     def from_llm(cls, llm: PreTrainedModel, config: FusionConfig) -> "FusionModel":
