@@ -1,5 +1,6 @@
 """Fusion: a model, its processor and its codec as one thing that draws, edits, describes, talks, loads and saves."""
 
+import copy
 import json
 import os
 import tempfile
@@ -18,6 +19,7 @@ from fusion.codec import Codec, load_codec
 from fusion.flow import PATHS
 from fusion.generate import Event, Generator, ImageDone, TextPiece
 from fusion.images import fit_size, open_image
+from fusion.lora import Lora
 from fusion.modality import PARTS
 from fusion.model import (
     EMBEDS,
@@ -28,6 +30,7 @@ from fusion.model import (
     SHORTEST_WAVE,
     TARGETS,
     TIMES,
+    BaseError,
     FusionConfig,
     FusionModel,
 )
@@ -115,22 +118,56 @@ class Fusion:
 
     # ---- folders ----
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write model, processor and codec into one folder; files appear whole or not at all, the model's config last."""
+    def add_lora(self, rank: int = 8, alpha: float = 16.0, targets: str = "linear", seed: int = 0) -> "Fusion":
+        """Put low-rank adapters into the LLM, which is frozen but for them; targets: attention, or linear for all linear layers. Answers stay
+        what they were until they are trained. seed: of the new weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model.add_lora(Lora(rank, alpha, targets))
+        return self
+
+    def merge_lora(self) -> "Fusion":
+        """Make the adapters part of the LLM."""
+        self.model.merge_lora()
+        return self
+
+    def save_pretrained(self, folder: str | Path, base: str | Path | None = None) -> None:
+        """Write model, processor and codec into one folder; files appear whole or not at all, the model's config last.
+
+        base: where the LLM's own weights lie (a folder or hub id): they are left out, and a model of adapters takes a few MB. ValueError unless
+        the LLM is frozen.
+        """
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
+        if base is not None and any(p.requires_grad for name, p in self.model.llm.named_parameters() if "lora_" not in name):
+            raise ValueError(f"base={str(base)!r}: the LLM's weights learn, so that they are not those of the base: save them with the model")
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-            self.model.save_pretrained(temporary)
+            if base is None:
+                self.model.save_pretrained(temporary)
+            else:
+                self._save_beside(temporary, str(Path(base).resolve() if Path(base).is_dir() else base))
             self.processor.save_pretrained(temporary)
             self.codec.save(Path(temporary, "codec"))
             _move_in(Path(temporary), folder)
 
+    def _save_beside(self, folder: str, base: str) -> None:
+        config = self.model.config
+        try:
+            config.base, config.base_weights = base, self.model.llm_weights()
+            self.model.save_pretrained(folder, state_dict=self.model.own_weights())
+        finally:
+            config.base = config.base_weights = None
+
     def export_llm(self, folder: str | Path) -> None:
-        """Write the decoder back as a plain LLM that AutoModelForCausalLM loads, with its tokenizer."""
+        """Write the decoder back as a plain LLM that AutoModelForCausalLM loads, with its tokenizer; adapters become part of its weights."""
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-            self.model.llm.save_pretrained(temporary)
+            model = self.model
+            if model.config.lora:
+                model = copy.deepcopy(model)
+                model.merge_lora()
+            model.llm.save_pretrained(temporary)
             self.processor.tokenizer.save_pretrained(temporary)
             _move_in(Path(temporary), folder)
 
@@ -203,21 +240,26 @@ def from_llm(
     return Fusion(model, processor, codec)
 
 
-def load(folder: str | Path, dtype: torch.dtype | str | None = None, device: str | torch.device | None = None) -> Fusion:
+def load(
+    folder: str | Path, dtype: torch.dtype | str | None = None, device: str | torch.device | None = None, llm: str | Path | None = None
+) -> Fusion:
     """Load a folder that `save_pretrained` wrote, or a model that comes with the package, by its name ("shapes").
 
-    dtype: of the weights, as they were saved unless given. Raises ValueError in one line where the folder is not one or is incomplete.
+    dtype: of the weights, as they were saved unless given. llm: where the LLM is that was left out of the folder, if it has moved.
+    Raises ValueError in one line where the folder is not one or is incomplete.
     """
     folder = _place(folder)
     version = json.loads((folder / "config.json").read_text()).get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"{folder}: format version {version}, this fusion reads {FORMAT_VERSION}: save the model again with this version")
     try:
-        model, weights = FusionModel.from_pretrained(folder, dtype=_dtype(dtype) or "auto", output_loading_info=True)
+        model, weights = FusionModel.from_pretrained(folder, dtype=_dtype(dtype) or "auto", output_loading_info=True, llm=llm)
         if weights["missing_keys"]:
             raise KeyError(f"no weights for {', '.join(sorted(weights['missing_keys']))}")
         processor = FusionProcessor.from_pretrained(folder)
         codec = load_codec(folder, dtype=_dtype(dtype), device=device)
+    except BaseError:
+        raise
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: the model is incomplete ({' '.join(str(error).split())[:200]}): copy or save it again") from None
     return Fusion(model.to(device).eval(), processor, codec)

@@ -287,6 +287,7 @@ class Backbone:
     def __init__(self, llm: PreTrainedModel, axial: bool = True, twins: nn.ModuleList | None = None):
         self.llm, self.family, self.context = llm, family_of(llm.config), Context()
         self.axial, self.by_modality = axial and self.family.positions == "rotary", twins is not None
+        self.handles = []
         layers = layers_of(llm)
         self.sites = [self._hook_layer(layer) for layer in layers]
         if twins is not None:
@@ -300,13 +301,18 @@ class Backbone:
         family, sites = self.family, []
         for entry, leave in ((family.attention, family.attention_gate), (family.feed_forward, family.feed_forward_gate)):
             sites += [ModulateInput(self.context, relative=not family.pre_norm), GateOutput(self.context)]
-            layer.get_submodule(entry).register_forward_pre_hook(sites[-2], with_kwargs=True)
-            layer.get_submodule(leave).register_forward_hook(sites[-1])
+            self.handles.append(layer.get_submodule(entry).register_forward_pre_hook(sites[-2], with_kwargs=True))
+            self.handles.append(layer.get_submodule(leave).register_forward_hook(sites[-1]))
         return tuple(sites)
 
     def _hook_rotary(self, rotary: nn.Module) -> None:
         axis = frequency_axes(type(rotary), self.llm.config)
-        rotary.register_forward_hook(AxialRotary(self.context, axis), with_kwargs=True)
+        self.handles.append(rotary.register_forward_hook(AxialRotary(self.context, axis), with_kwargs=True))
+
+    def unhook(self) -> None:
+        """Take the hooks off, for another driver of the same model."""
+        for handle in self.handles:
+            handle.remove()
 
     @property
     def layers(self) -> int:

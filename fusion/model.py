@@ -5,20 +5,25 @@ the noised blocks. New tokens have rows of their own (`control_embed`, `control_
 """
 
 import copy
+import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from fusion.backbone import Backbone, PrefixCache, RowModulation, family_of, layers_of
+from fusion.cache import bytes_of
 from fusion.conv import ConvEmbed, ConvHead
 from fusion.layers import FlowHead, Modulation, PatchEmbed, Seen, TimestepEmbedding, match_rms
+from fusion.lora import Lora, adapt, merge
 from fusion.mask import Rows
 from fusion.modality import PARTS, stream, twins
 from fusion.patches import sincos
@@ -43,8 +48,9 @@ class FusionConfig(PreTrainedConfig):
     axial+sincos. target: what the flow head predicts, x, v or eps. embed: of patches, linear or conv. head: linear, conv or
     conv+reference (fusion.conv). mode: shared, one set of weights for text and pictures, or mot, with twins of the parts of layers that `split`
     names for rows of pictures, or frozen, with an image stream of image_width (None: the LLM's) beside an LLM that never changes
-    (fusion.modality). vocab_base: the id of the first control token; control_tokens: how many there are. position_scale,
-    position_base, position_wave: base and shortest wave (cells) of the sincos features.
+    (fusion.modality). lora: low-rank adapters of an LLM that is frozen but for them, as fields of fusion.lora.Lora. base, base_weights: where the
+    LLM's own weights lie if they are not in the model's folder, and their fingerprint. vocab_base: the id of the first control token;
+    control_tokens: how many there are. position_scale, position_base, position_wave: base and shortest wave (cells) of the sincos features.
     """
 
     model_type = "fusion"
@@ -65,6 +71,9 @@ class FusionConfig(PreTrainedConfig):
         mode: str = "shared",
         split: Sequence[str] = PARTS,
         image_width: int | None = None,
+        lora: dict | None = None,
+        base: str | None = None,
+        base_weights: str | None = None,
         vocab_base: int = 0,
         control_tokens: int = 3,
         position_scale: float = 1.0,
@@ -79,6 +88,7 @@ class FusionConfig(PreTrainedConfig):
         self.time, self.positions, self.target, self.path = time, positions, target, path
         self.embed, self.head = embed, head
         self.mode, self.split, self.image_width = mode, list(split), image_width
+        self.lora, self.base, self.base_weights = lora, base, base_weights
         self.vocab_base, self.control_tokens = vocab_base, control_tokens
         self.position_scale, self.position_base, self.position_wave = position_scale, position_base, position_wave
         self.format_version = format_version
@@ -113,6 +123,19 @@ class Output:
     logits: Float[Tensor, "l v"]
     labels: Int[Tensor, " l"]
     prediction: Float[Tensor, "n p"]
+
+
+class BaseError(ValueError):
+    """The LLM that a model lies beside is not there, or another; the message is one line that says what to do."""
+
+
+def _of_llm(name: str) -> bool:
+    return name.startswith("llm.") and "lora_" not in name
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a model's folder."""
+    return {name: tensor for file in sorted(folder.glob("model*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 class FusionModel(PreTrainedModel, GenerationMixin):
@@ -152,25 +175,85 @@ class FusionModel(PreTrainedModel, GenerationMixin):
             self.twins = twins(self.llm, layers_of(self.llm), family, config.split)
         elif config.mode == "frozen":
             self.twins = stream(self.llm, layers_of(self.llm), family, width)
+        if config.lora:
+            adapt(layers_of(self.llm), family.attention, Lora(**config.lora))
         self.backbone = Backbone(self.llm, config.positions != "shared", self.twins)
         self.sincos = config.positions != "axial" or family.positions == "learned"
         self.post_init()
         self.hold()
 
     def hold(self) -> None:
-        """Leave what never changes out of training: the LLM of mode frozen."""
-        if self.config.mode == "frozen":
-            self.llm.requires_grad_(False)
+        """Leave what never changes out of training: the LLM of mode frozen, and one that has adapters, but for them."""
+        if self.config.mode == "frozen" or self.config.lora:
+            for name, p in self.llm.named_parameters():
+                p.requires_grad_("lora_" in name)
+
+    def add_lora(self, settings: Lora) -> None:
+        """Put adapters into the LLM, which is frozen from now on. ValueError where there are some, and beside weights by modality."""
+        if self.config.lora or self.config.mode != "shared":
+            has = " and has adapters" if self.config.lora else ""
+            raise ValueError(f"lora: this model is of mode {self.config.mode!r}{has}; give one of shared weights without any")
+        self.config.lora = asdict(settings)
+        self._driven_anew(lambda layers: adapt(layers, self.backbone.family.attention, settings))
+        self.hold()
+
+    def merge_lora(self) -> None:
+        """Make the adapters part of the LLM's weights. ValueError where there are none."""
+        if not self.config.lora:
+            raise ValueError("lora: this model has no adapters to merge")
+        self.config.lora = None
+        self._driven_anew(merge)
+        self.llm.requires_grad_(True)
+
+    def _driven_anew(self, change: Callable[[nn.ModuleList], None]) -> None:
+        """Hooks sit on modules that the change replaces."""
+        self.backbone.unhook()
+        change(layers_of(self.llm))
+        self.backbone = Backbone(self.llm, self.config.positions != "shared", self.twins)
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """Everything but the LLM's own weights."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not _of_llm(name)}
+
+    def llm_weights(self) -> str:
+        """A fingerprint of the LLM's own weights as bf16 has them, the same in whatever precision they were loaded; adapters do not count."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, p in self.llm.named_parameters():
+            if _of_llm(f"llm.{name}"):
+                digest.update(name.replace(".base_layer", "").encode() + bytes_of(p.detach().bfloat16()))
+        return digest.hexdigest()
 
     def init_weights(self) -> None:
         """Nothing to do: every part initialises itself when it is made, and a given LLM keeps its weights."""
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As every model of Hugging Face is loaded, which makes all weights learn; see `hold`."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded).hold()
-        return loaded
+    def from_pretrained(cls, folder, *args, **kwargs):
+        """As every model of Hugging Face is loaded, which makes all weights learn (see `hold`). An LLM that is not in the folder is loaded from
+        where the config says, or `llm` does, and has to be the one that was left out. ValueError in one line where it is not."""
+        llm = kwargs.pop("llm", None)
+        config = kwargs.get("config") or FusionConfig.from_pretrained(folder)
+        if config.base is None:
+            loaded = super().from_pretrained(folder, *args, **kwargs)
+            (loaded[0] if isinstance(loaded, tuple) else loaded).hold()
+            return loaded
+        return cls._beside(config, str(llm or config.base), Path(folder), kwargs.get("dtype", "auto"), kwargs.get("output_loading_info"))
+
+    @classmethod
+    def _beside(cls, config: FusionConfig, base: str, folder: Path, dtype, output_loading_info: bool | None):
+        """The weights in a folder, beside an LLM from elsewhere."""
+        try:
+            llm = AutoModelForCausalLM.from_pretrained(base, config=copy.deepcopy(config.text_config), dtype=dtype)
+        except (OSError, ValueError) as error:
+            said = " ".join(str(error).split())[:150]
+            raise BaseError(f"{base}: the LLM of this model cannot be loaded ({said}): say where it is with llm=") from None
+        model = cls(config, llm=llm)
+        if model.llm_weights() != config.base_weights:
+            raise BaseError(f"{base}: this is not the LLM that the model was trained beside: its weights differ")
+        config.base = config.base_weights = None  # all of it is here now
+        model.to(llm.dtype)
+        missing, unknown = model.load_state_dict(_tensors(folder), strict=False)
+        info = {"missing_keys": {name for name in missing if not _of_llm(name)}, "unexpected_keys": set(unknown)}
+        return (model.eval(), info) if output_loading_info else model.eval()
 
     @classmethod
     def from_llm(cls, llm: PreTrainedModel, config: FusionConfig) -> "FusionModel":

@@ -31,6 +31,7 @@ READING_ORDER = [
     "cache",
     "codec",
     "modality",
+    "lora",
     "backbone",
     "model",
     "objective",

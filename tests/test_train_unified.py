@@ -84,9 +84,26 @@ def test_weights_by_modality_learn_to_draw_and_leave_the_language_model_as_it_wa
     assert moved > 1e-4
 
 
+@pytest.mark.parametrize("join", ["model.lora={rank: 4}", "model.mode=frozen"])
+def test_a_frozen_llm_is_left_where_it_is_and_training_goes_on_from_a_checkpoint(llm, folder, tmp_path, root, join):
+    runs = tmp_path / "whole", tmp_path / "parts"
+    quiet = ["training.validate_every=0", "training.sample_every=0", "training.optim.schedule=wsd", "training.optim.decay=0.0"]
+    argv = [[str(root / "configs" / "unified.yaml"), *words(llm, folder, run), *quiet, join] for run in runs]
+    assert unified.main(argv[0]) == 0
+    assert unified.main([*argv[1], "training.documents=30"]) == 0
+    assert unified.main([*argv[1], "resume=true"]) == 0
+    models = [fusion.load(run / "model").model for run in runs]
+    weights = [model.own_weights() for model in models]
+    assert weights[0].keys() == weights[1].keys() and all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    size = (runs[0] / "model" / "model.safetensors").stat().st_size
+    assert size < 4.2 * sum(tensor.numel() for tensor in weights[0].values())
+    assert any("lora_B" in name and tensor.any() for name, tensor in weights[0].items()) == ("lora" in join)
+
+
 @pytest.mark.parametrize(
     ("word", "line"),
     [
+        ("model.lora={rank: 0}", "lora rank=0"),
         ("training.optim.rates={llms.*: 0}", "no parameter is called 'llms.*'"),
         ("model.split=[mlp]", "'mlp': choose one of attention, norms, feed_forward"),
         ("data.sources=[]", "data.sources is empty"),

@@ -48,10 +48,10 @@ class Learner(ABC):
 
 
 class UnifiedLearner(Learner):
-    """A Fusion that learns from packed batches."""
+    """A Fusion that learns from packed batches. llm: where its LLM came from, which is left out of saved folders if it never changes."""
 
-    def __init__(self, fusion: Fusion):
-        self.fusion, self.model = fusion, fusion.model
+    def __init__(self, fusion: Fusion, llm: str | None = None):
+        self.fusion, self.model, self.llm = fusion, fusion.model, llm
 
     def to(self, device: torch.device) -> None:
         """Model and codec."""
@@ -73,7 +73,8 @@ class UnifiedLearner(Learner):
 
     def save_pretrained(self, folder: Path) -> None:
         """A folder for fusion.load."""
-        self.fusion.save_pretrained(folder)
+        config = self.model.config
+        self.fusion.save_pretrained(folder, self.llm if config.lora or config.mode == "frozen" else None)
 
     def rest(self, resting: bool) -> None:
         """While it does, the decoder learns what to draw (docs/log.md)."""

@@ -19,6 +19,7 @@ from fusion.data.loader import Loader
 from fusion.data.shapes import World
 from fusion.data.sources import Mixture, Sample, Source, WorldSource
 from fusion.data.sources.config import DataConfig
+from fusion.lora import Lora
 from fusion.modality import PARTS
 from fusion.objective import Objective
 from train import program
@@ -38,6 +39,7 @@ class Model:
 
     shrink: factor on the LLM's hidden matrices before training begins, for LLMs whose weights keep them from learning what is new (Ash and
     Adams, arXiv 1910.08475); the demo's tiny one tells colours apart with 0.3 (docs/log.md), larger ones were not tried.
+    lora: adapters of the LLM, which is frozen but for them (fusion.lora), as {rank: 8, alpha: 16, targets: linear}; null for none.
     latents: a folder in which the latents of training images are kept, so that each is encoded once; None encodes at every step.
     """
 
@@ -57,6 +59,7 @@ class Model:
     max_patches: int = 4096
     attention: str = "auto"
     shrink: float = 1.0
+    lora: Lora | None = None
     latents: str | None = None
 
     def __post_init__(self):
@@ -110,7 +113,7 @@ def train(config: Unified) -> Summary:
     trainer = trainer_for(config, model, ranks.process_index, ranks.num_processes)
     summary = trainer.fit()
     if ranks.is_main_process and not summary.interrupted:
-        model.save_pretrained(run / "model")
+        trainer.learner.save_pretrained(run / "model")
         report.write(run, evaluate(config, model))
     return summary
 
@@ -132,6 +135,8 @@ def build(settings: Model) -> Fusion:
     if settings.shrink != 1:
         pretrained = [part for part in (model.model.llm, model.model.twins) if part is not None]
         torch._foreach_mul_([p.data for part in pretrained for p in hidden_matrices(part)], settings.shrink)
+    if settings.lora:
+        model.add_lora(**vars(settings.lora))
     if settings.latents:
         model.codec = LatentCache(settings.latents, model.codec)
     model.model.set_attention(fast if settings.attention == "auto" else settings.attention)
@@ -156,7 +161,7 @@ def trainer_for(config: Unified, model: Fusion, rank: int = 0, world: int = 1) -
         held_out[source.name] = fixed_batches(samples[: config.validation.documents], model.processor, config.packing)
         groups[source.name] = from_samples(samples[: config.samples.held_out])
     sampler = Sampler(model, groups, config.samples)
-    return Trainer(UnifiedLearner(model), loader, config.objective, config.training, config.run, held_out, sampler, config.resume)
+    return Trainer(UnifiedLearner(model, config.model.llm), loader, config.objective, config.training, config.run, held_out, sampler, config.resume)
 
 
 def first_samples(source: Source, count: int) -> list[Sample]:
