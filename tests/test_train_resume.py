@@ -1,6 +1,7 @@
 """Law 6: resuming equals never having stopped, bit for bit, whatever stopped the run."""
 
 import os
+import random
 import signal
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests import training
+from tests import killing, training
+from train import checkpoint
 from train.loop import Trainer
 from train.metrics import read
 
@@ -87,3 +89,35 @@ def test_a_finished_run_has_nothing_left_to_do(llm, tmp_path):
     assert again.fit().steps == done.steps
     for (name, p), q in zip(first.model.named_parameters(), again.model.parameters(), strict=True):
         assert torch.equal(p, q), name
+
+
+@pytest.mark.parametrize("wish", ["save", "stop"])
+def test_a_file_in_the_runs_folder_asks_for_a_checkpoint_or_an_end(llm, tmp_path, wish):
+    trainer = training.make(llm, tmp_path, save_every=0, validate=False)
+    real = trainer._one_step
+
+    def asked_in_step_3(*args):
+        if trainer.step == 2:
+            (tmp_path / wish).touch()
+        return real(*args)
+
+    trainer._one_step = asked_in_step_3
+    summary = trainer.fit()
+    assert not (tmp_path / wish).exists()
+    if wish == "stop":
+        assert summary.steps == 3 and "the file" in summary.interrupted and checkpoint.steps(tmp_path / "checkpoints") == [3]
+    else:
+        assert summary.interrupted is None and checkpoint.steps(tmp_path / "checkpoints") == [3, summary.steps]
+
+
+def test_checkpoints_by_the_clock(llm, tmp_path):
+    summary = training.make(llm, tmp_path, save_every=0, save_minutes=1e-9, keep=99, validate=False).fit()
+    assert checkpoint.steps(tmp_path / "checkpoints") == list(range(1, summary.steps + 1))
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_been(llm, tmp_path):
+    killing.run(llm, tmp_path / "straight")
+    kills = killing.until_done(llm, tmp_path / "killed", random.Random(0), most=3)
+    assert kills
+    assert not killing.differences(tmp_path / "straight", tmp_path / "killed")

@@ -1,5 +1,6 @@
 """Checkpoints that are either whole or not there: written aside, synced to disk, renamed, and only then is an old one deleted."""
 
+import hashlib
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-# Written last: the files of the checkpoint and their sizes, so that a copy that broke off is noticed too.
+# Written last: the files of the checkpoint with sizes and hashes, so that a copy that broke off is noticed, and a bit that fell over.
 MARKER = "complete.json"
 
 
@@ -35,8 +36,8 @@ def save(folder: str | Path, step: int, write: Callable[[Path], None], keep: int
 def seal(folder: Path) -> None:
     """Sync every file of a folder to disk and write the marker that lists them."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
-    (folder / MARKER).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
+    listed = {str(path.relative_to(folder)): [path.stat().st_size, _hash(path)] for path in files}
+    (folder / MARKER).write_text(json.dumps(listed, indent=1), encoding="utf-8")
     for path in [*files, folder / MARKER, *(p for p in folder.rglob("*") if p.is_dir()), folder]:
         _sync(path)
 
@@ -61,15 +62,22 @@ def newest(folder: str | Path) -> Path | None:
 def what_is_missing(path: Path) -> str | None:
     """None for a complete checkpoint, else what is wrong with it."""
     try:
-        sizes = json.loads((path / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        listed = dict(json.loads((path / MARKER).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return f"no {MARKER}"
-    for name, size in sizes.items():
+    for name, (size, digest) in listed.items():
         if not (path / name).is_file():
             return f"{name} is missing"
         if (path / name).stat().st_size != size:
             return f"{name} was cut off"
+        if _hash(path / name) != digest:
+            return f"{name} is damaged"
     return None
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -41,8 +41,9 @@ class Training:
     documents, minutes: the run ends at whichever comes first, and the learning rate has then reached its end. accumulate: batches
     per step. ema: decay of the averaged weights, which are the ones that are saved. precision: auto takes bf16 where it is faster.
     compile: compile the layers of the decoder. conv_from: documents before which a convolutional head rests: while it learns to draw,
-    the decoder does not learn what to (docs/log.md). workers: processes that make batches. The `_every` are in steps, 0 for never; keep:
-    checkpoints kept.
+    the decoder does not learn what to (docs/log.md). workers: processes that make batches. The `_every` are in steps, 0 for never;
+    save_minutes: a checkpoint after so many too; keep: checkpoints kept. Whoever makes a file `save` or `stop` in the run's folder has a
+    checkpoint written, or the run stopped as by a signal, after the next step.
     """
 
     documents: int | None = 100_000
@@ -58,6 +59,7 @@ class Training:
     validate_every: int = 500
     sample_every: int = 1000
     save_every: int = 1000
+    save_minutes: float = 0.0
     keep: int = 2
     optim: Optim = field(default_factory=Optim)
 
@@ -114,7 +116,7 @@ class Trainer:
         self.step = self.seen = 0
         self.skipped = 0  # bad samples left out so far
         self.progress = self.factor = 0.0  # the share of the run that is done, and of the peak learning rate
-        self.saved = -1  # the step of the last checkpoint
+        self.saved, self.saved_at, self.due = -1, 0.0, False  # step and seconds of the last checkpoint; whether one is wanted now
         self.before = 0.0  # seconds of training before this process began
         # Measured once and kept in the checkpoint: on a busy machine a second measurement could come out otherwise.
         self.precision = settings.precision
@@ -160,10 +162,21 @@ class Trainer:
 
         Returns the signal that asks to stop; the ranks agree on both.
         """
-        seconds, signals = self._together(self.seconds if self.main else 0.0, float(interrupts.asked is not None))
+        seconds, signals, saving = self._together(
+            self.seconds if self.main else 0.0, float((self._wish("stop") or interrupts.asked) is not None), float(self._save_is_due())
+        )
+        self.due = saving > 0
         documents, minutes = self.settings.documents, self.settings.minutes
         self.progress = min(1.0, max(self.seen / documents if documents else 0.0, seconds / (60 * minutes) if minutes else 0.0))
-        return (interrupts.asked or "a signal to another rank") if signals else None
+        return (interrupts.asked or self._wish("stop") or "a signal to another rank") if signals else None
+
+    def _wish(self, name: str) -> str | None:
+        """Says so where somebody has put a file of this name into the run's folder."""
+        return f"the file {self.run / name}" if self.main and (self.run / name).exists() else None
+
+    def _save_is_due(self) -> bool:
+        minutes = (self.seconds - self.saved_at) / 60
+        return self.main and (self._wish("save") is not None or 0 < self.settings.save_minutes <= minutes)
 
     def _one_step(self, interrupts: Interrupts) -> str | None:
         """One update; returns the signal that asks to stop, if one came."""
@@ -251,7 +264,7 @@ class Trainer:
         if self.sample and settings.sample_every and (self.step % settings.sample_every == 0 or ended) and self.main:
             with _averaged(self.model, self.ema):
                 self.sample(self.run / "samples" / f"step_{self.step}")
-        if settings.save_every and self.step % settings.save_every == 0 and not ended:
+        if (self.due or (settings.save_every and self.step % settings.save_every == 0)) and not ended:
             self._save()
         self.accelerator.wait_for_everyone()
 
@@ -262,7 +275,10 @@ class Trainer:
             return
         self.saved = self.step
         streams = gather_object([self.loader.state_dict()])
+        self.saved_at = self.seconds
         if self.main:
+            for wish in ("save", "stop"):
+                (self.run / wish).unlink(missing_ok=True)
             checkpoint.save(self.run / "checkpoints", self.step, lambda folder: self._write(folder, streams), self.settings.keep)
         self.accelerator.wait_for_everyone()
 
