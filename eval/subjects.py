@@ -1,0 +1,135 @@
+"""What is evaluated, each seen the same way: a unified model, a painter of any architecture, a whole pipeline of diffusers."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+import fusion
+from fusion.api import Fusion
+from fusion.architectures import load_painter, pipeline
+from fusion.architectures.painter import CONFIG as PAINTER
+from fusion.architectures.painter import Painter
+from fusion.architectures.pipelines import INDEX, RECIPES, Pipeline
+from fusion.generate import ImageDone
+
+ANSWER, OPENING, DESCRIPTION = 12, 64, 48  # tokens of an answer, up to a story's first picture, and of a description
+Size = tuple[int, int]
+
+
+class Subject:
+    """can: which of draw, edit, answer, decide and describe it does. knobs: of its sampler. Row i of a call uses seed + i."""
+
+    can: frozenset[str] = frozenset({"draw"})
+
+    def __init__(self, kind: str, knobs: dict[str, Any]):
+        self.kind, self.knobs = kind, knobs
+
+    def draw(self, prompts: Sequence[str], seed: int, size: Size) -> list[Image.Image]:
+        """A picture of each prompt, (width, height) in pixels."""
+        raise NotImplementedError
+
+    def edit(self, images: Sequence[Image.Image], instructions: Sequence[str], seed: int) -> list[Image.Image]:
+        """Each image, all of one size, after its instruction."""
+        raise NotImplementedError
+
+    def answer(self, images: Sequence[Image.Image], questions: Sequence[str], seed: int) -> list[str]:
+        """What it says to a question about each image."""
+        raise NotImplementedError
+
+    def describe(self, images: Sequence[Image.Image], seed: int) -> list[str]:
+        """What it says each image shows."""
+        raise NotImplementedError
+
+    def decide(self, messages: Sequence[dict], seed: int, size: Size) -> list[bool]:
+        """Whether it draws a picture when a user begins with each message."""
+        raise NotImplementedError
+
+
+class Unified(Subject):
+    """A model of text and pictures."""
+
+    can = frozenset({"draw", "edit", "answer", "decide", "describe"})
+
+    def __init__(self, model: Fusion, knobs: dict[str, Any]):
+        super().__init__("unified model", knobs)
+        self.model = model
+
+    def draw(self, prompts, seed, size):
+        # There is no picture to be guided by, and a branch for it would only cost time.
+        return self.model._images([[prompt] for prompt in prompts], seed, {"image_size": size, **self.knobs, "image_guidance": 1.0})
+
+    def edit(self, images, instructions, seed):
+        prompts = [[image, words] for image, words in zip(images, instructions, strict=True)]
+        return self.model._images(prompts, seed, {**self.knobs, "image_size": images[0].size})
+
+    def answer(self, images, questions, seed, length: int = ANSWER):
+        prompts = [[image, words] for image, words in zip(images, questions, strict=True)]
+        replies = self.model.generate(prompts, seed, **{**self.knobs, "max_images": 0, "max_new_tokens": length})
+        return ["".join(reply) for reply in replies]
+
+    def describe(self, images, seed):
+        return self.answer(images, ["Describe this picture."] * len(images), seed, DESCRIPTION)
+
+    def decide(self, messages, seed, size):
+        # What counts is whether an answer comes to a picture at all: it is drawn in one step, and nothing is written behind it.
+        quick = {"image_size": size, "steps": 1, "solver": "euler", "guidance": 1.0, "image_guidance": 1.0, "max_new_tokens": OPENING}
+        events = self.model._events([[one] for one in messages], seed, {**self.knobs, **quick, "max_images": 1}, only_image=True)
+        drew = {event.row for event in events if isinstance(event, ImageDone)}
+        return [row in drew for row in range(len(messages))]
+
+
+class Painted(Subject):
+    """A diffusion transformer of this repository."""
+
+    def __init__(self, painter: Painter, knobs: dict[str, Any]):
+        super().__init__(painter.config.architecture, knobs)
+        self.painter = painter
+
+    def draw(self, prompts, seed, size):
+        return self.painter.images(list(prompts), seed, size=size, **self.knobs)
+
+
+class Piped(Subject):
+    """A whole pipeline of diffusers, at its own usual size; pictures are then brought to the size that was asked for."""
+
+    def __init__(self, pipe: Pipeline | Any, kind: str, knobs: dict[str, Any]):
+        super().__init__(kind, knobs)
+        self.pipe = pipe
+
+    def draw(self, prompts, seed, size):
+        images = [self._one(prompt, seed + row) for row, prompt in enumerate(prompts)]
+        return [image if image.size == tuple(size) else image.resize(size, Image.Resampling.BOX) for image in images]
+
+    def _one(self, prompt: str, seed: int) -> Image.Image:
+        if isinstance(self.pipe, Pipeline):
+            return self.pipe.draw(prompt, seed=seed, **self.knobs)[0]
+        return self.pipe(prompt, generator=torch.Generator().manual_seed(seed), **self.knobs).images[0]
+
+
+def load_subject(folder: str | Path, knobs: dict[str, Any], device: str | None = None) -> Subject:
+    """What lies in a folder: a saved unified model (or a bundled one by its name), a painter, or a pipeline that diffusers saved; those that
+    have no recipe here are run by diffusers itself. ValueError in one line for anything else."""
+    path = Path(folder)
+    if (path / PAINTER).is_file():
+        return Painted(load_painter(path, device), knobs)
+    if (path / INDEX).is_file():
+        kind = json.loads((path / INDEX).read_text(encoding="utf-8")).get("_class_name", "pipeline")
+        return Piped(pipeline(path, device=device) if kind in RECIPES else _by_diffusers(path, device), kind, knobs)
+    try:
+        return Unified(fusion.load(folder, dtype=torch.float32, device=device), knobs)
+    except ValueError as error:
+        if (path / "config.json").is_file():
+            raise
+        raise ValueError(f"{error}; nor is it a painter's folder ({PAINTER}) or a pipeline's ({INDEX})") from None
+
+
+def _by_diffusers(path: Path, device: str | None):
+    import diffusers
+
+    pipe = diffusers.DiffusionPipeline.from_pretrained(path, use_safetensors=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device) if device else pipe

@@ -1,0 +1,286 @@
+"""Suites of the built-in world: what a subject is asked, what the judge says of each answer, and the shares that come of it."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import numpy as np
+from PIL import Image
+
+from eval.page import Score
+from eval.scores import mean_of, mean_score
+from eval.subjects import Subject
+from fusion.data.shapes import (
+    COLOURS,
+    SHAPES,
+    evaluation_edits,
+    evaluation_intents,
+    evaluation_prompts,
+    evaluation_questions,
+    judge,
+)
+
+SIZE = (32, 32)  # of the pictures asked for: the world's most frequent
+BATCH = 32  # items asked at once
+SAME = 8  # of 255: a pixel that differs by less was copied
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of one item. asked: in words; said: the answer, if it was words. groups: what the item counts in. values: in [0, 1], by name."""
+
+    suite: str
+    number: int
+    asked: str
+    groups: list[str]
+    values: dict[str, float]
+    said: str | None = None
+    images: list[str] = field(default_factory=list)
+
+
+Done = tuple[Row, list[Image.Image]]
+"""A row without its images' names, and the images: what was shown, then what was made."""
+
+
+class Suite(ABC):
+    """name: of the suite. needs: what a subject has to do for it. main: the value that two subjects are compared by. A suite's own scores
+    are the means of its values; by group, those of the main one."""
+
+    name: str
+    needs: frozenset[str]
+    main: str = "right"
+    words: dict[str, str]
+
+    @abstractmethod
+    def items(self, count: int, seed: int) -> list:
+        """What is asked; number i is the i-th."""
+
+    @abstractmethod
+    def ask(self, subject: Subject, first: int, items: Sequence, seed: int) -> list[Done]:
+        """Ask for items number `first` and on, which `batches` put together; each uses seed + its number."""
+
+    @abstractmethod
+    def text(self, item) -> str:
+        """What is asked, for the fingerprint of all that is."""
+
+    def alike(self, item) -> object:
+        """Items of one batch agree in it."""
+        return None
+
+    def batches(self, items: Sequence) -> Iterator[tuple[int, Sequence]]:
+        """(number of the first, items) of at most BATCH."""
+        start = 0
+        for _, group in groupby(items, self.alike):
+            together = list(group)
+            for offset in range(0, len(together), BATCH):
+                yield start + offset, together[offset : offset + BATCH]
+            start += len(together)
+
+    def scores(self, rows: Sequence[Row]) -> list[Score]:
+        """The means of all values, then the main one's by group."""
+        found = [mean_score(said, [row.values[name] for row in rows if name in row.values]) for name, said in self.words.items()]
+        return found + self.by_group(rows)
+
+    def by_group(self, rows: Sequence[Row]) -> list[Score]:
+        """The main value's means."""
+        groups = dict.fromkeys(group for row in rows for group in row.groups)
+        return [mean_score(f"{self.name}: {group}", [row.values[self.main] for row in rows if group in row.groups]) for group in groups]
+
+
+class Drawing(Suite):
+    """GenEval in miniature (Ghosh et al., arXiv 2310.11513): overall is the mean over its six categories."""
+
+    name, needs = "drawing", frozenset({"draw"})
+    words = {"colours": "all asked colours present"}
+
+    def items(self, count, seed):
+        return list(evaluation_prompts(count, seed))
+
+    def text(self, item):
+        return item.prompt
+
+    def ask(self, subject, first, items, seed):
+        images = subject.draw([item.prompt for item in items], seed + first, SIZE)
+        return [(self._row(first + place, item, image), [image]) for place, (item, image) in enumerate(zip(items, images, strict=True))]
+
+    def _row(self, number: int, item, image: Image.Image) -> Row:
+        verdict = judge.check(image, item.expectation)
+        values = {"right": float(verdict.ok)} | ({"colours": float(verdict.colours_present)} if item.expectation.colours else {})
+        category = item.category.replace("_", " ")
+        return Row(self.name, number, item.prompt, [f"{category}, held out" if item.held_out else category], values)
+
+    def scores(self, rows):
+        found = self.by_group(rows)
+        held_out = [score for score in found if score.name.endswith(", held out")]
+        seen = [score for score in found if score not in held_out]
+        whole = {}
+        for row in rows:
+            whole.setdefault(row.groups[0].removesuffix(", held out"), []).append(row.values["right"])
+        overall = mean_of("GenEval in miniature", [mean_score(name, values) for name, values in whole.items()])
+        parts = [mean_of(f"GenEval in miniature, {name} pairs", part) for name, part in (("seen", seen), ("held-out", held_out)) if part]
+        return [overall, *parts, mean_score(self.words["colours"], [row.values["colours"] for row in rows if "colours" in row.values]), *found]
+
+
+class Edits(Suite):
+    """Edits of one picture in context. A copy is an answer in which nothing changed though something was asked."""
+
+    name, needs = "edits", frozenset({"edit"})
+    words = {"right": "edits done", "kept": "pixels kept in edits", "copied": "edits that copy the source"}
+
+    def items(self, count, seed):
+        return sorted(evaluation_edits(count, seed), key=self.alike)
+
+    def alike(self, item):
+        return item.image.shape
+
+    def text(self, item):
+        return item.instruction
+
+    def ask(self, subject, first, items, seed):
+        before = [Image.fromarray(item.image) for item in items]
+        after = subject.edit(before, [item.instruction for item in items], seed + first)
+        return [
+            (self._row(first + place, item, old, new), [old, new])
+            for place, (item, old, new) in enumerate(zip(items, before, after, strict=True))
+        ]
+
+    def _row(self, number: int, item, before: Image.Image, after: Image.Image) -> Row:
+        verdict = judge.edit_done(before, after, item.edit)
+        values = {"right": float(verdict.done), "kept": float(verdict.kept), "copied": float(copied(before, after))}
+        return Row(self.name, number, item.instruction, [item.kind, "held out" if item.held_out else "seen"], values)
+
+
+def copied(before: Image.Image, after: Image.Image) -> bool:
+    """Whether every pixel stayed within a few levels."""
+    if before.size != after.size:
+        return False
+    pair = [np.asarray(image.convert("RGB"), dtype=int) for image in (before, after)]
+    return bool(abs(pair[0] - pair[1]).max() <= SAME)
+
+
+class Questions(Suite):
+    """Short answers about pictures."""
+
+    name, needs = "questions", frozenset({"answer"})
+    words = {"right": "questions"}
+
+    def items(self, count, seed):
+        return list(evaluation_questions(count, seed))
+
+    def text(self, item):
+        return item.question.text
+
+    def ask(self, subject, first, items, seed):
+        images = [Image.fromarray(item.image) for item in items]
+        replies = subject.answer(images, [item.question.text for item in items], seed + first)
+        done = []
+        for place, (item, image, reply) in enumerate(zip(items, images, replies, strict=True)):
+            right = float(judge.answer_right(item.question, reply))
+            asked = f"{item.question.text} ({item.question.answer})"
+            done.append((Row(self.name, first + place, asked, [item.kind], {"right": right}, reply), [image]))
+        return done
+
+
+class Intents(Suite):
+    """When to draw: if asked to, and only then."""
+
+    name, needs = "when to draw", frozenset({"decide"})
+    words = {"right": "draws when asked and only then"}
+
+    def items(self, count, seed):
+        return list(evaluation_intents(count, seed))
+
+    def text(self, item):
+        return said(item.message)
+
+    def ask(self, subject, first, items, seed):
+        messages = [with_pil(item.message) for item in items]
+        drew = subject.decide(messages, seed + first, SIZE)
+        return [
+            (
+                Row(
+                    self.name, first + place, said(item.message), ["asked for a picture" if item.draw else "not asked for one"],
+                    {"right": float(choice == item.draw)}, "draws" if choice else "writes",
+                ),
+                [block["image"] for block in message["content"] if block["type"] == "image"],
+            )
+            for place, (item, message, choice) in enumerate(zip(items, messages, drew, strict=True))
+        ]  # fmt: skip
+
+
+def said(message: dict) -> str:
+    """The words of a message."""
+    return " ".join(block["text"] for block in message["content"] if block["type"] == "text")
+
+
+def with_pil(message: dict) -> dict:
+    """The message with its pictures as images."""
+    blocks = [block | {"image": Image.fromarray(block["image"])} if block["type"] == "image" else block for block in message["content"]]
+    return {**message, "content": blocks}
+
+
+class Descriptions(Suite):
+    """What is said of true pictures: the kinds of objects named, against those that are there (their intersection over their union)."""
+
+    name, needs, main = "descriptions", frozenset({"describe"}), "named"
+    words = {"named": "objects named in descriptions"}
+
+    def items(self, count, seed):
+        return sorted(evaluation_edits(count, seed), key=self.alike)
+
+    def alike(self, item):
+        return item.image.shape
+
+    def text(self, item):
+        return " ".join(sorted(" ".join(kind[::-1]) for kind in item.before.kinds))
+
+    def ask(self, subject, first, items, seed):
+        images = [Image.fromarray(item.image) for item in items]
+        done = []
+        for place, (item, image, words) in enumerate(zip(items, images, subject.describe(images, seed + first), strict=True)):
+            named = overlap(kinds_in(words), set(item.before.kinds))
+            objects = f"{len(item.before.things)} object{'s' if len(item.before.things) > 1 else ''}"
+            done.append((Row(self.name, first + place, self.text(item), [objects], {"named": named}, words), [image]))
+        return done
+
+
+class RoundTrip(Suite):
+    """Draw what is asked, then say what the drawing shows: the kinds that were asked for, against those that are named."""
+
+    name, needs, main = "round trip", frozenset({"draw", "describe"}), "named"
+    words = {"named": "objects that come back from a drawing"}
+
+    def items(self, count, seed):
+        full = (item for item in evaluation_prompts(4 * count, seed) if all(one.shape and one.colour for one in item.expectation.wanted))
+        return list(full)[:count]
+
+    def text(self, item):
+        return item.prompt
+
+    def ask(self, subject, first, items, seed):
+        images = subject.draw([item.prompt for item in items], seed + first, SIZE)
+        done = []
+        for place, (item, image, words) in enumerate(zip(items, images, subject.describe(images, seed + first), strict=True)):
+            asked = {(one.shape, one.colour) for one in item.expectation.wanted}
+            row = Row(self.name, first + place, item.prompt, [item.category.replace("_", " ")], {"named": overlap(kinds_in(words), asked)}, words)
+            done.append((row, [image]))
+        return done
+
+
+KIND = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})(?:e?s)?\b", re.IGNORECASE)
+
+
+def kinds_in(words: str) -> set[tuple[str, str]]:
+    """The kinds, (shape, colour), that words name."""
+    return {(shape.lower(), colour.lower()) for colour, shape in KIND.findall(words)}
+
+
+def overlap(one: set, other: set) -> float:
+    """Intersection over union; 1 for two empty sets."""
+    return len(one & other) / len(one | other) if one | other else 1.0
+
+
+SUITES: tuple[Suite, ...] = (Drawing(), Edits(), Questions(), Intents(), Descriptions(), RoundTrip())
+COUNTS: dict[str, Callable[[Suite], int]] = {"quick": lambda suite: 96 if suite.name in ("drawing", "questions") else 48, "full": lambda suite: 480}

@@ -1,0 +1,217 @@
+"""eval.run: what knows everything scores 1 and what knows nothing 0; it resumes, shares its work, compares, and writes nothing over."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fusion
+from eval import run, suites
+from eval.results import read_result
+from eval.shapes import SPLITS
+from eval.subjects import Subject, load_subject
+from eval.suites import SUITES, Edits, Row, copied, kinds_in, overlap
+from fusion.data.shapes import render
+from fusion.data.shapes.vision import read
+from tests import pipelines, training
+from tests.test_eval_shapes import as_asked
+
+COUNT = 24
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """Small suites, in several batches."""
+    monkeypatch.setitem(run.COUNTS, "quick", lambda suite: COUNT)
+    monkeypatch.setattr(suites, "BATCH", 10)
+
+
+class Perfect(Subject):
+    """Has seen every item and its answer; reads pictures as the judge does."""
+
+    can = frozenset({"draw", "edit", "answer", "decide", "describe"})
+
+    def __init__(self, seed: int = 0):
+        super().__init__("perfect", {})
+        drawing, edits, questions, intents, _, trip = (suite.items(COUNT, seed) for suite in SUITES)
+        self.drawn = {item.prompt: as_asked(item.expectation) for item in [*drawing, *trip]}
+        self.edited = {(item.image.tobytes(), item.instruction): render(item.after) for item in edits}
+        self.replies = {(item.image.tobytes(), item.question.text): item.question.answer for item in questions}
+        self.draws = {suites.said(item.message): item.draw for item in intents}
+
+    def draw(self, prompts, seed, size):
+        return [self.drawn[prompt] for prompt in prompts]
+
+    def edit(self, images, instructions, seed):
+        pairs = zip(images, instructions, strict=True)
+        return [Image.fromarray(self.edited[image.tobytes(), words]) for image, words in pairs]
+
+    def answer(self, images, questions, seed):
+        return [self.replies[image.tobytes(), words] for image, words in zip(images, questions, strict=True)]
+
+    def describe(self, images, seed):
+        return [", ".join(f"a {one.colour} {one.shape}" for one in read(image).objects) for image in images]
+
+    def decide(self, messages, seed, size):
+        return [self.draws[suites.said(message)] for message in messages]
+
+
+class Ignorant(Perfect):
+    """Draws nothing, copies what is to be edited, always says the same, and draws when it should not."""
+
+    def draw(self, prompts, seed, size):
+        return [Image.new("RGB", size, "white") for _ in prompts]
+
+    def edit(self, images, instructions, seed):
+        return list(images)
+
+    def answer(self, images, questions, seed):
+        return ["perhaps"] * len(images)
+
+    def describe(self, images, seed):
+        return ["a white circle"] * len(images)
+
+    def decide(self, messages, seed, size):
+        return [not self.draws[suites.said(message)] for message in messages]
+
+
+def evaluated(monkeypatch, out, subject, **how):
+    monkeypatch.setattr(run, "load_subject", lambda model, knobs, device: subject)
+    return run.evaluate(subject.kind, out, **how)
+
+
+def test_what_knows_everything_scores_one_and_what_knows_nothing_zero(monkeypatch, tmp_path):
+    best = evaluated(monkeypatch, tmp_path / "best", Perfect())
+    worst = evaluated(monkeypatch, tmp_path / "worst", Ignorant(), other=tmp_path / "best")
+    assert set(best.scores) == {suite.name for suite in SUITES}
+    values = {score.name: score.value for found in best.scores.values() for score in found}
+    assert values.pop("edits that copy the source") == 0
+    assert set(values.values()) == {1.0}
+    values = {score.name: score.value for found in worst.scores.values() for score in found}
+    assert values.pop("edits that copy the source") == 1
+    assert 0.8 < values.pop("pixels kept in edits") < 1  # where the ground was to change, nothing that had to stay did
+    assert set(values.values()) == {0.0}
+    paired = json.loads((tmp_path / "worst" / "results.json").read_text())["paired"]
+    assert len(paired) == len(SUITES) and all(one["difference"] == -1 and one["worse"] == COUNT and one["better"] == 0 for one in paired)
+    page = (tmp_path / "worst" / "report.html").read_text()
+    assert "Against perfect" in page and "worse" in page and page.count("<img") > 6 * COUNT
+
+
+def test_it_goes_on_where_it_was_stopped_and_shares_its_work(monkeypatch, tmp_path):
+    whole = evaluated(monkeypatch, tmp_path / "whole", Perfect())
+
+    class Breaks(Perfect):
+        def answer(self, images, questions, seed):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(monkeypatch, tmp_path / "parts", Breaks())
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").rglob("*.jsonl")}
+    assert before and not (tmp_path / "parts" / "results.json").exists()
+    assert evaluated(monkeypatch, tmp_path / "parts", Perfect(), shard=(0, 2)) is None
+    with pytest.raises(ValueError, match=r"of 24 items of .* are there; run the other shards"):
+        run.result(Perfect(), run.settings_of("perfect", "quick", "scored", {}), tmp_path / "parts", None)
+    assert evaluated(monkeypatch, tmp_path / "parts", Perfect(), shard=(1, 2)) is None
+    together = evaluated(monkeypatch, tmp_path / "parts", Perfect())
+    assert together.scores == whole.scores and together.rows == whole.rows
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+def test_nothing_is_written_over(monkeypatch, tmp_path):
+    evaluated(monkeypatch, tmp_path / "out", Perfect())
+    with pytest.raises(ValueError, match="results of another model or other settings"):
+        evaluated(monkeypatch, tmp_path / "out", Perfect(), knobs={"steps": 3})
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("keep")
+    with pytest.raises(ValueError, match="holds something else"):
+        evaluated(monkeypatch, tmp_path / "notes", Perfect())
+    with pytest.raises(ValueError, match="no finished evaluation there"):
+        read_result(tmp_path / "notes")
+    with pytest.raises(ValueError, match="asked for nothing that"):
+        evaluated(monkeypatch, tmp_path / "other", Perfect(SPLITS["development"]), split="development", other=tmp_path / "out")
+
+
+def test_results_say_all_that_they_depend_on(monkeypatch, tmp_path):
+    evaluated(monkeypatch, tmp_path / "out", Perfect(), knobs={"guidance": 2.0})
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {"model", "kind", "commit", "versions", "prompts", "seed", "split", "device"} <= found.keys()
+    assert found["knobs"] == {"steps": 20, "guidance": 2.0} and {"low", "high", "count", "suite"} <= found["figures"][0].keys()
+    assert found["prompts"] != run.settings_of("perfect", "quick", "development", {}).prompts
+    again = read_result(tmp_path / "out")
+    assert again.scores["edits"][0].value == 1 and len(again.rows["edits"]) == COUNT
+
+
+def test_batches_have_pictures_of_one_size_and_numbers_that_follow():
+    items = Edits().items(COUNT, 0)
+    batches = list(Edits().batches(items))
+    assert [first for first, _ in batches] == [sum(len(batch) for _, batch in batches[:n]) for n in range(len(batches))]
+    assert all(len({item.image.shape for item in batch}) == 1 for _, batch in batches) and len(batches) > 3
+    assert sum(len(batch) for _, batch in batches) == COUNT
+
+
+def test_kinds_are_found_in_words_and_copies_in_pixels():
+    assert kinds_in("Two red circles and a small Blue square on white.") == {("circle", "red"), ("square", "blue")}
+    assert kinds_in("three crosses; a redcircle") == set() and overlap(set(), set()) == 1
+    assert overlap({1, 2}, {2, 3}) == pytest.approx(1 / 3)
+    grey = Image.new("RGB", (8, 8), (100, 100, 100))
+    other = grey.copy()
+    assert copied(grey, other)
+    other.putpixel((3, 3), (140, 100, 100))
+    assert not copied(grey, other) and not copied(grey, grey.resize((9, 8)))
+
+
+# ---- real subjects ----
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Never trained: a unified model, and a pipeline."""
+    root = tmp_path_factory.mktemp("subjects")
+    model = fusion.from_llm(training.save_llm(root / "llm"), dtype=torch.float32, max_side=64)
+    torch.nn.init.normal_(model.model.flow_head.out.weight, std=0.2)
+    model.save_pretrained(root / "model")
+    pipelines.pixart().save_pretrained(root / "pixart")
+    return root
+
+
+def test_a_unified_model_from_the_command_line(folders, tmp_path, capsys):
+    words = [str(folders / "model"), "-o", str(tmp_path / "out"), "--split", "development", "--llm", str(folders / "llm"), "steps=1"]
+    assert run.main(words) == 0
+    said = capsys.readouterr().out
+    assert "GenEval in miniature" in said and "text perplexity" in said and str(tmp_path / "out" / "report.html") in said
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["kind"] == "unified model" and found["text"]["rise"] == pytest.approx(0, abs=1e-5)
+    rows = read_result(tmp_path / "out").rows
+    assert len({(tmp_path / "out" / row.images[-1]).read_bytes() for row in rows["drawing"]}) == COUNT
+    assert all(isinstance(row, Row) and row.said is not None for row in rows["questions"])
+
+
+def test_a_pipeline_draws_and_does_no_more(folders, tmp_path):
+    found = run.evaluate(str(folders / "pixart"), tmp_path / "out", knobs={"steps": 1})
+    assert set(found.scores) == {"drawing"} and found.facts["kind"] == "PixArtAlphaPipeline"
+    assert Image.open(tmp_path / "out" / found.rows["drawing"][0].images[0]).size == (32, 32)
+
+
+def test_rows_draw_with_seeds_of_their_own(folders):
+    subject = load_subject(folders / "model", {"steps": 2})
+    many, one = subject.draw(["a cat"] * 3, 5, (32, 32)), subject.draw(["a cat"], 7, (32, 32))
+    assert abs(np.asarray(many[2], dtype=int) - np.asarray(one[0], dtype=int)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["nowhere", "-o", "OUT"], "nor is it a painter's folder"),
+        (["MODEL", "-o", "OUT", "steps"], "knobs are given as name=value"),
+        (["MODEL", "-o", "OUT", "stepz=3"], "stepz: no such knob"),
+        (["MODEL", "-o", "OUT", "--shard", "2/2"], "give i/n with i from 0 to n - 1"),
+        (["MODEL", "-o", "OUT", "--against", "nowhere"], "no finished evaluation there"),
+    ],
+)
+def test_a_mistake_is_one_line(folders, tmp_path, capsys, words, line):
+    places = {"OUT": str(tmp_path / "out"), "MODEL": str(folders / "model")}
+    assert run.main([places.get(word, word) for word in words]) == 1
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("error: ") and line in last
