@@ -140,7 +140,7 @@ def _gallery(folder: Path, main: str, rows: Sequence[Row]) -> str:
 def _item(folder: Path, main: str, row: Row) -> str:
     value = row.values[main]
     verdict = ("right" if value == 1 else "wrong") if value in (0, 1) else f"{value:.2f}"
-    caption = f"{row.asked}{'' if row.said is None else f' → {row.said}'}: {verdict}"
+    caption = f"{row.asked}{'' if row.said is None else f' → {row.said}'} ({verdict})"
     if not row.images:
         return f"<figure>{paragraph(caption)}</figure>"
     shown = "".join(figure(folder / name, "", SHOWN) for name in row.images[:-1])
