@@ -1,26 +1,24 @@
-"""Scores a model on the built-in world: pictures, edits, questions, when to draw. `python -m eval.shapes MODEL_FOLDER [count=200]`
+"""Scores a model on the built-in world while it is at hand: pictures, edits, questions, when to draw (`eval.run` does it for a folder).
 
 The scored prompts (`split=scored`) are for reported figures alone; whatever is chosen or tuned is chosen on `split=development`.
 """
 
 import json
 import os
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from omegaconf import OmegaConf
 from PIL import Image
 from tqdm import tqdm
-from transformers.utils import logging
 
-import fusion
 from eval.page import Score
 from eval.scores import mean_of, mean_score
 from eval.sheet import Cell, contact_sheet
+from eval.subjects import Unified
+from eval.suites import SIZE, with_pil
 from fusion.api import Fusion
 from fusion.data.shapes import (
     SCORED_SEED,
@@ -37,14 +35,11 @@ from fusion.data.shapes import (
     evaluation_questions,
     judge,
 )
-from fusion.generate import ImageDone
 
 SPLITS = {"scored": SCORED_SEED, "development": SCORED_SEED + 1}
-SIZE = (32, 32)  # of the pictures asked for: the world's most frequent
 BATCH = 64  # rows generated together
 LEAST = 12  # prompts with which every category has one that is held out
 Draw = Callable[[list[str], int], list[Image.Image]]
-ANSWER, OPENING = 12, 64  # tokens within which a question is answered, and within which a story comes to its first picture
 
 
 @dataclass(frozen=True)
@@ -186,13 +181,12 @@ def evaluate(model: Fusion, count: int = 200, seed: int = SCORED_SEED, progress:
     if count < LEAST:
         raise ValueError(f"count={count}: give at least {LEAST}, so that every category has a prompt")
     began = time.monotonic()
+    subject = Unified(model, knobs)
     with tqdm(total=3 * count, desc="scoring", unit="prompts", disable=not progress) as bar:
-        # There is no picture to be guided by, and a branch for it would only cost time.
-        settings = {"image_size": SIZE, **knobs, "image_guidance": 1.0}
-        drawn = _draw(lambda prompts, first: model._images([[prompt] for prompt in prompts], first, settings), count, seed, bar)
-        edited = _edit(model, evaluation_edits(count // 2, seed), seed, knobs, bar)
-        answered = _answer(model, evaluation_questions(count, seed), seed, knobs, bar)
-        decided = _decide(model, evaluation_intents(count // 2, seed), seed, knobs, bar)
+        drawn = _draw(lambda prompts, first: subject.draw(prompts, first, SIZE), count, seed, bar)
+        edited = _edit(subject, evaluation_edits(count // 2, seed), seed, bar)
+        answered = _answer(subject, evaluation_questions(count, seed), seed, bar)
+        decided = _decide(subject, evaluation_intents(count // 2, seed), seed, bar)
     return Evaluation(seed, time.monotonic() - began, drawn, edited, answered, decided)
 
 
@@ -231,39 +225,32 @@ def _draw(draw: Draw, count: int, seed: int, bar: tqdm) -> list[Drawn]:
     return [Drawn(one, image, judge.check(image, one.expectation)) for one, image in zip(asked, images, strict=True)]
 
 
-def _edit(model: Fusion, asked: Sequence[EvaluationEdit], seed: int, knobs: dict, bar: tqdm) -> list[Edited]:
+def _edit(subject: Unified, asked: Sequence[EvaluationEdit], seed: int, bar: tqdm) -> list[Edited]:
     """In batches of one size, as a batch draws all its pictures in the same size; back in the order asked."""
     done: dict[int, Edited] = {}
     for places in _by(range(len(asked)), lambda place: asked[place].image.shape).values():
         for start, part in _batches(places, bar):
             before = [Image.fromarray(asked[place].image) for place in part]
-            prompts = [[image, asked[place].instruction] for image, place in zip(before, part, strict=True)]
-            images = model._images(prompts, seed + start, {**knobs, "image_size": before[0].size})
+            images = subject.edit(before, [asked[place].instruction for place in part], seed + start)
             for place, old, new in zip(part, before, images, strict=True):
                 done[place] = Edited(asked[place], old, new, judge.edit_done(old, new, asked[place].edit))
     return [done[place] for place in range(len(asked))]
 
 
-def _answer(model: Fusion, asked: Sequence[EvaluationQuestion], seed: int, knobs: dict, bar: tqdm) -> list[Answered]:
+def _answer(subject: Unified, asked: Sequence[EvaluationQuestion], seed: int, bar: tqdm) -> list[Answered]:
     answered = []
     for start, part in _batches(asked, bar):
         images = [Image.fromarray(one.image) for one in part]
-        prompts = [[image, one.question.text] for image, one in zip(images, part, strict=True)]
-        replies = model.generate(prompts, seed + start, **{**knobs, "max_images": 0, "max_new_tokens": ANSWER})
-        for one, image, reply in zip(part, images, replies, strict=True):
-            text = "".join(reply)
-            answered.append(Answered(one, image, text, judge.answer_right(one.question, text)))
+        replies = subject.answer(images, [one.question.text for one in part], seed + start)
+        right = [judge.answer_right(one.question, reply) for one, reply in zip(part, replies, strict=True)]
+        answered += map(Answered, part, images, replies, right)
     return answered
 
 
-def _decide(model: Fusion, asked: Sequence[EvaluationIntent], seed: int, knobs: dict, bar: tqdm) -> list[Decided]:
-    """What counts is whether an answer comes to a picture at all: it is drawn in a single step, and nothing is written behind it."""
+def _decide(subject: Unified, asked: Sequence[EvaluationIntent], seed: int, bar: tqdm) -> list[Decided]:
     decided = []
-    quick = {"image_size": SIZE, "steps": 1, "solver": "euler", "guidance": 1.0, "image_guidance": 1.0, "max_new_tokens": OPENING, "max_images": 1}
     for start, part in _batches(asked, bar):
-        events = model._events([[_with_pil(one.message)] for one in part], seed + start, {**knobs, **quick}, only_image=True)
-        drew = {event.row for event in events if isinstance(event, ImageDone)}
-        decided += [Decided(one, row in drew) for row, one in enumerate(part)]
+        decided += map(Decided, part, subject.decide([with_pil(one.message) for one in part], seed + start, SIZE))
     return decided
 
 
@@ -272,11 +259,6 @@ def _batches(items: Sequence, bar: tqdm) -> Iterable[tuple[int, Sequence]]:
         part = items[start : start + BATCH]
         yield start, part
         bar.update(len(part))
-
-
-def _with_pil(message: dict) -> dict:
-    blocks = [block | {"image": Image.fromarray(block["image"])} if block["type"] == "image" else block for block in message["content"]]
-    return {**message, "content": blocks}
 
 
 def _by(items: Iterable, name: Callable) -> dict:
@@ -307,14 +289,6 @@ def with_targets(scores: ShapesScores, targets: dict[str, float]) -> list[Score]
     return [replace(value, target=targets.get(name)) for name, value in vars(scores).items() if isinstance(value, Score)]
 
 
-def as_text(scores: ShapesScores) -> str:
-    """The scores as a table for a terminal."""
-    rows = [*scores.main, None, *scores.details]
-    width = max(len(one.name) for one in rows if one)
-    lines = [f"{one.name:<{width}}  {one.value:.2f}   {one.low:.2f}-{one.high:.2f}   of {one.count}" if one else "" for one in rows]
-    return "\n".join(lines)
-
-
 def save(evaluation: Evaluation, folder: str | Path) -> list[Path]:
     """Write scores.json, drawings.png and edits.png into a folder, each whole or not at all."""
     return save_scores(evaluation.scores, evaluation.sheets(), folder)
@@ -333,29 +307,3 @@ def save_scores(scores: ShapesScores | DrawingScores, sheets: dict[str, Image.Im
         os.replace(folder / f"{name}.png.tmp", folder / f"{name}.png")
         paths.append(folder / f"{name}.png")
     return paths
-
-
-def main(argv: Sequence[str]) -> int:
-    """`python -m eval.shapes MODEL_FOLDER [count=200] [split=scored|development] [out=FOLDER] [steps=20 guidance=3 ...]`"""
-    if not argv or "=" in argv[0] or argv[0].startswith("-") or not all("=" in word for word in argv[1:]):
-        print(main.__doc__.replace("`", ""), file=sys.stderr)
-        return 2
-    words = {"count": 200, "split": "scored"} | OmegaConf.to_container(OmegaConf.from_dotlist(list(argv[1:])))
-    logging.disable_progress_bar()  # of reading weights
-    count, split, out = words.pop("count"), words.pop("split"), words.pop("out", None)
-    try:
-        if split not in SPLITS:
-            raise ValueError(f"split={split}: choose one of {', '.join(SPLITS)}")
-        evaluation = evaluate(fusion.load(argv[0]), count, SPLITS[split], progress=True, **words)
-    except (ValueError, TypeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(as_text(evaluation.scores))
-    written = save(evaluation, out or Path(argv[0]) / "scores" / split)
-    print(f"{evaluation.seconds:.0f} s, {sum(map(len, (evaluation.drawn, evaluation.edited, evaluation.answered, evaluation.decided)))} prompts")
-    print(*written, sep="\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

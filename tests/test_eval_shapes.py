@@ -147,23 +147,17 @@ def test_a_real_model_is_scored_alike_in_batches_of_any_size(folder, monkeypatch
     assert all(one.image.size == one.before.size for one in whole.edited)
 
 
-def test_the_program_writes_scores_and_sheets(folder, capsys, tmp_path):
-    assert shapes.main([str(folder / "model"), "count=12", "split=development", "steps=1", f"out={tmp_path}"]) == 0
-    said = capsys.readouterr().out
-    assert "draws when asked and only then" in said and str(tmp_path / "scores.json") in said
+def test_scores_and_sheets_are_kept(tmp_path):
+    shapes.save(shapes.evaluate(scripted(True), COUNT), tmp_path)
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert scores["seed"] == shapes.SPLITS["development"] and scores["overall"]["count"] == 12
+    assert scores["seed"] == shapes.SPLITS["scored"] and scores["overall"]["count"] == COUNT
     assert Image.open(tmp_path / "drawings.png").width == Image.open(tmp_path / "edits.png").width == 1200
     assert {path.name for path in tmp_path.iterdir()} == {"scores.json", "drawings.png", "edits.png"}
 
 
-@pytest.mark.parametrize(
-    ("words", "line"), [(["count=3"], "at least 12"), (["split=test"], "scored, development"), (["stepz=3"], "stepz: no such knob")]
-)
-def test_a_mistake_is_one_line(folder, capsys, words, line):
-    assert shapes.main([str(folder / "model"), *words]) == 1
-    *_, last = capsys.readouterr().err.splitlines()
-    assert line in last and last.startswith("error: ")
+def test_too_few_prompts_are_refused():
+    with pytest.raises(ValueError, match="at least 12"):
+        shapes.evaluate(scripted(True), 3)
 
 
 def test_sheets_frame_what_is_wrong_in_red():
