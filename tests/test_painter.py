@@ -1,6 +1,7 @@
 """Text encoders and painters: what texts become, what is kept, pictures that depend on their own seed alone, folders, errors."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 
 from fusion.architectures import encoders, load_painter, make_painter
 from fusion.architectures.encoders import EncoderConfig, TextEncoders, load_encoder
-from fusion.architectures.painter import PainterConfig
+from fusion.architectures.painter import Painter, PainterConfig
+from fusion.architectures.registry import Sees
+from fusion.codec import load_codec
 from tests import families, training
-from tests.architectures import stir
+from tests.architectures import LEARNERS, stir
 
 TEXTS = ["draw a red circle", "a blue square", ""]
 
@@ -197,3 +200,20 @@ def test_a_painter_that_cannot_be_is_refused_in_one_line(llm, changes, said):
 def test_a_picture_that_cannot_be_is_refused_in_one_line(llm, knobs, said):
     with pytest.raises(ValueError, match=said):
         painter(llm).draw(TEXTS[0], **knobs)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_architecture_is_saved_and_loaded(llm, tmp_path, name):
+    texts = TextEncoders([load_encoder(EncoderConfig(str(llm), layer=1, layers=[0, 1, 2]))])
+    network = LEARNERS[name](Sees(3, **texts.sees))
+    stir(network)
+    settings = PainterConfig(architecture=name.split(",")[0].split("-")[0], texts=[EncoderConfig(str(llm), layer=1, layers=[0, 1, 2])])
+    seen = ("channels", "text_width", "pooled_width", "layer_width")  # what is filled in when it is built
+    settings.network = {key: value for key, value in asdict(network.config).items() if key not in seen}
+    painter = Painter(network.eval(), texts, load_codec("pixel"), settings)
+    painter.save_pretrained(tmp_path)
+    loaded = load_painter(tmp_path)
+    for tensor, other in zip(network.state_dict().values(), loaded.network.state_dict().values(), strict=True):
+        assert torch.equal(tensor, other)
+    held = sum(p.numel() for p in network.parameters())
+    assert (tmp_path / "network.safetensors").stat().st_size < 4 * held + 100_000

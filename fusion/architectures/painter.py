@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +124,19 @@ class Painter(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
             place = Path(temporary)
-            save_file({name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}, place / WEIGHTS, metadata={"format": "pt"})
+            save_file({name: tensor.contiguous() for name, tensor in own_tensors(self.network).items()}, place / WEIGHTS, metadata={"format": "pt"})
             self.codec.save(folder / "codec")
             for number, encoder in enumerate(self.texts):
                 encoder.save_pretrained(folder / "texts" / str(number))
             (place / CONFIG).write_text(json.dumps(asdict(self.config), indent=2), encoding="utf-8")
             for name in (WEIGHTS, CONFIG):
                 os.replace(place / name, folder / name)
+
+
+def own_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """The state of a network, what several layers share once."""
+    once = {name for name, _ in chain(network.named_parameters(), network.named_buffers())}
+    return {name: tensor for name, tensor in network.state_dict().items() if name in once}
 
 
 def first(cond: Conditioning, count: int) -> Conditioning:
@@ -156,8 +163,8 @@ def load_painter(folder: str | Path, device: str | torch.device | None = None) -
         raise ValueError(f"{folder}: no painter there ({' '.join(str(error).split())[:100]})") from None
     settings["texts"] = [EncoderConfig(**one | {"path": str(folder / "texts" / str(n))}) for n, one in enumerate(settings["texts"])]
     painter = make_painter(PainterConfig(**settings | {"codec": str(folder / "codec"), "texts_cache": None}))
-    missing = painter.network.state_dict().keys() ^ weights.keys()
+    missing = own_tensors(painter.network).keys() ^ weights.keys()
     if missing:
         raise ValueError(f"{folder}: {WEIGHTS} does not hold the weights of the {settings['architecture']} of {CONFIG} ({sorted(missing)[0]})")
-    painter.network.load_state_dict(weights)
+    painter.network.load_state_dict(weights, strict=False)  # what is shared stands there once
     return painter.to(device).eval()
