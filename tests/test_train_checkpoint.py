@@ -45,6 +45,7 @@ def test_a_write_that_fails_leaves_the_old_ones(tmp_path):
         (lambda folder: (folder / "weights.txt").write_text("tw"), "weights.txt was cut off"),
         (lambda folder: (folder / "weights.txt").write_text("twp"), "weights.txt is damaged"),  # a bit of the last letter
         (lambda folder: (folder / checkpoint.MARKER).write_text("3"), "no complete.json"),
+        (lambda folder: (folder / checkpoint.MARKER).write_text('{"weights.txt": 3}'), "no complete.json"),
     ],
 )
 def test_a_half_written_checkpoint_is_passed_over(tmp_path, capsys, harm, why):

@@ -62,10 +62,10 @@ def newest(folder: str | Path) -> Path | None:
 def what_is_missing(path: Path) -> str | None:
     """None for a complete checkpoint, else what is wrong with it."""
     try:
-        listed = dict(json.loads((path / MARKER).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        listed = [(name, size, digest) for name, (size, digest) in json.loads((path / MARKER).read_text(encoding="utf-8")).items()]
+    except (OSError, ValueError, TypeError, AttributeError):
         return f"no {MARKER}"
-    for name, (size, digest) in listed.items():
+    for name, size, digest in listed:
         if not (path / name).is_file():
             return f"{name} is missing"
         if (path / name).stat().st_size != size:
