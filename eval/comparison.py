@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,13 +157,29 @@ def match(comparison: Comparison, contender: Contender) -> dict[str, Any]:
 
 
 def fingerprint(config: Diffusion | Unified, scored: Scored) -> str:
-    """Of everything that the outcome of a run depends on, the language models' weights included, wherever they lie."""
-    settings = {**asdict(config), "run": None, "resume": None, "scored": asdict(scored)}
-    models = [settings["model"]] if isinstance(config, Unified) else settings["painter"]["texts"]
-    for model in models:
-        name = "llm" if isinstance(config, Unified) else "path"
-        model[name] = _weights(model[name])
+    """Of everything that the outcome of a run depends on, the language models' weights included, wherever they lie. Settings count where they
+    are not as usual, so that records stay known when the programs learn new ones."""
+    settings = {**unusual(config), "run": None, "resume": None, "scored": unusual(scored)}
+    texts = [config.model.llm] if isinstance(config, Unified) else [one.path for one in config.painter.texts]
+    if isinstance(config, Unified):
+        settings["model"].pop("llm", None)
+    else:
+        settings["painter"]["texts"] = [{**unusual(one), "path": None} for one in config.painter.texts]
+    settings["weights"] = [_weights(path) for path in texts]
     return hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+
+def unusual(settings) -> dict[str, Any]:
+    """The fields of a dataclass, and of those in it, that are not as they are made."""
+    found, made = {}, type(settings)()
+    for name, value in vars(settings).items():
+        if is_dataclass(value):
+            found[name] = unusual(value)
+        elif isinstance(value, list) and value and is_dataclass(value[0]):
+            found[name] = [unusual(one) for one in value]
+        elif value != getattr(made, name):
+            found[name] = value
+    return found
 
 
 def _weights(path: str) -> str:
