@@ -51,13 +51,15 @@ class Routed:
 
     def __init__(self, context, module: nn.Module, twin: nn.Module, heads_first: bool):
         self.context, self.own, self.twin, self.heads_first = context, module.forward, twin, heads_first
+        self.beside = 0  # how much the module answers beside hidden states: a stream's has nothing of it
 
     def __call__(self, x: Tensor, *args, **kwargs):
         groups = self.context.groups
         if groups is None or not len(groups.image):
-            return self.own(x, *args, **kwargs)
+            return self._noted(self.own(x, *args, **kwargs))
         if not len(groups.text):
-            return self.twin(x, *args, **kwargs)
+            answer = self.twin(x, *args, **kwargs)
+            return (answer, *[None] * self.beside) if self.beside and torch.is_tensor(answer) else answer
         turned = self.heads_first and x.ndim == 4
         rows = x.transpose(1, 2) if turned else x
         batched = rows.shape[:2] == groups.shape  # else the family has made one axis of them
@@ -65,12 +67,17 @@ class Routed:
         parts = [flat[groups.text], flat[groups.image]]
         if batched:
             parts = [part[None] for part in parts]
-        answers = [run(part, *args, **kwargs) for run, part in zip((self.own, self.twin), parts, strict=True)]
+        answers = [self._noted(self.own(parts[0], *args, **kwargs)), self.twin(parts[1], *args, **kwargs)]
         told = [answer if torch.is_tensor(answer) else answer[0] for answer in answers]
         merged = groups.merged(*((part[0] for part in told) if batched else told))
         merged = merged.unflatten(0, groups.shape) if batched else merged
         merged = merged.transpose(1, 2) if turned else merged
         return merged if torch.is_tensor(answers[0]) else (merged, *answers[0][1:])
+
+    def _noted(self, answer):
+        """Every picture stands behind text, which has passed here before it is drawn."""
+        self.beside = 0 if torch.is_tensor(answer) else len(answer) - 1
+        return answer
 
 
 # ---- modules for the rows of pictures ----

@@ -27,7 +27,7 @@ CASES += [("llama", "adaln", "axial", "conv+reference"), ("gpt2", "none", "share
 CASES += [(family, "adaln", "axial", "linear", "mot") for family in ("llama", "mixtral", "gemma3_text", "olmo2")]
 CASES += [(family, "none", "shared", "linear", "mot") for family in ("gpt2", "opt")]
 # An image stream beside a language model that never changes.
-CASES += [(family, "adaln", "axial", "linear", "frozen") for family in ("llama", "qwen3_moe", "gemma3_text", "olmo2", "olmo")]
+CASES += [(family, "adaln", "axial", "linear", "frozen") for family in ("llama", "qwen3_moe", "gpt_oss", "gemma3_text", "olmo2", "olmo")]
 CASES += [("gpt2", "none", "shared", "linear", "frozen"), ("opt", "added", "shared", "conv", "frozen")]
 STREAM = 48  # its width, of 64
 NO_DROPOUT = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop", "dropout"), 0.0)  # as fusion.from_llm does
