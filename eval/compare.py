@@ -87,7 +87,7 @@ def curves(records: Sequence[Record]) -> str:
     ordered = sorted(first.items(), key=lambda item: item[1].x_error)
     axes = {
         "steps": lambda record, point: point[0],
-        "operations of training": lambda record, point: point[1] * record.training,
+        "TFLOP of training": lambda record, point: point[1] * record.training / 1e12,
         "seconds of training": lambda record, point: point[2],
     }
     charts = ""

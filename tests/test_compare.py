@@ -89,7 +89,7 @@ def test_a_record_is_of_the_weights_of_a_language_model_and_not_of_its_place(don
 
 def test_the_page_shows_all_of_it(done):
     page = (done[1] / "out" / "comparison.html").read_text()
-    for words in ("DiT, a", "Unified", "against steps", "against operations of training", "against seconds of training", "4 of 4 runs done"):
+    for words in ("DiT, a", "Unified", "against steps", "against TFLOP of training", "against seconds of training", "4 of 4 runs done"):
         assert words in page
     assert page.count("data:image/png") == 2
 
