@@ -1,8 +1,10 @@
 """What papers say of their architectures' sizes and costs, counted again -> docs/claims.md. `python -m eval.claims`
 
-Networks are built at their published sizes on tensors without contents (eval.cost), so that billions of parameters take no memory.
+Networks are built at their published sizes on tensors without contents (eval.cost), so that billions of parameters take no memory. What cannot be
+counted, one layer of attention over 65,536 rows, is taken from what `bench.attention` last measured.
 """
 
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -43,6 +45,8 @@ from fusion.architectures.experts import active
 from fusion.files import save
 
 TARGET = Path("docs/claims.md")
+MEASURED = Path(__file__).parents[1] / "bench" / "results"
+HEADS = 24  # of SD3 medium, and of bench.attention
 DITS = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 CLOSE = 0.02  # a figure is confirmed when ours differs by no more than this share, or by its own last digit
 
@@ -199,7 +203,7 @@ CLAIMS = [
     Claim("Flux.1 dev, parameters", "black-forest-labs/flux", 12_000, lambda: millions(flux()), "counted", "M", digit=1000),
     Claim(
         "attention scores of a 16 x 512 x 512 latent, patches of 2, 24 heads, 16 bits", "arithmetic", 190,
-        lambda: scores_gib(256 * 256, 24), f"{256 * 256:,} tokens squared", "GiB", digit=10,
+        lambda: scores_gib(256 * 256, HEADS), f"{256 * 256:,} tokens squared", "GiB", digit=10,
     ),
 ]  # fmt: skip
 
@@ -214,8 +218,29 @@ def row(claim: Claim) -> tuple[str, bool]:
     return f"| {claim.what} | {claim.paper:,g} {claim.unit} | {shown} | {claim.how} | {claim.source} | {'yes' if found else 'no'} |", found
 
 
+def attention() -> list[str]:
+    """Time and memory of softmax and linear attention against resolution, as `bench.attention` last measured them; nothing where it never has."""
+    records = sorted(MEASURED.glob("attention_*.json"))
+    if not records:
+        return []
+    record = json.loads(records[-1].read_text(encoding="utf-8"))
+    lines = [
+        f"| {one['latent']} | {one['rows']:,} | {one['kind']} | {one['seconds']:,g} s | {one['peak MiB']:,.0f} MiB | {one['GFLOP']:,.0f} | "
+        f"{'' if scores is None else f'{scores:g} GiB'} |"
+        for one in record["figures"]
+        for scores in [one.get("scores in 16 bits, GiB")]
+    ]
+    return [
+        "## One layer of attention, really run", "",
+        f"Width {record['width']:,}, softmax in {HEADS} heads and SANA's linear attention, patches of 2, fp32, without gradients. Measured by",
+        f"`{record['command'].strip()}` at {record['commit']}: {record['device']}s, torch {record['torch']}. The last column is what all scores",
+        "would take, in 16 bits, if they were ever written down.", "",
+        "| latent | rows | attention | time | peak memory | GFLOP | scores |", "|---|---|---|---|---|---|---|", *lines, "",
+    ]  # fmt: skip
+
+
 def page() -> tuple[str, int]:
-    """The table as Markdown, and how many figures are confirmed."""
+    """The tables as Markdown, and how many figures are confirmed."""
     lines = [row(claim) for claim in CLAIMS]
     found = sum(confirmed for _, confirmed in lines)
     return "\n".join([
@@ -223,7 +248,7 @@ def page() -> tuple[str, int]:
         f"{found} of {len(lines)} figures are confirmed, within {CLOSE:.0%} or their own last digit. Written by `python -m eval.claims`, which",
         "builds the networks of `fusion/architectures` at their published sizes, on tensors without contents. One multiply-add is one MAC. Where the",
         "source is a repository, arithmetic or an earlier count, no paper says the figure.", "",
-        "| claim | paper's figure | ours | how | source | confirmed |", "|---|---|---|---|---|---|", *(line for line, _ in lines), "",
+        "| claim | paper's figure | ours | how | source | confirmed |", "|---|---|---|---|---|---|", *(line for line, _ in lines), "", *attention(),
     ]), found  # fmt: skip
 
 

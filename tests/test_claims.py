@@ -1,5 +1,7 @@
 """Papers' figures, counted again: all are confirmed, and docs/claims.md says what the program finds."""
 
+import json
+
 from eval import claims
 
 
@@ -14,3 +16,15 @@ def test_a_figure_that_is_wrong_is_not_confirmed():
     line, found = claims.row(claim)
     assert not found and line.endswith("| no |") and "110" in line
     assert claim.confirmed(101.9) and not claim.confirmed(102.1)
+
+
+def test_the_newest_measurement_of_attention_is_shown_and_none_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "MEASURED", tmp_path)
+    assert claims.attention() == []
+    one = {"latent": "16 x 64 x 64", "rows": 1024, "kind": "softmax", "seconds": 0.2, "peak MiB": 31.4, "GFLOP": 25.8, "scores in 16 bits, GiB": 0.05}
+    record = {"command": "c", "commit": "abc", "device": "a CPU, 2 thread", "torch": "2", "width": 1536}
+    for day, figures in (("01", []), ("02", [one, {**one, "kind": "linear", "scores in 16 bits, GiB": None}])):
+        (tmp_path / f"attention_2026-01-{day}_cpu.json").write_text(json.dumps(record | {"figures": figures}))
+    lines = claims.attention()
+    assert "| 16 x 64 x 64 | 1,024 | softmax | 0.2 s | 31 MiB | 26 | 0.05 GiB |" in lines
+    assert "| 16 x 64 x 64 | 1,024 | linear | 0.2 s | 31 MiB | 26 |  |" in lines
