@@ -180,21 +180,27 @@ from tests import training
 ranks = PartialState(cpu=True)
 llm, run, accumulate, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 trainer = training.make(llm, run, rank=ranks.process_index, world=ranks.num_processes, accumulate=accumulate, workers=workers, documents=40,
-                        optimizer=sys.argv[5])
+                        optimizer=sys.argv[5], mode=sys.argv[6], sharded=sys.argv[7] == "sharded" and ranks.num_processes > 1)
 trainer.fit()
 """
 
 
-@pytest.mark.parametrize("optimizer, port", [("adamw", "29517"), ("muon", "29518")])
-def test_two_ranks_equal_one_that_accumulates(optimizer, port, llm, tmp_path, root):
+@pytest.mark.parametrize(
+    "optimizer, mode, sharing, port",
+    [
+        ("adamw", "shared", "copied", "29517"), ("muon", "shared", "copied", "29518"), ("muon", "shared", "sharded", "29519"),
+        ("adamw", "mot", "sharded", "29520"), ("muon", "frozen", "sharded", "29521"),
+    ],
+)  # fmt: skip
+def test_two_ranks_equal_one_that_accumulates(optimizer, mode, sharing, port, llm, tmp_path, root):
     """The shards of two ranks are those of two workers of one rank, so documents, noise and global counts are the same."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     common = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    alone = subprocess.Popen([sys.executable, program, llm, tmp_path / "one", "2", "2", optimizer], env=common)
+    alone = subprocess.Popen([sys.executable, program, llm, tmp_path / "one", "2", "2", optimizer, mode, sharing], env=common)
     ranks = [
         subprocess.Popen(
-            [sys.executable, program, llm, tmp_path / "two", "1", "0", optimizer],
+            [sys.executable, program, llm, tmp_path / "two", "1", "0", optimizer, mode, sharing],
             env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port},
         )
         for rank in (0, 1)

@@ -90,12 +90,12 @@ class PainterLearner(Learner):
 
     def __init__(self, painter: Painter, balance: float = 0.0):
         self.painter, self.balance = painter, balance
-        self.model = painter
+        self.model = self.kept = painter
 
     def to(self, device: torch.device) -> None:
         """Network, text encoders and codec."""
-        self.painter.to(device=device, dtype=torch.float32)
-        self.painter.codec.to(device)
+        self.model.to(device=device, dtype=torch.float32)
+        self.model.codec.to(device)
 
     def counts(self, batch: PairBatch) -> Counts:
         """Tokens are patches; nothing is padded."""
@@ -105,7 +105,7 @@ class PainterLearner(Learner):
 
     def losses(self, batch: PairBatch, objective: FlowObjective, generator: torch.Generator) -> Losses:
         """The flow loss of each picture."""
-        painter, device = self.painter, self.painter.device
+        painter, device = self.model, self.model.device
         with torch.no_grad():
             clean = painter.codec.encode(batch.pixels.to(device)).float()
         time = objective.sample_times(len(clean), generator)
@@ -128,9 +128,15 @@ class PainterLearner(Learner):
         """A folder for fusion.architectures.load_painter."""
         self.painter.save_pretrained(folder)
 
+    def units(self) -> list[nn.Module]:
+        """The network's blocks. ValueError where text encoders learn along."""
+        if any(p.requires_grad for p in self.model.texts.parameters()):
+            raise ValueError("training.sharded: text encoders that learn along are not shared out; set trained: false for them, or sharded: false")
+        return [*blocks_of(self.model.network), self.model.network]
+
     def compiled(self) -> AbstractContextManager:
         """Each block of the network."""
-        return compiled(blocks_of(self.painter.network))
+        return compiled(blocks_of(self.model.network))
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fusion.api import Fusion
+from fusion.backbone import layers_of
 from fusion.conv import ConvHead
 from fusion.data.batches import Batch
 from fusion.objective import FlowObjective, Losses, Objective, latents, losses
@@ -18,9 +19,11 @@ from train.log import Counts
 
 
 class Learner(ABC):
-    """`model`: the network whose parameters with requires_grad are trained."""
+    """`model`: the network whose parameters with requires_grad are trained. `kept`: the network that users get; it is the same one, unless the
+    ranks share `model` out (train.shards)."""
 
     model: nn.Module
+    kept: nn.Module
 
     @abstractmethod
     def to(self, device: torch.device) -> None:
@@ -38,6 +41,10 @@ class Learner(ABC):
     def save_pretrained(self, folder: Path) -> None:
         """Write the folder that users load."""
 
+    @abstractmethod
+    def units(self) -> list[nn.Module]:
+        """The parts of `model` that are whole one at a time where the ranks share it out: layers, and last what is called to use them."""
+
     def rest(self, resting: bool) -> None:
         """Let the convolutions of the head rest, or no longer. ValueError where there are none."""
         raise ValueError("conv_from: this model's head has no convolutions; give it head=conv, or conv_from=0")
@@ -51,7 +58,8 @@ class UnifiedLearner(Learner):
     """A Fusion that learns from packed batches. llm: where its LLM came from, which is left out of saved folders if it never changes."""
 
     def __init__(self, fusion: Fusion, llm: str | None = None):
-        self.fusion, self.model, self.llm = fusion, fusion.model, llm
+        self.fusion, self.llm = fusion, llm
+        self.model = self.kept = fusion.model
 
     def to(self, device: torch.device) -> None:
         """Model and codec."""
@@ -76,6 +84,10 @@ class UnifiedLearner(Learner):
         config = self.model.config
         self.fusion.save_pretrained(folder, self.llm if config.lora or config.mode == "frozen" else None)
 
+    def units(self) -> list[nn.Module]:
+        """The decoder's layers. Weights by modality belong to the model as a whole: the layers that use them do not hold them."""
+        return [*layers_of(self.model.llm), self.model]
+
     def rest(self, resting: bool) -> None:
         """While it does, the decoder learns what to draw (docs/log.md)."""
         if not isinstance(self.model.flow_head, ConvHead):
@@ -84,7 +96,7 @@ class UnifiedLearner(Learner):
 
     def compiled(self) -> AbstractContextManager:
         """Each layer of the decoder, its hooks with it."""
-        return compiled(self.model.llm.base_model.get_submodule(self.model.backbone.family.layers))
+        return compiled(layers_of(self.model.llm))
 
 
 @contextmanager

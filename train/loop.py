@@ -7,18 +7,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import astuple, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor
 
 from fusion.data.loader import Loader
 from fusion.objective import FlowObjective
-from train import checkpoint
+from train import checkpoint, shards
 from train.ema import EMA
 from train.interrupt import Interrupts
 from train.learner import Learner
@@ -40,10 +41,11 @@ class Training:
 
     documents, minutes: the run ends at whichever comes first, and the learning rate has then reached its end. accumulate: batches
     per step. ema: decay of the averaged weights, which are the ones that are saved. precision: auto takes bf16 where it is faster.
-    compile: compile the layers of the decoder. conv_from: documents before which a convolutional head rests: while it learns to draw,
-    the decoder does not learn what to (docs/log.md). workers: processes that make batches. The `_every` are in steps, 0 for never;
-    save_minutes: a checkpoint after so many too; keep: checkpoints kept. Whoever makes a file `save` or `stop` in the run's folder has a
-    checkpoint written, or the run stopped as by a signal, after the next step.
+    sharded: the ranks share out weights, averages and optimizer states (train.shards) instead of each having all of them; so they do too
+    when accelerate is told to launch FSDP. compile: compile the layers of the decoder. conv_from: documents before which a convolutional
+    head rests: while it learns to draw, the decoder does not learn what to (docs/log.md). workers: processes that make batches. The `_every`
+    are in steps, 0 for never; save_minutes: a checkpoint after so many too; keep: checkpoints kept. Whoever makes a file `save` or `stop` in
+    the run's folder has a checkpoint written, or the run stopped as by a signal, after the next step.
     """
 
     documents: int | None = 100_000
@@ -51,6 +53,7 @@ class Training:
     accumulate: int = 1
     ema: float = 0.999
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    sharded: bool = False
     compile: bool = False
     conv_from: int = 0
     workers: int = 1
@@ -108,6 +111,10 @@ class Trainer:
         if settings.conv_from:
             learner.rest(True)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
+        self.sharded = settings.sharded or self.accelerator.distributed_type is DistributedType.FSDP
+        if self.sharded:
+            learner.to(torch.device("cpu"))
+            shards.share_out(learner, self.device, self.accelerator.num_processes, self.main)
         learner.to(self.device)
         self.model = learner.model.train()
         self.optimizers = Optimizers(self.model, settings.optim)
@@ -147,8 +154,7 @@ class Trainer:
                     self.log.rested(time.monotonic() - began)
             self._save()
         if not asked:
-            self.ema.copy_to_model()
-            self.model.eval()
+            self._end()
         self.loader.close()
         return Summary(self.step, self.seen, self.seconds, asked)
 
@@ -188,7 +194,7 @@ class Trainer:
         sums = [self._backward(batch, number, counts) for number, batch in enumerate(window)]
         self._sum_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.optim.clip, foreach=True)
-        *rows, norm = torch.cat([*sums, norm.view(1)]).tolist()  # the one wait for the device in a step
+        *rows, norm = torch.cat([*sums, shards.whole(norm).view(1)]).tolist()  # the one wait for the device in a step
         table = [Sums(*rows[start : start + 5]) for start in range(0, len(rows), 5)]
         total = Sums(*self._together(*(sum(values) for values in zip(*map(astuple, table), strict=True))))
         self._check(window, table, total, norm)
@@ -235,7 +241,7 @@ class Trainer:
     def _sum_gradients(self) -> None:
         """Add up the ranks' gradients. Counts are global already, so the sum is the gradient of the mean; a rank without pictures
         (or without text) has no gradient for some weights, which is why this is not left to DDP."""
-        if self.accelerator.num_processes == 1:
+        if self.accelerator.num_processes == 1 or self.sharded:  # shards are added up on the way back
             return
         for p in self.parameters:
             if p.grad is None:
@@ -257,16 +263,38 @@ class Trainer:
 
     def _at_intervals(self) -> None:
         settings, ended = self.settings, self.progress == 1
-        if self.held_out and settings.validate_every and (self.step % settings.validate_every == 0 or ended) and self.main:
-            with _averaged(self.model, self.ema):
-                values = validate(self.learner, self.held_out, self.objective, settings.seed, self.autocast)
-            self.log.row(self._moment(), values)
-        if self.sample and settings.sample_every and (self.step % settings.sample_every == 0 or ended) and self.main:
-            with _averaged(self.model, self.ema):
-                self.sample(self.run / "samples" / f"step_{self.step}")
+        validating = self.held_out and settings.validate_every and (self.step % settings.validate_every == 0 or ended)
+        sampling = self.sample and settings.sample_every and (self.step % settings.sample_every == 0 or ended)
+        if validating or sampling:
+            with self._averaged():
+                self._look(validating, sampling)
         if (self.due or (settings.save_every and self.step % settings.save_every == 0)) and not ended:
             self._save()
         self.accelerator.wait_for_everyone()
+
+    def _look(self, validating: bool, sampling: bool) -> None:
+        """What the main rank does while the others wait."""
+        if validating and self.main:
+            self.log.row(self._moment(), validate(self.learner, self.held_out, self.objective, self.settings.seed, self.autocast))
+        if sampling and self.main:
+            self.sample(self.run / "samples" / f"step_{self.step}")
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Inside, the main rank's model is ready to be looked at: averaged weights, eval mode, and eager, as shapes vary."""
+        shown = shards.averaged(self.learner, self.ema, self.device, self.main) if self.sharded else self.ema.swapped_in()
+        with shown, torch.compiler.set_stance("force_eager"):
+            self.learner.model.eval()
+            yield
+            self.learner.model.train()
+
+    def _end(self) -> None:
+        """Leave the averaged weights in the model that users get."""
+        if self.sharded:
+            shards.load(self.learner.kept, shards.gathered(self.ema.state_dict(), self.main))
+        else:
+            self.ema.copy_to_model()
+        self.learner.kept.eval()
 
     # ---- checkpoints ----
 
@@ -275,21 +303,25 @@ class Trainer:
             return
         self.saved = self.step
         streams = gather_object([self.loader.state_dict()])
+        weights, optimizer = shards.gathered(self._weights(), self.main), shards.gathered(self.optimizers.state_dict(), self.main)
         self.saved_at = self.seconds
-        if self.main:
-            for wish in ("save", "stop"):
-                (self.run / wish).unlink(missing_ok=True)
-            checkpoint.save(self.run / "checkpoints", self.step, lambda folder: self._write(folder, streams), self.settings.keep)
+        with self._averaged():
+            if self.main:
+                for wish in ("save", "stop"):
+                    (self.run / wish).unlink(missing_ok=True)
+                write = partial(self._write, weights=weights, optimizer=optimizer, streams=streams)
+                checkpoint.save(self.run / "checkpoints", self.step, write, self.settings.keep)
         self.accelerator.wait_for_everyone()
 
-    def _write(self, folder: Path, streams: list[dict]) -> None:
-        with self.ema.swapped_in():
-            self.learner.save_pretrained(folder / "model")
-        own = dict(zip(self.ema.names, self.parameters, strict=True))
-        averages = self.ema.state_dict()
-        tensors = {f"own/{name}": p for name, p in own.items()} | {f"ema/{name}": average for name, average in averages.items()}
-        checkpoint.write_tensors(folder / WEIGHTS, tensors)
-        checkpoint.write_tensors(folder / OPTIMIZER, self.optimizers.state_dict())
+    def _weights(self) -> dict[str, Tensor]:
+        """The network's own and the averages."""
+        own = zip(self.ema.names, self.parameters, strict=True)
+        return {f"own/{name}": p.data for name, p in own} | {f"ema/{name}": average for name, average in self.ema.state_dict().items()}
+
+    def _write(self, folder: Path, weights: dict[str, Tensor], optimizer: dict[str, Tensor], streams: list[dict]) -> None:
+        self.learner.save_pretrained(folder / "model")
+        checkpoint.write_tensors(folder / WEIGHTS, weights)
+        checkpoint.write_tensors(folder / OPTIMIZER, optimizer)
         counts = {"step": self.step, "seen": self.seen, "skipped": self.skipped, "seconds": self.seconds}
         state = counts | {"precision": self.precision, "streams": streams}
         (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
@@ -299,8 +331,8 @@ class Trainer:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         tensors = checkpoint.read_tensors(folder / WEIGHTS)
         for name, p in zip(self.ema.names, self.parameters, strict=True):
-            p.copy_(tensors[f"own/{name}"])
-        self.ema.load_state_dict({name: tensors[f"ema/{name}"] for name in self.ema.names})
+            p.copy_(shards.like(tensors[f"own/{name}"], p))
+        self.ema.load_state_dict({name: shards.like(tensors[f"ema/{name}"], p) for name, p in zip(self.ema.names, self.parameters, strict=True)})
         self.optimizers.load_state_dict(checkpoint.read_tensors(folder / OPTIMIZER))
         self.step, self.seen, self.skipped = state["step"], state["seen"], state["skipped"]
         self.before, self.precision = state["seconds"], state["precision"]
@@ -309,11 +341,3 @@ class Trainer:
             raise ValueError(f"{folder} was saved by {len(state['streams'])} ranks: go on with as many")
         self.loader.load_state_dict(state["streams"][self.accelerator.process_index])
 
-
-@contextmanager
-def _averaged(model, ema: EMA) -> Iterator[None]:
-    """Inside, the model is ready to be looked at: averaged weights, eval mode, and eager, as shapes vary."""
-    with ema.swapped_in(), torch.compiler.set_stance("force_eager"):
-        model.eval()
-        yield
-        model.train()

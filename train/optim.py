@@ -10,8 +10,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from train import shards
+
 # Quintic Newton-Schulz coefficients of Keller Jordan's Muon (kellerjordan.github.io/posts/muon).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
 
 @dataclass
 class Optim:
@@ -122,7 +125,7 @@ class Optimizers:
         for key, value in tensors.items():
             kind, _, name = key.partition("/")
             p = parameters[name]
-            owner[p].state[p][kind] = value.to(p.device).clone()
+            owner[p].state[p][kind] = shards.like(value, p) if value.shape == p.shape else value.to(p.device).clone()
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
@@ -186,13 +189,14 @@ class Muon(Optimizer):
         momentum = [self.state[p]["momentum"] for p in params]
         torch._foreach_lerp_(momentum, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momentum, group["momentum"])  # Nesterov
-        updates = _shared_out(torch.stack(ahead), group["steps"]).unbind()
+        updates = _dealt_out(torch.stack([shards.whole(one) for one in ahead]), group["steps"]).unbind()
         scale = 0.2 * math.sqrt(max(params[0].shape))
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(params, [update.to(p.dtype) for update, p in zip(updates, params, strict=True)], alpha=-group["lr"] * scale)
+        updates = [shards.like(update.to(p.dtype), p) for update, p in zip(updates, params, strict=True)]
+        torch._foreach_add_(params, updates, alpha=-group["lr"] * scale)
 
 
-def _shared_out(x: Tensor, steps: int) -> Tensor:
+def _dealt_out(x: Tensor, steps: int) -> Tensor:
     """`orthogonalise`, where there are several ranks with the same x, each for every n-th matrix."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return orthogonalise(x, steps)
