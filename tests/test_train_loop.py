@@ -176,11 +176,14 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from accelerate import PartialState
+from torch.distributed.tensor import DTensor
 from tests import training
 ranks = PartialState(cpu=True)
 llm, run, accumulate, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-trainer = training.make(llm, run, rank=ranks.process_index, world=ranks.num_processes, accumulate=accumulate, workers=workers, documents=40,
-                        optimizer=sys.argv[5], mode=sys.argv[6], sharded=sys.argv[7] == "sharded" and ranks.num_processes > 1)
+trainer = training.make(llm, run, rank=ranks.process_index, world=ranks.num_processes, accumulate=accumulate, workers=workers, documents=240,
+                        optimizer=sys.argv[5], mode=sys.argv[6], sharded=sys.argv[7] == "sharded" and ranks.num_processes > 1,
+                        save_every=10, validate_every=10)
+assert all(isinstance(p, DTensor) for p in trainer.model.parameters()) == trainer.settings.sharded
 trainer.fit()
 """
 
@@ -207,16 +210,75 @@ def test_two_ranks_equal_one_that_accumulates(optimizer, mode, sharing, port, ll
     ]
     assert [process.wait(timeout=300) for process in (alone, *ranks)] == [0, 0, 0]
     (name,) = set(checkpoints(tmp_path / "one")[-1:]) & set(checkpoints(tmp_path / "two"))
-    one, two = (load_file(tmp_path / run / "checkpoints" / name / "weights.safetensors") for run in ("one", "two"))
-    for key in one:
-        torch.testing.assert_close(one[key], two[key], atol=2e-4, rtol=0)
+    for file in ("weights.safetensors", "model/model.safetensors"):
+        one, two = (load_file(tmp_path / run / "checkpoints" / name / file) for run in ("one", "two"))
+        assert one.keys() == two.keys()
+        for key in one:
+            torch.testing.assert_close(one[key], two[key], atol=2e-4, rtol=0)
     a, b = (read(tmp_path / run / "metrics.jsonl") for run in ("one", "two"))
-    assert len(a) == len(b)
+    assert len(a) == len(b) and a[-1]["step"] >= 20
     for mine, theirs in zip(a, b, strict=True):
         same = [key for key in mine if key != "time" and not key.startswith("per_second")]
-        assert {key: mine[key] for key in same} == pytest.approx({key: theirs[key] for key in same}, rel=1e-3)
+        assert {key: mine[key] for key in same} == pytest.approx({key: theirs[key] for key in same}, rel=1e-5)
     streams = json.loads((tmp_path / "two" / "checkpoints" / name / loop.STATE).read_text())["streams"]
     assert len(streams) == 2 and {shard for stream in streams for shard in stream["shards"]} == {"0", "1"}
+
+
+RESUMED = """
+import sys
+from pathlib import Path
+from accelerate import PartialState
+from tests import training
+ranks = PartialState(cpu=True)
+llm, out = map(Path, sys.argv[1:])
+drawn = []
+def make(run, **settings):
+    return training.make(llm, out / run, rank=ranks.process_index, world=ranks.num_processes, sharded=True, optimizer="muon", documents=60,
+                         sample=drawn.append, **settings)
+straight = make("straight").fit()
+stopped = make("stopped")
+at, one_step = 3, stopped._one_step
+def asked(interrupts):
+    if stopped.step == at - 1 and ranks.is_main_process:
+        (out / "stopped" / "stop").touch()
+    return one_step(interrupts)
+stopped._one_step = asked
+assert stopped.fit().steps == at
+assert make("stopped", resume=True).fit().steps == straight.steps > at
+assert bool(drawn) == ranks.is_main_process
+"""
+
+
+def test_shards_are_resumed_bit_for_bit(llm, tmp_path, root):
+    (tmp_path / "program.py").write_text(RESUMED)
+    common = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "WORLD_SIZE": "2"}
+    command = [sys.executable, tmp_path / "program.py", llm, tmp_path]
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29522"}
+    ranks = [subprocess.Popen(command, env=common | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)]
+    assert [process.wait(timeout=300) for process in ranks] == [0, 0]
+    name = checkpoints(tmp_path / "straight")[-1]
+    for file in ("weights.safetensors", "optimizer.safetensors", "model/model.safetensors"):
+        straight, resumed = (load_file(tmp_path / run / "checkpoints" / name / file) for run in ("straight", "stopped"))
+        assert straight.keys() == resumed.keys() and all(torch.equal(straight[key], resumed[key]) for key in straight)
+
+
+def test_recomputed_layers_learn_the_same_and_are_passed_twice(llm, batches, tmp_path):
+    rows, passed = {}, {}
+    for recompute in (False, True):
+        trainer = training.make(llm, tmp_path / str(recompute), training.Given(batches), recompute=recompute, documents=4 * len(batches[0].keys))
+        layer, seen = trainer.learner.units()[0], []
+        layer.mlp.register_forward_pre_hook(lambda *_, seen=seen: seen.append(torch.is_grad_enabled()))
+        trainer.fit()
+        assert "forward" not in vars(layer)
+        rows[recompute] = [row["loss/total"] for row in read(tmp_path / str(recompute) / "metrics.jsonl") if "loss/total" in row]
+        passed[recompute] = sum(seen)
+    assert len(rows[True]) > 2 and rows[True] == pytest.approx(rows[False], rel=1e-6)
+    assert passed[True] == 2 * passed[False] > 0
+
+
+def test_one_rank_has_nobody_to_share_with(llm, tmp_path):
+    with pytest.raises(ValueError, match="sharded: one rank has nobody to share with"):
+        training.make(llm, tmp_path, sharded=True)
 
 
 def test_batches_for_another_number_of_ranks_are_refused(llm, tmp_path):

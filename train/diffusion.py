@@ -11,7 +11,7 @@ from torch import nn
 
 from eval import report, shapes
 from eval.page import Section, gallery, paragraph, score_table
-from fusion.architectures.experts import watched
+from fusion.architectures.experts import Router, watched
 from fusion.architectures.painter import Painter, PainterConfig, make_painter
 from fusion.data.loader import Loader
 from fusion.data.pairs import PairBatch, PairBatches, Pairing, fixed_pairs
@@ -133,6 +133,12 @@ class PainterLearner(Learner):
         if any(p.requires_grad for p in self.model.texts.parameters()):
             raise ValueError("training.sharded: text encoders that learn along are not shared out; set trained: false for them, or sharded: false")
         return [*blocks_of(self.model.network), self.model.network]
+
+    def recomputed(self) -> AbstractContextManager:
+        """Each block of the network. ValueError where experts are watched: what they chose would be another thing the second time."""
+        if any(isinstance(part, Router) for part in self.model.network.modules()):
+            raise ValueError("training.recompute: networks with experts keep their activations; set it to false")
+        return super().recomputed()
 
     def compiled(self) -> AbstractContextManager:
         """Each block of the network."""

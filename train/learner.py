@@ -1,13 +1,15 @@
 """What a Trainer trains, seen from its loop: weights, what a batch teaches them, and the folder that they become."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from fusion.api import Fusion
 from fusion.backbone import layers_of
@@ -52,6 +54,10 @@ class Learner(ABC):
     def compiled(self) -> AbstractContextManager:
         """Inside, what is worth it runs compiled."""
         return nullcontext()
+
+    def recomputed(self) -> AbstractContextManager:
+        """Inside, layers keep little for the backward pass. ValueError where that is not possible."""
+        return recomputed(self.units()[:-1])
 
 
 class UnifiedLearner(Learner):
@@ -101,13 +107,30 @@ class UnifiedLearner(Learner):
 
 @contextmanager
 def compiled(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside, each of the layers runs compiled; from outside, so that the model itself knows nothing of it."""
+    """Inside, each of the layers runs compiled."""
     # Hooks know the number of their layer, so that each layer is a compilation of its own; beyond the limit they would run eagerly.
-    with torch._dynamo.config.patch(recompile_limit=4 * len(layers)):
-        for layer in layers:
-            layer.forward = torch.compile(layer.forward)
-        try:
-            yield
-        finally:
-            for layer in layers:
+    with torch._dynamo.config.patch(recompile_limit=4 * len(layers)), _changed(layers, torch.compile):
+        yield
+
+
+@contextmanager
+def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, of each layer only what enters is kept for the backward pass, which computes the rest again (Chen et al., arXiv 1604.06174)."""
+    with _changed(layers, lambda forward: partial(checkpoint, forward, use_reentrant=False)):
+        yield
+
+
+@contextmanager
+def _changed(layers: Sequence[nn.Module], change: Callable[[Callable], Callable]) -> Iterator[None]:
+    """Inside, `forward` of each layer is changed; from outside, so that the model itself knows nothing of it."""
+    before = [vars(layer).get("forward") for layer in layers]
+    for layer in layers:
+        layer.forward = change(layer.forward)
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, before, strict=True):
+            if forward is None:
                 del layer.forward
+            else:
+                layer.forward = forward

@@ -42,10 +42,11 @@ class Training:
     documents, minutes: the run ends at whichever comes first, and the learning rate has then reached its end. accumulate: batches
     per step. ema: decay of the averaged weights, which are the ones that are saved. precision: auto takes bf16 where it is faster.
     sharded: the ranks share out weights, averages and optimizer states (train.shards) instead of each having all of them; so they do too
-    when accelerate is told to launch FSDP. compile: compile the layers of the decoder. conv_from: documents before which a convolutional
-    head rests: while it learns to draw, the decoder does not learn what to (docs/log.md). workers: processes that make batches. The `_every`
-    are in steps, 0 for never; save_minutes: a checkpoint after so many too; keep: checkpoints kept. Whoever makes a file `save` or `stop` in
-    the run's folder has a checkpoint written, or the run stopped as by a signal, after the next step.
+    when accelerate is told to launch FSDP. recompute: keep little of each layer for the backward pass, for a third more operations. compile:
+    compile the layers of the decoder. conv_from: documents before which a convolutional head rests: while it learns to draw, the decoder does
+    not learn what to (docs/log.md). workers: processes that make batches. The `_every` are in steps, 0 for never; save_minutes: a checkpoint
+    after so many too; keep: checkpoints kept. Whoever makes a file `save` or `stop` in the run's folder has a checkpoint written, or the run
+    stopped as by a signal, after the next step.
     """
 
     documents: int | None = 100_000
@@ -54,6 +55,7 @@ class Training:
     ema: float = 0.999
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     sharded: bool = False
+    recompute: bool = False
     compile: bool = False
     conv_from: int = 0
     workers: int = 1
@@ -144,7 +146,9 @@ class Trainer:
         self._start = time.monotonic()
         self.log = Log(self.run, self.step, self.main)
         asked = None
-        with Interrupts() as interrupts, closing(self.log), self.learner.compiled() if self.settings.compile else nullcontext():
+        recomputed = self.learner.recomputed() if self.settings.recompute else nullcontext()
+        compiled = self.learner.compiled() if self.settings.compile else nullcontext()
+        with Interrupts() as interrupts, closing(self.log), recomputed, compiled:
             self._look_at_the_clock(interrupts)
             while self.progress < 1 and not asked:
                 asked = self._one_step(interrupts)
