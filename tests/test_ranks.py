@@ -64,3 +64,20 @@ def test_a_signal_reaches_every_rank_once_and_handlers_are_put_back(here):
 def test_a_module_that_is_not_there_is_a_failure(here, capfd):
     assert ranks.run_ranks(2, "no_such_module", []) == 1
     assert "No module named no_such_module" in capfd.readouterr().err
+
+
+COUNTS = """
+import os
+os.environ.pop("ACCELERATE_USE_CPU")  # as torchrun starts it
+from train.ranks import this_rank
+rank = this_rank()
+open(f"{rank.process_index}-of-{rank.num_processes}", "w").close()
+"""
+
+
+def test_ranks_on_cpus_know_of_each_other_however_they_were_started(here, root, monkeypatch):
+    (here / "a_count.py").write_text(COUNTS)
+    monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{root}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert ranks.run_ranks(2, "a_count", []) == 0
+    assert {path.name for path in here.glob("*-of-*")} == {"0-of-2", "1-of-2"}

@@ -18,6 +18,7 @@ from train import diffusion
 from train.diffusion import PainterLearner
 from train.metrics import read
 from train.optim import Optim, Optimizers, hidden_matrices
+from train.ranks import run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,27 @@ def test_from_a_config_to_a_report(llm, tmp_path, capsys, root):
     assert diffusion.main(argv) == 1 and "resume=true" in capsys.readouterr().err
     assert diffusion.main([*argv, "resume=true", "training.documents=80"]) == 0
     assert read(run / "metrics.jsonl")[-1]["seen"] >= 80
+
+
+def test_two_ranks_that_share_a_painter_out_learn_the_same(llm, tmp_path, root, monkeypatch):
+    """Documents that divide by both ranks' batches, so that the painters of both kinds see the same."""
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    fixed = ["scoring.count=0", "training.documents=80", "training.optim.optimizer=muon"]
+    losses, painters = {}, {}
+    for sharded in ("true", "false"):
+        run = tmp_path / sharded
+        assert run_ranks(2, "train.diffusion", [str(root / "configs" / "dit.yaml"), *words(llm, run), *fixed, f"training.sharded={sharded}"]) == 0
+        losses[sharded] = [row["loss/flow"] for row in read(run / "metrics.jsonl") if "loss/flow" in row]
+        painters[sharded] = load_painter(run / "model").network.state_dict()
+    assert len(losses["true"]) == 5 and losses["true"] == pytest.approx(losses["false"], rel=1e-5)
+    for name, tensor in painters["true"].items():
+        torch.testing.assert_close(tensor, painters["false"][name], atol=2e-4, rtol=0)
+
+
+def test_networks_with_experts_do_not_recompute(llm, tmp_path, capsys, root):
+    argv = [str(root / "configs" / "hidream.yaml"), *words(llm, tmp_path / "run"), "training.recompute=true"]
+    argv[2] = f"painter.texts=[{{path: {llm}, layers: [0, 1]}}]"
+    assert diffusion.main(argv) == 1 and "networks with experts keep their activations" in capsys.readouterr().err
 
 
 def test_a_run_that_was_cut_ends_as_one_that_was_not(llm, tmp_path, root):

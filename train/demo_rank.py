@@ -3,19 +3,18 @@
 import sys
 from pathlib import Path
 
-from accelerate import PartialState
 from transformers.utils import logging
 
 from train.config import load_config
 from train.demo import Demo, learn, read_corpus
 from train.loop import NotFinite
-from train.ranks import INTERRUPTED
+from train.ranks import INTERRUPTED, this_rank
 
 
 def main(path: str) -> int:
     """`python -m train.demo_rank OUT/config.yaml`, with the variables of train.ranks."""
     logging.disable_progress_bar()
-    ranks = PartialState(cpu=True)
+    ranks = this_rank()
     config = load_config(Demo, Path(path))
     try:
         summary = learn(config, read_corpus(config.llm.data, config.llm.seed), ranks.process_index, ranks.num_processes)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from torch import nn
 
 from eval import report, shapes
@@ -25,6 +24,7 @@ from train.curriculum import Stage, open_data
 from train.learner import Learner, compiled
 from train.log import Counts
 from train.loop import Summary, Trainer, Training
+from train.ranks import this_rank
 from train.samples import Prompt, ask, from_samples, sheet, write
 from train.unified import Validation, first_samples
 
@@ -176,7 +176,7 @@ def text_of(prompt: Prompt) -> list[str]:
 
 def train(config: Diffusion) -> Summary:
     """The whole run: train, save RUN/model, score it, write RUN/report.html. Raises ValueError and NotFinite, each one line."""
-    run, ranks = Path(config.run), PartialState()
+    run, ranks = Path(config.run), this_rank()
     program.refuse_another(run, config.resume)
     torch.manual_seed(config.training.seed)
     painter = make_painter(config.painter)

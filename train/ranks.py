@@ -12,10 +12,19 @@ import sys
 import time
 from collections.abc import Sequence
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+
 INTERRUPTED = 130
 """Exit status of a rank that a signal ended, after it has written a checkpoint."""
 PATIENCE = 20.0
 """Seconds that the other ranks have to end by themselves when one has failed."""
+
+
+def this_rank() -> PartialState:
+    """Which of how many ranks this process is. On CPUs accelerate has to be told so by whoever asks first, or each rank takes itself for all."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
 def run_ranks(count: int, module: str, arguments: Sequence[str]) -> int:

@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
 import fusion
 from eval import emoji, report
@@ -27,6 +26,7 @@ from train.curriculum import Stage, open_data
 from train.learner import UnifiedLearner
 from train.loop import Summary, Trainer, Training
 from train.optim import hidden_matrices
+from train.ranks import this_rank
 from train.samples import Sampler, Samples, ask, from_samples
 
 # Each a function of the model, the run's data config and knobs of generation; what it returns becomes part of the report.
@@ -105,7 +105,7 @@ class Unified:
 
 def train(config: Unified) -> Summary:
     """The whole run: train, save RUN/model, write RUN/report.html. Raises ValueError and NotFinite, each one line."""
-    run, ranks = Path(config.run), PartialState()
+    run, ranks = Path(config.run), this_rank()
     program.refuse_another(run, config.resume)
     model = build(config.model)
     if ranks.is_main_process:
