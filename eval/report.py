@@ -72,7 +72,7 @@ LOOKS = {
     "per_second/tokens": Look("Throughput", "tokens per second", zero=True),
     "grad_norm": Look("Gradient norm", "before clipping", log=True),
     "padding": Look("Padding", "share of tokens", zero=True),
-    "skipped": Look("Bad samples left out", "per step", zero=True),
+    "skipped": Look("Bad samples left out", "so far, each once", zero=True),
 }
 
 
