@@ -50,7 +50,7 @@ class Pictures:
             return self.fit(open_image(value["bytes"], name=str(value.get("path") or "image bytes")))
         if isinstance(value, dict) and value.get("path"):
             value = value["path"]
-        if isinstance(value, str) and not value.startswith("data:"):
+        if isinstance(value, str) and not value.startswith("data:") and "://" not in value:
             value = self.root / value
         return self.fit(open_image(value))
 
