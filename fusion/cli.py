@@ -163,9 +163,7 @@ def _data_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--column", metavar="NAME=COLUMN", type=column, action="append", default=[], help="with --format: which column holds what (text=caption)"
     )
-    command.add_argument(
-        "--tokenizer", metavar="MODEL", dest="model", default="shapes", help="a fusion model, or an LLM, that is to read it (default shapes)"
-    )
+    command.add_argument("--tokenizer", metavar="MODEL", default=None, help="the fusion model, or the LLM, that is to read it (default: a small one)")
     command.add_argument("--stride", type=int, default=8, help="for an LLM: pixels along the side of a patch (default 8)")
     command.add_argument("--length", type=int, metavar="N", default=None, help="tokens in a row of training: a longer conversation is bad")
     command.add_argument("--held-out", type=float, metavar="SHARE", default=0.05, help="of the subjects, for validation (default 0.05)")
@@ -350,11 +348,21 @@ def data(options: argparse.Namespace) -> int:
     if options.column and not options.format:
         raise ValueError("--column goes with --format: say what the rows are")
     sources = check.open_as(options.path, options.format, dict(options.column)) if options.format else check.recognise(options.path)
-    reader = check.Reader(_processor(options.model, options.stride), options.model, options.length)
+    reader = check.Reader(_any_processor(options), options.tokenizer or "a small tokenizer", options.length)
     findings = check.check(sources, Split(held_out=options.held_out, seed=options.split_seed), reader)
     print(check.render(findings))
     print(preview.write(findings, sources, reader, options.out))
     return int(findings.flawed)
+
+
+def _any_processor(options: argparse.Namespace):
+    """The processor of --tokenizer, or else one with the bundled tokenizer, which leaves images as large as they are."""
+    from fusion.processor import FusionProcessor
+
+    if options.tokenizer:
+        return _processor(options.tokenizer, options.stride)
+    bundled = _processor("shapes", options.stride)
+    return FusionProcessor.from_tokenizer(bundled.tokenizer, bundled.vocab_base, options.stride)
 
 
 def _processor(name: str, stride: int):

@@ -42,10 +42,10 @@ class Report:
     """What one source holds.
 
     rows: samples, good and bad. sizes: of its images, (width, height). texts: the length of each text block in characters. lengths:
-    of each document in tokens, with its patches and the noised ones; text_tokens: of all of them, those that are no patch. samples: good
-    ones by side of the split; subjects: those of good ones by side. repeats: samples equal to an earlier one in every pixel and letter;
-    image_repeats, text_repeats: (key, key of the first) of images and of texts that came before. bad: (key, reason) of what cannot be
-    used. good: the numbers of the others in the source.
+    of each document in tokens, with its patches and the noised ones; text_tokens: of all of them, those that are no patch; reader: whose
+    tokens these are. samples: good ones by side of the split; subjects: those of good ones by side. repeats: samples equal to an earlier
+    one in every pixel and letter; image_repeats, text_repeats: (key, key of the first) of images and of texts that came before.
+    bad: (key, reason) of what cannot be used. good: the numbers of the others in the source.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Report:
     texts: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     text_tokens: int = 0
+    reader: str = ""
     samples: Counter[str] = field(default_factory=Counter)
     subjects: dict[str, set[str]] = field(default_factory=lambda: {"train": set(), "validation": set()})
     repeats: int = 0
@@ -111,7 +112,8 @@ def check(sources: Sequence[TableSource], split: Split | None = None, reader: Re
     owners: dict[bytes, dict[str, str]] = {}
     reports = []
     for source in sources:
-        report, held, seen = Report(source.name, _format(source), len(source)), validation.chosen(source.subjects), _Seen()
+        report = Report(source.name, _format(source), len(source), reader=reader.name if reader else "")
+        held, seen = validation.chosen(source.subjects), _Seen()
         reports.append(report)
         for index in tqdm(range(len(source)), desc=source.name, unit=" samples", leave=False, disable=None):
             try:
@@ -192,12 +194,12 @@ def facts(report: Report) -> dict[str, str]:
         said["texts"] = f"{len(report.texts):,}: {_spread(report.texts)} (characters)"
     if report.lengths:
         patches = sum(report.lengths) - report.text_tokens
-        said["documents"] = f"{len(report.lengths):,}: {_spread(report.lengths)} (tokens)"
+        said["documents"] = f"{len(report.lengths):,}: {_spread(report.lengths)} (tokens, as {report.reader} reads them)"
         said["tokens"] = f"{sum(report.lengths):,}: {report.text_tokens:,} of text and control, {patches:,} of patches, clean and noised"
     said["split"] = ", ".join(f"{report.samples[side]:,} {side} ({len(subjects):,} subjects)" for side, subjects in report.subjects.items())
     if report.image_repeats or report.text_repeats:
         images, texts = len(report.image_repeats), len(report.text_repeats)
-        said["repeats"] = f"{report.repeats:,} samples, {images:,} images and {texts:,} texts equal one of an earlier sample"
+        said["repeats"] = f"equal to an earlier one: {report.repeats:,} of the samples, {images:,} of the images, {texts:,} of the texts"
     return said
 
 

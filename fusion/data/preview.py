@@ -9,7 +9,7 @@ from fusion.data.check import Findings, Reader, Report, facts
 from fusion.data.sources.table import TableSource
 from fusion.files import claim, save
 from fusion.page import Section, bars, document, figure, paragraph, table
-from fusion.picture import draw_legend, draw_sequence
+from fusion.picture import draw_legend, draw_sequence, spans
 from fusion.sequence import pack
 
 DRAWN = 8  # samples of a source
@@ -92,7 +92,7 @@ def _repeated(report: Report) -> str:
         if repeats:
             listed = table(repeats[:REPEATS], (f"the {what} of", "is that of"))
             more = paragraph(f"... and {len(repeats) - REPEATS:,} more.") if len(repeats) > REPEATS else ""
-            parts += f"<details><summary>{len(repeats):,} {what}s</summary>{listed}{more}</details>"
+            parts += f"<details><summary>{what}s: {len(repeats):,}</summary>{listed}{more}</details>"
     return parts
 
 
@@ -111,7 +111,9 @@ def _samples(report: Report, source: TableSource, reader: Reader) -> str:
     for index in chosen:
         sample = source[index]
         for number, laid_out in enumerate(reader(sample)[:2]):
-            drawing = draw_sequence(pack([[laid_out]]), processor, most=SPANS)
+            packed = pack([[laid_out]])
             part = f", document {number + 1}" if number else ""
-            figures.append(figure(drawing, f"{sample.key}{part}: {len(laid_out):,} tokens", AS_IT_IS))
+            rest = ", of which this is the beginning" if len(spans(packed, processor)) > SPANS else ""
+            words = f"{sample.key}{part}: {len(laid_out):,} tokens{rest}"
+            figures.append(figure(draw_sequence(packed, processor, most=SPANS), words, AS_IT_IS))
     return f'<div class="sheets">{"".join(figures)}</div>'
