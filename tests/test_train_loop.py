@@ -224,7 +224,7 @@ def test_two_ranks_equal_one_that_accumulates(optimizer, port, llm, tmp_path, ro
         assert {key: mine[key] for key in same} == pytest.approx({key: theirs[key] for key in same}, rel=1e-3)
     told = [sorted((tmp_path / run / "skipped.txt").read_text().splitlines()) for run in ("one", "two")]
     assert told[0] == told[1] == sorted(f"world:{n}: is unlucky" for n in range(0, 20, 5)), "each once, whichever ranks met it"
-    assert b[-1]["skipped"] == 4
+    assert [row["skipped"] for row in b if "skipped" in row][-1] == 4
     streams = json.loads((tmp_path / "two" / "checkpoints" / name / loop.STATE).read_text())["streams"]
     assert len(streams) == 2 and {shard for stream in streams for shard in stream["shards"]} == {"0", "1"}
 
