@@ -1,7 +1,7 @@
 """Charts as inline SVG: curves with axes and legend, and intervals for tables; colours come from the page, dark or light.
 
 A chart is a string of HTML that needs no script and no file. Its colours are CSS variables (`--s0` ... `--s7` for series, `--ink`,
-`--quiet`, `--hair`) which `eval/report.css` defines for both colour schemes.
+`--quiet`, `--hair`) which `fusion/page.css` defines for both colour schemes.
 """
 
 import math

@@ -1,31 +1,31 @@
-"""Sections of a self-contained HTML page: tables, pictures, edit triptychs, stories and scores, all as strings.
+"""What pages of evaluations and runs have beyond fusion/page.py: scores with their intervals, and edits as triptychs."""
 
-Pictures are tiny and would be a stamp on a modern screen: they are shown enlarged by a whole number, to about 128 pixels, with hard
-edges. They travel inside the page as data URIs, in their own size.
-"""
-
-import base64
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
-from PIL import Image, ImageChops
+from PIL import ImageChops
 
 from eval.charts import interval
+from fusion.page import SHOWN, Picture, Section, code, figure, gallery, paragraph, picture, png, story, table
 
-SHOWN = 128  # pixels on screen of the longer side of a tiny picture
-
-Picture = Image.Image
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of a page: its heading, and its body as HTML from the builders of this file (joined with `+`)."""
-
-    title: str
-    html: str
+__all__ = [
+    "SHOWN",
+    "Picture",
+    "Score",
+    "Section",
+    "amplified",
+    "code",
+    "figure",
+    "gallery",
+    "paragraph",
+    "picture",
+    "png",
+    "score_table",
+    "story",
+    "table",
+    "triptych",
+]
 
 
 @dataclass(frozen=True)
@@ -41,37 +41,6 @@ class Score:
     high: float
     count: int | None = None
     target: float | None = None
-
-
-def paragraph(text: str) -> str:
-    """A paragraph of plain text."""
-    return f"<p>{escape(text)}</p>"
-
-
-def code(text: str) -> str:
-    """Text in a typewriter's hand: commands, configs."""
-    return f"<pre>{escape(text.strip())}</pre>"
-
-
-def table(rows: Iterable[Mapping | Sequence], columns: Sequence[str]) -> str:
-    """Rows (mappings by column name, or sequences in the order of the columns) as a table; numbers have four digits and stand to the right."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = ""
-    for row in rows:
-        values = [row.get(column) for column in columns] if isinstance(row, Mapping) else row
-        body += "<tr>" + "".join(_cell(value) for value in values) + "</tr>"
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _cell(value) -> str:
-    if value is None:
-        return '<td class="none">–</td>'
-    if isinstance(value, bool):
-        return f"<td>{'yes' if value else 'no'}</td>"
-    if isinstance(value, int | float):
-        shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-        return f'<td class="number">{shown}</td>'
-    return f"<td>{escape(str(value))}</td>"
 
 
 def score_table(scores: Iterable[Score]) -> str:
@@ -97,34 +66,6 @@ def _verdict(score: Score) -> str:
     return f'<span class="{"met" if met else "missed"}">{"✓" if met else "✗"} {score.target:.2f}</span>'
 
 
-def png(image: Picture) -> bytes:
-    """An image as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def picture(image: Picture | Path, shown: int = SHOWN, alt: str = "") -> str:
-    """An image (or the PNG file of one) as an <img>, enlarged by the whole number that brings it nearest to `shown` pixels."""
-    data = image.read_bytes() if isinstance(image, Path) else png(image)
-    width, height = Image.open(io.BytesIO(data)).size
-    scale = max(1, round(shown / max(width, height)))
-    pixelated = ' class="tiny"' if scale > 1 else ""
-    uri = "data:image/png;base64," + base64.b64encode(data).decode()
-    return f'<img{pixelated} src="{uri}" width="{width * scale}" height="{height * scale}" alt="{escape(alt)}">'
-
-
-def figure(image: Picture | Path, caption: str = "", shown: int = SHOWN) -> str:
-    """One picture and, under it, what it is."""
-    words = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f"<figure>{picture(image, shown, caption)}{words}</figure>"
-
-
-def gallery(pictures: Iterable[tuple[Picture | Path, str]], shown: int = SHOWN) -> str:
-    """Pictures side by side, each with its caption."""
-    return '<div class="gallery">' + "".join(figure(image, caption, shown) for image, caption in pictures) + "</div>"
-
-
 def amplified(before: Picture, after: Picture, gain: int = 4) -> Picture:
     """How much each pixel changed, times `gain`: black where nothing did. Both pictures have one size."""
     return ImageChops.difference(before.convert("RGB"), after.convert("RGB")).point(lambda value: min(255, value * gain))
@@ -135,17 +76,3 @@ def triptych(before: Picture, after: Picture, difference: Picture | None = None,
     panels = {"before": before, "after": after, "difference × 4": difference or amplified(before, after)}
     figures = "".join(figure(image, name) for name, image in panels.items())
     return f'<div class="triptych"><p>{escape(caption)}</p><div>{figures}</div></div>'
-
-
-def story(parts: Iterable[str | Picture]) -> str:
-    """Text and pictures in reading order, as a strip: each picture stands under the words that lead to it."""
-    cells, words = [], ""
-    for part in parts:
-        if isinstance(part, str):
-            words += "".join(paragraph(line) for line in part.split("\n") if line.strip())
-        else:
-            cells.append(f"<div>{words}{picture(part)}</div>")
-            words = ""
-    if words:
-        cells.append(f"<div>{words}</div>")
-    return '<div class="story">' + "".join(cells) + "</div>"

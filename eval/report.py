@@ -19,6 +19,7 @@ from eval import page
 from eval.charts import Line, chart, compact
 from eval.page import Score, Section, amplified, code, figure, gallery, paragraph, score_table, story, table, triptych
 from fusion.files import save
+from fusion.page import document
 
 __all__ = [
     "Score",
@@ -35,7 +36,6 @@ __all__ = [
     "write",
 ]
 
-STYLE = Path(__file__).with_name("report.css")
 AXES = ("step", "seen", "time")  # columns of a row of metrics that say when, not what
 EARLIER = 8  # sheets of earlier samples in a strip
 AS_IT_IS = 1  # a sheet has words in it, and its pictures were enlarged when it was made
@@ -72,7 +72,7 @@ LOOKS = {
     "per_second/tokens": Look("Throughput", "tokens per second", zero=True),
     "grad_norm": Look("Gradient norm", "before clipping", log=True),
     "padding": Look("Padding", "share of tokens", zero=True),
-    "skipped": Look("Bad samples left out", "per step", zero=True),
+    "skipped": Look("Bad samples left out", "so far, each once", zero=True),
 }
 
 
@@ -243,16 +243,6 @@ def render(run: Run, extra: Iterable[Section] = ()) -> str:
     ]
     missing = f'<p class="missing">Not in this run folder: {escape("; ".join(run.missing))}.</p>' if run.missing else ""
     return document(str(run.facts.get("title") or run.folder.resolve().name), _header(run), sections, missing)
-
-
-def document(title: str, header: str, sections: Iterable[Section], end: str = "") -> str:
-    """A whole self-contained page: header and end are HTML; sections without a body are left out."""
-    body = "".join(f"<section><h2>{escape(part.title)}</h2>{part.html}</section>" for part in sections if part.html)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>\n{STYLE.read_text(encoding='utf-8')}</style></head>\n"
-        f"<body><main>{header}{body}{end}</main></body></html>\n"
-    )
 
 
 def write(run_folder: str | Path, extra: Iterable[Section] = ()) -> Path:

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from eval.page import Score, Section, figure, paragraph, score_table, table
-from eval.report import document
 from eval.scores import Z
 from eval.suites import SUITES, Row
+from fusion.page import document
 
 SHOWN, EXTREMES = 72, 12  # pixels on screen of a sample, and how many of the best and of the worst stand on top
 

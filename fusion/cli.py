@@ -1,4 +1,4 @@
-"""The command line: `fusion generate | edit | chat | describe | inspect`.
+"""The command line: `fusion generate | edit | chat | describe | inspect | data`.
 
 A mistake is one line on stderr and exit status 2; FUSION_DEBUG=1 shows where it came from. Nothing heavy is imported before a command
 runs, so that --help comes at once.
@@ -44,6 +44,14 @@ DESCRIPTIONS = {
         "are a document all of which is learned.",
         '  fusion inspect shapes @messages.json --out packed.png\n  fusion inspect path/to/llm "A cat." @cat.png --stride 16',
     ),
+    "data": (
+        "go through a data set",
+        "Read every sample of a data set as training does, and say what is in it, what is bad and why, what comes twice, and what leaks from "
+        "validation into training. All of it is written as a page too, with samples as the model reads them. Exit status: 0 if every "
+        "sample is good, 1 if one is bad or leaks, 2 if the path is not a data set.",
+        "  fusion data check my_images\n"
+        "  fusion data check pairs.parquet --format edits --column instruction=prompt --tokenizer path/to/llm --length 2048 -o pairs.html",
+    ),
 }
 
 
@@ -53,6 +61,14 @@ def size(text: str) -> tuple[int, int]:
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: write WIDTHxHEIGHT in pixels, such as 64x48")
     return int(width), int(height)
+
+
+def column(text: str) -> tuple[str, str]:
+    """`text=caption` as (name, column)."""
+    name, equals, found = text.partition("=")
+    if not (name and equals and found):
+        raise argparse.ArgumentTypeError(f"{text!r} maps no column: write NAME=COLUMN, such as text=caption")
+    return name, found
 
 
 class _Parser(argparse.ArgumentParser):
@@ -83,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     _describe_options(made["describe"])
     _chat_options(made["chat"])
     _inspect_options(made["inspect"])
+    _data_options(made["data"])
     return top
 
 
@@ -137,6 +154,21 @@ def _inspect_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tail", action="store_true", default=False, help="keep the clean copy of a last picture, so that stopping is learned")
     command.add_argument("--stride", type=int, default=8, help="for an LLM: pixels along the side of a patch (default 8)")
     command.add_argument("--out", metavar="PATH", default="inspect.png", help="file or folder for the picture (default inspect.png)")
+
+
+def _data_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("action", choices=("check",), help="what to do with it")
+    command.add_argument("path", metavar="PATH", help="folder of images, texts or tables; or a .jsonl, .csv, .parquet or .txt file")
+    command.add_argument("--format", choices=("images", "edits", "pages", "chats", "text"), default=None, help="default: told by its columns")
+    command.add_argument(
+        "--column", metavar="NAME=COLUMN", type=column, action="append", default=[], help="with --format: which column holds what (text=caption)"
+    )
+    command.add_argument("--tokenizer", metavar="MODEL", default=None, help="the fusion model, or the LLM, that is to read it (default: a small one)")
+    command.add_argument("--stride", type=int, default=8, help="for an LLM: pixels along the side of a patch (default 8)")
+    command.add_argument("--length", type=int, metavar="N", default=None, help="tokens in a row of training: a longer conversation is bad")
+    command.add_argument("--held-out", type=float, metavar="SHARE", default=0.05, help="of the subjects, for validation (default 0.05)")
+    command.add_argument("--split-seed", type=int, metavar="N", default=0, help="chooses which subjects (default 0)")
+    command.add_argument("-o", "--out", metavar="PATH", default="check.html", help="file or folder for the page (default check.html)")
 
 
 def _model_options(command: argparse.ArgumentParser) -> None:
@@ -300,7 +332,7 @@ def inspect(options: argparse.Namespace) -> None:
     if isinstance(source, list) and not isinstance(source[0], dict):
         blocks = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in source]
         source = [{"role": "user", "content": blocks}] if options.prompt else {"content": blocks}
-    processor = _processor(options)
+    processor = _processor(options.model, options.stride)
     pieces = finish(processor.pieces(processor.document(source, prompt=options.prompt)), keep_tail=options.tail)
     packed = pack([[layout(pieces, processor.control)]])
     drawing = draw_packed(packed, processor)
@@ -308,33 +340,60 @@ def inspect(options: argparse.Namespace) -> None:
     print(save_image(drawing, out))
 
 
-def _processor(options: argparse.Namespace):
-    """The processor of a fusion model, or the one that an LLM would get."""
+def data(options: argparse.Namespace) -> int:
+    """`fusion data`"""
+    from fusion.data import check, preview
+    from fusion.data.sources import Split
+
+    if options.column and not options.format:
+        raise ValueError("--column goes with --format: say what the rows are")
+    sources = check.open_as(options.path, options.format, dict(options.column)) if options.format else check.recognise(options.path)
+    reader = check.Reader(_any_processor(options), options.tokenizer or "a small tokenizer", options.length)
+    findings = check.check(sources, Split(held_out=options.held_out, seed=options.split_seed), reader)
+    print(check.render(findings))
+    print(preview.write(findings, sources, reader, options.out))
+    return int(findings.flawed)
+
+
+def _any_processor(options: argparse.Namespace):
+    """The processor of --tokenizer, or else one with the bundled tokenizer, which leaves images as large as they are."""
+    from fusion.processor import FusionProcessor
+
+    if options.tokenizer:
+        return _processor(options.tokenizer, options.stride)
+    bundled = _processor("shapes", options.stride)
+    return FusionProcessor.from_tokenizer(bundled.tokenizer, bundled.vocab_base, options.stride)
+
+
+def _processor(name: str, stride: int):
+    """The processor of a fusion model, bundled ones too, or the one that an LLM would get."""
     from transformers import AutoConfig, AutoTokenizer
 
+    from fusion.api import BUNDLED
     from fusion.model import FusionConfig
     from fusion.processor import FusionProcessor
 
     _quiet()
     AutoConfig.register(FusionConfig.model_type, FusionConfig, exist_ok=True)
+    folder = BUNDLED / name if (BUNDLED / name / "config.json").is_file() and not os.path.exists(name) else name
     try:
-        config = AutoConfig.from_pretrained(options.model)
+        config = AutoConfig.from_pretrained(folder)
         if isinstance(config, FusionConfig):
-            return FusionProcessor.from_pretrained(options.model)
-        tokenizer = AutoTokenizer.from_pretrained(options.model)
+            return FusionProcessor.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except OSError as error:
-        raise ValueError(f"{options.model}: neither a fusion model nor an LLM in Hugging Face format ({error})") from None
-    return FusionProcessor.from_tokenizer(tokenizer, config.get_text_config().vocab_size, options.stride)
+        raise ValueError(f"{name}: neither a fusion model nor an LLM in Hugging Face format ({error})") from None
+    return FusionProcessor.from_tokenizer(tokenizer, config.get_text_config().vocab_size, stride)
 
 
-COMMANDS = {"generate": generate, "edit": edit, "describe": describe, "chat": chat, "inspect": inspect}
+COMMANDS = {"generate": generate, "edit": edit, "describe": describe, "chat": chat, "inspect": inspect, "data": data}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit status: 0, 2 after an error, 130 when interrupted."""
+    """Run a command; returns its exit status: 0 (`data` has a 1 too), 2 after an error, 130 when interrupted."""
     try:
         options = parser().parse_args(arguments)
-        COMMANDS[options.command](options)
+        return COMMANDS[options.command](options) or 0
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever read our output has gone: that is no error

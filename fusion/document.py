@@ -38,10 +38,18 @@ Part = Text | Image
 Document = tuple[Part, ...]
 
 
+def check_unicode(text: str) -> None:
+    """Raise ValueError for a string with half of a surrogate pair in it, which JSON can spell, but no tokenizer reads and no file holds."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text is not valid Unicode (character {error.start} is {text[error.start]!a}); write it again as UTF-8") from None
+
+
 def blocks(content: Any) -> list[dict]:
     """The content of a message as a list of text and image blocks; raises ValueError naming what is wrong."""
     if isinstance(content, str):
-        return [{"type": "text", "text": content}]
+        content = [{"type": "text", "text": content}]
     if not isinstance(content, list | tuple):
         raise ValueError(f"the content of a message is a string or a list of blocks, not {type(content).__name__}")
     for block in content:
@@ -50,6 +58,8 @@ def blocks(content: Any) -> list[dict]:
             raise ValueError(f'a block is {{"type": "text", "text": ...}} or {{"type": "image", "image": ...}}, not {str(block)[:80]!r}')
         if kind == "text" and not isinstance(block["text"], str):
             raise ValueError(f"the text of a block is a string, not {type(block['text']).__name__}: write it as a string")
+        if kind == "text":
+            check_unicode(block["text"])
     return list(content)
 
 

@@ -20,8 +20,9 @@ from torch import Tensor
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64_000_000
 
-# Formats that PIL decodes on its own. EPS and WMF start other programs, others have no signature to know them by.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "QOI")
+# Formats that PIL decodes on its own. EPS and WMF start other programs, others have no signature to know them by, and ICO is decoded as
+# soon as it is opened: what is inside may be of any size, whatever the header says.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI")
 
 
 class BadImage(ValueError):

@@ -122,6 +122,17 @@ def draw_packed(packed: Packed, processor, row: int = 0) -> Image.Image:
     return page
 
 
+def draw_sequence(packed: Packed, processor, row: int = 0, most: int = 200) -> Image.Image:
+    """The sequence alone, without the mask, as an RGB image: the first `most` tokens and pictures of a row of a packed batch."""
+    width = MASK + 2 * MARGIN
+    return _sequence(spans(packed, processor, row)[:most], packed, width)
+
+
+def draw_legend() -> Image.Image:
+    """What the colours and bars of `draw_sequence` mean, as wide as its pictures."""
+    return _legend(MASK + 2 * MARGIN)
+
+
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size * ZOOM)

@@ -191,10 +191,10 @@ def test_a_conversation_that_does_not_fit_is_named(processor):
 def test_bad_samples_are_left_out_and_told_once(processor):
     stream = loader(processor, bad=5)
     batches = [next(stream) for _ in range(20)]
-    told = [line for batch in batches for line in batch.skipped]
-    assert told and len(set(told)) == len(told)
-    assert all(line.startswith("tasks:") and line.endswith(": cannot be read") for line in told)
-    bad = {line.split(": ")[0] for line in told}
+    told = [pair for batch in batches for pair in batch.skipped]
+    bad = {key for key, _ in told}
+    assert told and len(bad) == len(told)
+    assert all(key.startswith("tasks:") and reason == "cannot be read" for key, reason in told)
     assert not bad & {key for batch in batches for key in batch.keys}
 
 

@@ -52,9 +52,11 @@ READING_ORDER = [
     "data.check",
     "data",
     "files",
+    "page",
     "conversation",
     "show",
     "picture",
+    "data.preview",
     "chat",
     "cli",
 ]

@@ -177,7 +177,20 @@ import sys
 from pathlib import Path
 from accelerate import PartialState
 from torch.distributed.tensor import DTensor
+from fusion.data.shapes import World
+from fusion.data.sources import BadSample, WorldSource
 from tests import training
+
+class Flawed(WorldSource):
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        if index % 5 == 0:
+            raise BadSample(f"world:{index}", "is unlucky")
+        return super().__getitem__(index)
+
+training.SOURCE = Flawed(World())
 ranks = PartialState(cpu=True)
 llm, run, accumulate, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 trainer = training.make(llm, run, rank=ranks.process_index, world=ranks.num_processes, accumulate=accumulate, workers=workers, documents=240,
@@ -220,6 +233,9 @@ def test_two_ranks_equal_one_that_accumulates(optimizer, mode, sharing, port, ll
     for mine, theirs in zip(a, b, strict=True):
         same = [key for key in mine if key != "time" and not key.startswith("per_second")]
         assert {key: mine[key] for key in same} == pytest.approx({key: theirs[key] for key in same}, rel=1e-5)
+    told = [sorted((tmp_path / run / "skipped.txt").read_text().splitlines()) for run in ("one", "two")]
+    assert told[0] == told[1] == sorted(f"world:{n}: is unlucky" for n in range(0, 20, 5)), "each once, whichever ranks met it"
+    assert [row["skipped"] for row in b if "skipped" in row][-1] == 4
     streams = json.loads((tmp_path / "two" / "checkpoints" / name / loop.STATE).read_text())["streams"]
     assert len(streams) == 2 and {shard for stream in streams for shard in stream["shards"]} == {"0", "1"}
 

@@ -1,5 +1,6 @@
 """What a run tells while it goes: rows of metrics.jsonl, a progress bar with throughput and time left, and the samples left out."""
 
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -45,12 +46,41 @@ class Moment:
     lr: float
 
 
-class Log:
-    """The log of a run folder; on ranks other than the main one only samples left out are noted."""
+class LeftOut:
+    """skipped.txt: every sample that was left out, once, however many epochs, workers and ranks met it.
 
-    def __init__(self, run: Path, step: int, main: bool):
-        self.run, self.main = run, main
+    Lines after the first `count` are cut off first, so that a resumed run does not tell the same samples twice.
+    """
+
+    def __init__(self, path: Path, count: int = 0):
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines()[:count] if path.exists() else []
+        path.unlink(missing_ok=True)
+        # A line is "key: reason", and a key may hold ": " too: each of its beginnings may be the key.
+        self.known = {line[: colon.start()] for line in lines for colon in re.finditer(": ", line)}
+        self.count = 0
+        self._append(lines)
+
+    def add(self, skipped: Iterable[tuple[str, str]]) -> int:
+        """List those (key, reason) that are new; returns how many there are now in all."""
+        new = {key: reason for key, reason in skipped if key not in self.known}
+        self.known.update(new)
+        self._append([f"{key}: {reason}" for key, reason in new.items()])
+        return self.count
+
+    def _append(self, lines: list[str]) -> None:
+        self.count += len(lines)
+        if lines:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(line + "\n" for line in lines)
+
+
+class Log:
+    """The log of a run folder; only the main rank writes. skipped: how many samples had been left out by `step`."""
+
+    def __init__(self, run: Path, step: int, main: bool, skipped: int = 0):
         self.metrics = Metrics(run / "metrics.jsonl", step) if main else None
+        self.left_out = LeftOut(run / "skipped.txt", skipped) if main else None
         self.bar = tqdm(total=100, disable=not main, bar_format="{percentage:3.0f}% |{bar:24}| {desc}", mininterval=1.0)
         self.means = Means()
         self.since, self.documents, self.tokens = time.monotonic(), 0, 0
@@ -69,11 +99,9 @@ class Log:
         )
         self.documents, self.tokens = self.documents + counts.documents, self.tokens + counts.tokens - counts.padding
 
-    def skipped(self, lines: Iterable[str]) -> None:
-        """List samples that were left out in skipped.txt, each with its key and the reason."""
-        if lines := list(lines):
-            with (self.run / "skipped.txt").open("a", encoding="utf-8") as file:
-                file.writelines(line + "\n" for line in lines)
+    def skipped(self, skipped: Iterable[tuple[str, str]]) -> int:
+        """List samples that were left out, as (key, reason) of all ranks, in skipped.txt; returns how many there are by now."""
+        return self.left_out.add(skipped) if self.left_out else 0
 
     def write(self, moment: Moment) -> None:
         """The means since the last call as a row and in the bar."""

@@ -123,7 +123,7 @@ class Trainer:
         self.ema = EMA(self.model, settings.ema)
         self.parameters = self.ema.live
         self.step = self.seen = 0
-        self.skipped = 0  # bad samples left out so far
+        self.skipped = 0  # bad samples met so far, each once
         self.progress = self.factor = 0.0  # the share of the run that is done, and of the peak learning rate
         self.saved, self.saved_at, self.due = -1, 0.0, False  # step and seconds of the last checkpoint; whether one is wanted now
         self.before = 0.0  # seconds of training before this process began
@@ -144,7 +144,7 @@ class Trainer:
         """
         transformers.utils.logging.disable_progress_bar()  # one bar is enough: saving a model would draw another over it
         self._start = time.monotonic()
-        self.log = Log(self.run, self.step, self.main)
+        self.log = Log(self.run, self.step, self.main, self.skipped)
         asked = None
         recomputed = self.learner.recomputed() if self.settings.recompute else nullcontext()
         compiled = self.learner.compiled() if self.settings.compile else nullcontext()
@@ -205,11 +205,12 @@ class Trainer:
         self.optimizers.set_rate(self.factor)
         self.optimizers.step()
         self.optimizers.zero_grad()
-        self.step, self.seen, self.skipped = self.step + 1, self.seen + counts.documents, self.skipped + counts.skipped
+        self.step, self.seen = self.step + 1, self.seen + counts.documents
         self.ema.update(self.step)
         asked = self._look_at_the_clock(interrupts)
         self.log.add(total, counts, norm)
-        self.log.skipped(line for batch in window for line in batch.skipped)
+        if counts.skipped:  # by whichever rank
+            self.skipped = self.log.skipped(gather_object([pair for batch in window for pair in batch.skipped]))
         if self.step % self.settings.log_every == 0 or self.step == 1:
             self.log.write(self._moment())
         return asked

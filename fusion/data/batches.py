@@ -70,14 +70,15 @@ class Packing:
 class Batch:
     """A packed batch and what it was made of.
 
-    keys, sources: of its documents, in row order. skipped: one line for each sample left out since the shard's last batch.
+    keys, sources: of its documents, in row order. skipped: (key, reason) of each sample that the shard left out for the first time
+    since its last batch.
     shard, state: whose stream it comes from, and the state of that stream behind it.
     """
 
     packed: Packed
     keys: tuple[str, ...]
     sources: tuple[str, ...]
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
     shard: int = 0
     state: dict | None = None
 
@@ -208,7 +209,7 @@ def fixed_batches(samples: Iterable[Sample], processor, packing: Packing, seed: 
         try:
             laid_out = documents(sample, processor, packing, rng, guidance=False)
         except BadSample as bad:
-            skipped.append(str(bad))
+            skipped.append((bad.key, bad.reason))
             continue
         waiting += [Item(document, sample.key, sample.source) for document in laid_out]
     rows = []

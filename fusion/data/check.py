@@ -1,8 +1,7 @@
-"""Goes through a data set and says what is in it, what is broken and what leaks: `python -m fusion.data.check PATH`."""
+"""Goes through a data set as training would read it, and says what is in it, what is broken and what leaks."""
 
-import argparse
 import hashlib
-import sys
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,31 +10,59 @@ from statistics import median
 
 from tqdm import tqdm
 
-from fusion.data.sources import BadSample, Chat, EditPairs, ImageFolder, Interleaved, PlainText, Sample, Split
+from fusion.data.batches import Packing, documents
+from fusion.data.sources import (
+    BadSample,
+    Chat,
+    DataConfig,
+    EditPairs,
+    ImageFolder,
+    Interleaved,
+    PlainText,
+    Sample,
+    SourceConfig,
+    Split,
+    open_sources,
+)
 from fusion.data.sources.forms import Edits
 from fusion.data.sources.rows import TABLES, open_table, scan
 from fusion.data.sources.split import SUFFIXES
 from fusion.data.sources.table import TableSource
+from fusion.processor import FusionProcessor
+from fusion.sequence import Layout
 
 SHOWN = 20
+# What `open_as` opens: the kinds of SourceConfig whose rows can be counted.
+FORMATS = {"images": "captioned images", "edits": "edit pairs", "pages": "interleaved pages", "chats": "conversations", "text": "plain text"}
+NO_LIMIT = 2**40  # tokens: more than any document has
 
 
 @dataclass
 class Report:
     """What one source holds.
 
-    sizes: of its images, (width, height). texts: the length of each text block in characters. samples: good ones by side of the
-    split; subjects: those of good ones by side. repeats: samples equal to an earlier one in every pixel and letter.
-    bad: (key, reason) of what cannot be used.
+    rows: samples, good and bad. sizes: of its images, (width, height). texts: the length of each text block in characters. lengths:
+    of each document in tokens, with its patches and the noised ones; text_tokens: of all of them, those that are no patch; reader: whose
+    tokens these are. samples: good ones by side of the split; subjects: those of good ones by side. repeats: samples equal to an earlier
+    one in every pixel and letter; image_repeats, text_repeats: (key, key of the first) of images and of texts that came before.
+    bad: (key, reason) of what cannot be used. good: the numbers of the others in the source.
     """
 
     name: str
+    format: str = ""
+    rows: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     texts: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    text_tokens: int = 0
+    reader: str = ""
     samples: Counter[str] = field(default_factory=Counter)
     subjects: dict[str, set[str]] = field(default_factory=lambda: {"train": set(), "validation": set()})
     repeats: int = 0
+    image_repeats: list[tuple[str, str]] = field(default_factory=list)
+    text_repeats: list[tuple[str, str]] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
+    good: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -48,47 +75,98 @@ class Findings:
     reports: list[Report]
     leaks: list[tuple[str, str]]
 
+    @property
+    def flawed(self) -> bool:
+        """Whether a sample is bad, or leaks."""
+        return bool(self.leaks) or any(report.bad for report in self.reports)
 
-def check(sources: Sequence[TableSource], split: Split | None = None) -> Findings:
-    """Read every sample of some sources, opened with split="all", and report on them as `split` would part them."""
+
+@dataclass(frozen=True)
+class Reader:
+    """How training would read samples.
+
+    name: of the model whose processor it is. length: of training's rows in tokens, which a conversation has to fit; None for any length.
+    """
+
+    processor: FusionProcessor
+    name: str = "the model"
+    length: int | None = None
+
+    def __post_init__(self):
+        if self.length is not None and self.length < 1:
+            raise ValueError(f"length={self.length}: a row of training has at least one token")
+
+    def __call__(self, sample: Sample) -> list[Layout]:
+        """The laid out documents of a sample, at their longest: nothing dropped, the last picture's clean copy kept. Raises BadSample."""
+        packing = Packing(length=self.length or NO_LIMIT, tail=1.0)
+        return documents(sample, self.processor, packing, random.Random(0), guidance=False)
+
+
+def check(sources: Sequence[TableSource], split: Split | None = None, reader: Reader | None = None) -> Findings:
+    """Read every sample of some sources, opened with split="all", and report on them as `split` would part them.
+
+    reader: lay every sample out too, as training does: what it refuses is bad, and the others' tokens are counted.
+    """
     split = split or Split()
     validation = Split("validation", split.held_out, split.seed, split.variant)
     owners: dict[bytes, dict[str, str]] = {}
     reports = []
     for source in sources:
-        report, held, seen = Report(source.name), validation.chosen(source.subjects), set()
+        report = Report(source.name, _format(source), len(source), reader=reader.name if reader else "")
+        held, seen = validation.chosen(source.subjects), _Seen()
         reports.append(report)
         for index in tqdm(range(len(source)), desc=source.name, unit=" samples", leave=False, disable=None):
             try:
                 sample = source[index]
+                laid_out = reader(sample) if reader else []
             except BadSample as bad:
                 report.bad.append((bad.key, bad.reason))
                 continue
             side = "validation" if sample.subject in held else "train"
-            pictures, whole = _measure(sample, report)
-            report.repeats += whole in seen
-            seen.add(whole)
+            report.good.append(index)
             report.samples[side] += 1
             report.subjects[side].add(sample.subject)
-            for picture in pictures:
+            report.lengths += map(len, laid_out)
+            report.text_tokens += sum(int((document.picture < 0).sum()) for document in laid_out)
+            for picture in _measure(sample, report, seen):
                 owners.setdefault(picture, {}).setdefault(side, sample.key)
     return Findings(reports, [(keys["train"], keys["validation"]) for keys in owners.values() if len(keys) == 2])
 
 
-def _measure(sample: Sample, report: Report) -> tuple[list[bytes], bytes]:
-    """Count a sample's images and texts; return the fingerprints of its images and of the whole."""
+@dataclass(frozen=True)
+class _Seen:
+    """Fingerprints of what came before, each with the key of the sample it came in first."""
+
+    images: dict[bytes, str] = field(default_factory=dict)
+    texts: dict[bytes, str] = field(default_factory=dict)
+    samples: set[bytes] = field(default_factory=set)
+
+
+def _measure(sample: Sample, report: Report, seen: _Seen) -> list[bytes]:
+    """Count a sample's images and texts, and which came before; return the fingerprints of its images."""
     pictures, whole = [], hashlib.blake2b(digest_size=16)
     turns = sample.messages or [{"role": "", "content": sample.content}]
     for block in (block for turn in turns for block in turn["content"]):
         if block["type"] == "text":
             report.texts.append(len(block["text"]))
-            whole.update(block["text"].encode() + b"\0")
+            mark = _fingerprint(block["text"].encode())
+            first, repeats = seen.texts.setdefault(mark, sample.key), report.text_repeats
         else:
             image = block["image"]
             report.sizes[image.size] += 1
-            pictures.append(hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).digest())
-            whole.update(pictures[-1])
-    return pictures, whole.digest()
+            mark = _fingerprint(f"{image.size}".encode() + image.tobytes())
+            pictures.append(mark)
+            first, repeats = seen.images.setdefault(mark, sample.key), report.image_repeats
+        if first != sample.key:
+            repeats.append((sample.key, first))
+        whole.update(block["type"].encode() + mark)
+    report.repeats += whole.digest() in seen.samples
+    seen.samples.add(whole.digest())
+    return pictures
+
+
+def _fingerprint(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def render(findings: Findings) -> str:
@@ -103,21 +181,35 @@ def render(findings: Findings) -> str:
     return "\n".join(lines)
 
 
-def _describe(report: Report) -> list[str]:
-    lines = [f"{report.name}: {report.samples.total():,} good samples, {len(report.bad):,} bad"]
+def facts(report: Report) -> dict[str, str]:
+    """What a report counts, each in words."""
+    said = {}
     if report.sizes:
         common = ", ".join(f"{w}x{h} ({count:,})" for (w, h), count in report.sizes.most_common(4))
         others = len(report.sizes) - 4
-        lines.append(f"  images    {report.sizes.total():,}: {common}" + (f", and {others:,} other sizes" if others > 0 else ""))
+        said["images"] = f"{report.sizes.total():,}: {common}" + (f", and {others:,} other sizes" if others > 0 else "")
         aspects = sorted(w / h for w, h in report.sizes.elements())
-        lines.append(f"  aspect    {aspects[0]:.2f} narrowest, {median(aspects):.2f} median, {aspects[-1]:.2f} widest (width / height)")
+        said["aspect"] = f"{aspects[0]:.2f} narrowest, {median(aspects):.2f} median, {aspects[-1]:.2f} widest (width / height)"
     if report.texts:
-        shortest, middle, longest = min(report.texts), median(report.texts), max(report.texts)
-        lines.append(f"  texts     {len(report.texts):,}: {shortest:,} shortest, {middle:,.0f} median, {longest:,} longest (characters)")
-    sides = (f"{report.samples[side]:,} {side} ({len(subjects):,} subjects)" for side, subjects in report.subjects.items())
-    lines.append(f"  split     {', '.join(sides)}")
-    if report.repeats:
-        lines.append(f"  repeats   {report.repeats:,} samples equal an earlier one")
+        said["texts"] = f"{len(report.texts):,}: {_spread(report.texts)} (characters)"
+    if report.lengths:
+        patches = sum(report.lengths) - report.text_tokens
+        said["documents"] = f"{len(report.lengths):,}: {_spread(report.lengths)} (tokens, as {report.reader} reads them)"
+        said["tokens"] = f"{sum(report.lengths):,}: {report.text_tokens:,} of text and control, {patches:,} of patches, clean and noised"
+    said["split"] = ", ".join(f"{report.samples[side]:,} {side} ({len(subjects):,} subjects)" for side, subjects in report.subjects.items())
+    if report.image_repeats or report.text_repeats:
+        images, texts = len(report.image_repeats), len(report.text_repeats)
+        said["repeats"] = f"equal to an earlier one: {report.repeats:,} of the samples, {images:,} of the images, {texts:,} of the texts"
+    return said
+
+
+def _spread(lengths: list[int]) -> str:
+    return f"{min(lengths):,} shortest, {median(lengths):,.0f} median, {max(lengths):,} longest"
+
+
+def _describe(report: Report) -> list[str]:
+    lines = [f"{report.name}: {report.format}, {report.samples.total():,} good samples, {len(report.bad):,} bad"]
+    lines += [f"  {name:9} {words}" for name, words in facts(report).items()]
     lines += [f"  bad       {key}: {reason}" for key, reason in report.bad[:SHOWN]]
     if len(report.bad) > SHOWN:
         lines.append(f"  bad       ... and {len(report.bad) - SHOWN:,} more")
@@ -125,10 +217,15 @@ def _describe(report: Report) -> list[str]:
 
 
 def recognise(path: str | Path) -> list[TableSource]:
-    """The sources that a path holds: a table, a folder of tables, of images with captions beside them, or of texts."""
+    """The sources that a path holds: a table, a folder of tables, of images with captions beside them, or of texts.
+
+    Raises ValueError if it holds none of these.
+    """
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder; check the path")
+    if path.is_file() and path.suffix not in (*TABLES, ".txt"):
+        raise ValueError(f"{path}: not a data set; give a folder, a table ({', '.join(TABLES)}) or a .txt file")
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     if tables := [file for file in files if file.suffix in TABLES and file.parent == (path if path.is_dir() else path.parent)]:
         return [_recognise_table(table) for table in tables]
@@ -139,7 +236,7 @@ def recognise(path: str | Path) -> list[TableSource]:
 
 def _recognise_table(path: Path) -> TableSource:
     """The source for a table, by its columns."""
-    columns = next((set(row.values) for row in scan(open_table(path)) if row.values), set())
+    columns = {column for row in scan(open_table(path)) for column in row.values}
     if path.stem == "metadata":
         return ImageFolder(path.parent)
     if columns & set(Edits.names["instruction"]):
@@ -149,21 +246,15 @@ def _recognise_table(path: Path) -> TableSource:
     return Chat(path) if "messages" in columns else PlainText(path)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns 1 if a sample is bad or leaks, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m fusion.data.check", description=__doc__.partition(":")[0])
-    parser.add_argument("path", help="a folder of images, edit pairs or texts, or a .jsonl, .csv, .parquet or .txt file")
-    parser.add_argument("--held-out", type=float, default=Split.held_out, help="share of subjects for validation (%(default)s)")
-    parser.add_argument("--seed", type=int, default=Split.seed, help="chooses which subjects (%(default)s)")
-    arguments = parser.parse_args(argv)
-    try:
-        findings = check(recognise(arguments.path), Split(held_out=arguments.held_out, seed=arguments.seed))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(render(findings))
-    return int(bool(findings.leaks) or any(report.bad for report in findings.reports))
+def open_as(path: str | Path, format: str, columns: dict[str, str] | None = None) -> list[TableSource]:
+    """What a config's `data.sources` with this kind and these columns would read of a path."""
+    path = Path(path)
+    file = path.name if format == "edits" and path.is_file() else None
+    source = SourceConfig(format, str(path.resolve().parent if file else path.resolve()), columns=columns or None, file=file)
+    return open_sources(DataConfig(sources=[source]), "all", stride=1)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _format(source: TableSource) -> str:
+    """What people call the samples of a source."""
+    kinds = {ImageFolder: "images", EditPairs: "edits", Interleaved: "pages", Chat: "chats", PlainText: "text"}
+    return FORMATS[kinds[type(source)]]

@@ -23,11 +23,10 @@ PATIENCE = 1000
 class Samples(Protocol):
     """An endless stream of samples, such as fusion.data.sources.Mixture.
 
-    skipped: the samples that it left out so far, as (key, reason), each once; skipped_count: how many times it left one out.
+    skipped: the samples that it left out so far, as (key, reason), each once.
     """
 
     skipped: list[tuple[str, str]]
-    skipped_count: int
 
     def __next__(self) -> Sample: ...
 
@@ -58,8 +57,8 @@ class Shard(ABC):
         self.samples, self.seed, self.shard = samples, seed, shard
         self.number = 0
         self.waiting: list[Item] = []
-        self.left_out: list[str] = []
-        self.known_bad: set[tuple[str, str]] = set()
+        self.left_out: list[tuple[str, str]] = []
+        self.told: set[str] = set()
 
     @abstractmethod
     def contents(self, sample: Sample, rng: random.Random) -> list:
@@ -78,7 +77,7 @@ class Shard(ABC):
         try:
             contents = self.contents(sample, rng)
         except BadSample as bad:
-            self.left_out.append(str(bad))
+            self.left_out.append((bad.key, bad.reason))
             return []
         return [Item(content, sample.key, sample.source, self.number - 1, part, before) for part, content in enumerate(contents)]
 
@@ -89,16 +88,15 @@ class Shard(ABC):
             self.waiting += items
             if items:
                 return
-        raise ValueError(f"none of the last {PATIENCE} samples could be used, as {self.left_out[-1]}")
+        raise ValueError(f"none of the last {PATIENCE} samples could be used, as {': '.join(self.left_out[-1])}")
 
-    def newly_skipped(self) -> tuple[str, ...]:
-        """The samples left out since the last call, one line each."""
-        lines, self.left_out = self.left_out, []
-        if self.samples.skipped_count > len(self.known_bad):
-            new = [pair for pair in self.samples.skipped if pair not in self.known_bad]
-            self.known_bad.update(new)
-            lines += [f"{key}: {reason}" for key, reason in new]
-        return tuple(lines)
+    def newly_skipped(self) -> tuple[tuple[str, str], ...]:
+        """(key, reason) of each sample that this shard left out for the first time since the last call."""
+        met = dict([*self.left_out, *self.samples.skipped])
+        new = tuple((key, reason) for key, reason in met.items() if key not in self.told)
+        self.told.update(met)
+        self.left_out = []
+        return new
 
     def state_dict(self) -> dict:
         oldest = self.waiting[0] if self.waiting else None

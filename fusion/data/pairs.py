@@ -48,7 +48,7 @@ class PairBatch:
     pixels: Float[Tensor, "b 3 h w"]
     texts: tuple[str, ...]
     keys: tuple[str, ...]
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
     shard: int = 0
     state: dict | None = None
 
@@ -71,7 +71,7 @@ def fixed_pairs(samples: Iterable[Sample], stride: int, rows: int) -> list[PairB
         try:
             item = Item(pair(sample, stride), sample.key, sample.source)
         except BadSample as bad:
-            skipped.append(str(bad))
+            skipped.append((bad.key, bad.reason))
             continue
         by_size.setdefault(_size(item), []).append(item)
     parts = [items[i : i + rows] for items in by_size.values() for i in range(0, len(items), rows)]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import PIL.Image
 
-from fusion.document import blocks
+from fusion.document import blocks, check_unicode
 from fusion.images import cover, fit, fit_size, open_image
 
 ROLES = ("system", "user", "assistant")
@@ -45,10 +45,12 @@ class Pictures:
     def __call__(self, value: Any) -> PIL.Image.Image:
         """An RGB image of a fitting size; raises fusion.images.BadImage."""
         if isinstance(value, dict) and value.get("bytes"):
-            return self.fit(open_image(value["bytes"], name=value.get("path")))
+            if not isinstance(value["bytes"], bytes):
+                raise ValueError(f"the bytes of an image are a {type(value['bytes']).__name__}; give them as bytes, or a path instead")
+            return self.fit(open_image(value["bytes"], name=str(value.get("path") or "image bytes")))
         if isinstance(value, dict) and value.get("path"):
             value = value["path"]
-        if isinstance(value, str) and not value.startswith("data:"):
+        if isinstance(value, str) and not value.startswith("data:") and "://" not in value:
             value = self.root / value
         return self.fit(open_image(value))
 
@@ -67,7 +69,16 @@ def sentence(values: dict[str, Any], column: str) -> str:
         raise ValueError(f"column {column!r} holds a {type(value).__name__}, not a string")
     if not value.strip():
         raise ValueError(f"column {column!r} holds nothing but spaces")
+    check_unicode(value)
     return value.strip()
+
+
+def listed_images(values: dict[str, Any]) -> list:
+    """The column `images`, for blocks that name none; raises ValueError if it is no list."""
+    images = values.get("images")
+    if not isinstance(images, list | None):
+        raise ValueError(f"column 'images' holds a {type(images).__name__}, not a list")
+    return list(images or [])
 
 
 def turn(role: str, *parts: str | PIL.Image.Image) -> dict:
@@ -137,7 +148,7 @@ class Chats:
             raise ValueError(f"a message has the role {unknown[0]!r}; write one of {', '.join(ROLES)}")
         if not any(message["role"] == "assistant" for message in messages):
             raise ValueError("no message is the assistant's, so there is nothing to learn")
-        images = list(values.get("images") or [])
+        images = listed_images(values)
         chat = [{"role": m["role"], "content": _open_blocks(m.get("content"), pictures, images)} for m in messages]
         if images:
             raise ValueError(f"column 'images' has {len(images)} more than the messages use")
@@ -151,7 +162,7 @@ class Pages:
     names: ClassVar = {"content": ("content",)}
 
     def __call__(self, values: dict, columns: dict[str, str], pictures: Pictures, rng: random.Random) -> dict[str, list]:
-        content = _open_blocks(cell(values, columns["content"]), pictures, list(values.get("images") or []))
+        content = _open_blocks(cell(values, columns["content"]), pictures, listed_images(values))
         if not content:
             raise ValueError(f"column {columns['content']!r} is empty")
         return {"content": content}

@@ -1,5 +1,6 @@
 """Any dataset that `datasets.load_dataset` can stream: of the hub by name, webdataset shards, Parquet files with images."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from itertools import islice
@@ -55,9 +56,9 @@ class Hub:
         """Whether a row is on this source's side of the split."""
         return self.split.side in ("all", split_of(_subject(values), self.split.seed, self.split.held_out))
 
-    def sample(self, values: dict[str, Any], place: str, rng: Random) -> Sample:
-        """The sample of a row; `place` names one that names no file. Raises BadSample."""
-        key = f"{self.name}:{next(iter(image_names(values)), place)}"
+    def sample(self, values: dict[str, Any], rng: Random) -> Sample:
+        """The sample of a row. Raises BadSample."""
+        key = f"{self.name}:{_name(values)}"
         try:
             made = self.form(values, self.columns, self._pictures, rng)
         except ValueError as error:
@@ -90,7 +91,7 @@ class HubStream:
             self._position += 1
             if self._hub.shows(values):
                 place = f"{self._epoch}/{self._shard}/{self._position - 1}"
-                return self._hub.sample(values, place, Random(f"{self._seed}/{place}"))
+                return self._hub.sample(values, Random(f"{self._seed}/{place}"))
 
     def state_dict(self) -> dict[str, int]:
         """Where the stream stands: the epoch and the number of rows read of it."""
@@ -131,6 +132,11 @@ def _rows(dataset: Any) -> Iterator[dict]:
     """Rows one by one through `iter`: iterating the dataset itself would deal them among torch's workers a second time."""
     for batch in dataset.iter(batch_size=1):
         yield {column: values[0] for column, values in batch.items()}
+
+
+def _name(values: dict[str, Any]) -> str:
+    """What a row is called in messages, in every epoch and shard alike: its file, its key in a webdataset, or else a digest of it."""
+    return next(iter(image_names(values)), None) or values.get("__key__") or hashlib.blake2b(repr(values).encode(), digest_size=6).hexdigest()
 
 
 def _subject(values: dict[str, Any]) -> str:

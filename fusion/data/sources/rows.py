@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -53,7 +53,7 @@ class JsonLines:
         key = f"{self.path.name}:{self._numbers[index]}"
         try:
             values = json.loads(read_bytes(self.path, start, length))
-        except ValueError as error:  # broken JSON, or bytes that are not UTF-8
+        except (ValueError, RecursionError) as error:  # broken JSON, bytes that are not UTF-8, thousands of brackets
             raise BadSample(key, f"is not a JSON object ({error}); mend or remove the line") from None
         if not isinstance(values, dict):
             raise BadSample(key, f"holds a {type(values).__name__}, not a JSON object; mend or remove the line")
@@ -61,16 +61,48 @@ class JsonLines:
 
 
 class ListTable:
-    """Rows held in memory; `first` is the number that the first has in messages."""
+    """Rows held in memory, a string where one cannot be read, which says why; `numbers` are those that they have in messages."""
 
-    def __init__(self, path: Path, rows: list[dict], first: int):
-        self.path, self._rows, self._first = path, rows, first
+    def __init__(self, path: Path, rows: list[dict | str], numbers: Sequence[int]):
+        self.path, self._rows, self._numbers = path, rows, numbers
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Row:
-        return Row(f"{self.path.name}:{self._first + index}", self._rows[index])
+        key, values = f"{self.path.name}:{self._numbers[index]}", self._rows[index]
+        if isinstance(values, str):
+            raise BadSample(key, values)
+        return Row(key, values)
+
+
+def read_csv(path: Path) -> ListTable:
+    """The rows of a CSV file, numbered by the lines they begin in. What is wrong with a row costs that row.
+
+    Bytes that are not UTF-8 come as halves of surrogate pairs, which are refused where they would be a text or a file's name.
+    """
+    rows, numbers = [], []
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.reader(file, strict=True)
+        names = next(reader, [])
+        while True:
+            number = reader.line_num + 1
+            try:
+                values = _named(next(reader), names)
+            except StopIteration:
+                return ListTable(path, rows, numbers)
+            except csv.Error as error:
+                values = f"is not a row of CSV ({error}); mend or remove it"
+            if values:
+                rows.append(values)
+                numbers.append(number)
+
+
+def _named(cells: list[str], names: list[str]) -> dict | str:
+    """A row of CSV by column. One with too many or too few cells would have its texts cut, or in the wrong column."""
+    if cells and len(cells) != len(names):
+        return f"has {len(cells)} cells where the first line has {len(names)}; put texts that hold commas in quotes"
+    return dict(zip(names, cells))
 
 
 def open_table(path: Path) -> Rows:
@@ -81,12 +113,12 @@ def open_table(path: Path) -> Rows:
         if path.suffix == ".jsonl":
             return JsonLines(path)
         if path.suffix == ".csv":
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                return ListTable(path, list(csv.DictReader(file)), first=2)
+            return read_csv(path)
         if path.suffix == ".parquet":
             import pyarrow.parquet  # slow to import, and rarely needed
 
-            return ListTable(path, pyarrow.parquet.read_table(path).to_pylist(), first=0)
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+            return ListTable(path, rows, range(len(rows)))
     except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors and OSErrors
         raise ValueError(f"{path}: cannot be read as a table ({' '.join(str(error).split())}); write it again") from None
     raise ValueError(f"{path}: not a table; give one of {', '.join(TABLES)}")

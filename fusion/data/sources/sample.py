@@ -22,11 +22,16 @@ class Sample:
 
 
 class BadSample(ValueError):
-    """A sample that cannot be used. `key` says which, `reason` what is wrong, in one line."""
+    """A sample that cannot be used. `key` says which, `reason` what is wrong, in one line that any terminal and any file takes."""
 
     def __init__(self, key: str, reason: str):
-        self.key, self.reason = key, " ".join(reason.split())
+        self.key, self.reason = _printable(key), _printable(" ".join(reason.split()))
         super().__init__(f"{self.key}: {self.reason}")
 
     def __reduce__(self):
         return BadSample, (self.key, self.reason)  # a worker process sends it to its parent by its two arguments, not by its message
+
+
+def _printable(text: str) -> str:
+    """Control characters and halves of surrogate pairs, which names in broken tables may hold, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

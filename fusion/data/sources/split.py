@@ -13,7 +13,7 @@ SIDES = ("train", "validation", "all")
 
 def fraction(*key: object) -> float:
     """A number in [0, 1) that depends on the key alone: the same on every machine, in every process and version."""
-    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(errors="surrogatepass"), digest_size=8).digest()
     return (int.from_bytes(digest) >> 11) / 2**53  # 53 bits: what a float holds without rounding up to 1
 
 
