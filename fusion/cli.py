@@ -152,7 +152,7 @@ def _inspect_options(command: argparse.ArgumentParser) -> None:
 
 def _plan_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", metavar="CONFIG", help="YAML file of a run of train.unified")
-    command.add_argument("words", nargs="*", metavar="key=value", help="what is different from the file, before the options")
+    command.add_argument("words", nargs="*", default=[], metavar="key=value", help="what is different from the file, before the options")
     command.add_argument("--gpus", type=int, default=1, metavar="N", help="devices, each with all weights (default 1)")
     command.add_argument("--device", choices=("h100", "h200", "a100", "4090", "cpu"), default="h100", help="which (default h100)")
     command.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="share of the data sheet's speed that is reached (default 0.4)")

@@ -94,15 +94,18 @@ class Subject:
         if self.processor:
             base, control = self.processor.vocab_base, len(self.processor.control_tokens)
         self.control = self.processor.control if self.processor else Control(base, base + 1, base + 2)
-        config = fusion_config(
-            self.text_config, self.codec, base, control, patch_size=settings.patch_size, max_side=settings.max_side, **said
-        )
+        config = fusion_config(self.text_config, self.codec, base, control, patch_size=settings.patch_size, max_side=settings.max_side, **said)
         with torch.device("meta"):
             self.model = FusionModel(config)
+            if any(".experts." in name for name, _ in self.model.named_parameters()):
+                kind = self.text_config.model_type
+                raise ValueError(f"{settings.llm}: which experts of {kind} compute depends on its weights, so that it cannot be planned")
             if settings.lora:
                 self.model.add_lora(Lora(**vars(settings.lora)))
         self.attention = attention if settings.attention == "auto" else settings.attention
-        self.model.set_attention(self.attention)
+        # FlexAttention has no backward pass on CPUs, where all this is imagined.
+        self.imagined_attention = "sdpa" if self.attention == "flex_attention" else self.attention
+        self.model.set_attention(self.imagined_attention)
         self.imagined = Imagined()
         for module in (self.model, self.codec):
             self.imagined.embody(module)
@@ -243,11 +246,9 @@ def forecast(config: Unified, gpus: int = 1, device: str = "h100", mfu: float = 
     try:
         memory, work = _imagine(subject, fullest(taken), config, precision, gpus)
     except (DataDependentOutputException, DynamicOutputShapeException, NotImplementedError) as error:
-        kind = subject.text_config.model_type
-        raise ValueError(f"{config.model.llm}: what {kind} computes depends on its weights (experts, say), so that it cannot be planned ({error})") from None
-    return Forecast(
-        config, subject, precision, parameters(subject.model), Shares.of(taken), source, taken[0], memory, work, gpus, on, mfu, price
-    )
+        raise ValueError(f"{config.model.llm}: what it computes depends on its weights, so that it cannot be planned ({error})") from None
+    parts, shares = parameters(subject.model), Shares.of(taken)
+    return Forecast(config, subject, precision, parts, shares, source, taken[0], memory, work, gpus, on, mfu, price)
 
 
 def _imagine(subject: Subject, packed: Packed, config: Unified, precision: str, gpus: int) -> tuple[Memory, int]:

@@ -1,4 +1,4 @@
-"""Training steps that are imagined: tensors without contents, and every allocation followed, so that memory is known on a machine that has none."""
+"""Training steps that are imagined: tensors without contents, and every allocation followed, to know the memory that they would take."""
 
 import weakref
 from collections.abc import Callable, Iterable
@@ -14,7 +14,8 @@ from train.ema import EMA
 from train.loop import Training
 from train.optim import Optimizers
 
-_BY_INDEX = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default, torch.ops.aten._index_put_impl_.default}
+_ATEN = torch.ops.aten
+_BY_INDEX = {_ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default, _ATEN._index_put_impl_.default}
 
 
 class Imagined(TorchDispatchMode):
@@ -117,8 +118,14 @@ class Memory:
 
 
 def follow(
-    model: nn.Module, codec: nn.Module, batch: Iterable[Tensor], loss: Callable[[], Tensor], settings: Training, autocast: torch.autocast, ranks: int = 1
-) -> Memory:  # fmt: skip
+    model: nn.Module,
+    codec: nn.Module,
+    batch: Iterable[Tensor],
+    loss: Callable[[], Tensor],
+    settings: Training,
+    autocast: torch.autocast,
+    ranks: int = 1,
+) -> Memory:
     """The memory of a step as train.loop.Trainer takes it, the optimizer's state already there. loss: the forward pass of one batch, whose tensors
     are in `batch` and not counted. ranks: how many devices train, each with all weights.
 

@@ -10,6 +10,8 @@ from train.forecast import GIB, Forecast, forecast
 from train.unified import Unified
 
 LABEL = 34  # characters of the first column
+GIVES_BACK = "MALLOC_MMAP_THRESHOLD_=262144"
+"""What has glibc map every tensor of some size on its own. Aligned blocks of one size do not fit the holes they leave in its heap: bench.plan."""
 
 
 def plan(config: str, words: list[str], gpus: int, device: str, mfu: float, price: float | None, out: str | None) -> None:
@@ -29,7 +31,10 @@ def plan(config: str, words: list[str], gpus: int, device: str, mfu: float, pric
 def table(told: Forecast) -> Iterator[str]:
     """The lines of a forecast."""
     model = told.config.model
-    yield f"{model.llm} ({told.subject.text_config.model_type}), mode {model.mode}, {told.precision}, attention {told.subject.attention}"
+    subject, kind = told.subject, told.subject.text_config.model_type
+    instead = "" if subject.attention == subject.imagined_attention else f" (imagined as {subject.imagined_attention})"
+    eager = ", imagined without compile, which keeps less" if told.config.training.compile else ""
+    yield f"{model.llm} ({kind}), mode {model.mode}, {told.precision}, attention {subject.attention}{instead}{eager}"
     yield from _parameters(told)
     yield from _memory(told)
     yield from _tokens(told)
@@ -60,6 +65,8 @@ def _memory(told: Forecast) -> Iterator[str]:
     limit = told.device.memory
     verdict = "" if limit is None else f"; {told.device.name} has {limit / GIB:.0f}: {'fits' if memory.peak < 0.95 * limit else 'DOES NOT FIT'}"
     yield _line("at most at once", memory_size(memory.peak)) + f"  {memory.when}{verdict}"
+    if limit is None:
+        yield f"  glibc may hold on to a third more; it gives freed memory back where {GIVES_BACK} is set"
 
 
 def _tokens(told: Forecast) -> Iterator[str]:
@@ -96,7 +103,7 @@ def memory_size(size: float) -> str:
 def duration(seconds: float) -> str:
     """The two largest units."""
     if seconds < 1:
-        return f"{1000 * seconds:.1f} ms"
+        return f"{1000 * seconds:.3g} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
