@@ -210,7 +210,7 @@ def from_llm(
     and values, and the LLM itself never changes (FuseDiT). seed: of the new weights.
     Raises ValueError in one line for models that cannot be extended.
     """
-    check(time, positions, target, embed, head, path, mode, split, image_width)
+    check_settings(time, positions, target, embed, head, path, mode, split, image_width)
     text_config = llm_config(llm)
     codec = codec if isinstance(codec, Codec) else load_codec(codec, dtype=_dtype(dtype), device=device)
     tokenizer = AutoTokenizer.from_pretrained(llm)
@@ -236,7 +236,10 @@ def llm_config(llm: str | Path):
     return text_config
 
 
-def check(time: str, positions: str, target: str | None, embed: str | None, head: str | None, path: str, mode: str, split, image_width: int | None):
+def check_settings(
+    time: str, positions: str, target: str | None, embed: str | None, head: str | None, path: str, mode: str, split: Sequence[str],
+    image_width: int | None,
+) -> None:  # fmt: skip
     """ValueError in one line for a setting of `from_llm` that is no choice."""
     _check(time=(time, TIMES), positions=(positions, POSITIONS), target=(target or "x", TARGETS), path=(path, PATHS), mode=(mode, MODES))
     _check(embed=(embed or "conv", EMBEDS), head=(head or "conv", HEADS), **{f"split[{i}]": (part, PARTS) for i, part in enumerate(split)})

@@ -14,12 +14,13 @@ from fusion.objective import Objective, latents, losses
 from tests import families, mixed, training
 from train import unified
 from train.config import load_config
-from train.forecast import Shares, Subject, fullest, parameters
+from train.forecast import DEVICES, Shares, Subject, fullest, parameters
 from train.forecast import forecast as forecast_of
 from train.imagine import follow
 from train.optim import Optimizers
 
 WORDS = ["stages=[{}]", "packing.length=128", "packing.rows=2", "packing.lookahead=8", "training.workers=0"]
+WORDS += ["model.embed=linear", "model.head=linear"]
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +51,11 @@ def config_of(llm: Path, *words: str) -> unified.Unified:
 @pytest.mark.parametrize(
     "words",
     [
-        [],
+        ["model.embed=conv", "model.head=conv+reference"],
         ["model.mode=mot", "training.optim.rates={llm.*: 0}"],
         ["model.mode=frozen", "model.image_width=32"],
         ["model.lora={rank: 4}"],
-        ["model.time=none", "model.head=linear", "training.optim.rates={'*embed*': 0}"],
+        ["model.time=none", "training.optim.rates={'*embed*': 0}"],
     ],
     ids=["shared", "mot", "frozen", "lora", "rates"],
 )
@@ -76,7 +77,7 @@ def test_parameters_are_those_of_the_model_that_is_trained(llm, words):
 @pytest.mark.parametrize(
     ("words", "attention"),
     [
-        (["training.precision=fp32"], "matmul"),
+        (["training.precision=fp32", "model.head=conv"], "matmul"),
         (["training.precision=bf16", "training.optim.optimizer=muon", "model.mode=mot", "training.accumulate=2"], "sdpa"),
     ],
 )
@@ -110,8 +111,7 @@ def _first(config: unified.Unified, processor) -> list:
 
 
 def test_what_is_shared_by_devices_and_by_batches(llm):
-    linear = ["model.embed=linear", "model.head=linear"]
-    config = config_of(llm, *linear, "training.documents=1000", "training.minutes=null")
+    config = config_of(llm, "training.documents=1000", "training.minutes=null")
     one, two = forecast_of(config), forecast_of(config, gpus=2, price=3.0, mfu=0.5, device="a100")
     memory = two.memory
     held = memory.weights + memory.optimizer + memory.average + memory.gradients
@@ -119,7 +119,7 @@ def test_what_is_shared_by_devices_and_by_batches(llm):
     assert two.steps == math.ceil(1000 / (2 * two.shares.documents))
     assert two.step_seconds == pytest.approx(two.work / (0.5 * 312e12))
     assert two.cost == pytest.approx(3 * 2 * two.steps * two.step_seconds / 3600)
-    several = forecast_of(config_of(llm, *linear, "training.accumulate=3"))
+    several = forecast_of(config_of(llm, "training.accumulate=3"))
     assert several.work == 3 * one.work and several.memory.peak > one.memory.peak  # gradients wait while the next batch passes
 
 
@@ -142,11 +142,16 @@ def test_an_autoencoder_counts_too(llm, tmp_path):
 # ---- the command ----
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_command_knows_every_device(device):
+    assert cli.parser().parse_args(["plan", "run.yaml", "--device", device]).device == device
+
+
 @pytest.fixture
 def plan(capsys, tmp_path, monkeypatch):
     """`plan(words...)` of an otherwise empty YAML file: exit status, output, errors."""
     monkeypatch.chdir(tmp_path)
-    Path("run.yaml").write_text("packing: {length: 128, rows: 2}\n")
+    Path("run.yaml").write_text("packing: {length: 128, rows: 2}\nmodel: {embed: linear, head: linear}\n")
 
     def call(*words: str) -> tuple[int, str, list[str]]:
         status = cli.main(["plan", *words])

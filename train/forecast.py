@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from transformers import AutoTokenizer
 
 from eval.cost import flops
-from fusion.api import check, fusion_config, llm_config
+from fusion.api import check_settings, fusion_config, llm_config
 from fusion.backbone import layers_of
 from fusion.codec import Codec, load_codec
 from fusion.images import fit_size
@@ -82,11 +82,12 @@ def _counts(packed: Packed) -> tuple[int, int, int, int, int]:
 
 
 class Subject:
-    """The model of a config, imagined. processor: None where the LLM's folder has no tokenizer. attention: where the config says auto."""
+    """The model of a config, imagined. processor: None where the LLM's folder has no tokenizer. attention: where the config says auto. What a
+    folder of latents would save is not looked at: pictures are encoded."""
 
     def __init__(self, settings: Model, attention: str):
         said = {name: getattr(settings, name) for name in ("time", "positions", "target", "embed", "head", "path", "mode", "split", "image_width")}
-        check(**said)
+        check_settings(**said)
         self.text_config = llm_config(settings.llm)
         self.codec: Codec = load_codec(settings.codec, device="meta")
         self.processor = _processor(settings, self.text_config.vocab_size, self.codec)

@@ -150,7 +150,7 @@ def follow(
             kept = meter.live - before
             total.backward()
             del total
-        peaks["in the backward pass"] = meter.peak
+        peaks["between forward and backward pass"] = meter.peak
         gradients = sum(p.grad.nbytes for p in ema.live if p.grad is not None)
         if ranks > 1:
             _sum_gradients(ema.live)
