@@ -210,34 +210,58 @@ def from_llm(
     and values, and the LLM itself never changes (FuseDiT). seed: of the new weights.
     Raises ValueError in one line for models that cannot be extended.
     """
-    _check(time=(time, TIMES), positions=(positions, POSITIONS), target=(target or "x", TARGETS), path=(path, PATHS), mode=(mode, MODES))
-    _check(embed=(embed or "conv", EMBEDS), head=(head or "conv", HEADS), **{f"split[{i}]": (part, PARTS) for i, part in enumerate(split)})
-    _check_width(mode, image_width)
-    text_config = _without_dropout(_llm_config(llm))
-    family = family_of(text_config)
+    check_settings(time, positions, target, embed, head, path, mode, split, image_width)
+    text_config = llm_config(llm)
     codec = codec if isinstance(codec, Codec) else load_codec(codec, dtype=_dtype(dtype), device=device)
     tokenizer = AutoTokenizer.from_pretrained(llm)
     decoder = AutoModelForCausalLM.from_pretrained(llm, config=text_config, dtype=_dtype(dtype) or "auto").to(device)
     processor = FusionProcessor.from_tokenizer(
         tokenizer, decoder.get_output_embeddings().out_features, codec.downsample * patch_size, max_side, max_patches
     )
-    in_pixels = codec.downsample == 1
-    config = FusionConfig(
-        text_config=text_config, patch_size=patch_size, channels=codec.channels, downsample=codec.downsample, time=time, path=path,
-        mode=mode, split=split, image_width=image_width,
-        positions=positions if family.positions == "rotary" else "shared",
-        target=target or ("x" if in_pixels else "v"),
-        embed=embed or ("conv" if in_pixels else "linear"),
-        head=head or ("conv" if in_pixels else "linear"),
-        # The longest wave is twice the widest picture, so that no two cells look alike; small grids get a few octaves all the same.
-        position_base=max(16.0, max_side / (codec.downsample * patch_size)), position_wave=SHORTEST_WAVE,
-        vocab_base=processor.vocab_base, control_tokens=len(processor.control_tokens),
+    config = fusion_config(
+        text_config, codec, processor.vocab_base, len(processor.control_tokens), patch_size=patch_size, time=time, positions=positions, target=target,
+        embed=embed, head=head, path=path, mode=mode, split=split, image_width=image_width, max_side=max_side,
     )  # fmt: skip
     config._attn_implementation = decoder.config._attn_implementation
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FusionModel.from_llm(decoder, config)
     return Fusion(model, processor, codec)
+
+
+def llm_config(llm: str | Path):
+    """The config of an LLM as it is extended: one of a supported family, without dropout. ValueError in one line for any other."""
+    text_config = _without_dropout(_llm_config(llm))
+    family_of(text_config)
+    return text_config
+
+
+def check_settings(
+    time: str, positions: str, target: str | None, embed: str | None, head: str | None, path: str, mode: str, split: Sequence[str],
+    image_width: int | None,
+) -> None:  # fmt: skip
+    """ValueError in one line for a setting of `from_llm` that is no choice."""
+    _check(time=(time, TIMES), positions=(positions, POSITIONS), target=(target or "x", TARGETS), path=(path, PATHS), mode=(mode, MODES))
+    _check(embed=(embed or "conv", EMBEDS), head=(head or "conv", HEADS), **{f"split[{i}]": (part, PARTS) for i, part in enumerate(split)})
+    _check_width(mode, image_width)
+
+
+def fusion_config(
+    text_config, codec: Codec, vocab_base: int, control_tokens: int, *, positions: str, target: str | None, embed: str | None, head: str | None,
+    patch_size: int, max_side: int, **settings,
+) -> FusionConfig:  # fmt: skip
+    """The config of an extended LLM, with what `from_llm` chooses where it is not told. settings: time, path, mode, split and image_width."""
+    in_pixels = codec.downsample == 1
+    return FusionConfig(
+        text_config=text_config, patch_size=patch_size, channels=codec.channels, downsample=codec.downsample,
+        positions=positions if family_of(text_config).positions == "rotary" else "shared",
+        target=target or ("x" if in_pixels else "v"),
+        embed=embed or ("conv" if in_pixels else "linear"),
+        head=head or ("conv" if in_pixels else "linear"),
+        # The longest wave is twice the widest picture, so that no two cells look alike; small grids get a few octaves all the same.
+        position_base=max(16.0, max_side / (codec.downsample * patch_size)), position_wave=SHORTEST_WAVE,
+        vocab_base=vocab_base, control_tokens=control_tokens, **settings,
+    )  # fmt: skip
 
 
 def load(

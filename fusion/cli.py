@@ -1,4 +1,4 @@
-"""The command line: `fusion generate | edit | chat | describe | inspect | data`.
+"""The command line: `fusion generate | edit | chat | describe | inspect | data | plan`.
 
 A mistake is one line on stderr and exit status 2; FUSION_DEBUG=1 shows where it came from. Nothing heavy is imported before a command
 runs, so that --help comes at once.
@@ -8,6 +8,8 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import NoReturn
 
 WORDS = "text; @PICTURE for an image at this place (@cat.png); @FILE.json alone for chat messages; @@ begins a text with @"
@@ -51,6 +53,14 @@ DESCRIPTIONS = {
         "sample is good, 1 if one is bad or leaks, 2 if the path is not a data set.",
         "  fusion data check my_images\n"
         "  fusion data check pairs.parquet --format edits --column instruction=prompt --tokenizer path/to/llm --length 2048 -o pairs.html",
+    ),
+    "plan": (
+        "say what a training run would take",
+        "Tell parameters, memory, tokens, time and cost of a run of train.unified, without a GPU and without the LLM's weights: its config "
+        "suffices, and with its tokenizer the run's data are packed as they will be. Memory is followed through an imagined step, allocation by "
+        "allocation; time is operations by the data sheet's speed and the share of it that you expect.",
+        "  fusion plan configs/unified.yaml model.llm=out/llm data.path=my_data\n"
+        "  fusion plan configs/smollm2.yaml data.path=my_images packing.rows=16 --gpus 8 --device h200 --price 3 --out batch.png",
     ),
 }
 
@@ -100,6 +110,7 @@ def parser() -> argparse.ArgumentParser:
     _chat_options(made["chat"])
     _inspect_options(made["inspect"])
     _data_options(made["data"])
+    _plan_options(made["plan"])
     return top
 
 
@@ -169,6 +180,16 @@ def _data_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--held-out", type=float, metavar="SHARE", default=0.05, help="of the subjects, for validation (default 0.05)")
     command.add_argument("--split-seed", type=int, metavar="N", default=0, help="chooses which subjects (default 0)")
     command.add_argument("-o", "--out", metavar="PATH", default="check.html", help="file or folder for the page (default check.html)")
+
+
+def _plan_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", metavar="CONFIG", help="YAML file of a run of train.unified")
+    command.add_argument("words", nargs="*", default=[], metavar="key=value", help="what is different from the file, before the options")
+    command.add_argument("--gpus", type=int, default=1, metavar="N", help="devices, each with all weights (default 1)")
+    command.add_argument("--device", choices=("h100", "h200", "a100", "4090", "cpu"), default="h100", help="which (default h100)")
+    command.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="share of the data sheet's speed that is reached (default 0.4)")
+    command.add_argument("--price", type=float, default=None, metavar="DOLLARS", help="of a device for an hour")
+    command.add_argument("--out", metavar="PATH", default=None, help="file or folder for a picture of a packed row and its mask")
 
 
 def _model_options(command: argparse.ArgumentParser) -> None:
@@ -365,6 +386,17 @@ def _any_processor(options: argparse.Namespace):
     return FusionProcessor.from_tokenizer(bundled.tokenizer, bundled.vocab_base, options.stride)
 
 
+def plan(options: argparse.Namespace) -> None:
+    """`fusion plan`: train/plan.py, which comes with a clone and not with the package."""
+    clone = Path(__file__).resolve().parent.parent
+    if not (clone / "train" / "plan.py").is_file():
+        raise ValueError("plan tells of train.unified, which this installation lacks: run it in a clone of the repository")
+    sys.path.insert(0, str(clone))
+    _quiet()
+    given = {name: value for name, value in vars(options).items() if name != "command"}
+    import_module("train.plan").plan(**given)
+
+
 def _processor(name: str, stride: int):
     """The processor of a fusion model, bundled ones too, or the one that an LLM would get."""
     from transformers import AutoConfig, AutoTokenizer
@@ -386,7 +418,9 @@ def _processor(name: str, stride: int):
     return FusionProcessor.from_tokenizer(tokenizer, config.get_text_config().vocab_size, stride)
 
 
-COMMANDS = {"generate": generate, "edit": edit, "describe": describe, "chat": chat, "inspect": inspect, "data": data}
+COMMANDS = {
+    "generate": generate, "edit": edit, "describe": describe, "chat": chat, "inspect": inspect, "data": data, "plan": plan,
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

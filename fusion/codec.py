@@ -205,7 +205,8 @@ def load_codec(
 
     The autoencoder is looked for in the place itself, then in its `codec/` (a model saved by us), then in its `vae/` (a pipeline
     of diffusers). Only safetensors are read. `dtype` None means float32; a configuration with `force_upcast` turns float16,
-    in which Stable Diffusion XL's overflows, into float32. Raises CodecError.
+    in which Stable Diffusion XL's overflows, into float32. `device` "meta": only the configuration is read, and weights have shapes alone.
+    Raises CodecError.
     """
     source = str(name_or_folder)
     if source == "pixel":
@@ -220,6 +221,8 @@ def load_codec(
         raise CodecError(f"{source}: does not map RGB to RGB; use an autoencoder with 3 channels in and out")
     if dtype == torch.float16 and config.get("force_upcast", kind == "AutoencoderKL"):
         dtype = torch.float32
+    if str(device) == "meta":
+        return Autoencoder(_without_weights(kind, config))
     return Autoencoder(_load_weights(source, subfolder, kind, dtype)).to(device)
 
 
@@ -271,6 +274,13 @@ def _load_weights(source: str, subfolder: str, kind: str, dtype: torch.dtype | N
     if info["missing_keys"]:
         raise CodecError(f"{source}: {len(info['missing_keys'])} weights of {kind} are missing; save it again")
     return vae
+
+
+def _without_weights(kind: str, config: dict) -> nn.Module:
+    import diffusers
+
+    with torch.device("meta"):
+        return getattr(diffusers, kind).from_config(config)
 
 
 class LatentCache(Codec):

@@ -21,6 +21,7 @@ from fusion.data.sources.config import DataConfig
 from fusion.lora import Lora
 from fusion.modality import PARTS
 from fusion.objective import Objective
+from fusion.processor import FusionProcessor
 from train import program
 from train.curriculum import Stage, open_data
 from train.learner import UnifiedLearner
@@ -145,16 +146,8 @@ def build(settings: Model) -> Fusion:
 
 def trainer_for(config: Unified, model: Fusion, rank: int = 0, world: int = 1) -> Trainer:
     """Trainer, stream, validation and sampler of a config."""
-    stride, seed = model.processor.stride, config.training.seed
-    sources, weights = open_data(config.data, config.stages, "train", stride)  # read once here, shared by the workers
-    if config.world:
-        sources, weights = [*sources, WorldSource(World(), seed)], [*weights, config.world]
-
-    def open_samples(shard: int, shards: int) -> Mixture:
-        return Mixture(sources, weights, seed, shard, shards)
-
-    batches = PackedBatches(open_samples, model.processor, config.packing, seed, rank, world)
-    loader = Loader(batches, config.training.workers)
+    stride = model.processor.stride
+    loader = Loader(batches(config, model.processor, rank, world), config.training.workers)
     held_out, groups = {}, {"prompts": [ask(text) for text in config.samples.prompts]}
     for source in open_data(config.data, config.stages, "validation", stride)[0]:
         samples = first_samples(source, max(config.validation.documents, config.samples.held_out))
@@ -162,6 +155,19 @@ def trainer_for(config: Unified, model: Fusion, rank: int = 0, world: int = 1) -
         groups[source.name] = from_samples(samples[: config.samples.held_out])
     sampler = Sampler(model, groups, config.samples)
     return Trainer(UnifiedLearner(model, config.model.llm), loader, config.objective, config.training, config.run, held_out, sampler, config.resume)
+
+
+def batches(config: Unified, processor: FusionProcessor, rank: int = 0, world: int = 1) -> PackedBatches:
+    """The stream that a config trains on."""
+    seed = config.training.seed
+    sources, weights = open_data(config.data, config.stages, "train", processor.stride)  # read once here, shared by the workers
+    if config.world:
+        sources, weights = [*sources, WorldSource(World(), seed)], [*weights, config.world]
+
+    def open_samples(shard: int, shards: int) -> Mixture:
+        return Mixture(sources, weights, seed, shard, shards)
+
+    return PackedBatches(open_samples, processor, config.packing, seed, rank, world)
 
 
 def first_samples(source: Source, count: int) -> list[Sample]:

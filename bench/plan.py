@@ -1,0 +1,131 @@
+"""What `fusion plan` says of memory against what training then takes, on CPU. `python -m bench.plan`
+
+A Llama of 110 M parameters with random weights learns the built-in world for two steps of train.loop's own in a process of its own. What is
+measured is the growth of its largest resident memory over that of the same process before there was a model: with a malloc that gives freed
+memory back (train.plan.GIVES_BACK), and as glibc's is, which does not find room for aligned blocks in the holes that others of their size left.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bench import measure
+from fusion.data.shapes import plain_text
+from train import unified
+from train.config import load_config
+from train.forecast import forecast
+from train.plan import GIVES_BACK
+from train.tokenizer import train_tokenizer
+
+TARGET = 0.15  # of the measured growth
+STEPS = 2  # the second has the optimizer's state from its beginning
+SETTINGS = [
+    "stages=[{}]", "packing.length=512", "packing.rows=4", "training.workers=0", "training.validate_every=0",
+    "training.sample_every=0", "validation.documents=1", "samples.held_out=0", "training.optim.warmup=1",
+]  # fmt: skip
+CASES = {
+    "fp32, adamw": ["training.precision=fp32"],
+    "bf16, muon": ["training.precision=bf16", "training.optim.optimizer=muon"],
+}
+
+
+class Enough(Exception):
+    """The steps that were wanted are done."""
+
+
+class Counted:
+    """A loader that stops the run after so many batches."""
+
+    def __init__(self, loader):
+        self.loader, self.batches, self.left = loader, loader.batches, STEPS
+
+    def __next__(self):
+        if not self.left:
+            raise Enough
+        self.left -= 1
+        return next(self.loader)
+
+
+def save_llm(folder: Path) -> None:
+    """A Llama of SmolLM2's kind with tied embeddings, and a tokenizer that has fewer tokens than it."""
+    draw = np.random.default_rng(0)
+    tokenizer = train_tokenizer("bpe", [plain_text(draw) for _ in range(200)], 400)
+    config = LlamaConfig(
+        vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, num_key_value_heads=12,
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def train(words: list[str]) -> None:
+    """Two steps; prints how many bytes the process grew, as JSON."""
+    config = load_config(unified.Unified, None, words)
+    idle = resident("VmRSS")
+    trainer = unified.trainer_for(config, unified.build(config.model))
+    trainer.loader = Counted(trainer.loader)
+    try:
+        trainer.fit()
+    except Enough:
+        print(json.dumps({"growth": resident("VmHWM") - idle}))
+
+
+def resident(name: str) -> int:
+    """Bytes of this process as Linux counts them: VmRSS now, VmHWM at most so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))
+
+
+def growth(words: list[str], environment: dict[str, str]) -> int:
+    """Bytes that another process grows by when it trains."""
+    command = [sys.executable, "-m", "bench.plan", "--train", *words]
+    asked = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    if asked.returncode:
+        raise ValueError(asked.stderr.strip().splitlines()[-1])
+    return json.loads(asked.stdout.splitlines()[-1])["growth"]
+
+
+def compared(llm: Path, case: list[str]) -> dict[str, float]:
+    """What is said and what is measured, in MiB, and by how much of the latter they differ."""
+    name, _, value = GIVES_BACK.partition("=")
+    figures = {}
+    for kind, environment in (("", {name: value}), (", as glibc has it", {})):
+        with tempfile.TemporaryDirectory() as run:
+            words = [f"model.llm={llm}", f"run={run}", *SETTINGS, *case]
+            planned = forecast(load_config(unified.Unified, None, words), device="cpu").memory.peak
+            measured = growth(words, environment)
+        figures |= {"planned, MiB": planned >> 20, f"measured{kind}, MiB": measured >> 20, f"off{kind}": round(planned / measured - 1, 3)}
+    return figures
+
+
+def main(arguments: list[str]) -> int:
+    """Compare each case, print, write down."""
+    parser = argparse.ArgumentParser(prog="python -m bench.plan", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=CASES, help="one of them")
+    parser.add_argument("--train", nargs="+", help=argparse.SUPPRESS)  # what the process that is measured is told
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if options.train:
+        train(options.train)
+        return 0
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        save_llm(Path(folder))
+        for name in [options.only] if options.only else CASES:
+            figures[name] = compared(Path(folder), CASES[name])
+            print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in figures[name].items()), flush=True)
+    if not options.only:
+        print(measure.write("plan", {"target": TARGET, "steps": STEPS, "settings": SETTINGS, "figures": figures}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
