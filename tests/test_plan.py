@@ -1,6 +1,7 @@
 """`fusion plan`: what it counts is what a real model, a real step and a real optimizer have; mistakes are one line."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import diffusers
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fusion import cli
+from fusion.backbone import layers_of
 from fusion.codec import load_codec
 from fusion.objective import Objective, latents, losses
 from tests import families, mixed, training
@@ -17,6 +19,7 @@ from train.config import load_config
 from train.forecast import DEVICES, Shares, Subject, fullest, parameters
 from train.forecast import forecast as forecast_of
 from train.imagine import follow
+from train.learner import recomputed
 from train.optim import Optimizers
 
 WORDS = ["stages=[{}]", "packing.length=128", "packing.rows=2", "packing.lookahead=8", "training.workers=0"]
@@ -79,6 +82,7 @@ def test_parameters_are_those_of_the_model_that_is_trained(llm, words):
     [
         (["training.precision=fp32", "model.head=conv"], "matmul"),
         (["training.precision=bf16", "training.optim.optimizer=muon", "model.mode=mot", "training.accumulate=2"], "sdpa"),
+        (["training.precision=fp32", "training.recompute=true"], "matmul"),
     ],
 )
 def test_memory_is_that_of_a_real_step(llm, words, attention):
@@ -94,7 +98,8 @@ def test_memory_is_that_of_a_real_step(llm, words, attention):
         return losses(model, clean, Objective(), torch.Generator().manual_seed(0)).total(1, 1)
 
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=told.precision == "bf16")
-    assert told.memory == follow(model, fusion.codec, given, loss, config.training, autocast)
+    with recomputed(layers_of(model.llm)) if config.training.recompute else nullcontext():
+        assert told.memory == follow(model, fusion.codec, given, loss, config.training, autocast)
     optimizers = Optimizers(model, config.training.optim)
     for p in optimizers.names:
         p.grad = torch.zeros_like(p)
@@ -121,6 +126,21 @@ def test_what_is_shared_by_devices_and_by_batches(llm):
     assert two.cost == pytest.approx(3 * 2 * two.steps * two.step_seconds / 3600)
     several = forecast_of(config_of(llm, "training.accumulate=3"))
     assert several.work == 3 * one.work and several.memory.peak > one.memory.peak  # gradients wait while the next batch passes
+
+
+def test_what_is_computed_again_is_not_kept(llm):
+    kept, again = (forecast_of(config_of(llm, f"training.recompute={recompute}")) for recompute in ("false", "true"))
+    assert again.memory.kept < 0.7 * kept.memory.kept and kept.work < again.work < 1.4 * kept.work
+
+
+def test_devices_that_share_hold_a_part_each(llm):
+    alone, (one, eight) = forecast_of(config_of(llm)), (forecast_of(config_of(llm, "training.sharded=true"), gpus=gpus) for gpus in (2, 8))
+    for name in ("weights", "optimizer", "average", "gradients"):
+        whole = getattr(alone.memory, name)
+        assert getattr(one.memory, name) == math.ceil(whole / 2) and getattr(eight.memory, name) == math.ceil(whole / 8)
+    assert eight.memory.kept == alone.memory.kept and eight.memory.peak < one.memory.peak
+    with pytest.raises(ValueError, match="one device has nobody to share with"):
+        forecast_of(config_of(llm, "training.sharded=true"))
 
 
 def test_rows_are_counted_by_what_they_are():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import islice
@@ -23,6 +24,7 @@ from fusion.objective import latents, losses
 from fusion.processor import CHAT_TOKENS, IMAGE_TOKENS, FusionProcessor
 from fusion.sequence import IGNORE, Control, Packed, Picture, Tokens, layout, pack
 from train.imagine import Imagined, Memory, follow
+from train.learner import recomputed
 from train.precision import bf16_is_faster, speed
 from train.unified import Model, Unified, batches
 
@@ -263,9 +265,26 @@ def _imagine(subject: Subject, packed: Packed, config: Unified, precision: str, 
             total = loss()
         total.backward()
 
-    with subject.imagined:
+    again = recomputed(layers_of(subject.model.llm)) if config.training.recompute else nullcontext()
+    with subject.imagined, again:
         memory = follow(subject.model, subject.codec, [*given, *batch.pixels], loss, config.training, autocast, gpus)
-        return memory, flops(run) * config.training.accumulate
+        work = flops(run) * config.training.accumulate
+    if config.training.sharded:
+        memory = shared_out(memory, subject.model, gpus)
+    return memory, work
+
+
+def shared_out(memory: Memory, model: FusionModel, gpus: int) -> Memory:
+    """The memory of each of several devices that share everything out (train.shards), reckoned: beside its share, a device has what the layers do
+    not hold as a whole, with gradients, and two layers, one that computes and the next."""
+    if gpus == 1:
+        raise ValueError("training.sharded: one device has nobody to share with; plan for more (--gpus), or set it to false")
+    layers = [sum(p.nbytes for p in layer.parameters()) for layer in layers_of(model.llm)]
+    whole = 2 * (memory.weights - sum(layers)) + 3 * max(layers)
+    states = ("weights", "optimizer", "average", "gradients")
+    share = {name: math.ceil(getattr(memory, name) / gpus) for name in states}
+    peak = sum(share.values()) + memory.codec + memory.kept + whole
+    return replace(memory, **share, peak=peak, when="between forward and backward pass, reckoned")
 
 
 def parameters(model: FusionModel) -> dict[str, tuple[int, int]]:

@@ -55,7 +55,8 @@ def _parameters(told: Forecast) -> Iterator[str]:
 
 def _memory(told: Forecast) -> Iterator[str]:
     memory = told.memory
-    yield "\n  memory" + (" of each device: it holds everything, nothing is sharded" if told.gpus > 1 else "")
+    sharing = "it holds its share" if told.config.training.sharded else "it holds everything, nothing is sharded"
+    yield "\n  memory" + (f" of each device: {sharing}" if told.gpus > 1 else "")
     rows = {
         "weights, fp32": memory.weights, "autoencoder": memory.codec, "gradients": memory.gradients,
         f"optimizer ({told.config.training.optim.optimizer})": memory.optimizer, "averaged weights (EMA)": memory.average,
