@@ -42,10 +42,15 @@ def kept(llm_folder: str | Path, fusion_folder: str | Path, texts: Sequence[str]
 
 
 def kept_texts(llm: str | Path, model: str | Path, count: int = 160, seed: int = 1) -> dict:
-    """What `kept` says of the built-in world's prose, drawn for evaluation alone, as figures by name."""
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(PROSE,)))
-    found = kept(llm, model, [plain_text(rng) for _ in range(count)])
+    """What `kept` says of the built-in world's prose, as figures by name."""
+    found = kept(llm, model, prose(count, seed))
     return asdict(found) | {"rise": found.rise}
+
+
+def prose(count: int, seed: int = 1) -> list[str]:
+    """Texts of the built-in world, drawn for evaluation alone."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(PROSE,)))
+    return [plain_text(rng) for _ in range(count)]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], context: int) -> list[list[int]]:

@@ -9,11 +9,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fusion.flow import CLAMP, PATHS, flow_loss, logit_normal, shift, uniform, x_error
-from fusion.model import FusionModel
+from fusion.model import FusionModel, Output
 from fusion.patches import patchify
 from fusion.sequence import Packed
 
@@ -55,6 +55,7 @@ class Losses:
     """Sums and counts of one batch; `x_error` and `time` of each target picture are for the log.
 
     text: cross-entropy over learned tokens; control: the part of it on control tokens. flow: sum over pictures of the mean loss of each.
+    draws: where nothing is learned, at how many tokens a picture was asked for, at how many the model would begin one, and at how many both.
     """
 
     text: Tensor
@@ -67,6 +68,7 @@ class Losses:
     time: Float[Tensor, " k"]
     w_text: float
     w_flow: float
+    draws: Int[Tensor, "3"] | None = None
 
     def total(self, text_count: int, flow_count: int) -> Tensor:
         """The scalar to minimise, given the global counts; zero-safe."""
@@ -118,7 +120,8 @@ def losses_at(model, noised: Noised, objective: Objective, config) -> Losses:
     packed = noised.packed
     output = model(packed=packed)
     ce = F.cross_entropy(output.logits, output.labels, reduction="none")
-    control = output.labels >= output.logits.shape[-1] - config.control_tokens
+    image_start = output.logits.shape[-1] - config.control_tokens  # the first control token
+    control = output.labels >= image_start
     where = packed.noised_patch
     targets = packed.noised_picture.nonzero()[:, 0]
     index = torch.zeros_like(packed.source).index_copy(0, targets, torch.arange(len(targets), device=targets.device))
@@ -129,5 +132,11 @@ def losses_at(model, noised: Noised, objective: Objective, config) -> Losses:
     return Losses(
         text=ce.sum(), text_count=len(ce), control=ce.detach()[control].sum(), control_count=int(control.sum()),
         flow=flow_loss(output.prediction, *common, clamp=objective.clamp).sum(), flow_count=len(targets), x_error=error, time=packed.time[targets],
-        w_text=objective.w_text, w_flow=objective.w_flow,
+        w_text=objective.w_text, w_flow=objective.w_flow, draws=None if torch.is_grad_enabled() else _draws(output, image_start),
     )  # fmt: skip
+
+
+def _draws(output: Output, image_start: int) -> Int[Tensor, "3"]:
+    """See Losses."""
+    asked, begun = output.labels == image_start, output.logits.argmax(dim=-1) == image_start
+    return torch.stack([asked.sum(), begun.sum(), (asked & begun).sum()])

@@ -1,13 +1,17 @@
 """What a run tells while it goes: rows of metrics.jsonl, a progress bar with throughput and time left, and the samples left out."""
 
 import re
+import resource
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
+from train.follow import Tracked
 from train.metrics import Means, Metrics
 
 
@@ -83,7 +87,8 @@ class Log:
         self.left_out = LeftOut(run / "skipped.txt", skipped) if main else None
         self.bar = tqdm(total=100, disable=not main, bar_format="{percentage:3.0f}% |{bar:24}| {desc}", mininterval=1.0)
         self.means = Means()
-        self.since, self.documents, self.tokens = time.monotonic(), 0, 0
+        self.tracked: Tracked | None = None
+        self.since, self.documents, self.tokens, self.pictures = time.monotonic(), 0, 0, 0
 
     def add(self, sums: Sums, counts: Counts, norm: float) -> None:
         """Take in a step."""
@@ -98,6 +103,7 @@ class Log:
             }
         )
         self.documents, self.tokens = self.documents + counts.documents, self.tokens + counts.tokens - counts.padding
+        self.pictures += counts.pictures
 
     def skipped(self, skipped: Iterable[tuple[str, str]]) -> int:
         """List samples that were left out, as (key, reason) of all ranks, in skipped.txt; returns how many there are by now."""
@@ -106,9 +112,10 @@ class Log:
     def write(self, moment: Moment) -> None:
         """The means since the last call as a row and in the bar."""
         elapsed = max(time.monotonic() - self.since, 1e-9)
-        documents, tokens, means = self.documents / elapsed, self.tokens / elapsed, self.means.take()
-        self.since, self.documents, self.tokens = time.monotonic(), 0, 0
-        self.row(moment, means | {"skipped": moment.skipped, "lr": moment.lr, "per_second/documents": documents, "per_second/tokens": tokens})
+        documents, tokens, pictures, means = self.documents / elapsed, self.tokens / elapsed, self.pictures / elapsed, self.means.take()
+        self.since, self.documents, self.tokens, self.pictures = time.monotonic(), 0, 0, 0
+        rates = {"per_second/documents": documents, "per_second/tokens": tokens, "per_second/pictures": pictures}
+        self.row(moment, means | {"skipped": moment.skipped, "lr": moment.lr, "memory_gib": peak_gib()} | rates)
         left = moment.seconds * (1 - moment.progress) / max(moment.progress, 1e-9)
         self.bar.n = round(100 * moment.progress, 1)
         self.bar.set_description_str(
@@ -120,14 +127,30 @@ class Log:
         """Any values as a row."""
         if self.metrics:
             self.metrics.log(moment.step, moment.seen, moment.seconds, **values)
+        if self.tracked:
+            self.tracked.row(moment.step, values)
+
+    def drawn(self, step: int, folder: Path) -> None:
+        """Sheets of samples that lie in a folder."""
+        if self.tracked:
+            self.tracked.pictures(step, folder)
 
     def rested(self, seconds: float) -> None:
         """Take time that was not spent on steps out of the throughput."""
         self.since += seconds
 
     def close(self) -> None:
-        """End the bar's line."""
+        """End the bar's line, and what the trackers have not written yet."""
         self.bar.close()
+        if self.tracked:
+            self.tracked.close()
+
+
+def peak_gib() -> float:
+    """The most memory that this process has had so far: of the GPU, or else of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def _clock(seconds: float) -> str:

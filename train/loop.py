@@ -14,13 +14,14 @@ from typing import Any, Literal
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
-from torch import Tensor
+from accelerate.utils import DistributedType, ProjectConfiguration, gather_object
+from torch import Tensor, nn
 
 from fusion.data.loader import Loader
 from fusion.objective import FlowObjective
 from train import checkpoint, shards
 from train.ema import EMA
+from train.follow import Tracked, trackers
 from train.interrupt import Interrupts
 from train.learner import Learner
 from train.log import Counts, Log, Moment, Sums
@@ -45,8 +46,9 @@ class Training:
     when accelerate is told to launch FSDP. recompute: keep little of each layer for the backward pass, for a third more operations. compile:
     compile the layers of the decoder. conv_from: documents before which a convolutional head rests: while it learns to draw, the decoder does
     not learn what to (docs/log.md). workers: processes that make batches. The `_every` are in steps, 0 for never; save_minutes: a checkpoint
-    after so many too; keep: checkpoints kept. Whoever makes a file `save` or `stop` in the run's folder has a checkpoint written, or the run
-    stopped as by a signal, after the next step.
+    after so many too; keep: checkpoints kept. trackers: of tensorboard, wandb and trackio, which show what metrics.jsonl has and the samples, in
+    the run's folder `tracked` or where they keep things; null for TensorBoard where it is installed. Whoever makes a file `save` or `stop` in
+    the run's folder has a checkpoint written, or the run stopped as by a signal, after the next step.
     """
 
     documents: int | None = 100_000
@@ -66,6 +68,7 @@ class Training:
     save_every: int = 1000
     save_minutes: float = 0.0
     keep: int = 2
+    trackers: list[str] | None = None
     optim: Optim = field(default_factory=Optim)
 
     def __post_init__(self):
@@ -89,7 +92,8 @@ class Trainer:
     """Trains a Learner on a Loader's batches and writes the run folder `run`.
 
     held_out: batches for validation by name (as fusion.data.batches.fixed_batches makes them). sample: called as sample(folder) with the averaged
-    weights in place. resume: go on from the newest complete checkpoint in `run`; without one, begin.
+    weights in place. resume: go on from the newest complete checkpoint in `run`; without one, begin. follow: what else is taken of the model at
+    each validation, by name.
     """
 
     def __init__(
@@ -102,10 +106,12 @@ class Trainer:
         held_out: Mapping[str, Sequence[Any]] | None = None,
         sample: Callable[[Path], None] | None = None,
         resume: bool = False,
+        follow: Callable[[nn.Module], dict[str, float]] | None = None,
     ):
         self.learner, self.loader, self.objective, self.settings, self.run = learner, loader, objective, settings, Path(run)
-        self.held_out, self.sample = held_out or {}, sample
-        self.accelerator = Accelerator()
+        self.held_out, self.sample, self.follow = held_out or {}, sample, follow
+        places = ProjectConfiguration(project_dir=str(run), logging_dir=str(Path(run) / "tracked"))
+        self.accelerator = Accelerator(log_with=trackers(settings.trackers), project_config=places)
         if loader.batches.world != self.accelerator.num_processes:
             raise ValueError(
                 f"the batches are dealt to {loader.batches.world} ranks but {self.accelerator.num_processes} run: make Batches with rank and world"
@@ -145,6 +151,8 @@ class Trainer:
         transformers.utils.logging.disable_progress_bar()  # one bar is enough: saving a model would draw another over it
         self._start = time.monotonic()
         self.log = Log(self.run, self.step, self.main, self.skipped)
+        if self.main and self.accelerator.log_with:
+            self.log.tracked = Tracked(self.accelerator, self.run, self.step)
         asked = None
         recomputed = self.learner.recomputed() if self.settings.recompute else nullcontext()
         compiled = self.learner.compiled() if self.settings.compile else nullcontext()
@@ -280,9 +288,12 @@ class Trainer:
     def _look(self, validating: bool, sampling: bool) -> None:
         """What the main rank does while the others wait."""
         if validating and self.main:
-            self.log.row(self._moment(), validate(self.learner, self.held_out, self.objective, self.settings.seed, self.autocast))
+            values = validate(self.learner, self.held_out, self.objective, self.settings.seed, self.autocast)
+            self.log.row(self._moment(), values | (self.follow(self.learner.model) if self.follow else {}))
         if sampling and self.main:
-            self.sample(self.run / "samples" / f"step_{self.step}")
+            folder = self.run / "samples" / f"step_{self.step}"
+            self.sample(folder)
+            self.log.drawn(self.step, folder)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:

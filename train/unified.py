@@ -1,7 +1,7 @@
 """Fine-tunes an LLM into a model of text and images: `accelerate launch -m train.unified configs/unified.yaml key=value ...`"""
 
 import sys
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from fusion.objective import Objective
 from fusion.processor import FusionProcessor
 from train import program
 from train.curriculum import Stage, open_data
+from train.follow import Forgetting, Probe
 from train.learner import UnifiedLearner
 from train.loop import Summary, Trainer, Training
 from train.optim import hidden_matrices
@@ -77,7 +78,7 @@ class Validation:
 
 @dataclass
 class Unified:
-    """A run: the folder it writes, model, data, how documents are packed, losses, training, validation and samples.
+    """A run: the folder it writes, model, data, how documents are packed, losses, training, validation, the forgetting probe and samples.
 
     resume: go on from the newest complete checkpoint in `run`. world: weight of the built-in world's documents in the mixture, beside
     those of the sources. stages: the built-in world alone, instead of `data.sources`, see train.curriculum. evaluation: what is tried at
@@ -95,6 +96,7 @@ class Unified:
     objective: Objective = field(default_factory=Objective)
     training: Training = field(default_factory=Training)
     validation: Validation = field(default_factory=Validation)
+    probe: Probe = field(default_factory=Probe)
     samples: Samples = field(default_factory=Samples)
 
     def __post_init__(self):
@@ -109,9 +111,10 @@ def train(config: Unified) -> Summary:
     run, ranks = Path(config.run), this_rank()
     program.refuse_another(run, config.resume)
     model = build(config.model)
+    forgetting = Forgetting(config.model.llm, config.probe) if config.probe.count and ranks.is_main_process else None
     if ranks.is_main_process:
         program.describe(run, config, "train.unified")
-    trainer = trainer_for(config, model, ranks.process_index, ranks.num_processes)
+    trainer = trainer_for(config, model, ranks.process_index, ranks.num_processes, forgetting)
     summary = trainer.fit()
     if ranks.is_main_process and not summary.interrupted:
         trainer.learner.save_pretrained(run / "model")
@@ -144,8 +147,8 @@ def build(settings: Model) -> Fusion:
     return model
 
 
-def trainer_for(config: Unified, model: Fusion, rank: int = 0, world: int = 1) -> Trainer:
-    """Trainer, stream, validation and sampler of a config."""
+def trainer_for(config: Unified, model: Fusion, rank: int = 0, world: int = 1, follow: Callable | None = None) -> Trainer:
+    """Trainer, stream, validation and sampler of a config. follow: of the model, see Trainer."""
     stride = model.processor.stride
     loader = Loader(batches(config, model.processor, rank, world), config.training.workers)
     held_out, groups = {}, {"prompts": [ask(text) for text in config.samples.prompts]}
@@ -154,7 +157,8 @@ def trainer_for(config: Unified, model: Fusion, rank: int = 0, world: int = 1) -
         held_out[source.name] = fixed_batches(samples[: config.validation.documents], model.processor, config.packing)
         groups[source.name] = from_samples(samples[: config.samples.held_out])
     sampler = Sampler(model, groups, config.samples)
-    return Trainer(UnifiedLearner(model, config.model.llm), loader, config.objective, config.training, config.run, held_out, sampler, config.resume)
+    learner = UnifiedLearner(model, config.model.llm)
+    return Trainer(learner, loader, config.objective, config.training, config.run, held_out, sampler, config.resume, follow)
 
 
 def batches(config: Unified, processor: FusionProcessor, rank: int = 0, world: int = 1) -> PackedBatches:

@@ -25,6 +25,9 @@ class _Sums:
     control_count: int = 0
     x_error: float = 0.0
     pictures: int = 0
+    asked: int = 0
+    begun: int = 0
+    rightly: int = 0
 
     def add(self, result: Losses) -> None:
         self.text += float(result.text)
@@ -33,6 +36,9 @@ class _Sums:
         self.control_count += int(result.control_count)
         self.x_error += float(result.x_error.sum())
         self.pictures += len(result.x_error)
+        if result.draws is not None:
+            asked, begun, rightly = result.draws.tolist()
+            self.asked, self.begun, self.rightly = self.asked + asked, self.begun + begun, self.rightly + rightly
 
 
 @torch.no_grad()
@@ -42,7 +48,9 @@ def validate(
     """Metrics of held-out batches by name of their source.
 
     `val/text` (cross-entropy per token), `val/control` (that of control tokens), `val/x_error` (mean squared error of x_hat, unweighted,
-    times uniform), `val/x_error/0.2-0.4` (that of pictures with such a time), and `val/text_of/<name>`, `val/x_error_of/<name>`.
+    times uniform), `val/x_error/0.2-0.4` (that of pictures with such a time), `val/text_of/<name>`, `val/x_error_of/<name>`, and, of the tokens at
+    which the true text goes on with a picture, `val/draws/when_asked`, the share at which the model would draw, and of those at which it would,
+    `val/draws/rightly`, the share at which it should.
     """
     device = next(learner.model.parameters()).device
     objective = replace(objective, times="uniform", shift=1.0)
@@ -68,6 +76,10 @@ def _named(total: _Sums, by_name: Mapping[str, _Sums]) -> dict[str, float]:
         values["val/control"] = total.control / total.control_count
     if total.pictures:
         values["val/x_error"] = total.x_error / total.pictures
+    if total.asked:
+        values["val/draws/when_asked"] = total.rightly / total.asked
+    if total.begun:
+        values["val/draws/rightly"] = total.rightly / total.begun
     values |= {f"val/text_of/{name}": sums.text / sums.text_count for name, sums in by_name.items() if sums.text_count}
     return values | {f"val/x_error_of/{name}": sums.x_error / sums.pictures for name, sums in by_name.items() if sums.pictures}
 
