@@ -22,7 +22,7 @@ from train.diffusion import Diffusion
 from train.metrics import read
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+NAMES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for folder in (".", "recipes") for path in (CONFIGS / folder).glob("*.yaml"))
 CLASSES = {"train.llm": "Pretraining", "train.codec": "CodecRun", "train.demo": "Demo", "train.unified": "Unified", "train.diffusion": "Diffusion"}
 NEEDED = {"train.unified": ["model.llm=some_llm", "data.path=some_folder"]}  # what a person gives
 
@@ -136,6 +136,15 @@ def test_two_steps_of_smollm2_with_a_vae(smollm, vae, folder, tmp_path):
     assert model.processor.stride == 16 and model.model.config.target == "v"
     assert list(Path(tmp_path, "latents").rglob("*.safetensors"))
     assert model.draw("a thing", image_size=(32, 48), steps=2)[0].size == (32, 48)
+
+
+@pytest.mark.parametrize("name", ["laptop", "gpu24", "h200"])
+def test_two_steps_of_recipes(name, smollm, vae, folder, tmp_path):
+    codec = [] if name == "laptop" else [f"model.codec={vae}"]
+    words = [f"model.llm={smollm}", *codec, f"data.path={folder}", "data.max_side=48", "training.accumulate=1"]
+    model = two_steps(f"recipes/{name}", tmp_path / "run", *words)
+    config = model.model.config
+    assert (config.mode, bool(config.lora)) == {"laptop": ("shared", True), "gpu24": ("shared", False), "h200": ("mot", False)}[name]
 
 
 @pytest.mark.parametrize(("name", "data"), [("emoji", "emoji"), ("alice", "alice")])
