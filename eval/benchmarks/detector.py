@@ -16,7 +16,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPModel, Mask2FormerConfig, Mask2FormerModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    CLIPModel,
+    Mask2FormerConfig,
+    Mask2FormerModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerPreTrainedModel
 
 from eval.benchmarks.detections import Found
@@ -35,6 +43,8 @@ PROMPTS = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}
 class Mask2Former(Mask2FormerPreTrainedModel):
     """Mask2FormerForUniversalSegmentation without its loss, which would ask for scipy; the weights have the same names."""
 
+    _keys_to_ignore_on_load_unexpected = [r"criterion\."]
+
     def __init__(self, config: Mask2FormerConfig):
         super().__init__(config)
         self.model = Mask2FormerModel(config)
@@ -43,7 +53,7 @@ class Mask2Former(Mask2FormerPreTrainedModel):
 
     def forward(self, pixels: Float[Tensor, "1 3 h w"]) -> tuple[Float[Tensor, "q classes_and_none"], Float[Tensor, "q h4 w4"]]:
         """Logits of every query's class, the last being none, and of its mask at a quarter of the size."""
-        out = self.model(pixels)
+        out = self.model(pixels, output_hidden_states=True)
         return self.class_predictor(out.transformer_decoder_intermediate_states[-1].transpose(0, 1))[0], out.masks_queries_logits[-1][0]
 
 
@@ -119,8 +129,8 @@ def coloured(metadata: Mapping) -> dict[str, int]:
 
 def load_judge(detector: str, clip: str, device: str | None = None) -> Judge:
     """From folders or hub ids, safetensors only. ValueError in one line where weights are missing or of another kind."""
-    found = _weights(Mask2Former, detector, "the detector (a Mask2Former of COCO's instances, such as facebook/mask2former-swin-small-coco-instance)")
-    seer = _weights(CLIPModel, clip, "CLIP (such as openai/clip-vit-large-patch14)")
+    found = _weights(Mask2Former, detector, "a Mask2Former of COCO's instances (facebook/mask2former-swin-small-coco-instance is one)")
+    seer = _weights(CLIPModel, clip, "a CLIP (GenEval's is openai/clip-vit-large-patch14)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(clip)
     except (OSError, ValueError, KeyError) as error:
@@ -130,13 +140,15 @@ def load_judge(detector: str, clip: str, device: str | None = None) -> Judge:
     return Judge(found.to(device), seer.to(device), tokenizer, name)
 
 
-def _weights(kind: type, name: str, said: str):
+def _weights(kind: type[PreTrainedModel], name: str, said: str) -> PreTrainedModel:
     try:
+        if not isinstance(config := AutoConfig.from_pretrained(name), kind.config_class):
+            raise ValueError(f"a {config.model_type} is there")
         model, notes = kind.from_pretrained(name, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{name}: no weights of {said} there: give a folder or a hub id, with safetensors ({_short(error)})") from None
+        raise ValueError(f"{name}: not weights of {said}; give a folder or a hub id, with safetensors ({_short(error)})") from None
     if missing := sorted(notes["missing_keys"]):
-        raise ValueError(f"{name}: these are not weights of {said}: {len(missing)} are missing, {missing[0]} among them")
+        raise ValueError(f"{name}: not weights of {said}; {len(missing)} are missing, {missing[0]} among them")
     return model
 
 

@@ -228,7 +228,7 @@ def verdict(questions: Mapping[int, Question], answers: Sequence[Mapping[int, st
 def share(questions: Mapping[int, Question], said_yes: Mapping[int, bool]) -> float:
     """Of questions answered with yes whose parents count. As in the official code, one question after the other: a parent that comes later
     in the file is taken as it was answered."""
-    right = dict(said_yes)
+    right = {number: said_yes[number] for number in questions}
     for number, question in questions.items():
         right[number] = all(right[parent] for parent in question.parents) and right[number]
     return sum(right.values()) / len(right)

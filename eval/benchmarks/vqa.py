@@ -41,9 +41,9 @@ class VisionLanguageModel:
         said = []
         for start in range(0, len(questions), BATCH):
             talks = [self._talk(image, question) for question in questions[start : start + BATCH]]
-            inputs = self.processor.apply_chat_template(
-                talks, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
-            ).to(self.model.device)
+            how = {"padding": True, "return_tensors": "pt"}
+            inputs = self.processor.apply_chat_template(talks, add_generation_prompt=True, tokenize=True, return_dict=True, processor_kwargs=how)
+            inputs = inputs.to(self.model.device, self.model.dtype)
             ids = self.model.generate(**inputs, max_new_tokens=LENGTH, do_sample=False)[:, inputs["input_ids"].shape[1] :]
             said += self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return said
