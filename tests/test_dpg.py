@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from eval.benchmarks import dpg, draw, vqa
-from eval.benchmarks.dpg import Answers, Question, pictures, read_prompts, read_questions, scores, share, verdict
+from eval.benchmarks.dpg import Answers, pictures, read_prompts, scores
+from eval.benchmarks.questions import Question, read_questions, share, verdict
 from eval.benchmarks.vqa import ASKED, yes
 from tests import judges
 from tests.test_geneval import Stub, error, tree

@@ -1,6 +1,7 @@
 """GenEval's folders, files and figures: drawn, gone on with, judged by tiny networks or by hand-made detections, and refused in one line."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -114,7 +115,10 @@ def test_a_half_finished_folder_goes_on(prompts, subject, tmp_path):
 
 
 def test_grids_are_drawn_when_asked_for(prompts, subject, tmp_path):
+    drawn(prompts, tmp_path / "out")
+    assert not list(tmp_path.rglob("grid.png"))
     drawn(prompts, tmp_path / "out", "--grid")
+    assert len(list(tmp_path.rglob("grid.png"))) == 3 and len(subject.asked) == 12
     grid = np.asarray(Image.open(tmp_path / "out/00001/grid.png"))
     parts = [np.asarray(Image.open(tmp_path / f"out/00001/samples/{k:05}.png")) for k in range(4)]
     assert (grid == np.vstack([np.hstack(parts[:2]), np.hstack(parts[2:])])).all()
@@ -135,6 +139,10 @@ def test_a_mistake_in_drawing_is_one_line(prompts, subject, tmp_path, capsys):
         assert drawn(prompts, out, *words) == 1 and said in error(capsys)
     prompts.write_text(json.dumps(PROMPTS[1]) + "\n")
     assert drawn(prompts, out) == 1 and "another count and prompts" in error(capsys)
+    assert drawn(prompts, tmp_path / "empty", "--size", "24") == 0
+    for path in (tmp_path / "empty").iterdir():
+        shutil.rmtree(path)
+    assert drawn(prompts, tmp_path / "empty") == 0  # nothing was there that another size could harm
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep")
     assert drawn(prompts, tmp_path / "mine") == 1 and "holds something else" in error(capsys)

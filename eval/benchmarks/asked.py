@@ -36,13 +36,14 @@ def file_of(root: Path) -> Path:
 
 
 def begin(asked: Asked, root: Path) -> None:
-    """Make the folder, or make sure that it was drawn with the same. ValueError otherwise: nothing is written over."""
+    """Make the folder, or make sure that what is in it was drawn with the same. ValueError otherwise: nothing is written over."""
     file, told = file_of(root), json.dumps(asdict(asked), indent=1) + "\n"
-    if file.is_file():
+    begun = root.exists() and (not root.is_dir() or any(root.iterdir()))
+    if begun and file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))
         if unlike := [name for name, value in json.loads(told).items() if before.get(name) != value]:
             raise ValueError(f"{root} was drawn with another {' and '.join(unlike)} ({file}): give another folder with -o")
-    elif root.exists() and (not root.is_dir() or any(root.iterdir())):
+    elif begun:
         raise ValueError(f"{root} holds something else, for there is no {file.name} beside it: give another folder with -o")
     else:
         root.mkdir(parents=True, exist_ok=True)

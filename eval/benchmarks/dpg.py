@@ -12,7 +12,6 @@ are of the last of a prompt's pictures alone.
 """
 
 import argparse
-import csv
 import json
 import re
 import sys
@@ -26,8 +25,9 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from eval.benchmarks.detections import digest_of
-from eval.benchmarks.grid import complete, grid, save_png
-from eval.benchmarks.vqa import Judge, load_judge, yes
+from eval.benchmarks.grid import complete, files_in, grid, save_png
+from eval.benchmarks.questions import Questions, Verdict, lacks_a_parent, read_questions, verdict
+from eval.benchmarks.vqa import Judge, load_judge
 from eval.page import Score
 from eval.scores import as_text, mean_score
 from fusion.files import save
@@ -36,7 +36,7 @@ from fusion.images import open_image
 KEPT_EVERY = 16  # prompts that are judged between two writings of the answers
 
 
-# ---- prompts and questions ----
+# ---- prompts ----
 
 
 @dataclass(frozen=True)
@@ -64,46 +64,6 @@ def read_prompts(path: Path) -> list[Prompt]:
     if wrong := [one for one in ids if not re.fullmatch(r"[\w-]+", one) or ids.count(one) > 1]:
         raise ValueError(f"{path}: a picture is named by its prompt's id, and {wrong[0]!r} is no name, or one of two prompts")
     return prompts
-
-
-@dataclass(frozen=True)
-class Question:
-    """parents: numbers of the questions without which this one has no sense. category: of two levels, as in `attribute - color`."""
-
-    text: str
-    parents: tuple[int, ...]
-    category: str
-
-
-Questions = dict[str, dict[int, Question]]
-"""By prompt and number, both in the file's order, which the rule of dependencies follows."""
-
-
-def read_questions(path: Path, official: bool = False) -> Questions:
-    """`dpg_bench.csv`. official: without its first question. ValueError naming the row that cannot be used."""
-    found: Questions = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); give the official dpg_bench.csv") from None
-    for number, row in enumerate(rows):
-        if official and number and row["item_id"] != rows[number - 1]["item_id"]:
-            found.pop(row["item_id"], None)  # that code begins a prompt anew whose questions do not follow each other
-        try:
-            parents = tuple(parent for word in row["dependency"].split(",") if (parent := int(word)))
-            question = Question(row["question_natural_language"], parents, row["tuple"].split("(")[0].strip())
-            if not (official and number == 0):
-                found.setdefault(row["item_id"], {})[int(row["proposition_id"])] = question
-        except (KeyError, ValueError, AttributeError, TypeError) as error:
-            raise ValueError(f"{path}, question {number + 1}: not one of dpg_bench.csv ({error!r:.80})") from None
-    for name, questions in found.items():
-        unknown = [one for one in questions.values() if set(one.parents) - set(questions)]
-        if unknown and not official:
-            raise ValueError(f"{path}: a question about {name} depends on one that is not there: {unknown[0].text}")
-    if not found:
-        raise ValueError(f"{path}: no questions in it; give the official dpg_bench.csv")
-    return found
 
 
 # ---- pictures ----
@@ -134,7 +94,7 @@ class Folder:
 
 def read_folder(root: Path, questions: Questions) -> list[Path]:
     """All grids, in the questions' order. ValueError in one line where a picture is missing, or has a name that no question asks about."""
-    there = {path.stem: path for path in root.glob("*") if path.suffix != ".tmp"}
+    there = {path.stem: path for path in files_in(root)}
     if wrong := [path for name, path in there.items() if name not in questions or path.suffix != ".png"]:
         raise ValueError(f"{wrong[0]}: no question is about it; pictures are PNGs named by the prompts' ids, such as {next(iter(questions))}.png")
     if missing := [name for name in questions if name not in there]:
@@ -206,34 +166,6 @@ def ask(paths: Sequence[Path], questions: Questions, judge: Judge, n: int, file:
 # ---- scores ----
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """pictures: the share of questions that each has right. said_yes: of each picture, whether the answer was yes, dependencies left aside."""
-
-    pictures: list[float]
-    said_yes: list[dict[int, bool]]
-
-    @property
-    def value(self) -> float:
-        """Of the prompt."""
-        return sum(self.pictures) / len(self.pictures)
-
-
-def verdict(questions: Mapping[int, Question], answers: Sequence[Mapping[int, str]]) -> Verdict:
-    """KeyError where a question depends on one that there is not, or was not answered."""
-    said_yes = [{number: yes(one[number]) for number in questions} for one in answers]
-    return Verdict([share(questions, one) for one in said_yes], said_yes)
-
-
-def share(questions: Mapping[int, Question], said_yes: Mapping[int, bool]) -> float:
-    """Of questions answered with yes whose parents count. As in the official code, one question after the other: a parent that comes later
-    in the file is taken as it was answered."""
-    right = {number: said_yes[number] for number in questions}
-    for number, question in questions.items():
-        right[number] = all(right[parent] for parent in question.parents) and right[number]
-    return sum(right.values()) / len(right)
-
-
 def judged(paths: Sequence[Path], questions: Questions, found: Mapping[str, Answers], n: int, official: bool) -> dict[str, Verdict]:
     """By prompt. ValueError where a picture was not asked about, or changed since. official: prompts whose first question was skipped though
     another depends on it are left out, as that code passes over every error."""
@@ -246,13 +178,9 @@ def judged(paths: Sequence[Path], questions: Questions, found: Mapping[str, Answ
         try:
             verdicts[path.stem] = verdict(questions[path.stem], found[path.name].answers)
         except KeyError as error:
-            if not (official and _lacks_a_parent(questions[path.stem])):
+            if not (official and lacks_a_parent(questions[path.stem])):
                 raise ValueError(f"{path.name}: question {error} was not answered; ask with --judge") from None
     return verdicts
-
-
-def _lacks_a_parent(questions: Mapping[int, Question]) -> bool:
-    return any(set(question.parents) - set(questions) for question in questions.values())
 
 
 def scores(verdicts: Mapping[str, Verdict], questions: Questions, official: bool) -> list[Score]:

@@ -96,7 +96,7 @@ def layout_of(options: argparse.Namespace) -> geneval.Folder | dpg.Folder:
         if options.grid:
             raise ValueError("--grid is of GenEval; all of DPG's pictures are grids")
         return dpg.Folder(options.out, dpg.read_prompts(options.prompts), options.n, size)
-    return geneval.Folder(options.out, geneval.read_prompts(options.prompts), options.n, size, options.grid)
+    return geneval.Folder(options.out, geneval.read_prompts(options.prompts), options.n, size)
 
 
 def asked_of(options: argparse.Namespace, layout: Layout, knobs: Mapping[str, Any]) -> Asked:
@@ -111,9 +111,11 @@ def main(argv: Sequence[str]) -> int:
     logging.disable_progress_bar()  # of reading weights
     try:
         knobs, shard, layout = knobs_of(options.knobs), shard_of(options.shard), layout_of(options)
-        begin(asked_of(options, layout, knobs), options.out)
         subject = load_subject(options.model, knobs, options.device)
+        begin(asked_of(options, layout, knobs), options.out)
         drawn = draw(subject, layout, options.seed, (options.size, options.size), options.batch, shard)
+        if options.grid:
+            layout.write_grids()
         missing = len(wanted(layout))
     except (ValueError, TypeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -24,7 +24,7 @@ from transformers.utils import logging
 from eval.benchmarks.asked import count_asked
 from eval.benchmarks.detections import Detections, digest_of, read_detections, write_detections
 from eval.benchmarks.detector import Judge, load_judge
-from eval.benchmarks.grid import complete, grid, save_png
+from eval.benchmarks.grid import complete, files_in, grid, save_png
 from eval.benchmarks.rules import CLASSES, Rules, kept, mistakes
 from eval.page import Score
 from eval.scores import as_text, mean_of, wilson
@@ -70,11 +70,10 @@ def read_metadata(text: str, where: str) -> dict[str, Any]:
 
 
 class Folder:
-    """Where drawings go: 00000/metadata.jsonl and 00000/samples/00000.png, as `generation/diffusers_generate.py` writes them; where a grid is
-    asked for, all samples of a prompt in 00000/grid.png too."""
+    """Where drawings go: 00000/metadata.jsonl and 00000/samples/00000.png, as `generation/diffusers_generate.py` writes them."""
 
-    def __init__(self, root: Path, prompts: Sequence[Mapping[str, Any]], n: int, size: tuple[int, int], with_grid: bool = False):
-        self.root, self.asked, self.n, self.size, self.with_grid = root, prompts, n, size, with_grid
+    def __init__(self, root: Path, prompts: Sequence[Mapping[str, Any]], n: int, size: tuple[int, int]):
+        self.root, self.asked, self.n, self.size = root, prompts, n, size
         self.prompts = [asked["prompt"] for asked in prompts]
 
     def place(self, number: int) -> Path:
@@ -99,8 +98,12 @@ class Folder:
         if not (place / "metadata.jsonl").is_file():
             save(json.dumps(self.asked[number]).encode(), place / "metadata.jsonl")
         save_png(image, self.sample(number, sample))
-        if self.with_grid and not self.missing(number):
-            save_png(grid([open_image(self.sample(number, one)) for one in range(self.n)]), place / "grid.png")
+
+    def write_grids(self) -> None:
+        """All samples of a prompt in 00000/grid.png, too, where all are there."""
+        for number in range(len(self.prompts)):
+            if not (file := self.place(number) / "grid.png").is_file() and not self.missing(number):
+                save_png(grid([open_image(self.sample(number, sample)) for sample in range(self.n)]), file)
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def read_folder(root: Path) -> list[Sample]:
 
 
 def _samples(folder: Path) -> list[str]:
-    names = sorted(path.name for path in (folder / "samples").glob("*") if path.suffix != ".tmp")
+    names = [path.name for path in files_in(folder / "samples")]
     if wrong := [name for name in names if not NAME.fullmatch(name)]:
         raise ValueError(f"{folder / 'samples' / wrong[0]}: samples are PNGs named by numbers, such as 00000.png; rename or remove it")
     return names

@@ -23,6 +23,11 @@ def grid(images: Sequence[Image.Image]) -> Image.Image:
     return page
 
 
+def files_in(folder: Path) -> list[Path]:
+    """By name; without hidden ones, and drafts that a killed run left."""
+    return sorted(path for path in folder.glob("*") if path.suffix != ".tmp" and not path.name.startswith("."))
+
+
 def save_png(image: Image.Image, path: Path) -> None:
     """The whole file, or nothing of it."""
     data = io.BytesIO()
