@@ -248,6 +248,10 @@ def test_a_judge_is_asked_once_about_a_picture(folder, questions, tmp_path, monk
     assert scored(folder, "--judge", "parrot") == 0 and len(parrot.asked) == 12
     kept = dpg.read_answers(tmp_path / "results.answers.jsonl")
     assert kept["a.png"].answers == [{1: "Yes.", 2: "Yes.", 3: "Yes."}] * 4 and kept["a.png"].judge == "parrot"
+    (tmp_path / "results.json").unlink()
+    save_questions(questions, [*QUESTIONS[:-1], ("b-2", 2, "0", *HAT)])
+    assert scored(folder, "--answers", tmp_path / "results.answers.jsonl") == 1  # another question than was asked
+    assert scored(folder, "--judge", "parrot") == 0 and parrot.asked[12:] == [((SIZE, SIZE), [CAT[1], HAT[1]])] * 4
 
 
 def test_a_model_of_transformers_is_the_judge(folder, questions, tmp_path, capsys):
@@ -272,7 +276,7 @@ def test_a_mistake_is_one_line(folder, questions, tmp_path, capsys):
     dpg.write_answers([Answers("a.png", say("yyy", "yyy", "yyy", "yy")), Answers("b-2.png", say(*["yy"] * 4))], answers)
     assert scored(folder, "--answers", answers) == 1 and "a.png: question 3 was not answered" in error(capsys)
     dpg.write_answers([Answers("a.png", say(*["yyy"] * 4), digest="01")], answers)
-    assert scored(folder, "--answers", answers) == 1 and "another picture since" in error(capsys)
+    assert scored(folder, "--answers", answers) == 1 and "another picture, or other questions" in error(capsys)
     (folder / "cat.png").write_bytes(b"")
     assert scored(folder, "--answers", answers) == 1 and "cat.png: no question is about it" in error(capsys)
     (folder / "cat.png").unlink()

@@ -67,6 +67,7 @@ CASES = {
     "single: nothing there": (SINGLE, {}, ["expected bench>=1, found 0"]),
     "single: something else": (SINGLE, COW, ["expected bench>=1, found 0"]),
     "single: at the threshold": (SINGLE, {"bench": sure(0.3)}, ["expected bench>=1, found 0"]),
+    "single: at the threshold in 32 bits": (SINGLE, {"bench": sure(float(np.float32(0.3)))}, ["expected bench>=1, found 0"]),
     "single: just above the threshold": (SINGLE, {"bench": sure(above(0.3))}, []),
     "single: several are right, too": (SINGLE, {"bench": sure(0.9, 0.8, 0.7)}, []),
     "two: both": (TWO, BENCH | COW, []),

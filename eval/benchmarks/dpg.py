@@ -6,9 +6,9 @@ IMAGES has one PNG a prompt, four pictures as 2 x 2 (`eval.benchmarks.draw` writ
 pictures is asked, and its words go into a file of answers, which is gone on with after a stop; without it such a file is scored. The official
 judge is mPLUG-large; scores of any other, as all here are, cannot be held against published ones.
 
-What is computed is what `dpg_bench/compute_dpg_bench.py` in github.com/TencentQQGYLab/ELLA computes, without two slips of it that --official
-repeats: it skips the first question of the file, and with it the whole prompt if another question depends on that one; and shares by category
-are of the last of a prompt's pictures alone.
+What is computed is what `dpg_bench/compute_dpg_bench.py` in github.com/TencentQQGYLab/ELLA computes, without slips of it that --official repeats:
+the file's first question is skipped, and with it the whole prompt if another question depends on that one; shares by category are of the last
+of a prompt's pictures alone; of questions about a prompt that stand apart in the file, only the last group is asked.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 from eval.benchmarks.detections import digest_of
 from eval.benchmarks.grid import complete, files_in, grid, save_png
-from eval.benchmarks.questions import Questions, Verdict, lacks_a_parent, read_questions, verdict
+from eval.benchmarks.questions import Question, Questions, Verdict, lacks_a_parent, read_questions, verdict
 from eval.benchmarks.vqa import Judge, load_judge
 from eval.page import Score
 from eval.scores import as_text, mean_score
@@ -118,12 +118,19 @@ def pictures(path: Path, n: int) -> list[Image.Image]:
 
 @dataclass(frozen=True)
 class Answers:
-    """What the judge said of each picture of a grid, word for word, by the question's number. digest: of the grid's file."""
+    """What the judge said of each picture of a grid, word for word, by the question's number. questions: what it was asked; digest: of the
+    grid's file; both may be unknown."""
 
     name: str
     answers: list[dict[int, str]]
+    questions: dict[int, str] | None = None
     digest: str | None = None
     judge: str | None = None
+
+    def fits(self, asked: Mapping[int, Question], path: Path) -> bool:
+        """Whether it is of this picture and of these questions, as far as is known."""
+        texts = {number: question.text for number, question in asked.items()}
+        return self.digest in (None, digest_of(path)) and (self.questions is None or texts.items() <= self.questions.items())
 
 
 def read_answers(path: Path) -> dict[str, Answers]:
@@ -132,12 +139,16 @@ def read_answers(path: Path) -> dict[str, Answers]:
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            said = [{int(number): str(words) for number, words in one.items()} for one in row["answers"]]
-            found[row["name"]] = Answers(row["name"], said, row.get("digest"), row.get("judge"))
+            said, asked = [_by_number(one) for one in row["answers"]], row.get("questions")
+            found[row["name"]] = Answers(row["name"], said, asked and _by_number(asked), row.get("digest"), row.get("judge"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         line = f", line {len(found) + 1}" if path.is_file() else ""
         raise ValueError(f"{path}{line}: no answers ({error!r:.80}); give what --judge wrote") from None
     return found
+
+
+def _by_number(words: Mapping[str, str]) -> dict[int, str]:
+    return {int(number): str(said) for number, said in words.items()}
 
 
 def write_answers(found: Sequence[Answers], path: Path) -> None:
@@ -147,16 +158,15 @@ def write_answers(found: Sequence[Answers], path: Path) -> None:
 
 
 def ask(paths: Sequence[Path], questions: Questions, judge: Judge, n: int, file: Path) -> dict[str, Answers]:
-    """What the judge says. Pictures that it was asked about, as the file says, are not asked about again, unless they changed."""
+    """What the judge says. Pictures that it was asked about, as the file says, are not asked about again, unless they or the questions changed."""
     known = read_answers(file) if file.is_file() else {}
     found = {}
     for count, path in enumerate(tqdm(paths, unit="prompts"), 1):
-        digest, before, asked = digest_of(path), known.get(path.name), questions[path.stem]
-        same = before is not None and (before.digest, before.judge, len(before.answers)) == (digest, judge.name, n)
-        if not (same and all(set(asked) <= set(one) for one in before.answers)):
-            texts = [question.text for question in asked.values()]
-            said = [dict(zip(asked, judge.answers(picture, texts), strict=True)) for picture in pictures(path, n)]
-            before = Answers(path.name, said, digest, judge.name)
+        before, asked = known.get(path.name), questions[path.stem]
+        if before is None or (before.judge, len(before.answers)) != (judge.name, n) or not before.fits(asked, path):
+            texts = {number: question.text for number, question in asked.items()}
+            said = [dict(zip(texts, judge.answers(picture, list(texts.values())), strict=True)) for picture in pictures(path, n)]
+            before = Answers(path.name, said, texts, digest_of(path), judge.name)
         found[path.name] = before
         if count % KEPT_EVERY == 0 or count == len(paths):
             write_answers(list((known | found).values()), file)
@@ -167,14 +177,14 @@ def ask(paths: Sequence[Path], questions: Questions, judge: Judge, n: int, file:
 
 
 def judged(paths: Sequence[Path], questions: Questions, found: Mapping[str, Answers], n: int, official: bool) -> dict[str, Verdict]:
-    """By prompt. ValueError where a picture was not asked about, or changed since. official: prompts whose first question was skipped though
-    another depends on it are left out, as that code passes over every error."""
+    """By prompt. ValueError where a picture was not asked about, or it or its questions changed since. official: prompts whose first question
+    was skipped though another depends on it are left out, as that code passes over every error."""
     verdicts = {}
     for path in paths:
         if path.name not in found or len(found[path.name].answers) != n:
             raise ValueError(f"{path.name}: no answers about {n} pictures of it; ask with --judge")
-        if found[path.name].digest not in (None, digest_of(path)):
-            raise ValueError(f"{path.name}: another picture since it was asked about; ask again, with --judge")
+        if not found[path.name].fits(questions[path.stem], path):
+            raise ValueError(f"{path.name}: another picture, or other questions, since the judge was asked; ask again, with --judge")
         try:
             verdicts[path.stem] = verdict(questions[path.stem], found[path.name].answers)
         except KeyError as error:
