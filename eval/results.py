@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from eval.page import Score, Section, figure, paragraph, score_table, table
-from eval.scores import Z
+from eval.scores import Z, as_text
 from eval.suites import SUITES, Row
 from fusion.page import document
 
@@ -35,9 +35,9 @@ class Result:
     def as_text(self) -> str:
         """For a terminal."""
         scores = [score for found in self.scores.values() for score in found]
-        width = max(len(score.name) for score in scores)
-        lines = [f"{score.name:<{width}}  {score.value:.2f}   {score.low:.2f}-{score.high:.2f}   of {score.count}" for score in scores]
+        lines = [as_text(scores)]
         if self.text:
+            width = max(len(score.name) for score in scores)
             lines.append(f"{'text perplexity':<{width}}  {self.text['before']:.2f} -> {self.text['after']:.2f} ({self.text['rise']:+.1%})")
         return "\n".join(lines)
 

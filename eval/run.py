@@ -187,15 +187,19 @@ def shard_of(words: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
+def knobs_of(words: Sequence[str]) -> dict[str, Any]:
+    """name=value, each value as YAML reads it. ValueError for a word of another form."""
+    if wrong := [word for word in words if "=" not in word]:
+        raise ValueError(f"{wrong[0]}: knobs are given as name=value")
+    return OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
+
+
 def main(argv: Sequence[str]) -> int:
     """0 with the page's path, or 1 and one line on stderr."""
     options = parsed(argv)
     logging.disable_progress_bar()  # of reading weights
     try:
-        if wrong := [word for word in options.knobs if "=" not in word]:
-            raise ValueError(f"{wrong[0]}: knobs are given as name=value")
-        knobs = OmegaConf.to_container(OmegaConf.from_dotlist(options.knobs))
-        shard = shard_of(options.shard)
+        knobs, shard = knobs_of(options.knobs), shard_of(options.shard)
         found = evaluate(options.model, options.out, options.suite, options.split, knobs, shard, options.llm, options.against, options.device)
     except (ValueError, TypeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Shares of things done right, with 95% Wilson intervals."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from eval.page import Score
 
@@ -30,3 +30,11 @@ def mean_of(name: str, scores: Iterable[Score]) -> Score:
     scores = list(scores)
     share, count = sum(score.value for score in scores) / len(scores), sum(score.count for score in scores)
     return Score(name, share, *wilson(share, count), count)
+
+
+def as_text(scores: Sequence[Score], digits: int = 2) -> str:
+    """A line each, for a terminal."""
+    width = max(len(score.name) for score in scores)
+    return "\n".join(
+        f"{score.name:<{width}}  {score.value:.{digits}f}   {score.low:.{digits}f}-{score.high:.{digits}f}   of {score.count}" for score in scores
+    )
