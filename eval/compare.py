@@ -55,7 +55,28 @@ def ranks(records: Sequence[Record], key) -> dict[str, Interval]:
     return {name: interval(found) for name, found in places.items() if found}
 
 
+def differences(records: Sequence[Record], pairs: Sequence[Sequence[str]]) -> list[dict]:
+    """Of each pair the first's error and colours less the second's, seed by seed, over the seeds that both have."""
+    of = {(record.contender, record.seed): record for record in records}
+    seeds = sorted({record.seed for record in records})
+    found = []
+    for one, other in pairs:
+        both = [(of[one, seed], of[other, seed]) for seed in seeds if (one, seed) in of and (other, seed) in of]
+        if both:
+            found.append({
+                "first": one, "second": other, "seeds": len(both), "error of x": interval([a.x_error - b.x_error for a, b in both]),
+                "colours": interval([_colours(a) - _colours(b) for a, b in both]),
+            })  # fmt: skip
+    return found
+
+
+def _colours(record: Record) -> float:
+    return record.scores["colours_present"]["value"]
+
+
 # ---- the page ----
+
+PAIRED = ("first", "second", "seeds", "error of x", "colours")
 
 
 COLUMNS = (
@@ -77,7 +98,7 @@ def rows(records: Sequence[Record]) -> list[dict]:
             "ms": 1000 * mean(one.per_picture for one in own), "pictures": round(mean(one.seen for one in own)),
             "error of x": interval([one.x_error for one in own]), "its rank": by_error.get(name),
             "GenEval": interval([one.scores["overall"]["value"] for one in own]), "rank in it": by_score.get(name),
-            "colours": interval([one.scores["colours_present"]["value"] for one in own]),
+            "colours": interval([_colours(one) for one in own]),
         })  # fmt: skip
     return sorted(found, key=lambda row: row["error of x"].mean)
 
@@ -126,6 +147,7 @@ def render(comparison: Comparison, done: Sequence[tuple[Contender, Record]]) -> 
     )
     sections = [
         Section("Table", paragraph(words) + table(rows(records), COLUMNS)),
+        *([Section("Differences, seed by seed", table(differences(records, comparison.pairs), PAIRED))] if comparison.pairs else []),
         Section("Validation error", curves(records)),
         Section("Samples", samples(comparison, done) if comparison.prompts else ""),
     ]
@@ -133,11 +155,11 @@ def render(comparison: Comparison, done: Sequence[tuple[Contender, Record]]) -> 
     return document("Comparison", f'<header><h1>Comparison</h1><p class="lead">{escape(lead)}</p>{facts}</header>', sections)
 
 
-def markdown(records: Sequence[Record]) -> str:
-    """The table for a document."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    for row in rows(records):
-        cells = (row[column] for column in COLUMNS)
+def markdown(rows: Sequence[dict], columns: Sequence[str]) -> str:
+    """A table for a document."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in rows:
+        cells = (row[column] for column in columns)
         shown = (f"{cell:,}" if isinstance(cell, int) else f"{cell:.3g}" if isinstance(cell, float) else str(cell or "") for cell in cells)
         lines.append("| " + " | ".join(shown) + " |")
     return "\n".join(lines)
@@ -184,7 +206,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"stopped by {done.interrupted}; the same command goes on from there")
         return 130
     page = write(comparison, done)
-    print(markdown([record for _, record in done]))
+    records = [record for _, record in done]
+    print(markdown(rows(records), COLUMNS))
+    if comparison.pairs:
+        print("\n" + markdown(differences(records, comparison.pairs), PAIRED))
     print(page)
     return 0
 

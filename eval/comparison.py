@@ -66,7 +66,8 @@ class Comparison:
     out: where runs are trained and the page is written. records: a folder with a JSON per run; runs that it holds, of the same settings, are
     not repeated. match: what is made equal, the number of parameters or the operations of one forward pass over a picture; target: to
     what. painter, unified: what all runs of the two programs share; their `run` and seed are set here. prompts: drawn for the page, by
-    all from the same noise.
+    all from the same noise. pairs: of contenders' names, whose differences are shown seed by seed: data, noise and order of a seed are the same for
+    all, so that these say more than two intervals.
     """
 
     out: str = "out/compare"
@@ -79,6 +80,7 @@ class Comparison:
     unified: Unified = field(default_factory=Unified)
     scored: Scored = field(default_factory=Scored)
     prompts: list[str] = field(default_factory=list)
+    pairs: list[list[str]] = field(default_factory=list)
     shard: int = 0
     shards: int = 1
 
@@ -86,6 +88,9 @@ class Comparison:
         slugs = [one.slug for one in self.contenders]
         if not slugs or len(set(slugs)) < len(slugs) or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("a comparison has contenders and seeds, and none of them twice")
+        names = {one.name for one in self.contenders}
+        if wrong := [pair for pair in self.pairs if len(pair) != 2 or not names.issuperset(pair)]:
+            raise ValueError(f"pairs: {wrong[0]} are not two contenders; name two of {', '.join(names)}, or set pairs=[]")
         if not 0 <= self.shard < self.shards:
             raise ValueError(f"shard={self.shard}, shards={self.shards}: give a shard from 0 to {self.shards - 1}")
 
@@ -160,6 +165,7 @@ def fingerprint(config: Diffusion | Unified, scored: Scored) -> str:
     """Of everything that the outcome of a run depends on, the language models' weights included, wherever they lie. Settings count where they
     are not as usual, so that records stay known when the programs learn new ones."""
     settings = {**unusual(config), "run": None, "resume": None, "scored": unusual(scored)}
+    settings.pop("probe", None)  # looks on
     texts = [config.model.llm] if isinstance(config, Unified) else [one.path for one in config.painter.texts]
     if isinstance(config, Unified):
         settings["model"].pop("llm", None)

@@ -34,7 +34,7 @@ def words(llm: Path, folder: Path) -> list[str]:
     return [
         f"out={folder}/out", f"records={folder}/records", CONTENDERS, "seeds=[3,5]", "target=4e5", *end, f"painter.painter.texts=[{{path: {llm}}}]",
         f"unified.model.llm={llm}", "painter.pairing.rows=8", "painter.validation.documents=8", "unified.validation.documents=4",
-        "unified.packing.lookahead=8", "unified.packing.rows=2", "scored.count=12", "scored.steps=2",
+        "unified.packing.lookahead=8", "unified.packing.rows=2", "scored.count=12", "scored.steps=2", "pairs=[['DiT, a', Unified]]",
     ]  # fmt: skip
 
 
@@ -67,7 +67,8 @@ def test_nothing_is_run_twice_and_other_settings_are(done, capsys, monkeypatch):
     capsys.readouterr()
     assert compare.main(argv) == 0
     printed = capsys.readouterr().out
-    assert "run 1" not in printed and "| DiT, a | 2 |" in printed and str(folder / "out" / "comparison.html") in printed
+    assert "run 1" not in printed and "| DiT, a | 2 |" in printed and "| DiT, a | Unified | 2 |" in printed
+    assert str(folder / "out" / "comparison.html") in printed
     with pytest.raises(TypeError):
         compare.main([*argv, "scored.steps=3"])
 
@@ -109,6 +110,16 @@ def test_contenders_are_of_the_size_that_is_asked_for(llm, tmp_path, root, kind,
         assert size[kind] == pytest.approx(target, rel=0.1)
 
 
+def test_differences_are_taken_seed_by_seed(done):
+    _, folder = done
+    records = [Record(**json.loads(path.read_text())) for path in sorted((folder / "records").glob("*.json"))]
+    a, b = ([record.x_error for record in records if record.contender == name] for name in ("DiT, a", "Unified"))
+    (row,) = compare.differences(records, [["DiT, a", "Unified"]])
+    assert row["seeds"] == 2 and row["error of x"] == compare.interval([a[0] - b[0], a[1] - b[1]])
+    assert compare.differences(records[:3], [["DiT, a", "Unified"]])[0]["seeds"] == 1
+    assert "Differences, seed by seed" in (folder / "out" / "comparison.html").read_text()
+
+
 def test_an_interval_is_students():
     found = compare.interval([1.0, 2.0, 3.0])
     assert found.mean == 2 and found.half == pytest.approx(4.303 / math.sqrt(3))
@@ -134,3 +145,5 @@ def test_a_record_that_is_none_is_named(done, capsys):
 def test_two_contenders_of_one_name_are_refused(llm, tmp_path, root):
     with pytest.raises(SystemExit, match="none of them twice"):
         compare.main([str(root / "configs" / "compare" / "shapes.yaml"), *words(llm, tmp_path), "contenders=[{name: A b}, {name: a-b}]"])
+    with pytest.raises(SystemExit, match="are not two contenders; name two of DiT, a, Unified"):
+        compare.main([str(root / "configs" / "compare" / "shapes.yaml"), *words(llm, tmp_path), "pairs=[['DiT, a', UNet]]"])
