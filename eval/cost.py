@@ -1,6 +1,7 @@
 """What networks cost: parameters, floating-point operations and the memory kept for the backward pass; counted, not timed."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+Shape = Sequence[int]
 
 
 @contextmanager
@@ -27,9 +30,18 @@ def parameters(*modules: nn.Module, trained: bool = False) -> int:
 def flops(run: Callable[[], Any]) -> int:
     """Floating-point operations of matrix products and convolutions in `run()`, two for a multiply-add; of its backward pass too if it has one."""
     # Attention as two matrix products, which the counter knows on every device.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    ours = {torch.ops.aten.convolution_backward: _convolution_backward}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=ours) as counter:
         run()
     return counter.get_total_flops()
+
+
+def _convolution_backward(
+    gradient: Shape, x: Shape, weight: Shape, bias, stride, padding, dilation, transposed: bool, output_padding, groups: int, wanted, out_shape=None
+) -> int:
+    """Of what is wanted, the gradients of input and weight, each is as much as the forward pass. The counter's own knows nothing of groups."""
+    where = x if transposed else gradient
+    return (wanted[0] + wanted[1]) * 2 * where[0] * math.prod(where[2:]) * math.prod(weight)
 
 
 def kept_bytes(run: Callable[[], Any]) -> int:

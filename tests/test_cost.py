@@ -14,6 +14,16 @@ def test_products_are_counted_forward_and_backward():
     assert flops(lambda: layer(x).sum().backward()) == 2 * (2 * 4 * 8 * 16)  # x needs no gradient
 
 
+def test_convolutions_are_counted_in_groups_too():
+    x = torch.randn(2, 8, 5, 5, requires_grad=True)
+    for groups in (1, 4, 8):
+        forward = 2 * 2 * 5 * 5 * 12 * 2 * (8 // groups) * 9
+        layer = nn.Conv2d(8, 24, 3, padding=1, groups=groups)
+        assert flops(lambda layer=layer: layer(x)) == forward and flops(lambda layer=layer: layer(x).sum().backward()) == 3 * forward
+    turned = nn.ConvTranspose2d(8, 4, 2, stride=2)
+    assert flops(lambda: turned(x).sum().backward()) == 3 * 2 * 2 * 5 * 5 * 8 * 4 * 4
+
+
 def test_attention_is_counted_on_every_device():
     q = torch.randn(2, 4, 16, 12)
     assert flops(lambda: F.scaled_dot_product_attention(q, q, q)) == 2 * (2 * 4 * 16 * 16 * 12) * 2
