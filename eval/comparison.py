@@ -17,6 +17,7 @@ from eval.cost import flops, kept_bytes, parameters
 from fusion.architectures import load_painter
 from fusion.architectures.conditioning import Conditioning
 from fusion.architectures.encoders import TextEncoders, load_encoder
+from fusion.architectures.experts import evenly
 from fusion.architectures.registry import Sees, matched
 from fusion.codec import load_codec
 from train import diffusion, unified
@@ -156,7 +157,8 @@ def match(comparison: Comparison, contender: Contender) -> dict[str, Any]:
     def operations(network) -> float:
         read = torch.zeros(sees.layers, 1, TOKENS, sees.layer_width) if sees.layers else None
         cond = Conditioning(torch.zeros(1, TOKENS, texts.width), pooled=torch.zeros(1, texts.pooled_width), layers=read)
-        return flops(lambda: network(torch.zeros(1, codec.channels, height, width), torch.ones(1), cond))
+        with evenly(network):
+            return flops(lambda: network(torch.zeros(1, codec.channels, height, width), torch.ones(1), cond))
 
     return matched(contender.architecture, contender.network, comparison.target, sees, operations)
 

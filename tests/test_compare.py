@@ -15,6 +15,7 @@ from eval import compare, comparison
 from eval.comparison import Contender, Record, resolve
 from eval.cost import flops, parameters
 from fusion.architectures.conditioning import Conditioning
+from fusion.architectures.encoders import EncoderConfig
 from fusion.architectures.painter import make_painter
 from tests import training
 from train.config import load_config
@@ -99,10 +100,13 @@ def test_the_page_shows_all_of_it(done):
 def test_contenders_are_of_the_size_that_is_asked_for(llm, tmp_path, root, kind, target):
     sized = [*words(llm, tmp_path), f"match={kind}", f"target={target}"]
     settings = load_config(comparison.Comparison, root / "configs" / "compare" / "shapes.yaml", sized)
-    for architecture in ("dit", "mmdit"):
-        contender = Contender("x", architecture, {"layers": 1, "heads": 2, "patch_size": 8})
-        painter = make_painter(resolve(settings, contender, 0).painter)
-        cond = Conditioning(torch.zeros(1, comparison.TOKENS, 64), pooled=torch.zeros(1, 64))
+    reader = replace(settings.painter.painter, texts=[EncoderConfig(str(llm), layers=[1])])
+    settings = replace(settings, painter=replace(settings.painter, painter=reader))
+    for architecture in ("dit", "mmdit", "hidream"):
+        single = {"single": 1} if architecture == "hidream" else {}
+        painter = make_painter(resolve(settings, Contender("x", architecture, {"layers": 1, "heads": 2, "patch_size": 8} | single), 0).painter)
+        layers = torch.zeros(1, 1, comparison.TOKENS, 64) if architecture == "hidream" else None
+        cond = Conditioning(torch.zeros(1, comparison.TOKENS, 64), pooled=torch.zeros(1, 64), layers=layers)
         size = {
             "parameters": parameters(painter.network),
             "flops": flops(lambda painter=painter, cond=cond: painter.network(torch.zeros(1, 3, 32, 32), torch.ones(1), cond)),

@@ -11,6 +11,7 @@ even: the number of experts times the sum over them of (share of the choices) x 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -51,13 +52,16 @@ class MoE(nn.Module):
         weights, chosen, _ = self.router(rows)
         order = chosen.flatten().argsort(stable=True)  # all choices, expert after expert
         row = order // chosen.shape[1]
-        counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
-        asked = rows.index_select(0, row).split(counts)
+        asked = rows.index_select(0, row).split(self.counts(chosen))
         # An expert that nobody chose is asked too: its gradients are zero, and not missing.
         answers = torch.cat([expert(part) for expert, part in zip(self.experts, asked, strict=True)])
         weighed = answers * weights.flatten()[order, None]
         mixed = weighed.new_zeros(rows.shape).index_add(0, row, weighed)
         return mixed.view_as(h).to(h.dtype) + self.shared(h)
+
+    def counts(self, chosen: Int[Tensor, "n chosen"]) -> list[int]:
+        """How many rows go through each expert."""
+        return chosen.flatten().bincount(minlength=len(self.experts)).tolist()
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,23 @@ def watched(model: nn.Module) -> Iterator[Balance]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def evenly(model: nn.Module) -> Iterator[None]:
+    """Inside, experts share out the rows evenly: how many each has is known of tensors without contents too, and costs the same."""
+    layers = [part for part in model.modules() if isinstance(part, MoE)]
+
+    def even(experts: int, chosen: Tensor) -> list[int]:
+        return [chosen.numel() // experts + (number < chosen.numel() % experts) for number in range(experts)]
+
+    for layer in layers:
+        layer.counts = partial(even, len(layer.experts))
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.counts
 
 
 def active(model: nn.Module) -> int:
