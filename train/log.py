@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from fusion.files import save
 from train.follow import Tracked
 from train.metrics import Means, Metrics
 
@@ -58,12 +59,15 @@ class LeftOut:
 
     def __init__(self, path: Path, count: int = 0):
         self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines()[:count] if path.exists() else []
-        path.unlink(missing_ok=True)
+        told = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = told[:count]
+        if told and not lines:
+            path.unlink()
+        elif len(told) > count:
+            save("".join(line + "\n" for line in lines).encode(), path)
         # A line is "key: reason", and a key may hold ": " too: each of its beginnings may be the key.
         self.known = {line[: colon.start()] for line in lines for colon in re.finditer(": ", line)}
-        self.count = 0
-        self._append(lines)
+        self.count = len(lines)
 
     def add(self, skipped: Iterable[tuple[str, str]]) -> int:
         """List those (key, reason) that are new; returns how many there are now in all."""
