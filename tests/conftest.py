@@ -53,3 +53,11 @@ def shared_data() -> Path:
 def root() -> Path:
     """The repository's root folder."""
     return ROOT
+
+
+@pytest.fixture
+def subject(monkeypatch):
+    """A stub that eval.benchmarks.draw draws with."""
+    from tests import judges
+
+    return judges.stubbed(monkeypatch)

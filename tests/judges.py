@@ -1,6 +1,8 @@
-"""Tiny random judges in folders, in the formats of the real ones: Mask2Former, CLIP, and a model that answers questions about pictures."""
+"""For tests of benchmarks: a subject that draws at once, and tiny random judges (Mask2Former, CLIP, LLaVA) in folders of the real ones' formats."""
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -13,12 +15,45 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from eval.benchmarks import draw
 from eval.benchmarks.detector import Mask2Former
 from eval.benchmarks.rules import CLASSES
+from eval.subjects import Subject
 from tests.families import tiny_tokenizer
 
 VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
 TEMPLATE = "{% for block in messages[0].content %}{{ '<image>' if block.type == 'image' else block.text }}{% endfor %}"
+
+
+class Stub(Subject):
+    """Draws one colour for each seed, and remembers what it was asked."""
+
+    def __init__(self):
+        super().__init__("stub", {})
+        self.asked = []
+
+    def draw(self, prompts, seed, size):
+        self.asked += [(prompt, seed + row) for row, prompt in enumerate(prompts)]
+        return [Image.new("RGB", size, tuple(np.random.default_rng(seed + row).integers(0, 256, 3).tolist())) for row in range(len(prompts))]
+
+
+def stubbed(monkeypatch) -> Stub:
+    """What eval.benchmarks.draw draws with from now on."""
+    stub = Stub()
+    monkeypatch.setattr(draw, "load_subject", lambda model, knobs, device: stub)
+    return stub
+
+
+def tree(folder) -> dict:
+    """All files with what is in them."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def error(capsys) -> str:
+    """The one line that a program said."""
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("error: ")
+    return last
 
 
 def detector_config(labels: int = len(CLASSES)) -> Mask2FormerConfig:

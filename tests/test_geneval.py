@@ -23,8 +23,8 @@ from eval.benchmarks.detector import (
     load_judge,
 )
 from eval.benchmarks.rules import CLASSES, COLOURS, Rules
-from eval.subjects import Subject
 from tests import judges
+from tests.judges import error, tree
 
 SIZE = 16
 PROMPTS = [
@@ -34,18 +34,6 @@ PROMPTS = [
 ]
 
 
-class Stub(Subject):
-    """Draws one colour for each seed, and remembers what it was asked."""
-
-    def __init__(self):
-        super().__init__("stub", {})
-        self.asked = []
-
-    def draw(self, prompts, seed, size):
-        self.asked += [(prompt, seed + row) for row, prompt in enumerate(prompts)]
-        return [Image.new("RGB", size, tuple(np.random.default_rng(seed + row).integers(0, 256, 3).tolist())) for row in range(len(prompts))]
-
-
 @pytest.fixture
 def prompts(tmp_path):
     file = tmp_path / "prompts.jsonl"
@@ -53,25 +41,8 @@ def prompts(tmp_path):
     return file
 
 
-@pytest.fixture
-def subject(monkeypatch):
-    stub = Stub()
-    monkeypatch.setattr(draw, "load_subject", lambda model, knobs, device: stub)
-    return stub
-
-
 def drawn(prompts, out, *words) -> int:
     return draw.main(["stub", "geneval", "--prompts", str(prompts), "-o", str(out), "--size", str(SIZE), *words])
-
-
-def tree(folder) -> dict:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def error(capsys) -> str:
-    *_, last = capsys.readouterr().err.splitlines()
-    assert last.startswith("error: ")
-    return last
 
 
 # ---- drawing ----

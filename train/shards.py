@@ -42,11 +42,6 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def local(tensor: Tensor) -> Tensor:
-    """The rows of this rank, in place."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def like(full: Tensor, other: Tensor) -> Tensor:
     """A tensor that every rank has whole, where and shared out as `other` is."""
     full = full.to(other.device)

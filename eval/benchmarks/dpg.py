@@ -22,14 +22,14 @@ from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
-from transformers.utils import logging
 
+from eval.benchmarks import program
 from eval.benchmarks.detections import digest_of
 from eval.benchmarks.grid import complete, files_in, grid, save_png
 from eval.benchmarks.questions import Question, Questions, Verdict, lacks_a_parent, read_questions, verdict
 from eval.benchmarks.vqa import Judge, load_judge
 from eval.page import Score
-from eval.scores import as_text, mean_score
+from eval.scores import mean_score
 from fusion.files import save
 from fusion.images import open_image
 
@@ -245,16 +245,8 @@ def score(options: argparse.Namespace) -> list[Score]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """0, or 1 and one line on stderr."""
-    options = parsed(argv)
-    logging.disable_progress_bar()  # of reading weights
-    try:
-        print(as_text(score(options), digits=4))
-    except ValueError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    print(options.out)
-    return 0
+    """The program; see eval.benchmarks.program."""
+    return program.run(score, parsed(argv))
 
 
 if __name__ == "__main__":

@@ -19,15 +19,15 @@ from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
-from transformers.utils import logging
 
+from eval.benchmarks import program
 from eval.benchmarks.asked import count_asked
 from eval.benchmarks.detections import Detections, digest_of, read_detections, write_detections
 from eval.benchmarks.detector import Judge, load_judge
 from eval.benchmarks.grid import complete, files_in, grid, save_png
 from eval.benchmarks.rules import CLASSES, Rules, kept, mistakes
 from eval.page import Score
-from eval.scores import as_text, mean_of, wilson
+from eval.scores import mean_of, wilson
 from fusion.files import save
 from fusion.images import open_image
 from train.config import load_config
@@ -256,16 +256,8 @@ def score(options: argparse.Namespace) -> list[Score]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """0, or 1 and one line on stderr."""
-    options = parsed(argv)
-    logging.disable_progress_bar()  # of reading weights
-    try:
-        print(as_text(score(options), digits=4))
-    except ValueError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    print(options.out)
-    return 0
+    """The program; see eval.benchmarks.program."""
+    return program.run(score, parsed(argv))
 
 
 if __name__ == "__main__":
