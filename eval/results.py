@@ -8,10 +8,10 @@ from html import escape
 from pathlib import Path
 from statistics import mean, stdev
 
-from eval.page import Score, Section, figure, paragraph, score_table, table
+from eval.page import Score, Section, paragraph, score_table, table
 from eval.scores import Z, as_text
 from eval.suites import SUITES, Row
-from fusion.page import document
+from fusion.page import document, picture
 
 SHOWN, EXTREMES = 72, 12  # pixels on screen of a sample, and how many of the best and of the worst stand on top
 
@@ -143,5 +143,5 @@ def _item(folder: Path, main: str, row: Row) -> str:
     caption = f"{row.asked}{'' if row.said is None else f' → {row.said}'} ({verdict})"
     if not row.images:
         return f"<figure>{paragraph(caption)}</figure>"
-    shown = "".join(figure(folder / name, "", SHOWN) for name in row.images[:-1])
-    return shown + figure(folder / row.images[-1], caption, SHOWN)
+    shown = "".join(picture(folder / name, SHOWN) for name in row.images)
+    return f'<figure class="several"><div>{shown}</div><figcaption>{escape(caption)}</figcaption></figure>'

@@ -18,11 +18,12 @@ from fusion.architectures.pipelines import INDEX, RECIPES, Pipeline
 from fusion.generate import ImageDone
 
 ANSWER, OPENING, DESCRIPTION = 12, 64, 48  # tokens of an answer, up to a story's first picture, and of a description
+STORY, PICTURES = 256, 4  # tokens of a story, and its pictures
 Size = tuple[int, int]
 
 
 class Subject:
-    """can: which of draw, edit, answer, decide and describe it does. knobs: of its sampler. Row i of a call uses seed + i."""
+    """can: which of draw, edit, answer, decide, describe and tell it does. knobs: of its sampler. Row i of a call uses seed + i."""
 
     can: frozenset[str] = frozenset({"draw"})
 
@@ -45,6 +46,10 @@ class Subject:
         """What it says each image shows."""
         raise NotImplementedError
 
+    def tell(self, prompts: Sequence[str], seed: int) -> list[list[str | Image.Image]]:
+        """The story, texts and pictures in turn, that each prompt asks for."""
+        raise NotImplementedError
+
     def decide(self, messages: Sequence[dict], seed: int, size: Size) -> list[bool]:
         """Whether it draws a picture when a user begins with each message."""
         raise NotImplementedError
@@ -53,7 +58,7 @@ class Subject:
 class Unified(Subject):
     """A model of text and pictures."""
 
-    can = frozenset({"draw", "edit", "answer", "decide", "describe"})
+    can = frozenset({"draw", "edit", "answer", "decide", "describe", "tell"})
 
     def __init__(self, model: Fusion, knobs: dict[str, Any]):
         super().__init__("unified model", knobs)
@@ -74,6 +79,10 @@ class Unified(Subject):
 
     def describe(self, images, seed):
         return self.answer(images, ["Describe this picture."] * len(images), seed, DESCRIPTION)
+
+    def tell(self, prompts, seed):
+        limits = {"max_images": PICTURES, "max_new_tokens": STORY, "image_guidance": 1.0}
+        return self.model.generate([[prompt] for prompt in prompts], seed, **{**self.knobs, **limits})
 
     def decide(self, messages, seed, size):
         # What counts is whether an answer comes to a picture at all: it is drawn in one step, and nothing is written behind it.

@@ -4,7 +4,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import numpy as np
 from PIL import Image
@@ -16,12 +16,15 @@ from eval.subjects import Subject
 from fusion.data.shapes import (
     COLOURS,
     SHAPES,
+    evaluation_chains,
     evaluation_edits,
     evaluation_intents,
     evaluation_prompts,
     evaluation_questions,
+    evaluation_stories,
     judge,
 )
+from fusion.data.shapes.vision import read
 
 SIZE = (32, 32)  # of the pictures asked for: the world's most frequent
 BATCH = 32  # items asked at once
@@ -80,9 +83,9 @@ class Suite(ABC):
             start += len(together)
 
     def scores(self, rows: Sequence[Row]) -> list[Score]:
-        """The means of all values, then the main one's by group."""
-        found = [mean_score(said, [row.values[name] for row in rows if name in row.values]) for name, said in self.words.items()]
-        return found + self.by_group(rows)
+        """The means of all values that there are, then the main one's by group."""
+        values = {said: [row.values[name] for row in rows if name in row.values] for name, said in self.words.items()}
+        return [mean_score(said, found) for said, found in values.items() if found] + self.by_group(rows)
 
     def by_group(self, rows: Sequence[Row]) -> list[Score]:
         """The main value's means."""
@@ -161,6 +164,67 @@ def copied(before: Image.Image, after: Image.Image) -> bool:
         return False
     pair = [np.asarray(image.convert("RGB"), dtype=int) for image in (before, after)]
     return bool(abs(pair[0] - pair[1]).max() <= SAME)
+
+
+class Drift(Suite):
+    """Five edits in turn, each of what came of the one before: small changes add up, and an edit counts if all before it were done too."""
+
+    name, needs = "five edits in turn", frozenset({"edit"})
+    words = {"right": "edits done before one failed, of five", "all": "chains with all five done", "kept": "pixels kept in the fifth edit"}
+
+    def items(self, count, seed):
+        return sorted(evaluation_chains(count, seed), key=self.alike)
+
+    def alike(self, item):
+        return item.image.shape
+
+    def text(self, item):
+        return "; then ".join(item.instructions)
+
+    def ask(self, subject, first, items, seed):
+        pictures = [[Image.fromarray(item.image)] for item in items]
+        for turn in range(len(items[0].instructions)):
+            after = subject.edit([seen[-1] for seen in pictures], [item.instructions[turn] for item in items], seed + first)
+            for seen, image in zip(pictures, after, strict=True):
+                seen.append(image)
+        return [(self._row(first + place, item, seen), seen) for place, (item, seen) in enumerate(zip(items, pictures, strict=True))]
+
+    def _row(self, number: int, item, seen: list[Image.Image]) -> Row:
+        verdicts = [judge.edit_done(*pair, edit) for *pair, edit in zip(seen, seen[1:], item.edits)]
+        done = list(accumulate((float(verdict.done) for verdict in verdicts), min))
+        values = {"right": sum(done) / len(done), "all": done[-1], "kept": float(verdicts[-1].kept)}
+        return Row(self.name, number, self.text(item), ["held out" if item.held_out else "seen"], values)
+
+
+class Stories(Suite):
+    """Stories in pictures. The first picture has to show what was asked for, more have to follow, and in the last there has to be whatever the
+    first one showed and no text behind it speaks of, by its colour or by its shape."""
+
+    name, needs = "stories", frozenset({"tell"})
+    words = {
+        "right": "stories", "first": "first pictures of stories", "several": "stories of two pictures or more", "kept": "objects kept in stories",
+    }  # fmt: skip
+
+    def items(self, count, seed):
+        return list(evaluation_stories(count, seed))
+
+    def text(self, item):
+        return item.prompt
+
+    def ask(self, subject, first, items, seed):
+        told = subject.tell([item.prompt for item in items], seed + first)
+        return [self._done(first + place, item, parts) for place, (item, parts) in enumerate(zip(items, told, strict=True))]
+
+    def _done(self, number: int, item, parts: Sequence) -> Done:
+        pictures = [part for part in parts if isinstance(part, Image.Image)]
+        words = "".join(part if isinstance(part, str) else " [picture] " for part in parts)
+        values = {"first": float(bool(pictures) and judge.check(pictures[0], item.first).ok), "several": float(len(pictures) > 1)}
+        behind = words.partition("[picture]")[2]
+        stays = {seen.kind for seen in read(pictures[0]).objects if not spoken_of(seen.kind, behind)} if pictures else set()
+        if stays:
+            values["kept"] = len(stays & {seen.kind for seen in read(pictures[-1]).objects}) / len(stays) if len(pictures) > 1 else 0.0
+        values["right"] = float(min(values.values()) == 1)
+        return Row(self.name, number, item.prompt, ["held out" if item.held_out else "seen"], values, words), pictures
 
 
 class Questions(Suite):
@@ -280,10 +344,16 @@ def kinds_in(words: str) -> set[tuple[str, str]]:
     return {(shape.lower(), colour.lower()) for colour, shape in KIND.findall(words)}
 
 
+def spoken_of(kind: tuple[str, str], words: str) -> bool:
+    """Whether words have the shape or the colour of a kind."""
+    shape, colour = kind
+    return bool(re.search(rf"\b({shape}(e?s)?|{colour})\b", words, re.IGNORECASE))
+
+
 def overlap(one: set, other: set) -> float:
     """Intersection over union; 1 for two empty sets."""
     return len(one & other) / len(one | other) if one | other else 1.0
 
 
-SUITES: tuple[Suite, ...] = (Drawing(), Edits(), Questions(), Intents(), Descriptions(), RoundTrip())
+SUITES: tuple[Suite, ...] = (Drawing(), Edits(), Questions(), Intents(), Descriptions(), RoundTrip(), Drift(), Stories())
 COUNTS: dict[str, Callable[[Suite], int]] = {"quick": lambda suite: 96 if suite.name in ("drawing", "questions") else 48, "full": lambda suite: 480}

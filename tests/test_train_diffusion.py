@@ -67,6 +67,7 @@ def test_from_a_config_to_a_report(llm, tmp_path, capsys, root):
     assert read(run / "metrics.jsonl")[-1]["seen"] >= 80
 
 
+@training.needs_shards
 def test_two_ranks_that_share_a_painter_out_learn_the_same(llm, tmp_path, root, monkeypatch):
     """Documents that divide by both ranks' batches, so that the painters of both kinds see the same."""
     monkeypatch.setenv("PYTHONPATH", str(root))

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 import fusion
 from fusion.data.batches import PackedBatches, Packing, fixed_batches
@@ -14,6 +16,10 @@ from tests import families
 from train.learner import UnifiedLearner
 from train.loop import Trainer, Training
 from train.optim import Optim
+
+needs_shards = pytest.mark.skipif(
+    not hasattr(FSDPModule, "set_reduce_scatter_unused_params"), reason=f"torch {torch.__version__} is older than 2.13, and cannot share weights out"
+)
 
 PACKING = Packing(length=512, rows=1, lookahead=8)
 SOURCE = WorldSource(World())

@@ -111,7 +111,7 @@ class Trainer:
         self.learner, self.loader, self.objective, self.settings, self.run = learner, loader, objective, settings, Path(run)
         self.held_out, self.sample, self.follow = held_out or {}, sample, follow
         places = ProjectConfiguration(project_dir=str(run), logging_dir=str(Path(run) / "tracked"))
-        self.accelerator = Accelerator(log_with=trackers(settings.trackers), project_config=places)
+        self.accelerator = Accelerator(log_with=trackers(settings.trackers) or None, project_config=places)
         if loader.batches.world != self.accelerator.num_processes:
             raise ValueError(
                 f"the batches are dealt to {loader.batches.world} ranks but {self.accelerator.num_processes} run: make Batches with rank and world"

@@ -17,10 +17,12 @@ from fusion.data.shapes.evaluation import (
     EvaluationIntent,
     EvaluationPrompt,
     EvaluationQuestion,
+    evaluation_chains,
     evaluation_edits,
     evaluation_intents,
     evaluation_prompts,
     evaluation_questions,
+    evaluation_stories,
 )
 from fusion.data.shapes.expect import Edit, Expectation, Question, Wanted
 from fusion.data.shapes.judge import EditVerdict, Verdict
@@ -38,5 +40,6 @@ __all__ = [
     "COLOURS", "GROUNDS", "HELD_OUT", "KINDS", "PICTURE_SIZES", "RELATIONS", "SCORED_SEED", "SHAPES", "TASKS", "WORLD_VERSION",
     "Caption", "Edit", "EditVerdict", "EvaluationEdit", "EvaluationIntent", "EvaluationPrompt", "EvaluationQuestion", "Expectation",
     "Options", "Question", "Reading", "Sample", "Scene", "Seen", "Thing", "Verdict", "Wanted", "World", "caption",
-    "evaluation_edits", "evaluation_intents", "evaluation_prompts", "evaluation_questions", "judge", "picture", "plain_text", "render",
+    "evaluation_chains", "evaluation_edits", "evaluation_intents", "evaluation_prompts", "evaluation_questions", "evaluation_stories", "judge",
+    "picture", "plain_text", "render",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Fixed evaluation sets: GenEval in miniature, edits, questions, and requests that do or do not ask for a picture.
+"""Fixed evaluation sets: GenEval in miniature, edits, chains of them, stories, questions, and requests that do or do not ask for a picture.
 
 Their random streams carry a spawn key of their own (`SeedSequence(seed, spawn_key=(EVALUATION, ...))`). Training draws
 from `default_rng(seed)`, whose key is empty, or from children spawned from it, whose keys count from 0: the streams
@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from fusion.data.shapes.chance import chance, pick, some, whole
 from fusion.data.shapes.constants import COLOURS, KINDS, RELATIONS, SHAPES, Kind, has_held_out
 from fusion.data.shapes.edit_words import request
-from fusion.data.shapes.edits import EDITS
+from fusion.data.shapes.edits import EDITS, any_edit
 from fusion.data.shapes.expect import Edit, Expectation, Question, Wanted
 from fusion.data.shapes.options import Options
 from fusion.data.shapes.questions import QUESTIONS
@@ -27,7 +27,7 @@ from fusion.data.shapes.words import RELATION_WORDS, Caption, a, ask_for_picture
 
 EVALUATION = 0x5A9E  # no trainer spawns this many children
 SCORED_SEED = 0
-_SETS = ("prompts", "edits", "questions", "intents")
+_SETS = ("prompts", "edits", "questions", "intents", "chains", "stories")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,27 @@ class EvaluationEdit:
     edit: Edit
     before: Scene
     after: Scene
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class EvaluationChain:
+    """A picture (uint8 RGB) and requests for one change after another; scenes: before, and after each (one right result of several)."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    instructions: tuple[str, ...]
+    edits: tuple[Edit, ...]
+    scenes: tuple[Scene, ...]
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class EvaluationStory:
+    """A request for a story in pictures, what its first picture must show, and one right answer, texts and pictures (uint8 RGB) in turn."""
+
+    prompt: str
+    first: Expectation
+    told: tuple[str | UInt8[np.ndarray, "h w 3"], ...]
     held_out: bool
 
 
@@ -146,6 +167,34 @@ def evaluation_edits(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationEdit, .
         instruction = request(rng, edit, before.kinds)
         edits.append(EvaluationEdit(kind, render(before), instruction, edit, before, after, options.held_out))
     return tuple(edits)
+
+
+def evaluation_chains(n: int, seed: int = SCORED_SEED, turns: int = 5) -> tuple[EvaluationChain, ...]:
+    """`n` chains of `turns` edits of any kinds; every other picture has a held-out pair."""
+    rng, chains = _stream("chains", seed), []
+    for number in range(n):
+        options = _alternately(number, 1)
+        scene, change = first_edit(rng, options)
+        scenes, made, requests = [scene], [], []
+        for _ in range(turns):
+            edit, after = change if not made else any_edit(rng, scenes[-1])
+            requests.append(request(rng, edit, scenes[-1].kinds))
+            scenes.append(after)
+            made.append(edit)
+        chains.append(EvaluationChain(render(scene), tuple(requests), tuple(made), tuple(scenes), options.held_out))
+    return tuple(chains)
+
+
+def evaluation_stories(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationStory, ...]:
+    """`n` stories as training tells them; every other one begins with a held-out pair."""
+    rng, stories = _stream("stories", seed), []
+    for number in range(n):
+        options = _alternately(number, 1)
+        sample = TASKS["stories"](rng, options)
+        asked, answer = sample.messages
+        told = tuple(block[block["type"]] for block in answer["content"])
+        stories.append(EvaluationStory(asked["content"][0]["text"], sample.expectation, told, options.held_out))
+    return tuple(stories)
 
 
 def evaluation_questions(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationQuestion, ...]:
