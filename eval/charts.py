@@ -1,11 +1,11 @@
-"""Charts as inline SVG: curves with axes and legend, and intervals for tables; colours come from the page, dark or light.
+"""Charts as inline SVG: curves, points and fronts with axes and legend, and intervals for tables; colours come from the page, dark or light.
 
 A chart is a string of HTML that needs no script and no file. Its colours are CSS variables (`--s0` ... `--s7` for series, `--ink`,
 `--quiet`, `--hair`) which `fusion/page.css` defines for both colour schemes.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -181,6 +181,61 @@ def chart(
         f'<figure class="chart"><figcaption>{caption}<span class="legend">{_legend(finite, palette, noisy)}</span></figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{_axes(x, y, x_label)}{curves}</svg></figure>'
     )
+
+
+@dataclass(frozen=True)
+class Dots:
+    """Points of one kind: their name in the legend, each point with what is said of it when it is pointed at, and whether they stand back."""
+
+    name: str
+    points: Sequence[tuple[float, float, str]]
+    faint: bool = False
+
+
+def scatter(title: str, groups: Sequence[Dots], x_label: str, front: Sequence[Point] = (), marks: Mapping[str, Point] = {}) -> str:
+    """Points over a logarithmic x axis, as an HTML figure. front: points, x ascending, joined by steps: the best up to each x, of the
+    first group. marks: places with a ring and a name. Raises ValueError if there is no point, or an x that is not positive."""
+    across, values = [x for dots in groups for x, _, _ in dots.points], [y for dots in groups for _, y, _ in dots.points]
+    if not across or min(across) <= 0:
+        raise ValueError(f"chart {title!r} has no point to draw, or one at {min(across, default=0)} of a logarithmic axis")
+    x = _Scale(min(across) / 1.1, max(across) * 1.1, LEFT, WIDTH - RIGHT, log=True)
+    y = _y_scale([*values, max(values) + 0.1 * (max(values) - min(values))], log=False, zero=False)  # room for names
+    palette = colours(len(groups))
+    dots = "".join(_dots(group, colour, x, y) for group, colour in zip(groups, palette))
+    legend = "".join(f'<span style="--c:{colour}"><i></i>{escape(group.name)}</span>' for group, colour in zip(groups, palette))
+    steps = _steps(front, x, y, palette[0]) if front else ""
+    return (
+        f'<figure class="chart"><figcaption><b>{escape(title)}</b><span class="legend">{legend}</span></figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{_axes(x, y, x_label)}{steps}{dots}{_marks(marks, x, y)}'
+        "</svg></figure>"
+    )
+
+
+def _dots(group: Dots, colour: str, x: _Scale, y: _Scale) -> str:
+    circles = "".join(
+        f'<circle class="dot" cx="{x(a):.1f}" cy="{y(b):.1f}" r="{2 if group.faint else 3.2}"><title>{escape(said)}</title></circle>'
+        for a, b, said in group.points
+    )
+    return f'<g class="{"faint" if group.faint else "plain"}" style="--c:{colour}">{circles}</g>'
+
+
+def _steps(front: Sequence[Point], x: _Scale, y: _Scale, colour: str) -> str:
+    (first, level), *rest = front
+    path = f"M{x(first):.1f} {y(level):.1f}" + "".join(f" H{x(a):.1f} V{y(b):.1f}" for a, b in rest) + f" H{x.end}"
+    return f'<g style="--c:{colour}"><path class="curve" d="{path}"/></g>'
+
+
+def _marks(marks: Mapping[str, Point], x: _Scale, y: _Scale) -> str:
+    """Rings with the names of all that stand at one place over them."""
+    places: dict[Point, list[str]] = {}
+    for name, point in marks.items():
+        places.setdefault(point, []).append(name)
+    parts = []
+    for (a, b), names in places.items():
+        anchor = "end" if x(a) > WIDTH - 60 else "middle"
+        parts.append(f'<circle class="ring" cx="{x(a):.1f}" cy="{y(b):.1f}" r="6.5"/>')
+        parts.append(f'<text class="mark" x="{x(a):.1f}" y="{y(b) - 11:.1f}" text-anchor="{anchor}">{escape(", ".join(names))}</text>')
+    return "".join(parts)
 
 
 def interval(value: float, low: float, high: float, target: float | None = None, top: float = 1.0) -> str:

@@ -1,8 +1,9 @@
-"""What networks cost: parameters, floating-point operations and the memory kept for the backward pass; counted, not timed."""
+"""What networks and pictures cost: parameters, operations, memory kept for the backward pass, forward passes; counted, not timed."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from fusion.sampling import Sampling
+from fusion.solvers import SOLVERS, schedule
 
 Shape = Sequence[int]
 
@@ -58,3 +62,17 @@ def kept_bytes(run: Callable[[], Any]) -> int:
         result = run()
     del result
     return sum(kept.values())
+
+
+@cache
+def passes(settings: Sampling) -> int:
+    """Forward passes that one picture takes: each evaluation of the solver, once for every branch of guidance that takes part in it."""
+    counted = 0
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal counted
+        counted += len(settings.flow_guidance.branches(t))
+        return torch.zeros_like(x)
+
+    SOLVERS[settings.solver](velocity, torch.zeros(1), schedule(settings.steps, settings.shift))
+    return counted

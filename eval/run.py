@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from eval.results import Result, against, read_result, render
 from eval.shapes import SPLITS
-from eval.subjects import Subject, load_subject
+from eval.subjects import Subject, load_subject, with_preset
 from eval.suites import COUNTS, SUITES, Row, Suite
 from eval.text import kept_texts
 from fusion.data.shapes import WORLD_VERSION
@@ -146,7 +146,7 @@ def evaluate(
     llm: str | None = None, other: Path | None = None, device: str | None = None,
 ) -> Result | None:  # fmt: skip
     """The whole evaluation; None where other shards still work. llm: the language model that the model was made of, for what it did to its text."""
-    settings = settings_of(model, suite, split, knobs or {})
+    settings = settings_of(model, suite, split, with_preset(model, knobs or {}))
     other = read_result(other) if other else None
     begin(settings, out)
     subject = load_subject(model, settings.knobs, device)
@@ -175,7 +175,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--llm", help="the language model that the model was made of: its perplexity, before and after")
     parser.add_argument("--shard", default="0/1", help="i/n: this process asks for every n-th batch, from number i on")
     parser.add_argument("--device", help="cuda, cpu, ...")
-    parser.add_argument("knobs", nargs="*", metavar="knob=value", help="of the sampler: steps=20 guidance=3 solver=heun ...")
+    parser.add_argument("knobs", nargs="*", metavar="knob=value", help="of the sampler: steps=20 guidance=3 solver=heun ..., or preset=fast")
     return parser.parse_intermixed_args(argv)
 
 

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 import fusion
-from fusion.api import Fusion
+from fusion import presets
+from fusion.api import Fusion, place
 from fusion.architectures import load_painter, pipeline
 from fusion.architectures.painter import CONFIG as PAINTER
 from fusion.architectures.painter import Painter
@@ -134,6 +135,11 @@ def load_subject(folder: str | Path, knobs: dict[str, Any], device: str | None =
         if (path / "config.json").is_file():
             raise
         raise ValueError(f"{error}; nor is it a painter's folder ({PAINTER}) or a pipeline's ({INDEX})") from None
+
+
+def with_preset(folder: str | Path, knobs: dict[str, Any]) -> dict[str, Any]:
+    """Knobs as numbers: with those of the preset of a unified model's folder that they name, if they name one. ValueError in one line."""
+    return presets.resolved(knobs, presets.read(place(folder))) if knobs.get("preset") is not None else knobs
 
 
 def _by_diffusers(path: Path, device: str | None):

@@ -9,6 +9,7 @@ from itertools import accumulate, groupby
 import numpy as np
 from PIL import Image
 
+from eval import quality
 from eval.page import Score
 from eval.scores import mean_of, mean_score
 from eval.subjects import Subject
@@ -110,7 +111,8 @@ class Drawing(Suite):
 
     def _row(self, number: int, item, image: Image.Image) -> Row:
         verdict = judge.check(image, item.expectation)
-        values = {"right": float(verdict.ok)} | ({"colours": float(verdict.colours_present)} if item.expectation.colours else {})
+        values = {"right": float(verdict.ok), "quality": quality.of_drawing(verdict, item.expectation)}
+        values |= {"colours": float(verdict.colours_present)} if item.expectation.colours else {}
         category = item.category.replace("_", " ")
         return Row(self.name, number, item.prompt, [f"{category}, held out" if item.held_out else category], values)
 
@@ -151,7 +153,8 @@ class Edits(Suite):
 
     def _row(self, number: int, item, before: Image.Image, after: Image.Image) -> Row:
         verdict = judge.edit_done(before, after, item.edit)
-        values = {"right": float(verdict.done), "kept": float(verdict.kept), "copied": float(copied(before, after))}
+        values = {"right": float(verdict.done), "quality": quality.of_edit(verdict), "kept": float(verdict.kept)}
+        values["copied"] = float(copied(before, after))
         return Row(self.name, number, item.instruction, [item.kind, "held out" if item.held_out else "seen"], values)
 
 

@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from fusion import presets as named
 from fusion.backbone import family_of
 from fusion.codec import Codec, load_codec
 from fusion.flow import PATHS
@@ -48,13 +49,23 @@ class Fusion:
     def __init__(self, model: FusionModel, processor: FusionProcessor, codec: Codec):
         self.model, self.processor, self.codec = model, processor, codec
 
+    @property
+    def presets(self) -> named.Presets:
+        """Named knobs of drawing, saved with the model (fusion.presets): generate(..., preset="fast"). Raises ValueError for broken ones."""
+        return named.checked(named.of(self.model.generation_config))
+
+    @presets.setter
+    def presets(self, presets: named.Presets) -> None:
+        named.put(self.model.generation_config, presets)
+
     # ---- generation ----
 
     def generate(self, prompt, seed: int = 0, **knobs) -> Output | list[Output]:
         """Continue a prompt with text and images; the model decides when to draw, how large, and when to stop.
 
         prompt: a string; a list of strings and images (one user turn); chat messages; or a list of any of the last two (a batch: row
-        i uses seed + i and equals running it alone with that seed). knobs: see fusion.sampling.Sampling.
+        i uses seed + i and equals running it alone with that seed). knobs: see fusion.sampling.Sampling; preset="fast" sets those of one of
+        the model's `presets` that are not given beside it.
         """
         prompts, batched = _batch(prompt)
         outputs: list[Output] = [[] for _ in prompts]
@@ -72,7 +83,8 @@ class Fusion:
 
     def draw(self, prompt: str, n: int = 1, seed: int = 0, **knobs) -> list[PILImage.Image]:
         """n images of a prompt, with seeds seed, seed + 1, ...; the model is made to draw."""
-        return self._images([[prompt]] * n, seed, knobs)
+        # There is no picture to be guided by: a preset's guidance by one would be a branch that changes nothing.
+        return self._images([[prompt]] * n, seed, {"image_guidance": 1.0, **knobs})
 
     def edit(self, image, instruction: str, seed: int = 0, **knobs) -> PILImage.Image:
         """The image after the instruction, same size. An image that patches do not divide is drawn at the nearest size and resized back."""
@@ -105,10 +117,10 @@ class Fusion:
         return generator.events(documents, [seed + row for row in range(len(documents))])
 
     def _settings(self, knobs: dict) -> Sampling:
-        known = {field.name for field in fields(Sampling)}
+        known = {field.name for field in fields(Sampling)} | {"preset"}
         if unknown := sorted(set(knobs) - known):
             raise TypeError(f"{', '.join(unknown)}: no such knob; the knobs are {', '.join(sorted(known))}")
-        settings = Sampling(**knobs)
+        settings = Sampling(**named.resolved(knobs, named.of(self.model.generation_config)))
         if settings.image_size is not None and tuple(settings.image_size) not in self.processor.sizes:
             p = self.processor
             raise ValueError(
@@ -272,7 +284,7 @@ def load(
     dtype: of the weights, as they were saved unless given. llm: where the LLM is that was left out of the folder, if it has moved.
     Raises ValueError in one line where the folder is not one or is incomplete.
     """
-    folder = _place(folder)
+    folder = place(folder)
     version = json.loads((folder / "config.json").read_text()).get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"{folder}: format version {version}, this fusion reads {FORMAT_VERSION}: save the model again with this version")
@@ -289,11 +301,11 @@ def load(
     return Fusion(model.to(device).eval(), processor, codec)
 
 
-def _place(folder: str | Path) -> Path:
-    """The folder itself if it holds a model, else the bundled one of that name."""
-    for place in (Path(folder), BUNDLED / folder):
-        if (place / "config.json").is_file():
-            return place
+def place(folder: str | Path) -> Path:
+    """The folder itself if it holds a model, else the bundled one of that name. Raises ValueError in one line where there is neither."""
+    for found in (Path(folder), BUNDLED / folder):
+        if (found / "config.json").is_file():
+            return found
     names = ", ".join(sorted(path.parent.name for path in BUNDLED.glob("*/config.json")))
     raise ValueError(
         f"{folder}: no fusion model there (config.json is missing): give the folder that save_pretrained wrote, or a bundled name ({names})"

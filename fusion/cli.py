@@ -219,6 +219,7 @@ def _image_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("sampling of images")
     if command.prog.split()[-1] != "edit":
         group.add_argument("--max-images", type=int, metavar="N", help="images in an answer")
+    group.add_argument("--preset", metavar="NAME", help="fast, balanced, best, ...: knobs saved with the model; options beside it win")
     group.add_argument("--image-size", type=size, metavar="WxH", help="width x height in pixels; else the model chooses")
     group.add_argument("--steps", type=int, metavar="N", help="solver steps for an image")
     group.add_argument("--solver", metavar="NAME", help="euler, heun or multistep method; a wrong name lists them")
@@ -231,7 +232,7 @@ def _image_options(command: argparse.ArgumentParser) -> None:
 
 KNOBS = (
     "seed", "temperature", "top_p", "max_new_tokens", "max_images", "image_size", "steps", "solver", "shift", "guidance",
-    "image_guidance", "guidance_interval", "negative_prompt",
+    "image_guidance", "guidance_interval", "negative_prompt", "preset",
 )  # fmt: skip
 
 

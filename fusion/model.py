@@ -16,8 +16,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from fusion.backbone import Backbone, PrefixCache, RowModulation, family_of, layers_of
 from fusion.cache import bytes_of
@@ -251,6 +259,8 @@ class FusionModel(PreTrainedModel, GenerationMixin):
             raise BaseError(f"{base}: this is not the LLM that the model was trained beside: its weights differ")
         config.base = config.base_weights = None  # all of it is here now
         model.to(llm.dtype)
+        if (folder / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
         missing, unknown = model.load_state_dict(_tensors(folder), strict=False)
         info = {"missing_keys": {name for name in missing if not _of_llm(name)}, "unexpected_keys": set(unknown)}
         return (model.eval(), info) if output_loading_info else model.eval()

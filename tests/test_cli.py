@@ -77,11 +77,11 @@ def test_every_command_explains_itself_with_an_example(command, capsys):
 
 def test_every_knob_of_sampling_has_an_option():
     given = [f"--{name.replace('_', '-')}" for name in cli.KNOBS]
-    words = ["1", "0.5", "0.9", "7", "2", "64x48", "3", "heun", "2", "4", "1.5", "0.1,0.9", "blurry"]
+    words = ["1", "0.5", "0.9", "7", "2", "64x48", "3", "heun", "2", "4", "1.5", "0.1,0.9", "blurry", "fast"]
     line = [word for name, value in zip(given, words) for word in (name, *value.split(","))]
     knobs = cli._knobs(cli.parser().parse_args(["generate", "m", "hi", *line]))
-    settings = fusion.Sampling(**{name: value for name, value in knobs.items() if name != "seed"})
-    assert set(cli.KNOBS) - {"seed"} == set(vars(settings))
+    settings = fusion.Sampling(**{name: value for name, value in knobs.items() if name not in ("seed", "preset")})
+    assert set(cli.KNOBS) - {"seed", "preset"} == set(vars(settings)) and knobs["preset"] == "fast"
     assert (settings.image_size, settings.guidance_interval, settings.solver) == ((64, 48), (0.1, 0.9), "heun")
 
 

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from eval.cost import flops, imagined, kept_bytes, parameters
+from eval.cost import flops, imagined, kept_bytes, parameters, passes
+from fusion import Sampling
 from fusion.architectures import Conditioning, DiT, DiTConfig
 
 
@@ -46,3 +47,11 @@ def test_an_imagined_network_takes_no_time():
         model = DiT(DiTConfig(width=1152, layers=28, heads=16, classes=1000, variance=True))
         cost = flops(lambda: model(torch.randn(1, 4, 32, 32), torch.rand(1), Conditioning(label=torch.zeros(1, dtype=torch.long))))
     assert abs(cost / 2e9 - 118.67) < 0.05  # GMACs of DiT-XL/2
+
+
+def test_forward_passes_count_evaluations_and_branches():
+    assert passes(Sampling(steps=7, guidance=1.0)) == 7 and passes(Sampling(steps=7)) == 14
+    assert passes(Sampling(steps=7, solver="heun")) == 2 * 13 and passes(Sampling(steps=7, solver="dpmpp_2m")) == 14
+    assert passes(Sampling(steps=7, image_guidance=1.5)) == 21 and passes(Sampling(steps=7, guidance=1.5, image_guidance=1.5)) == 14
+    assert passes(Sampling(steps=10, guidance_interval=(0.0, 0.5))) == 15  # at t = 0.5, ..., 0.1 with two branches
+    assert passes(Sampling(steps=10, guidance_interval=(0.0, 0.5), shift=3.0)) == 12  # fewer of them lie at low noise

@@ -235,6 +235,7 @@ def test_rows_draw_with_seeds_of_their_own(folders):
         (["nowhere", "-o", "OUT"], "nor is it a painter's folder"),
         (["MODEL", "-o", "OUT", "steps"], "knobs are given as name=value"),
         (["MODEL", "-o", "OUT", "stepz=3"], "stepz: no such knob"),
+        (["MODEL", "-o", "OUT", "preset=fast"], "this model has no presets"),
         (["MODEL", "-o", "OUT", "--shard", "2/2"], "give i/n with i from 0 to n - 1"),
         (["MODEL", "-o", "OUT", "--against", "nowhere"], "no finished evaluation there"),
     ],

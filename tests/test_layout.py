@@ -20,6 +20,7 @@ LONGEST_FUNCTION = 60
 # A file of fusion/ imports only from files above it. `fusion/__init__.py` gathers the public names and stands outside.
 READING_ORDER = [
     "document",
+    "files",
     "images",
     "patches",
     "sequence",
@@ -39,6 +40,7 @@ READING_ORDER = [
     "sizes",
     "processor",
     "sampling",
+    "presets",
     "prefix",
     "drawing",
     "generate",
@@ -51,7 +53,6 @@ READING_ORDER = [
     "data.pairs",
     "data.check",
     "data",
-    "files",
     "page",
     "conversation",
     "show",

@@ -266,3 +266,20 @@ def test_smoothing_keeps_a_straight_line_and_calms_noise(count):
 def test_a_chart_without_points_says_so():
     with pytest.raises(ValueError, match="no finite point"):
         charts.chart("empty", [charts.Line("a", [(0, math.nan)])], "x")
+
+
+def test_points_stand_where_they_are_and_steps_join_the_front():
+    judged = charts.Dots("judged", [(1, 0.0, "one"), (10, 1.0, "two"), (100, 0.5, "three <&>")])
+    dots = [judged, charts.Dots("searched", [(10, 0.2, "four")], faint=True)]
+    html = charts.scatter("Quality", dots, "passes", [(1, 0.0), (10, 1.0)], {"fast": (1, 0.0), "balanced": (10, 1.0), "best": (10, 1.0)})
+    (svg,) = svgs(html)
+    circles = [one for one in svg.iter() if one.tag.endswith("circle") and one.get("class") == "dot"]
+    x, y = ([float(one.get(name)) for one in circles] for name in ("cx", "cy"))
+    assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.2) and x[3] == x[1]  # a logarithmic axis
+    assert y[1] < y[2] < y[3] < y[0] and (y[0] + y[1]) / 2 == pytest.approx(y[2], abs=0.1)
+    marks = [one.text for one in svg.iter() if one.get("class") == "mark"]
+    assert marks == ["fast", "balanced, best"]
+    (path,) = [one.get("d") for one in svg.iter() if one.tag.endswith("path")]
+    assert path.startswith(f"M{x[0]} {y[0]} H{x[1]} V{y[1]} H")
+    with pytest.raises(ValueError, match="no point to draw"):
+        charts.scatter("t", [], "x")

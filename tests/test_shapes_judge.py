@@ -228,8 +228,9 @@ def test_edits_count_only_when_done_and_only_they():
     previous = None
     for scene, edit, after in changes(105):
         before, result = render(scene), render(after)
-        assert judge.edit_done(before, result, edit).done and judge.edit_done(before, result, edit).kept == 1
-        assert not judge.edit_done(before, before, edit).done, f"{edit}: nothing was changed"
+        right, copy = judge.edit_done(before, result, edit), judge.edit_done(before, before, edit)
+        assert right.done and right.asked and right.kept == 1
+        assert not copy.done and not copy.asked, f"{edit}: nothing was changed"
         other = next(name for name in GROUNDS if name not in (scene.ground, after.ground))
         assert not judge.edit_done(before, render(replace(after, ground=other)), edit).done, f"{edit}: the ground changed too"
         if previous is not None:
@@ -244,6 +245,15 @@ def test_pixels_that_were_not_kept_are_counted():
         verdict = judge.edit_done(render(scene), result, edit)
         assert 0.8 < verdict.kept < 1, edit
         assert judge.edit_done(render(scene), result[:-1], edit).kept == 0
+
+
+def test_the_asked_change_is_seen_whatever_became_of_the_rest():
+    for scene, edit, after in changes(70, seed=2):
+        spoiled = render(replace(after, ground=next(name for name in GROUNDS if name not in (scene.ground, after.ground))))
+        verdict = judge.edit_done(render(scene), spoiled, edit)
+        assert not verdict.done and verdict.asked == (edit.kind != "ground"), edit
+        empty = np.full_like(spoiled, GROUNDS[after.ground])
+        assert not judge.edit_done(render(scene), empty, edit).asked or not after.things, f"{edit}: everything is gone"
 
 
 def test_an_edit_of_an_object_that_is_not_there_is_explained():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations, permutations
 
 import numpy as np
 from jaxtyping import UInt8
@@ -103,12 +103,14 @@ class EditVerdict:
     """`done`: the asked change is there and all other objects and the ground are as before; else `reasons` says why not.
 
     `kept`: share of the pixels outside the changed objects' boxes (before and after, grown by 2) that stay within 8 of
-    255 in every channel. For a change of ground they are compared with the picture before on the new ground.
+    255 in every channel. For a change of ground they are compared with the picture before on the new ground. `asked`: the
+    asked change is there and as many objects as there should be, whatever else became of them.
     """
 
     done: bool
     reasons: tuple[str, ...]
     kept: float
+    asked: bool
 
 
 def edit_done(before: Picture, after: Picture, edit: Edit) -> EditVerdict:
@@ -119,9 +121,10 @@ def edit_done(before: Picture, after: Picture, edit: Edit) -> EditVerdict:
     unclear = [kind for kind in named if [seen.kind for seen in old.objects].count(kind) != 1]
     reasons += [f"before: not exactly one {colour} {shape}" for shape, colour in unclear]
     changed = [seen for seen in old.objects if seen.kind in named and (edit.kind != "add")]
-    if reasons:
-        return EditVerdict(False, tuple(reasons), _kept(before, after, edit, changed))
     stay = [seen for seen in old.objects if seen not in changed]
+    there = not unclear and _there(old, new, edit, len(stay))
+    if reasons:
+        return EditVerdict(False, tuple(reasons), _kept(before, after, edit, changed), there)
     asked = _asked(old, new, edit)
     demands = [_as_before(seen, seen.kind, seen.centre, old.side) for seen in stay] + asked
     match = _match(new.objects, demands)
@@ -131,7 +134,20 @@ def edit_done(before: Picture, after: Picture, edit: Edit) -> EditVerdict:
         reasons.append("after: the objects are not those before with the asked change")
     if new.ground != (edit.ground or old.ground):
         reasons.append(f"after: the ground is {new.ground} instead of {edit.ground or old.ground}")
-    return EditVerdict(not reasons, tuple(reasons), _kept(before, after, edit, changed + list((match or ())[len(stay) :])))
+    kept = _kept(before, after, edit, changed + list((match or ())[len(stay) :]))
+    return EditVerdict(not reasons, tuple(reasons), kept, there)
+
+
+def _there(old: Reading, new: Reading, edit: Edit, stay: int) -> bool:
+    """Whether the asked change is there, beside as many objects as stay."""
+    demands = _asked(old, new, edit)
+    if len(new.objects) != stay + len(demands):
+        return False
+    if edit.kind == "remove":
+        return edit.target not in [seen.kind for seen in new.objects]
+    if edit.kind == "ground":
+        return new.ground == edit.ground
+    return any(_match(some, demands) is not None for some in combinations(new.objects, len(demands)))
 
 
 def _as_before(seen: Seen, kind: Kind, centre: tuple[float, float], side: int) -> Demand:
