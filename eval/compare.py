@@ -12,10 +12,9 @@ from transformers.utils import logging
 
 from eval.charts import COLOURS, Line, chart, compact
 from eval.comparison import Comparison, Contender, Record, known, perform, place
-from eval.page import Section, figure, paragraph, table
 from eval.report import span
 from fusion.files import save
-from fusion.page import document
+from fusion.page import Section, document, figure, paragraph, table
 from train.config import load
 from train.loop import NotFinite, Summary
 

@@ -15,12 +15,12 @@ from PIL import Image
 
 import fusion
 from eval import report
-from eval.page import Section, figure, paragraph, table
 from fusion.api import Fusion
 from fusion.data.sources import BadSample, EditPairs, ImageFolder, Sample
 from fusion.data.sources.config import DataConfig, open_sources
 from fusion.data.sources.split import fraction
 from fusion.document import blocks
+from fusion.page import Section, figure, paragraph, table
 
 COUNT = 24  # pictures, and pairs of each kind of edit: as many characters, or all that are held out
 KNOBS = ("seed", "steps", "guidance", "image_guidance")  # of a run's samples; used here too

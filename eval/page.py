@@ -7,25 +7,7 @@ from html import escape
 from PIL import ImageChops
 
 from eval.charts import interval
-from fusion.page import SHOWN, Picture, Section, code, figure, gallery, paragraph, picture, png, story, table
-
-__all__ = [
-    "SHOWN",
-    "Picture",
-    "Score",
-    "Section",
-    "amplified",
-    "code",
-    "figure",
-    "gallery",
-    "paragraph",
-    "picture",
-    "png",
-    "score_table",
-    "story",
-    "table",
-    "triptych",
-]
+from fusion.page import Picture, figure
 
 
 @dataclass(frozen=True)

@@ -15,26 +15,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from eval import page
 from eval.charts import Line, chart, compact
-from eval.page import Score, Section, amplified, code, figure, gallery, paragraph, score_table, story, table, triptych
 from fusion.files import save
-from fusion.page import document
-
-__all__ = [
-    "Score",
-    "Section",
-    "amplified",
-    "code",
-    "figure",
-    "gallery",
-    "paragraph",
-    "score_table",
-    "story",
-    "table",
-    "triptych",
-    "write",
-]
+from fusion.page import SHOWN, Section, code, document, figure, gallery
 
 AXES = ("step", "seen", "time")  # columns of a row of metrics that say when, not what
 EARLIER = 8  # sheets of earlier samples in a strip
@@ -182,7 +165,7 @@ def curves(rows: Sequence[dict]) -> str:
 def samples(found: dict[int, list[Path]]) -> str:
     """The latest samples large; under each sheet the same sheet of earlier steps, small."""
     *earlier, latest = found
-    if all(_size(path) <= page.SHOWN for path in found[latest]):
+    if all(_size(path) <= SHOWN for path in found[latest]):
         return gallery([(path, _caption(path, latest)) for path in found[latest]])
     sheets = ""
     for path in found[latest]:

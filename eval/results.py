@@ -8,10 +8,10 @@ from html import escape
 from pathlib import Path
 from statistics import mean, stdev
 
-from eval.page import Score, Section, paragraph, score_table, table
+from eval.page import Score, score_table
 from eval.scores import Z, as_text
 from eval.suites import SUITES, Row
-from fusion.page import document, picture
+from fusion.page import Section, document, paragraph, picture, table
 
 SHOWN, EXTREMES = 72, 12  # pixels on screen of a sample, and how many of the best and of the worst stand on top
 

@@ -11,11 +11,10 @@ from PIL import Image
 from eval import quality
 from eval.charts import Dots, scatter
 from eval.front import RULE, Judged, front, gain
-from eval.page import Section, gallery, paragraph, table
 from eval.search import DEPTHS, PARTS, Part, chunk
 from eval.subjects import Subject
 from eval.suites import Row
-from fusion.page import document
+from fusion.page import Section, document, gallery, paragraph, table
 from fusion.sampling import Sampling
 
 RIGHT = {"drawing": "GenEval", "edits": "edits done"}

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from eval import charts, page, report
+from eval import charts, report
+from eval.page import Score, amplified, score_table, triptych
+from fusion import page
 
 VOID = {"img", "meta", "br"}
 COLOURS = ["#d62728", "#2e9e4f", "#2f5fd0", "#e8c11c", "#e8892b", "#7b3fb0", "#222222", "#33b6c9"]
@@ -73,25 +75,25 @@ def write_run(folder, steps: int = 2000):
     return folder
 
 
-def extra_sections() -> list[report.Section]:
+def extra_sections() -> list[page.Section]:
     scores = [
-        report.Score("all asked colours present", 0.93, 0.91, 0.95, 800, 0.90),
-        report.Score("overall, seen combinations", 0.47, 0.43, 0.51, 800, 0.40),
-        report.Score("overall, held-out combinations", 0.38, 0.31, 0.46, 160),
-        report.Score("edits done", 0.36, 0.30, 0.43, 200, 0.40),
-        report.Score("questions", 0.84, 0.80, 0.88, 400, 0.80),
-        report.Score("draws when asked, and only then", 0.99, 0.97, 1.0, 200, 0.98),
+        Score("all asked colours present", 0.93, 0.91, 0.95, 800, 0.90),
+        Score("overall, seen combinations", 0.47, 0.43, 0.51, 800, 0.40),
+        Score("overall, held-out combinations", 0.38, 0.31, 0.46, 160),
+        Score("edits done", 0.36, 0.30, 0.43, 200, 0.40),
+        Score("questions", 0.84, 0.80, 0.88, 400, 0.80),
+        Score("draws when asked, and only then", 0.99, 0.97, 1.0, 200, 0.98),
     ]
     names = ["a red circle", "two blue squares", "a green cross above a black circle", "four triangles"]
     words = ["Once there were two friends.", "They met on a grey morning.", "Then one changed its colour.", "In the end they stood side by side."]
     perplexity = [{"model": "LLM", "before": 12.31, "after": None}, {"model": "fusion", "before": 12.31, "after": 12.44}]
     return [
-        report.Section("Scores", report.score_table(scores)),
-        report.Section("Drawn from words", report.gallery([(scene(i), name) for i, name in enumerate(names)] + [(scene(9, (48, 32)), "wide")])),
-        report.Section("Edits", "".join(report.triptych(scene(i), scene(i + 3), None, "Make it green.") for i in (1, 2))),
-        report.Section("A story", report.story([part for i, text in enumerate(words) for part in (text, scene(i + 20))])),
-        report.Section("Text", report.table(perplexity, ["model", "before", "after"])),
-        report.Section("Go on", report.code('fusion generate out/demo/model "Draw a red circle."')),
+        page.Section("Scores", score_table(scores)),
+        page.Section("Drawn from words", page.gallery([(scene(i), name) for i, name in enumerate(names)] + [(scene(9, (48, 32)), "wide")])),
+        page.Section("Edits", "".join(triptych(scene(i), scene(i + 3), None, "Make it green.") for i in (1, 2))),
+        page.Section("A story", page.story([part for i, text in enumerate(words) for part in (text, scene(i + 20))])),
+        page.Section("Text", page.table(perplexity, ["model", "before", "after"])),
+        page.Section("Go on", page.code('fusion generate out/demo/model "Draw a red circle."')),
     ]
 
 
@@ -186,7 +188,7 @@ def test_a_metric_that_is_only_nan_leaves_its_chart_out():
 
 def test_text_from_outside_is_escaped(tmp_path):
     evil = "<b>&\"'"
-    html = report.write(tmp_path, [report.Section(evil, report.story([evil]) + report.table([[evil]], [evil]) + report.code(evil))]).read_text()
+    html = report.write(tmp_path, [page.Section(evil, page.story([evil]) + page.table([[evil]], [evil]) + page.code(evil))]).read_text()
     check(html)
     assert "<b>" not in html.partition("<body>")[2]
 
@@ -206,11 +208,11 @@ def test_tiny_pictures_grow_by_whole_numbers_and_large_ones_stay():
 
 def test_difference_is_amplified_and_clipped():
     before, after = Image.new("RGB", (2, 1), (10, 0, 0)), Image.new("RGB", (2, 1), (10, 20, 200))
-    assert page.amplified(before, after).getpixel((0, 0)) == (0, 80, 255)
+    assert amplified(before, after).getpixel((0, 0)) == (0, 80, 255)
 
 
 def test_score_table_says_which_targets_are_met():
-    html = report.score_table([report.Score("a", 0.5, 0.4, 0.6, 10, 0.4), report.Score("b", 0.3, 0.2, 0.4, 10, 0.4)])
+    html = score_table([Score("a", 0.5, 0.4, 0.6, 10, 0.4), Score("b", 0.3, 0.2, 0.4, 10, 0.4)])
     assert '<span class="met">✓ 0.40' in html and '<span class="missed">✗ 0.40' in html
 
 

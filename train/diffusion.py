@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from eval import report, shapes
-from eval.page import Section, gallery, paragraph, score_table
+from eval.page import score_table
 from fusion.architectures.experts import Router, watched
 from fusion.architectures.painter import Painter, PainterConfig, make_painter
 from fusion.data.loader import Loader
@@ -19,6 +19,7 @@ from fusion.data.sources.config import DataConfig
 from fusion.document import blocks
 from fusion.flow import flow_loss, x_error
 from fusion.objective import FlowObjective, Losses
+from fusion.page import Section, gallery, paragraph
 from train import program
 from train.curriculum import Stage, open_data
 from train.learner import Learner, compiled

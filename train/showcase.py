@@ -6,10 +6,11 @@ from pathlib import Path
 from PIL import Image
 
 from eval import shapes
-from eval.page import Section, code, gallery, paragraph, score_table, story, table, triptych
+from eval.page import score_table, triptych
 from eval.shapes import Answered, Edited, Evaluation
 from eval.text import Kept
 from fusion.api import Fusion
+from fusion.page import Section, code, gallery, paragraph, story, table
 
 PROMPTS = (
     "draw a red circle", "draw a green square on a beige ground", "draw a red circle left of a blue square",

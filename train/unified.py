@@ -10,7 +10,6 @@ import torch
 
 import fusion
 from eval import emoji, report
-from eval.page import Section
 from fusion.api import Fusion
 from fusion.codec import LatentCache
 from fusion.data.batches import PackedBatches, Packing, fixed_batches
@@ -21,6 +20,7 @@ from fusion.data.sources.config import DataConfig
 from fusion.lora import Lora
 from fusion.modality import PARTS
 from fusion.objective import Objective
+from fusion.page import Section
 from fusion.processor import FusionProcessor
 from train import program
 from train.curriculum import Stage, open_data
