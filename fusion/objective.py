@@ -4,6 +4,8 @@ Each loss is a sum that its caller divides by a *global* count (all ranks, the w
 depend on how documents fell into batches.
 """
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +18,9 @@ from fusion.flow import CLAMP, PATHS, flow_loss, logit_normal, shift, uniform, x
 from fusion.model import FusionModel, Output
 from fusion.patches import patchify
 from fusion.sequence import Packed
+
+PIXELS_AT_ONCE = 2**20
+"""That a codec encodes in one go: a picture of 1024 x 1024, or a thousand of 32 x 32."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,27 @@ class Losses:
 
 def latents(packed: Packed, codec, patch_size: int) -> Packed:
     """Fill a batch with clean patches of its pictures, all at time 0. codec: pixels -> latents (fusion.codec)."""
-    rows = [patchify(codec.encode(pixels[None])[0], patch_size) for pixels in packed.pixels]
-    width = codec.channels * patch_size**2
-    patches = torch.cat([rows[i] for i in packed.source.tolist()]) if len(packed.source) else torch.zeros(0, width)
-    return packed.with_patches(patches.float(), torch.zeros(len(packed.source), device=patches.device))
+    device, width = packed.ids.device, codec.channels * patch_size**2
+    rows = _encoded(packed.pixels, codec, patch_size)
+    patches = torch.cat([rows[i] for i in packed.source.tolist()]) if len(packed.source) else torch.zeros(0, width, device=device)
+    return packed.with_patches(patches.float(), torch.zeros(len(packed.source), device=device))
+
+
+def _encoded(pixels: Sequence[Float[Tensor, "3 _ _"]], codec, patch_size: int) -> list[Float[Tensor, "_ p"]]:
+    """The patches of each picture. Pictures of one size are encoded together, as many as a codec has room for: one by one, a thousand small
+    ones would keep a GPU waiting for longer than the rest of the step takes."""
+    sizes = defaultdict(list)
+    for index, image in enumerate(pixels):
+        sizes[image.shape].append(index)
+    rows: list = [None] * len(pixels)
+    for shape, indices in sizes.items():
+        together = max(1, PIXELS_AT_ONCE // shape[1:].numel())
+        for start in range(0, len(indices), together):
+            some = indices[start : start + together]
+            encoded = patchify(codec.encode(torch.stack([pixels[i] for i in some])), patch_size, rank=2)
+            for index, patches in zip(some, encoded.unbind(), strict=True):
+                rows[index] = patches
+    return rows
 
 
 @dataclass(frozen=True)
