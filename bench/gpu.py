@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> int:
                 figures[name] = {"failed": " ".join(str(error).split())[:300]}
             torch.cuda.empty_cache()
             print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in figures[name].items()), flush=True)
-    print(measure.write("gpu", {"device": torch.cuda.get_device_name(), "settings": SETTINGS, "cases": CASES, "figures": figures}))
+    print(measure.write("gpu", {"gpu": torch.cuda.get_device_name(), "settings": SETTINGS, "cases": CASES, "figures": figures}))
     return 0
 
 

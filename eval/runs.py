@@ -158,7 +158,7 @@ def compare(out: Path, runs: Sequence[Run], count: int, device: str | None) -> l
     names = [run.name for run in runs]
     differs = differences(runs)
     sections = [
-        Section("Figures", table(told, list(told[0]))),
+        Section("Figures", table([(name, *(one[name] for one in told)) for name in told[0] if name != "run"], ["", *names])),
         Section("Settings in which they differ", table([(key, *map(str, values)) for key, values in differs.items()], ["setting", *names])),
         Section("Curves", curves(runs)),
         *(Section(f"Never trained on: {kind}", panels(names, drawn, kind)) for kind in asked),
