@@ -89,6 +89,7 @@ def test_who_shows_which_picture():
         "edits": {"user", "assistant"},
         "stories": {"assistant"},
         "chat": set(),
+        "examples": {"user", "assistant"},
     }
     assert all(turn["content"][0]["type"] == "image" for s in samples("text_to_image", 20) for turn in s.messages[1:])
 
