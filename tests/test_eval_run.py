@@ -23,8 +23,8 @@ UNTOLD = ("rules done without examples", "rules done from examples of another") 
 
 
 @pytest.fixture(autouse=True)
-def few(monkeypatch):
-    """Small suites, in several batches."""
+def few(monkeypatch, unchecked):
+    """Small suites, in several batches, drawn without shape checks: they are drawn many times."""
     monkeypatch.setitem(run.COUNTS, "quick", lambda suite: COUNT)
     monkeypatch.setattr(suites, "BATCH", 10)
 
