@@ -1,6 +1,7 @@
 """FusionModel: rows in and out, losses that reach every weight, checkpointing, configs, adapters around it."""
 
 import copy
+from dataclasses import replace
 
 import peft
 import pytest
@@ -10,7 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from fusion import objective
 from fusion.codec import Pixel
 from fusion.model import FusionConfig, FusionModel
-from fusion.objective import Objective, add_noise, losses, losses_at
+from fusion.objective import Objective, add_noise, latents, losses, losses_at
 from fusion.patches import patchify
 from fusion.sequence import IGNORE
 from tests.families import VOCAB, tiny_config, tiny_llm
@@ -242,3 +243,24 @@ def test_pictures_are_encoded_together_by_size_as_many_as_there_is_room_for(monk
 def test_a_batch_without_pictures_has_no_patches():
     packed = packed_rows([[prose()]])
     assert packed.patches.shape == (0, 3 * PATCH**2) and packed.to("cpu").pixels == ()
+
+
+@pytest.mark.parametrize("stays", [0.0, 0.5, 1.0])
+@torch.no_grad()
+def test_how_far_edits_stay_at_their_source_is_told(stays):
+    """Of the story's targets one has a picture of its size before it; a prediction between the two is told where it lies, at late times alone."""
+    model, packed = tiny_fusion("llama"), packed_rows([[story()]])
+    edit = packed.noised_picture & (packed.reference >= 0)
+    assert edit.sum() == 1 and packed.noised_picture.sum() == 2
+
+    def drawn(packed):
+        clean, output = noised.clean, model(packed=packed)
+        edited = edit[packed.picture_of_patch[packed.noised_patch]][:, None]
+        return replace(output, prediction=torch.where(edited, clean + stays * (packed.references - clean), output.prediction))
+
+    clean = latents(packed, Pixel(), PATCH)
+    for late in (True, False):
+        times = packed.noised_picture * (0.9 if late else 0.4)
+        noised = add_noise(clean, times, torch.Generator().manual_seed(0))
+        copied, edits = losses_at(drawn, noised, Objective(), model.config).copied.tolist()
+        assert edits == late and copied == pytest.approx(stays * late, abs=1e-5)
