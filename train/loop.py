@@ -17,9 +17,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, ProjectConfiguration, gather_object
 from torch import Tensor, nn
 
+from eval.cost import counting
 from fusion.data.loader import Loader
 from fusion.objective import FlowObjective
 from train import checkpoint, shards
+from train.devices import this_device
 from train.ema import EMA
 from train.follow import Tracked, trackers
 from train.interrupt import Interrupts
@@ -203,7 +205,8 @@ class Trainer:
         window = [next(self.loader) for _ in range(self.settings.accumulate)]
         counts = self._count(window)
         self.factor = rate(self.settings.optim, self.step, self.progress)
-        sums = [self._backward(batch, number, counts) for number, batch in enumerate(window)]
+        with self._counting(window):
+            sums = [self._backward(batch, number, counts) for number, batch in enumerate(window)]
         self._sum_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.optim.clip, foreach=True)
         *rows, norm = torch.cat([*sums, shards.whole(norm).view(1)]).tolist()  # the one wait for the device in a step
@@ -222,6 +225,20 @@ class Trainer:
         if self.step % self.settings.log_every == 0 or self.step == 1:
             self.log.write(self._moment())
         return asked
+
+    @contextmanager
+    def _counting(self, window: list) -> Iterator[None]:
+        """Count the operations of the first step, which the log then tells the throughput in. They include those of a second forward pass.
+        Compiled code and what the ranks share out cannot be counted in passing."""
+        if self.log.work is not None or self.settings.compile or self.sharded:
+            yield
+            return
+        with counting() as counter:
+            yield
+        counts = [self.learner.counts(batch) for batch in window]
+        self.log.work = counter.get_total_flops() / max(1, sum(one.tokens - one.padding for one in counts))
+        device = this_device(self.device)
+        self.log.peak = device and device.speed(self.precision) * self.accelerator.num_processes
 
     def _moment(self) -> Moment:
         return Moment(self.step, self.seen, self.skipped, self.seconds, self.progress, self.settings.optim.lr * self.factor)
