@@ -9,6 +9,7 @@ import argparse
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -60,14 +61,13 @@ def measured(words: list[str], steps: int) -> dict[str, float]:
     torch.cuda.reset_peak_memory_stats()
     trainer = unified.trainer_for(config, unified.build(config.model))
     trainer.loader = timed = Timed(trainer.loader, WARM_UP + steps)
-    try:
+    with suppress(StopIteration):
         trainer.fit()
-    except StopIteration:
-        pass
     seconds = median(b - a for a, b in zip(timed.taken[WARM_UP:], timed.taken[WARM_UP + 1 :], strict=False))
     peak, tokens = torch.cuda.max_memory_allocated(), timed.ready[0].packed.ids.numel()
     return {
-        "ms per step": round(1000 * seconds, 1), "tokens per second": round(tokens / seconds), "share of peak": round(planned.work / seconds / planned.peak, 3),
+        "ms per step": round(1000 * seconds, 1), "tokens per second": round(tokens / seconds),
+        "share of peak": round(planned.work / seconds / planned.peak, 3),
         "memory, GiB": round(peak / 2**30, 2), "planned, GiB": round(planned.memory.peak / 2**30, 2), "off": round(planned.memory.peak / peak - 1, 3),
     }  # fmt: skip
 
@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> int:
                 figures[name] = {"failed": " ".join(str(error).split())[:300]}
             torch.cuda.empty_cache()
             print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in figures[name].items()), flush=True)
-    print(measure.write("gpu", {"device": torch.cuda.get_device_name(), "settings": SETTINGS, "cases": CASES, "figures": figures}))
+    print(measure.write("gpu", {"gpu": torch.cuda.get_device_name(), "settings": SETTINGS, "cases": CASES, "figures": figures}))
     return 0
 
 

@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fusion.flow import CLAMP, PATHS, flow_loss, logit_normal, shift, uniform, x_error
+from fusion.flow import CLAMP, PATHS, estimate, flow_loss, logit_normal, shift, uniform, x_error
 from fusion.model import FusionModel, Output
 from fusion.patches import patchify
 from fusion.sequence import Packed
 
 PIXELS_AT_ONCE = 2**20
 """That a codec encodes in one go: a picture of 1024 x 1024, or a thousand of 32 x 32."""
+LATE = 0.5
+"""Time beyond which a noised picture does not tell by itself what an edit makes of it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Losses:
 
     text: cross-entropy over learned tokens; control: the part of it on control tokens. flow: sum over pictures of the mean loss of each.
     draws: where nothing is learned, at how many tokens a picture was asked for, at how many the model would begin one, and at how many both.
+    copied: there too, how far x_hat stays at the picture that is edited, on the way from the wanted one (0) to it (1): the sum over edits at times
+    beyond LATE, and their number.
     """
 
     text: Tensor
@@ -74,6 +78,7 @@ class Losses:
     w_text: float
     w_flow: float
     draws: Int[Tensor, "3"] | None = None
+    copied: Float[Tensor, "2"] | None = None
 
     def total(self, text_count: int, flow_count: int) -> Tensor:
         """The scalar to minimise, given the global counts; zero-safe."""
@@ -154,8 +159,22 @@ def losses_at(model, noised: Noised, objective: Objective, config) -> Losses:
     return Losses(
         text=ce.sum(), text_count=len(ce), control=ce.detach()[control].sum(), control_count=int(control.sum()),
         flow=flow_loss(output.prediction, *common, clamp=objective.clamp).sum(), flow_count=len(targets), x_error=error, time=packed.time[targets],
-        w_text=objective.w_text, w_flow=objective.w_flow, draws=None if torch.is_grad_enabled() else _draws(output, image_start),
+        w_text=objective.w_text, w_flow=objective.w_flow,
+        draws=None if torch.is_grad_enabled() else _draws(output, image_start),
+        copied=None if torch.is_grad_enabled() else _copied(output.prediction, noised, picture, targets, config),
     )  # fmt: skip
+
+
+def _copied(prediction: Float[Tensor, "k p"], noised: Noised, picture: Int[Tensor, " k"], targets: Int[Tensor, " m"], config) -> Float[Tensor, "2"]:
+    """See Losses: x_hat - x projected on reference - x, of each edit."""
+    packed, clean, path = noised.packed, noised.clean.float(), PATHS[config.path]
+    x_hat = estimate(prediction, path.mix(noised.clean, noised.noise, noised.time), noised.time, config.target, path).x
+    way = packed.references.float() - clean
+    along, length = (
+        clean.new_zeros(len(targets)).index_add(0, picture, (part * way).sum(-1)) for part in (x_hat - clean, way)
+    )
+    edits = (packed.reference[targets] >= 0) & (packed.time[targets] > LATE) & (length > 0)
+    return torch.stack([(along[edits] / length[edits]).sum(), edits.sum().float()])
 
 
 def _draws(output: Output, image_start: int) -> Int[Tensor, "3"]:

@@ -17,7 +17,7 @@ from tests.training import make, save_llm
 from train.optim import orthogonalise
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-FP32 = 1e-4  # of the RMS: two devices add in different orders
+FP32 = 2e-4  # of the RMS: two devices add in different orders
 EXPERTS = ("moe", "mixtral", "gpt_oss")  # where rounding can choose another expert
 
 
