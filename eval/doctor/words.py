@@ -1,0 +1,151 @@
+"""Illnesses of words: pictures that do not listen to them, a model that forgot how to write, one that does not draw when it is asked."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eval.charts import Line, chart
+from eval.doctor import sure
+from eval.doctor.errors import misled, x_errors
+from eval.doctor.finding import WELL, Finding, Measured, Missing, Rule
+from eval.doctor.patient import Patient, Task
+from eval.scores import wilson
+from eval.text import encode, perplexity
+from fusion.data.batches import fixed_batches
+from fusion.objective import Objective
+from fusion.page import table
+from train.demo import Demo
+from train.llm import read_corpus
+
+LEAST = 12  # pictures of a kind, below which nothing is said of it
+BANDS = tuple((number / 5, number / 5 + 0.2) for number in range(5))
+SHOWN = 8
+
+DEAF = Rule(
+    "not conditioned on text",
+    "by how much the error of x at t = 0.5 to 1 is larger with another document's words (same picture, noise and times)",
+    mild=0.05, severe=0.01,
+    reason="a model that does not read has exactly 0; where words matter at all, the wrong ones cost more than one twentieth at high noise, where "
+    "the picture itself says least",
+    advice="look whether captions belong to their pictures (fusion data check shows samples), whether packing.drop_text is far below 1, and train "
+    "longer; if the captions truly say nothing of the pictures, this is the data's illness",
+)  # fmt: skip
+
+
+def deaf(patient: Patient) -> Finding:
+    """Judged kind by kind (source of the data; with or without a picture in context), and told of the worst."""
+    by_kind = defaultdict(list)
+    for task, wrong in misled(patient.tasks):
+        if patient.reads(wrong):
+            by_kind[task.kind[:2]].append((task, wrong))
+    kinds = {kind: pairs for kind, pairs in by_kind.items() if len(pairs) >= LEAST}
+    if not kinds:
+        return DEAF.unknown(f"fewer than {LEAST} held-out pictures of a kind have words that others do not have")
+    gaps = {kind: _gap(patient, pairs) for kind, pairs in kinds.items()}
+    worst = min(gaps, key=lambda kind: gaps[kind].value)
+    found = {f"{name}, {'edits' if edits else 'from words alone'}": gap.value for (name, edits), gap in gaps.items()}
+    told = f"{worst[0]}, {'edits' if worst[1] else 'from words alone'}: the words of another document cost {gaps[worst].value:+.1%}"
+    return DEAF.judge(gaps[worst], f"{told} of the error, over {len(kinds[worst])} pictures", _bands(patient, kinds[worst]), **found)
+
+
+def _gap(patient: Patient, pairs: list[tuple[Task, object]]) -> Measured:
+    right, wrong = (x_errors(patient, list(samples), 0.5, 1.0)[0].mean(-1) for samples in zip(*((t.sample, w) for t, w in pairs), strict=True))
+    return sure.ratio((wrong - right).numpy(), right.numpy())
+
+
+def _bands(patient: Patient, pairs: list[tuple[Task, object]]) -> str:
+    lines = []
+    for name, samples in zip(("its own words", "another's words"), zip(*((t.sample, w) for t, w in pairs), strict=True), strict=True):
+        means = [float(x_errors(patient, list(samples), low, high, rounds=1)[0].mean()) for low, high in BANDS]
+        lines.append(Line(name, [(round(50 * sum(band)), mean) for band, mean in zip(BANDS, means, strict=True)]))
+    return chart("Error of x by time", lines, "t, per cent", "held-out pictures, same noise", log=True, noisy=False)
+
+
+SILENT = Rule(
+    "never draws when asked",
+    "share of the places where the true answer begins a picture at which the model would begin one",
+    mild=0.95, severe=0.5,
+    reason="one request in twenty that stays without its picture is noticed by everybody; below a half, the picture is the exception",
+    advice="let the control tokens carry loss (objective.w_text above 0), give the data answers that are pictures, and look for answers in words to "
+    "requests for pictures; until then draw and edit make it draw",
+)  # fmt: skip
+
+
+@torch.no_grad()
+def silent(patient: Patient) -> Finding:
+    """Teacher-forced, so that pages and conversations are judged alike."""
+    if patient.paints:
+        return SILENT.unknown("a diffusion model can do nothing but draw")
+    learner, asked, rightly = patient.learner, 0, 0
+    samples = [sample for part in patient.held_out.values() for sample in part]
+    for batch in fixed_batches(samples, learner.fusion.processor, patient.config.packing):
+        draws = learner.losses(batch, Objective(), torch.Generator(learner.model.device).manual_seed(0)).draws
+        asked, rightly = asked + int(draws[0]), rightly + int(draws[2])
+    if not asked:
+        return SILENT.unknown("no held-out document has a picture that the model is to begin")
+    share = rightly / asked
+    found = Measured(share, *wilson(share, asked))
+    evidence = _answers(patient) if SILENT.verdict(found) != WELL else ""
+    return SILENT.judge(found, f"it begins a picture at {rightly} of the {asked} places where it should", evidence, asked=asked)
+
+
+def _answers(patient: Patient) -> str:
+    """What it says instead."""
+    rows = []
+    for task in patient.tasks[:SHOWN]:
+        if task.sample.messages:
+            answer = patient.learner.fusion.generate(task.prompt, steps=1, guidance=1.0, max_images=1, max_new_tokens=32)
+            rows.append([task.words, " ".join(part if isinstance(part, str) else "[a picture]" for part in answer)])
+    return table(rows, ["asked", "answer"]) if rows else ""
+
+
+FORGETFUL = Rule(
+    "forgetting",
+    "by which share the perplexity of plain text is above that of the language model it was made of",
+    mild=0.05, severe=0.25,
+    reason="the same tokens under both models, so that what differs is the training; 2 % is what the demo allows itself, and a quarter is a "
+    "language model of a smaller size",
+    advice="mix plain text into the data (kind: text), lower the rate of the language model (training.optim.rates {llm.*: 0.2}), or keep it as it is: "
+    "model.mode=mot, frozen, or lora",
+)  # fmt: skip
+
+
+def forgetful(patient: Patient) -> Finding:
+    """From the newest perplexities in metrics.jsonl, or taken now where there are none."""
+    if patient.paints:
+        return FORGETFUL.unknown("a diffusion model does not write")
+    rows = [row for row in patient.rows if "perplexity/now" in row and "perplexity/of_the_llm" in row]
+    logged = rows and rows[-1]["step"] == patient.rows[-1]["step"]
+    now, before = (rows[-1]["perplexity/now"], rows[-1]["perplexity/of_the_llm"]) if logged else _perplexities(patient)
+    said = f"perplexity {now:.2f}, that of the language model {before:.2f}"
+    return FORGETFUL.judge(Measured(now / before - 1), said, _course(rows), now=now, of_the_llm=before)
+
+
+def _course(rows: list[dict]) -> str:
+    names = {"the model": "perplexity/now", "the language model": "perplexity/of_the_llm"}
+    lines = [Line(name, [(row["seen"], row[key]) for row in rows]) for name, key in names.items()]
+    return chart("Perplexity of plain text", lines, "documents seen", log=True) if len(rows) > 1 else ""
+
+
+def _perplexities(patient: Patient) -> tuple[float, float]:
+    """Now, and of the language model. Raises Missing where that is not there any more."""
+    llm = patient.config.model.llm
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(llm)
+        base = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32).eval()
+        texts, context = _texts(patient)
+    except (OSError, ValueError) as error:
+        where = "say where it is, model.llm=FOLDER" if not Path(llm).is_dir() else "its files are not whole"
+        raise Missing(f"{llm} cannot be read ({' '.join(str(error).split())[:100]}); {where}") from None
+    ids = encode(tokenizer, texts, context)
+    return perplexity(patient.learner.model, ids), perplexity(base.to(patient.learner.model.device), ids)
+
+
+def _texts(patient: Patient) -> tuple[list[str], int]:
+    if isinstance(patient.config, Demo):
+        settings = patient.config
+        return read_corpus(settings.llm.data, settings.llm.seed).held_out[: settings.scoring.texts], 256
+    probe = patient.config.probe
+    return probe.read() if probe.count else type(probe)(texts=probe.texts).read(), probe.context
