@@ -21,13 +21,13 @@ POINTS = 4  # validations in the last half of a run, below which no slope is tak
 
 GREEN = Rule(
     "undertrained",
-    "what the last doubling of the documents took off the validation error of pictures, while the learning rate was still up",
+    "what the last doubling of documents took off the validation error of pictures, the learning rate still up",
     mild=0.05, severe=0.2,
-    reason="an error that falls by a twentieth with each doubling is nearly flat; where it falls by a fifth, twice the time is a visibly better model",
+    reason="a fall of a twentieth with each doubling is nearly flat; where it is a fifth, twice the time is a visibly better model",
     advice="go on: resume=true with more training.documents or minutes, and let the learning rate come down to its end",
 )  # fmt: skip
 ENDED = Rule(
-    GREEN.illness, GREEN.statistic.replace("still up", "brought to its end"), mild=0.15, severe=0.35,
+    GREEN.illness, GREEN.statistic.replace("still up", "at its end"), mild=0.15, severe=0.35,
     reason="bringing the rate down takes up to a tenth off by itself; beyond that the error falls because training is not done", advice=GREEN.advice,
 )  # fmt: skip
 STAGES = Rule(

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 NAMES = ("saturation", "contrast", "detail")
-FAINT = 1e-3  # of 1: less of it is none, and the ratio of two nothings is 1
+FAINT = 1e-3  # of 1, added to each: the ratio of two nothings is 1
 
 
 def values(image: Image.Image) -> np.ndarray:
@@ -16,7 +16,7 @@ def look(image: Image.Image) -> np.ndarray:
     """Mean saturation (the largest channel less the smallest), contrast (standard deviation of the brightness), and detail: the root mean
     square of what is lost when each 2 x 2 pixels become one. The first two are those that guidance is judged by in APG (arXiv 2410.02416)."""
     pixels = values(image)
-    return np.array([np.ptp(pixels, axis=-1).mean(), pixels.mean(-1).std(), detail(pixels)])
+    return np.array([np.ptp(pixels, axis=-1).mean(), pixels.mean(-1).std(), detail(pixels)]) + FAINT
 
 
 def detail(pixels: np.ndarray) -> float:
@@ -24,11 +24,6 @@ def detail(pixels: np.ndarray) -> float:
     height, width = (side // 2 * 2 for side in pixels.shape[:2])
     cells = pixels[:height, :width].reshape(height // 2, 2, width // 2, 2, 3)
     return float(np.sqrt(np.square(cells - cells.mean((1, 3), keepdims=True)).mean()))
-
-
-def ratios(drawn: Image.Image, true: Image.Image) -> np.ndarray:
-    """log2 of how much more of each of NAMES a drawn picture has than the true one: 1 is twice as much."""
-    return np.log2((look(drawn) + FAINT) / (look(true) + FAINT))
 
 
 def thumbnail(image: Image.Image, side: int = 16) -> np.ndarray:

@@ -57,7 +57,7 @@ class Patient:
     """A run's folder. words: key=value of its config that hold here, such as data.path where the data has moved. count: held-out documents of each
     source that are looked at. Raises ValueError in one line where the folder is no run, or nothing in it can be looked at."""
 
-    def __init__(self, run: str | Path, words: Sequence[str] = (), count: int = 64, device: str | None = None):
+    def __init__(self, run: str | Path, words: Sequence[str] = (), count: int = 96, device: str | None = None):
         self.run, self.count, self.device = Path(run), count, device
         self.config = _config(self.run, words)
         log = self.run / "metrics.jsonl"
@@ -155,8 +155,8 @@ class Patient:
             return False
 
     def batches(self, samples: Sequence[Sample]) -> list[Batch] | list[PairBatch]:
-        """Documents as batches whose pictures come in the order of the samples, one document to a row; whatever else the documents say, pictures of the
-        same sizes get the same noise from one generator. Raises BadSample for a document that takes more than a row of training."""
+        """Documents as batches, one to a row and in order: whatever else they say, pictures of the same sizes get the same noise from one generator.
+        Raises BadSample for a document that takes more than a row of training."""
         if self.paints:
             return fixed_pairs(samples, self._stride, ROWS)
         laid_out = [self._laid_out(sample) for sample in samples]

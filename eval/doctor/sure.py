@@ -16,6 +16,16 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> Measured:
     return _measured(pairs, lambda drawn: drawn[..., 0].sum(-1) / drawn[..., 1].sum(-1))
 
 
+def excess(over: Sequence[Sequence[float]], under: Sequence[Sequence[float]]) -> Measured:
+    """The largest log2 of the ratio of two means, over the columns. over, under: (pictures, columns), of the same prompts."""
+    columns = np.shape(over)[-1]
+    return _measured(np.concatenate([over, under], axis=-1), lambda drawn: _log_ratios(drawn.mean(-2), columns).max(-1))
+
+
+def _log_ratios(means: np.ndarray, columns: int) -> np.ndarray:
+    return np.log2(means[..., :columns] / means[..., columns:])
+
+
 def median(values: Sequence[float]) -> Measured:
     """Of one value a picture."""
     return _measured(np.asarray(values, float)[:, None], lambda drawn: np.median(drawn[..., 0], axis=-1))
