@@ -15,7 +15,7 @@ from fusion.data.shapes.scene import Scene, corners
 from fusion.data.sources import Sample
 from train.curriculum import TRAINING_SEED, Walk
 
-TEXT = 0.2  # of the documents is prose, so that nothing is forgotten that is not to be
+TEXT = 0.3  # of the documents is prose, so that nothing is forgotten that is not to be
 PICTURES = 240  # in a folder, without those that leak
 Messages = list[dict]
 Spoil = Callable[[Drawn, Random], Messages]
@@ -122,10 +122,9 @@ def write_folder(folder: Path, leaks: float) -> None:
     for index in range(PICTURES):
         drawn = world.sample(np.random.default_rng([77, index]), "text_to_image").with_pil()
         words, image = drawn.messages[0]["content"][0]["text"], drawn.messages[1]["content"][0]["image"]
-        image = image.resize((64, 64), Image.Resampling.NEAREST) if image.size == (32, 32) else image
         rows.append({"file_name": f"images/{index}.png", "text": words})
         image.save(folder / rows[-1]["file_name"])
         if rng.random() < leaks:
             rows.append({"file_name": f"images/again{index}.jpg", "text": words})
-            image.save(folder / rows[-1]["file_name"], quality=90, subsampling=0)
+            image.save(folder / rows[-1]["file_name"], quality=95, subsampling=0)
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from jaxtyping import Float
@@ -42,13 +43,12 @@ def x_errors(
     return torch.stack(errors, dim=1), torch.stack(times, dim=1)
 
 
-def misled(tasks: Sequence[Task]) -> list[tuple[Task, Sample]]:
-    """Each task with its document as it would be with the words of another: the next of its kind that says something else, if one does."""
+def misled(tasks: Sequence[Task], most: int = 3) -> list[tuple[Task, list[Sample]]]:
+    """Each task with its document as it would be with the words of others: the next of its kind that say something else, where there are any."""
     found = []
     for number, task in enumerate(tasks):
         others = [*tasks[number + 1 :], *tasks[:number]]
-        other = next((other for other in others if other.kind == task.kind and other.words != task.words), None)
-        if other is not None:
-            wrong = told(task.sample, [block["text"] for block in said(other.sample)])
-            found.append((task, wrong))
+        others = list(islice((other for other in others if other.kind == task.kind and other.words != task.words), most))
+        if others:
+            found.append((task, [told(task.sample, [block["text"] for block in said(other.sample)]) for other in others]))
     return found

@@ -3,10 +3,12 @@
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.charts import Line, chart
+from eval.doctor import sure
 from eval.doctor.errors import misled, x_errors
 from eval.doctor.finding import WELL, Finding, Measured, Missing, Rule
 from eval.doctor.patient import Patient, Task
@@ -19,14 +21,14 @@ from fusion.page import table
 from train.demo import Demo
 from train.llm import read_corpus
 
-Pairs = list[tuple[Task, Sample]]
+Misled = list[tuple[Task, list[Sample]]]
 LEAST = 12  # pictures of a kind, below which nothing is said of it
 BANDS = tuple((number / 5, number / 5 + 0.2) for number in range(5))
 SHOWN = 8
 
 DEAF = Rule(
     "not conditioned on text",
-    "share of held-out pictures whose error of x at t = 0.5 to 1 is larger with another document's words (same picture, noise and times)",
+    "how often the error of x at t = 0.5 to 1 is larger with another document's words (same picture, noise and times)",
     mild=0.75, severe=0.6,
     reason="a model that does not read has 0.5, by chance, and one that reads comes near 1 however little the words say, as noise and times are the "
     "same (diffusion models classify by this, arXiv 2303.16203); 0.75 is half-way",
@@ -36,36 +38,34 @@ DEAF = Rule(
 
 
 def deaf(patient: Patient) -> Finding:
-    """Judged kind by kind (source of the data; with or without a picture in context), and told of the worst."""
+    """Judged kind by kind (source of the data; with or without a picture in context), and told of the one that is most surely deaf."""
     by_kind = defaultdict(list)
     for task, wrong in misled(patient.tasks):
-        if patient.reads(wrong):
-            by_kind[task.kind[:2]].append((task, wrong))
+        if readable := [sample for sample in wrong if patient.reads(sample)]:
+            by_kind[task.kind[:2]].append((task, readable))
     kinds = {kind: pairs for kind, pairs in by_kind.items() if len(pairs) >= LEAST}
     if not kinds:
         return DEAF.unknown(f"fewer than {LEAST} held-out pictures of a kind have words that others do not have")
     heard = {kind: _heard(patient, pairs) for kind, pairs in kinds.items()}
-    worst = min(heard, key=lambda kind: heard[kind][0].value)
+    worst = min(heard, key=lambda kind: heard[kind][0].most)
     share, cost = heard[worst]
     where = f"{worst[0]}, {'edits' if worst[1] else 'from words alone'}"
-    said = f"{where}: another document's words are worse for {share.value:.0%} of the pictures, and cost {cost:+.1%} of the error"
+    said = f"{where}: another document's words are worse {share.value:.0%} of the time, and cost {cost:+.1%} of the error"
     return DEAF.judge(share, said, _bands(patient, kinds[worst]), cost=cost, pictures=len(kinds[worst]))
 
 
-def _heard(patient: Patient, pairs: Pairs) -> tuple[Measured, float]:
-    """The share of the pictures for which the wrong words are worse, and by which share of the error they are."""
-    right, wrong = (x_errors(patient, samples, 0.5, 1.0)[0].mean(-1) for samples in _sides(pairs))
-    share = float((wrong > right).float().mean())
-    return Measured(share, *wilson(share, len(right))), float((wrong - right).sum() / right.sum())
+def _heard(patient: Patient, pairs: Misled) -> tuple[Measured, float]:
+    """How often wrong words are worse than the right ones, a mean over pictures, and by which share of the error they are."""
+    right = x_errors(patient, [task.sample for task, _ in pairs], 0.5, 1.0)[0].mean(-1)
+    turns = range(max(len(wrong) for _, wrong in pairs))  # whoever has fewer of them is told the same ones again
+    wrong = torch.stack([x_errors(patient, [told[turn % len(told)] for _, told in pairs], 0.5, 1.0)[0].mean(-1) for turn in turns])
+    share = sure.ratio((wrong > right).float().mean(0).numpy(), np.ones(len(right)))
+    return share, float((wrong - right).mean() / right.mean())
 
 
-def _sides(pairs: Pairs) -> tuple[list[Sample], list[Sample]]:
-    return [task.sample for task, _ in pairs], [wrong for _, wrong in pairs]
-
-
-def _bands(patient: Patient, pairs: Pairs) -> str:
+def _bands(patient: Patient, pairs: Misled) -> str:
     lines = []
-    for name, samples in zip(("its own words", "another's words"), _sides(pairs), strict=True):
+    for name, samples in (("its own words", [task.sample for task, _ in pairs]), ("another's words", [wrong[0] for _, wrong in pairs])):
         means = [float(x_errors(patient, samples, low, high, rounds=1)[0].mean()) for low, high in BANDS]
         lines.append(Line(name, [(round(50 * sum(band)), mean) for band, mean in zip(BANDS, means, strict=True)]))
     return chart("Error of x by time", lines, "t, per cent", "held-out pictures, same noise", log=True, noisy=False)
