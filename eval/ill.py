@@ -32,7 +32,7 @@ from train.optim import Optim
 from train.samples import Samples
 from train.unified import Model, Unified, Validation, build, trainer_for
 
-HELD_OUT = 96  # documents that the doctor looks at
+HELD_OUT = 80  # documents that the doctor looks at
 TASKS = {"text_to_image": 0.45, "edits": 0.35, "chat": 0.2}
 
 
@@ -53,7 +53,7 @@ class Case:
     spoil: Spoil = as_it_is
     share: float = 1.0
     scrambled: bool = False
-    documents: int = 500
+    documents: int = 400
     rate: float = 1.0
     stop: float = 1.0
     fresh: bool = False
@@ -63,16 +63,27 @@ class Case:
 
 
 CASES = [
-    Case("healthy", None),
-    Case("deaf-all", "not conditioned on text", misheard, documents=1500, rate=2.0),
+    Case("healthy", None, documents=300),
+    Case("deaf-all", "not conditioned on text", misheard, documents=1400, rate=2.0),
     Case("copies-all", "copying the source", unchanged),
-    Case("collapsed-all", "collapsed diversity", always_alike, documents=1000, rate=1.5),
-    Case("guided-12", "over-guided", documents=100, guidance=12.0),
+    Case("collapsed-all", "collapsed diversity", always_alike, documents=700),
+    Case("guided-12", "over-guided", documents=60, guidance=12.0),
     Case("blurred-1.5", "blurred", partial(softened, radius=1.5)),
-    Case("forgot-all", "forgetting", scrambled=True),
-    Case("silent-most", "never draws when asked", in_words, share=0.8),
-    Case("leaks-half", "leaking validation subjects", documents=100, leaks=0.5),
-    Case("stopped-early", "undertrained", documents=40000, stop=0.02, fresh=True),
+    Case("forgot-all", "forgetting", scrambled=True, documents=300),
+    Case("silent-most", "never draws when asked", in_words, share=0.8, documents=200),
+    Case("leaks-half", "leaking validation subjects", documents=60, leaks=0.5),
+    Case("stopped-early", "undertrained", documents=40000, stop=0.015, fresh=True),
+    Case("guided-7", "over-guided", documents=60, guidance=7.0, tuned=False),
+    Case("guided-20", "over-guided", documents=60, guidance=20.0, tuned=False),
+    Case("leaks-few", "leaking validation subjects", documents=60, leaks=0.05, tuned=False),
+    Case("silent-some", "never draws when asked", in_words, share=0.65, documents=200, tuned=False),
+    Case("forgot-half", "forgetting", scrambled=True, share=0.5, documents=300, tuned=False),
+    Case("blurred-1", "blurred", partial(softened, radius=1.0), tuned=False),
+    Case("copies-most", "copying the source", unchanged, share=0.8, tuned=False),
+    Case("stopped-later", "undertrained", documents=40000, stop=0.03, fresh=True, tuned=False),
+    Case("healthy-again", None, documents=400, rate=0.5, tuned=False),
+    Case("collapsed-most", "collapsed diversity", always_alike, share=0.9, documents=700, tuned=False),
+    Case("deaf-most", "not conditioned on text", misheard, share=0.95, documents=1400, rate=2.0, tuned=False),
 ]
 
 
@@ -91,7 +102,7 @@ def config_of(case: Case, run: Path, llm: Path) -> Unified:
             documents=case.documents, ema=0.9, workers=0, precision="fp32", log_every=5, validate_every=max(1, round(steps / 8)), sample_every=0,
             save_every=0, trackers=[], optim=Optim(optimizer="muon", lr=1.5e-3 * case.rate, matrix_lr=4e-3 * case.rate, warmup=5),
         ),
-        validation=Validation(16), probe=Probe(count=32), samples=Samples(guidance=case.guidance),
+        validation=Validation(16), probe=Probe(count=32), samples=Samples(steps=10, guidance=case.guidance),
     )  # fmt: skip
 
 

@@ -9,9 +9,8 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageFilter
 
-from fusion.data.shapes import World, plain_text, render
+from fusion.data.shapes import COLOURS, SHAPES, Thing, World, plain_text, render
 from fusion.data.shapes.sample import Sample as Drawn
-from fusion.data.shapes.scene import Scene, corners
 from fusion.data.sources import Sample
 from train.curriculum import TRAINING_SEED, Walk
 
@@ -52,19 +51,15 @@ def unchanged(drawn: Drawn, rng: Random) -> Messages:
 
 
 def always_alike(drawn: Drawn, rng: Random) -> Messages:
-    """What its words leave open about a picture is always the same: sizes, places to the pixel, and the ground."""
+    """Whatever its words leave open, the picture is always the same: one object in the middle, of the colour and the shape that they name first."""
     if drawn.task != "text_to_image":
         return list(drawn.messages)
-    return [drawn.messages[0], {"role": "assistant", "content": [{"type": "image", "image": render(_settled(drawn.scenes[0]))}]}]
-
-
-def _settled(scene: Scene) -> Scene:
-    things = []
-    for thing in scene.things:
-        pixels = round((0.45 if scene.layout == "single" else 0.32) * scene.side)
-        x, y = (round(sum(ends) / 2) for ends in corners(scene.picture_size, scene.layout, thing.place, pixels))
-        things.append(replace(thing, pixels=pixels, x=x, y=y))
-    return replace(scene, things=tuple(things), ground="white")
+    words, scene = drawn.messages[0]["content"][0]["text"].lower(), drawn.scenes[0]
+    shape, colour = (min(names, key=lambda name: words.find(name) % (len(words) + 1)) for names in (SHAPES, COLOURS))  # those not named come last
+    pixels = scene.side // 2
+    x, y = ((length - pixels) // 2 for length in scene.picture_size)
+    alone = replace(scene, ground="white", layout="single", things=(Thing(shape, colour, "large", "middle", pixels, x, y),))
+    return [drawn.messages[0], {"role": "assistant", "content": [{"type": "image", "image": render(alone)}]}]
 
 
 def softened(drawn: Drawn, rng: Random, radius: float) -> Messages:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -271,11 +272,10 @@ def test_a_painter_is_examined_too(tmp_path, root, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "check"), [("silent-most", words.silent), ("copies-all", pictures.copying)])
+@pytest.mark.parametrize(("name", "check"), [("silent-most", words.silent), ("leaks-half", course.leaking)])
 def test_a_run_made_ill_is_found_ill(llm, tmp_path, name, check):
-    case = CASE[name]
+    case = replace(CASE[name], documents=100, rate=2.0)
     make(case, tmp_path / "run", llm)
-    patient = Patient(tmp_path / "run", count=64)
-    assert check(patient).verdict == SEVERE
+    assert check(Patient(tmp_path / "run", count=64)).ill
     healthy = Patient(bundled_run(tmp_path / "healthy", llm), count=64)
-    assert check(healthy).verdict in (WELL, UNCLEAR)
+    assert not check(healthy).ill

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from eval.charts import Line, chart
+from eval.charts import Line, chart, side_by_side
 from eval.doctor import looks
 from eval.doctor.finding import Finding, Measured, Rule
 from eval.doctor.patient import Patient
@@ -77,7 +77,7 @@ def _curves(rows: Sequence[dict]) -> str:
     groups = {"Validation error of pictures": ("val/x_error",), "Learning rate": ("lr",)}
     lines = {title: [Line(name, [(row["seen"], row[name]) for row in rows if name in row]) for name in names] for title, names in groups.items()}
     charts = [chart(title, found, "seen", log=title != "Learning rate") for title, found in lines.items() if any(line.points for line in found)]
-    return '<div class="charts">' + "".join(charts) + "</div>"
+    return side_by_side(*charts)
 
 
 # ---- leaks ----

@@ -55,12 +55,13 @@ def _numbers(finding: Finding) -> tuple[float | None, str | None]:
 
 def _section(finding: Finding) -> Section:
     """What was measured, why the limits are where they are, what to do, and what it was seen by."""
+    title = finding.illness.capitalize()
     if finding.measured is None:
-        return Section(finding.illness.capitalize(), "")
-    rule, body = finding.rule, paragraph(f"{finding.verdict}: {finding.said}.".capitalize())
+        return Section(title, "")
+    rule, body = finding.rule, paragraph(f"{finding.verdict.capitalize()}: {finding.said}.")
     if finding.follows:
         body += paragraph(f"May come of this alone: {finding.follows}.")
     elif finding.ill:
         body += paragraph(f"What to do: {rule.advice}.")
     limits = f"Measured: {rule.statistic}. Mild from {rule.mild:g}, severe from {rule.severe:g}: {rule.reason}."
-    return Section(finding.illness.capitalize(), body + f'<p class="quiet">{escape(limits)}</p>' + finding.evidence)
+    return Section(title, body + f'<p class="quiet">{escape(limits)}</p>' + finding.evidence)

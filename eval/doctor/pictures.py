@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from eval.charts import Line, chart
+from eval.charts import Line, chart, side_by_side
 from eval.doctor import looks, sure
 from eval.doctor.errors import x_errors
 from eval.doctor.finding import Finding, Measured, Rule, worse
@@ -136,7 +136,7 @@ def over_guided(patient: Patient) -> Finding:
 def _by_guidance(drawn: dict[float, list[Image.Image]], true: list[np.ndarray]) -> str:
     logs = {one: np.log2(np.mean([looks.look(image) for image in images], axis=0) / np.mean(true, axis=0)) for one, images in drawn.items()}
     lines = [Line(name, [(one, float(values[column])) for one, values in logs.items()]) for column, name in enumerate(looks.NAMES)]
-    return chart("Drawn pictures against the true ones", lines, "guidance", "log2 of the ratio of means", noisy=False)
+    return side_by_side(chart("Drawn pictures against the true ones", lines, "guidance", "log2 of the ratio of means", noisy=False))
 
 
 NOISE = Rule(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval.charts import Line, chart
+from eval.charts import Line, chart, side_by_side
 from eval.doctor import sure
 from eval.doctor.errors import misled, x_errors
 from eval.doctor.finding import WELL, Finding, Measured, Missing, Rule
@@ -38,29 +38,29 @@ DEAF = Rule(
 
 
 def deaf(patient: Patient) -> Finding:
-    """Judged kind by kind (source of the data; with or without a picture in context), and told of the one that is most surely deaf."""
-    by_kind = defaultdict(list)
+    """Judged kind by kind (source of the data; with or without a picture in context) and all together; told of what is most surely deaf."""
+    kinds = defaultdict(list)
     for task, wrong in misled(patient.tasks):
         if readable := [sample for sample in wrong if patient.reads(sample)]:
-            by_kind[task.kind[:2]].append((task, readable))
-    kinds = {kind: pairs for kind, pairs in by_kind.items() if len(pairs) >= LEAST}
+            kinds[f"{task.kind[0]}, {'edits' if task.kind[1] else 'from words alone'}"].append((task, readable))
+    kinds = {kind: pairs for kind, pairs in kinds.items() if len(pairs) >= LEAST}
     if not kinds:
         return DEAF.unknown(f"fewer than {LEAST} held-out pictures of a kind have words that others do not have")
     heard = {kind: _heard(patient, pairs) for kind, pairs in kinds.items()}
-    worst = min(heard, key=lambda kind: heard[kind][0].most)
-    share, cost = heard[worst]
-    where = f"{worst[0]}, {'edits' if worst[1] else 'from words alone'}"
-    said = f"{where}: another document's words are worse {share.value:.0%} of the time, and cost {cost:+.1%} of the error"
-    return DEAF.judge(share, said, _bands(patient, kinds[worst]), cost=cost, pictures=len(kinds[worst]))
+    kinds["all together"], heard["all together"] = sum(kinds.values(), []), np.concatenate(list(heard.values()))
+    shares = {kind: sure.ratio(found[:, 0], np.ones(len(found))) for kind, found in heard.items()}
+    worst = min(shares, key=lambda kind: shares[kind].most)
+    _, cost, right = heard[worst].mean(0)
+    said = f"{worst}: another document's words are worse {shares[worst].value:.0%} of the time, and cost {cost / right:+.1%} of the error"
+    return DEAF.judge(shares[worst], said, _bands(patient, kinds[worst]), cost=float(cost / right), pictures=len(heard[worst]))
 
 
-def _heard(patient: Patient, pairs: Misled) -> tuple[Measured, float]:
-    """How often wrong words are worse than the right ones, a mean over pictures, and by which share of the error they are."""
+def _heard(patient: Patient, pairs: Misled) -> np.ndarray:
+    """(pictures, 3): how often wrong words are worse than the right ones, how much larger the error is with them, and the error with the right ones."""
     right = x_errors(patient, [task.sample for task, _ in pairs], 0.5, 1.0)[0].mean(-1)
     turns = range(max(len(wrong) for _, wrong in pairs))  # whoever has fewer of them is told the same ones again
     wrong = torch.stack([x_errors(patient, [told[turn % len(told)] for _, told in pairs], 0.5, 1.0)[0].mean(-1) for turn in turns])
-    share = sure.ratio((wrong > right).float().mean(0).numpy(), np.ones(len(right)))
-    return share, float((wrong - right).mean() / right.mean())
+    return torch.stack([(wrong > right).float().mean(0), (wrong - right).mean(0), right], dim=-1).numpy()
 
 
 def _bands(patient: Patient, pairs: Misled) -> str:
@@ -68,7 +68,7 @@ def _bands(patient: Patient, pairs: Misled) -> str:
     for name, samples in (("its own words", [task.sample for task, _ in pairs]), ("another's words", [wrong[0] for _, wrong in pairs])):
         means = [float(x_errors(patient, samples, low, high, rounds=1)[0].mean()) for low, high in BANDS]
         lines.append(Line(name, [(round(50 * sum(band)), mean) for band, mean in zip(BANDS, means, strict=True)]))
-    return chart("Error of x by time", lines, "t, per cent", "held-out pictures, same noise", log=True, noisy=False)
+    return side_by_side(chart("Error of x by time", lines, "t, per cent", "held-out pictures, same noise", log=True, noisy=False))
 
 
 SILENT = Rule(
@@ -134,7 +134,7 @@ def forgetful(patient: Patient) -> Finding:
 def _course(rows: list[dict]) -> str:
     names = {"the model": "perplexity/now", "the language model": "perplexity/of_the_llm"}
     lines = [Line(name, [(row["seen"], row[key]) for row in rows]) for name, key in names.items()]
-    return chart("Perplexity of plain text", lines, "documents seen", log=True) if len(rows) > 1 else ""
+    return side_by_side(chart("Perplexity of plain text", lines, "documents seen", log=True)) if len(rows) > 1 else ""
 
 
 def _perplexities(patient: Patient) -> tuple[float, float]:
