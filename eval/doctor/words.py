@@ -47,7 +47,8 @@ def deaf(patient: Patient) -> Finding:
     if not kinds:
         return DEAF.unknown(f"fewer than {LEAST} held-out pictures of a kind have words that others do not have")
     heard = {kind: _heard(patient, pairs) for kind, pairs in kinds.items()}
-    kinds["all together"], heard["all together"] = sum(kinds.values(), []), np.concatenate(list(heard.values()))
+    heard["all together"] = np.concatenate(list(heard.values()))
+    kinds["all together"] = [pair for pairs in kinds.values() for pair in pairs]
     shares = {kind: sure.ratio(found[:, 0], np.ones(len(found))) for kind, found in heard.items()}
     worst = min(shares, key=lambda kind: shares[kind].most)
     _, cost, right = heard[worst].mean(0)
@@ -56,7 +57,7 @@ def deaf(patient: Patient) -> Finding:
 
 
 def _heard(patient: Patient, pairs: Misled) -> np.ndarray:
-    """(pictures, 3): how often wrong words are worse than the right ones, how much larger the error is with them, and the error with the right ones."""
+    """(pictures, 3): how often wrong words are worse than the right ones, by how much larger the error is with them, and the error with the right."""
     right = x_errors(patient, [task.sample for task, _ in pairs], 0.5, 1.0)[0].mean(-1)
     turns = range(max(len(wrong) for _, wrong in pairs))  # whoever has fewer of them is told the same ones again
     wrong = torch.stack([x_errors(patient, [told[turn % len(told)] for _, told in pairs], 0.5, 1.0)[0].mean(-1) for turn in turns])
