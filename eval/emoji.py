@@ -46,11 +46,11 @@ def sections(model: Fusion, data: DataConfig, knobs: Mapping[str, Any], count: i
     found = []
     for source in open_sources(replace(data, sources=sources), "validation", model.processor.stride):
         if isinstance(source, ImageFolder):
-            drawn = [_drawn(model, sample, knobs) for sample in _samples(source, count)]
+            drawn = [attempt(model, sample, knobs) for sample in subjects(source, count)]
             found.append(Section("Held-out characters, from their names", _panels(drawn)))
         elif isinstance(source, EditPairs):
-            for kind in sorted({_kind(source, index) for index in range(len(source))}):
-                drawn = [_drawn(model, sample, knobs) for sample in _samples(source, count, kind)]
+            for kind in sorted({kind_of(source, index) for index in range(len(source))}):
+                drawn = [attempt(model, sample, knobs) for sample in subjects(source, count, kind)]
                 found.append(Section(f"Held-out characters, edits of {kind}", _distances(drawn) + _panels(drawn)))
     return found
 
@@ -61,18 +61,19 @@ def psnr(image: Image.Image, other: Image.Image) -> float:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def _kind(source: EditPairs, index: int) -> str:
+def kind_of(source: EditPairs, index: int) -> str:
+    """The kind of an edit pair, as its row says."""
     return str(source.rows[source.chosen[index][0]].values.get("kind", "any kind"))
 
 
-def _samples(source: ImageFolder | EditPairs, count: int, kind: str | None = None) -> Iterator[Sample]:
+def subjects(source: ImageFolder | EditPairs, count: int, kind: str | None = None) -> Iterator[Sample]:
     """At most `count` samples, each of another subject, the same at every call. kind: of edits."""
     seen = set()
     for index in sorted(range(len(source)), key=lambda index: fraction("held-out emoji", index)):
         subject = source.chosen[index][1]
         if len(seen) == count:
             return
-        if subject in seen or (kind and _kind(source, index) != kind):
+        if subject in seen or (kind and kind_of(source, index) != kind):
             continue
         try:
             yield source[index]
@@ -81,7 +82,8 @@ def _samples(source: ImageFolder | EditPairs, count: int, kind: str | None = Non
             continue
 
 
-def _drawn(model: Fusion, sample: Sample, knobs: Mapping[str, Any]) -> Drawn:
+def attempt(model: Fusion, sample: Sample, knobs: Mapping[str, Any]) -> Drawn:
+    """What the model makes of a sample's request. knobs: of Fusion.draw and Fusion.edit."""
     asked, answer = sample.messages
     words = " ".join(block["text"] for block in blocks(asked["content"]) if block["type"] == "text")
     before = next((block["image"] for block in blocks(asked["content"]) if block["type"] == "image"), None)
@@ -105,12 +107,13 @@ def _distances(drawn: Sequence[Drawn]) -> str:
     after = [psnr(one.drawn, one.wanted) for one in drawn]
     before = [psnr(one.before, one.wanted) for one in drawn]
     nearer = sum(a > b for a, b in zip(after, before, strict=True))
-    rows = [("drawn", _median(after)), ("left as it was", _median(before))]
+    rows = [("drawn", median(after)), ("left as it was", median(before))]
     said = f"{nearer} of {len(drawn)} pictures came nearer to what was wanted than they were before the edit."
     return table(rows, ("picture", "median PSNR against what was wanted, dB")) + paragraph(said)
 
 
-def _median(values: Sequence[float]) -> float:
+def median(values: Sequence[float]) -> float:
+    """Of numbers, infinite ones among them."""
     return float(np.median(values))
 
 

@@ -49,6 +49,7 @@ LOOKS = {
     "val/x_error": Look("Validation error by time", "mean squared error of x; t = 1 is noise", log=True, ramp=True),
     "val/psnr": Look("Reconstruction", "PSNR of held-out images, dB"),
     "val/draws": Look("Drawing", "share; where a picture was asked for, and where it would have drawn"),
+    "val/edits": Look("Copying", "how far edits stay at their source: 0 what was wanted, 1 the source", zero=True),
     "perplexity": Look("Perplexity of plain text", "beside that of the LLM as it came", log=True),
     "forgetting": Look("Forgetting", "by which share the perplexity rose", zero=True),
     "val/text_of": Look("Validation loss of text by source", log=True),

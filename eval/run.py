@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def keep(out: Path, suite: Suite, first: int, done) -> None:
     place, rows = out / "samples" / slug(suite), []
     place.mkdir(parents=True, exist_ok=True)
     for row, images in done:
-        names = [f"{row.number:04}{'abcdef'[number] if len(images) > 1 else ''}.png" for number in range(len(images))]
+        names = [f"{row.number:04}{ascii_lowercase[number] if len(images) > 1 else ''}.png" for number in range(len(images))]
         for name, image in zip(names, images, strict=True):
             image.save(place / f"{name}.tmp", format="PNG")
             os.replace(place / f"{name}.tmp", place / name)

@@ -15,15 +15,17 @@ from fusion.architectures import load_painter, pipeline
 from fusion.architectures.painter import CONFIG as PAINTER
 from fusion.architectures.painter import Painter
 from fusion.architectures.pipelines import INDEX, RECIPES, Pipeline
+from fusion.data.shapes import laid_out
 from fusion.generate import ImageDone
 
 ANSWER, OPENING, DESCRIPTION = 12, 64, 48  # tokens of an answer, up to a story's first picture, and of a description
 STORY, PICTURES = 256, 4  # tokens of a story, and its pictures
 Size = tuple[int, int]
+Pair = tuple[Image.Image, Image.Image]
 
 
 class Subject:
-    """can: which of draw, edit, answer, decide, describe and tell it does. knobs: of its sampler. Row i of a call uses seed + i."""
+    """can: which of draw, edit, follow, answer, decide, describe and tell it does. knobs: of its sampler. Row i of a call uses seed + i."""
 
     can: frozenset[str] = frozenset({"draw"})
 
@@ -36,6 +38,10 @@ class Subject:
 
     def edit(self, images: Sequence[Image.Image], instructions: Sequence[str], seed: int) -> list[Image.Image]:
         """Each image, all of one size, after its instruction."""
+        raise NotImplementedError
+
+    def follow(self, examples: Sequence[Sequence[Pair]], images: Sequence[Image.Image], seed: int) -> list[Image.Image]:
+        """Each image, all of one size, changed as its examples, pictures before and after, are; without examples, as it thinks fit."""
         raise NotImplementedError
 
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str], seed: int) -> list[str]:
@@ -58,7 +64,7 @@ class Subject:
 class Unified(Subject):
     """A model of text and pictures."""
 
-    can = frozenset({"draw", "edit", "answer", "decide", "describe", "tell"})
+    can = frozenset({"draw", "edit", "follow", "answer", "decide", "describe", "tell"})
 
     def __init__(self, model: Fusion, knobs: dict[str, Any]):
         super().__init__("unified model", knobs)
@@ -70,6 +76,10 @@ class Unified(Subject):
 
     def edit(self, images, instructions, seed):
         prompts = [[image, words] for image, words in zip(images, instructions, strict=True)]
+        return self.model._images(prompts, seed, {**self.knobs, "image_size": images[0].size})
+
+    def follow(self, examples, images, seed):
+        prompts = [laid_out(pairs, image) for pairs, image in zip(examples, images, strict=True)]
         return self.model._images(prompts, seed, {**self.knobs, "image_size": images[0].size})
 
     def answer(self, images, questions, seed, length: int = ANSWER):

@@ -4,7 +4,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby
 
 import numpy as np
 from PIL import Image
@@ -18,12 +18,15 @@ from fusion.data.shapes import (
     SHAPES,
     evaluation_chains,
     evaluation_edits,
+    evaluation_examples,
     evaluation_intents,
     evaluation_prompts,
     evaluation_questions,
     evaluation_stories,
     judge,
+    picture,
 )
+from fusion.data.shapes.rules import right
 from fusion.data.shapes.vision import read
 
 SIZE = (32, 32)  # of the pictures asked for: the world's most frequent
@@ -196,6 +199,44 @@ class Drift(Suite):
         return Row(self.name, number, self.text(item), ["held out" if item.held_out else "seen"], values)
 
 
+class Examples(Suite):
+    """Editing by example: a rule that two examples show and nobody names. The same source is asked for with those examples, with those of another
+    rule, and with none, from the same noise: what does not look at its examples does as well without, and follows no two rules at once."""
+
+    name, needs = "rules from examples", frozenset({"follow"})
+    words = {
+        "right": "rules done from two examples", "both": "sources changed by either rule as shown", "other": "rules done from examples of another",
+        "without": "rules done without examples", "copied": "answers to examples that copy the source",
+    }  # fmt: skip
+
+    def items(self, count, seed):
+        return sorted(evaluation_examples(count, seed), key=self.alike)
+
+    def alike(self, item):
+        return item.shown.source.picture_size
+
+    def text(self, item):
+        scenes = [scene for shown in (item.shown, item.other) for pair in shown.pairs for scene in pair]
+        return f"{item.shown.rule.words}; {item.other.rule.words}: {[*scenes, item.shown.source]}"
+
+    def ask(self, subject, first, items, seed):
+        sources = [picture(item.shown.source) for item in items]
+        shown, other = ([[tuple(map(picture, pair)) for pair in one.pairs] for one in ones] for ones in zip(*((i.shown, i.other) for i in items)))
+        made = [subject.follow(examples, sources, seed + first) for examples in (shown, other, [()] * len(items))]
+        return [
+            (self._row(first + place, item, source, answers), [*chain(*pairs), source, *answers])
+            for place, (item, source, pairs, answers) in enumerate(zip(items, sources, shown, zip(*made, strict=True), strict=True))
+        ]
+
+    def _row(self, number: int, item, source: Image.Image, answers: Sequence[Image.Image]) -> Row:
+        rule, other = item.shown.rule, item.other.rule
+        done, misled, without = (float(right(rule, item.shown.source, answer)) for answer in answers)
+        followed = float(right(other, item.shown.source, answers[1]))
+        values = {"right": done, "both": done * followed, "other": misled, "without": without, "copied": float(copied(source, answers[0]))}
+        asked = f"{rule.words}; last two pictures: from examples that {other.words}, and from none"
+        return Row(self.name, number, asked, [rule.kind, "held out" if item.held_out else "seen"], values)
+
+
 class Stories(Suite):
     """Stories in pictures. The first picture has to show what was asked for, more have to follow, and in the last there has to be whatever the
     first one showed and no text behind it speaks of, by its colour or by its shape."""
@@ -355,5 +396,5 @@ def overlap(one: set, other: set) -> float:
     return len(one & other) / len(one | other) if one | other else 1.0
 
 
-SUITES: tuple[Suite, ...] = (Drawing(), Edits(), Questions(), Intents(), Descriptions(), RoundTrip(), Drift(), Stories())
+SUITES: tuple[Suite, ...] = (Drawing(), Edits(), Questions(), Intents(), Descriptions(), RoundTrip(), Drift(), Stories(), Examples())
 COUNTS: dict[str, Callable[[Suite], int]] = {"quick": lambda suite: 96 if suite.name in ("drawing", "questions") else 48, "full": lambda suite: 480}

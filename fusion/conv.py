@@ -102,6 +102,20 @@ def grids(cell: Int[Tensor, "n 2"]) -> tuple[Int[Tensor, " m"], Int[Tensor, "m 2
     return first, cell[last] + 1
 
 
+def blanks(count: int, device: torch.device) -> int:
+    """How many blank pictures to convolve beside `count`. On CUDA, cuDNN plans each convolution anew for every number of pictures, and takes longer
+    for that than for the convolution: numbers are rounded up to four in an octave, so that plans recur."""
+    if device.type != "cuda":
+        return 0
+    step = 2 ** max(0, count.bit_length() - 3)
+    return -count % step
+
+
+def padded(rows: Float[Tensor, "k width"], more: int) -> Float[Tensor, "k2 width"]:
+    """With so many rows of zeros behind."""
+    return F.pad(rows, (0, 0, 0, more)) if more else rows
+
+
 class ConvEmbed(PatchEmbed):
     """A patch embedding that has looked around: ConvNeXt blocks over the cells of each picture, told its time, added to the linear one."""
 
@@ -127,11 +141,14 @@ class ConvEmbed(PatchEmbed):
 
     def _look(self, patches: Float[Tensor, "n p"], size: tuple[int, int], time: Float[Tensor, "m time_width"] | None) -> Float[Tensor, "n width"]:
         """The patches of whole pictures of one size."""
+        of_one = size[0] * size[1]
+        count, more = len(patches), blanks(len(patches) // of_one, patches.device)
+        patches, time = padded(patches, more * of_one), time if time is None else padded(time, more)
         z = self.seen(self.cells.spread(patches, size))
         told = torch.zeros_like(z[:, :1, :1]) if time is None else self.told(F.silu(time.float()))[:, None, None]
         for block in self.blocks:
             z = block(z, told)
-        return self.out(rearrange(self.norm(z), "m (r a) (s b) d -> (m r s) (a b d)", a=self.cells.count, b=self.cells.count))
+        return self.out(rearrange(self.norm(z), "m (r a) (s b) d -> (m r s) (a b d)", a=self.cells.count, b=self.cells.count))[:count]
 
 
 class ConvHead(FlowHead):
@@ -167,10 +184,11 @@ class ConvHead(FlowHead):
 
     def _draw(self, h: Float[Tensor, "n width"], parts: tuple[Float[Tensor, "n p"], ...], size: tuple[int, int]) -> Float[Tensor, "n p"]:
         """The patches of whole pictures of one size."""
-        pixels = torch.cat([self.cells.spread(part, size) for part in parts], dim=-1)
         count, (rows, columns) = self.cells.count, size
-        told = rearrange(self.told(h), "(m r s) (a b d) -> m (r a) (s b) d", a=count, b=count, r=rows, s=columns)
+        more = blanks(len(h) // (rows * columns), h.device) * rows * columns
+        pixels = torch.cat([self.cells.spread(padded(part, more), size) for part in parts], dim=-1)
+        told = rearrange(self.told(padded(h, more)), "(m r s) (a b d) -> m (r a) (s b) d", a=count, b=count, r=rows, s=columns)
         z = told + self.seen(pixels)
         for block in self.blocks:
             z = block(z, told)
-        return self.cells.gather(self.drawn(self.norm_drawn(z)), size)
+        return self.cells.gather(self.drawn(self.norm_drawn(z)), size)[: len(h)]

@@ -4,6 +4,8 @@ Each loss is a sum that its caller divides by a *global* count (all ranks, the w
 depend on how documents fell into batches.
 """
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,10 +14,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fusion.flow import CLAMP, PATHS, flow_loss, logit_normal, shift, uniform, x_error
+from fusion.flow import CLAMP, PATHS, estimate, flow_loss, logit_normal, shift, uniform, x_error
 from fusion.model import FusionModel, Output
 from fusion.patches import patchify
 from fusion.sequence import Packed
+
+PIXELS_AT_ONCE = 2**20
+"""That a codec encodes in one go: a picture of 1024 x 1024, or a thousand of 32 x 32."""
+LATE = 0.5
+"""Time beyond which a noised picture does not tell by itself what an edit makes of it."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ class Losses:
 
     text: cross-entropy over learned tokens; control: the part of it on control tokens. flow: sum over pictures of the mean loss of each.
     draws: where nothing is learned, at how many tokens a picture was asked for, at how many the model would begin one, and at how many both.
+    copied: there too, how far x_hat stays at the picture that is edited, on the way from the wanted one (0) to it (1): the sum over edits at times
+    beyond LATE, and their number.
     """
 
     text: Tensor
@@ -69,6 +78,7 @@ class Losses:
     w_text: float
     w_flow: float
     draws: Int[Tensor, "3"] | None = None
+    copied: Float[Tensor, "2"] | None = None
 
     def total(self, text_count: int, flow_count: int) -> Tensor:
         """The scalar to minimise, given the global counts; zero-safe."""
@@ -77,10 +87,27 @@ class Losses:
 
 def latents(packed: Packed, codec, patch_size: int) -> Packed:
     """Fill a batch with clean patches of its pictures, all at time 0. codec: pixels -> latents (fusion.codec)."""
-    rows = [patchify(codec.encode(pixels[None])[0], patch_size) for pixels in packed.pixels]
-    width = codec.channels * patch_size**2
-    patches = torch.cat([rows[i] for i in packed.source.tolist()]) if len(packed.source) else torch.zeros(0, width)
-    return packed.with_patches(patches.float(), torch.zeros(len(packed.source), device=patches.device))
+    device, width = packed.ids.device, codec.channels * patch_size**2
+    rows = _encoded(packed.pixels, codec, patch_size)
+    patches = torch.cat([rows[i] for i in packed.source.tolist()]) if len(packed.source) else torch.zeros(0, width, device=device)
+    return packed.with_patches(patches.float(), torch.zeros(len(packed.source), device=device))
+
+
+def _encoded(pixels: Sequence[Float[Tensor, "3 _ _"]], codec, patch_size: int) -> list[Float[Tensor, "_ p"]]:
+    """The patches of each picture. Pictures of one size are encoded together, as many as a codec has room for: one by one, a thousand small
+    ones would keep a GPU waiting for longer than the rest of the step takes."""
+    sizes = defaultdict(list)
+    for index, image in enumerate(pixels):
+        sizes[image.shape].append(index)
+    rows: list = [None] * len(pixels)
+    for shape, indices in sizes.items():
+        together = max(1, PIXELS_AT_ONCE // shape[1:].numel())
+        for start in range(0, len(indices), together):
+            some = indices[start : start + together]
+            encoded = patchify(codec.encode(torch.stack([pixels[i] for i in some])), patch_size, rank=2)
+            for index, patches in zip(some, encoded.unbind(), strict=True):
+                rows[index] = patches
+    return rows
 
 
 @dataclass(frozen=True)
@@ -132,8 +159,22 @@ def losses_at(model, noised: Noised, objective: Objective, config) -> Losses:
     return Losses(
         text=ce.sum(), text_count=len(ce), control=ce.detach()[control].sum(), control_count=int(control.sum()),
         flow=flow_loss(output.prediction, *common, clamp=objective.clamp).sum(), flow_count=len(targets), x_error=error, time=packed.time[targets],
-        w_text=objective.w_text, w_flow=objective.w_flow, draws=None if torch.is_grad_enabled() else _draws(output, image_start),
+        w_text=objective.w_text, w_flow=objective.w_flow,
+        draws=None if torch.is_grad_enabled() else _draws(output, image_start),
+        copied=None if torch.is_grad_enabled() else _copied(output.prediction, noised, picture, targets, config),
     )  # fmt: skip
+
+
+def _copied(prediction: Float[Tensor, "k p"], noised: Noised, picture: Int[Tensor, " k"], targets: Int[Tensor, " m"], config) -> Float[Tensor, "2"]:
+    """See Losses: x_hat - x projected on reference - x, of each edit."""
+    packed, clean, path = noised.packed, noised.clean.float(), PATHS[config.path]
+    x_hat = estimate(prediction, path.mix(noised.clean, noised.noise, noised.time), noised.time, config.target, path).x
+    way = packed.references.float() - clean
+    along, length = (
+        clean.new_zeros(len(targets)).index_add(0, picture, (part * way).sum(-1)) for part in (x_hat - clean, way)
+    )
+    edits = (packed.reference[targets] >= 0) & (packed.time[targets] > LATE) & (length > 0)
+    return torch.stack([(along[edits] / length[edits]).sum(), edits.sum().float()])
 
 
 def _draws(output: Output, image_start: int) -> Int[Tensor, "3"]:

@@ -271,15 +271,16 @@ class Packed:
         return replace(self, patches=patches, time=time)
 
     def to(self, device: torch.device | str) -> "Packed":
-        """Every tensor on the device."""
-        moved = {f.name: _moved(getattr(self, f.name), device) for f in fields(self)}
-        return Packed(**moved)
+        """Every tensor on the device. The images travel as one: a batch may hold a thousand, and each journey costs as much as a kernel."""
+        tensors = {f.name: value.to(device, non_blocking=True) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return replace(self, pixels=_together(self.pixels, torch.device(device)), **tensors)
 
 
-def _moved(value, device):
-    if isinstance(value, tuple):
-        return tuple(_moved(v, device) for v in value)
-    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+def _together(images: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+    if all(image.device.type == device.type for image in images):
+        return tuple(image.to(device) for image in images)
+    flat = torch.cat([image.flatten() for image in images]).to(device, non_blocking=True)
+    return tuple(part.view(image.shape) for part, image in zip(flat.split([image.numel() for image in images]), images, strict=True))
 
 
 def pack(rows: list[list[Layout]], length: int | None = None, pad_id: int = 0) -> Packed:

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fusion.conv import ConvEmbed, ConvHead, by_size, grids
+from fusion import conv
+from fusion.conv import ConvEmbed, ConvHead, blanks, by_size, grids
 from fusion.layers import PatchEmbed, Seen
 from fusion.patches import cells, unpatchify
 from tests.test_layers import seen, wake
@@ -109,6 +110,26 @@ def test_the_convolutional_head_sees_one_picture_at_a_time_whatever_stands_besid
     after = head(h, seen(changed, grid), time, image)
     moved = (after - torch.cat(together)).abs().amax(-1) > 0
     assert moved.tolist() == [True, True] + 9 * [False]
+
+
+def test_blank_pictures_beside_them_change_nothing(monkeypatch):
+    """On a GPU their number is rounded up; what comes out and what is learned stays."""
+    embed, head = wake(ConvEmbed(3, 8, 16, 8, inner=8)), wake(ConvHead(16, 3, 8, 8, inner=8))
+    h, patches, time = torch.randn(12, 16), torch.randn(12, 192), torch.randn(5, 8)
+    found = []
+    for more in (0, 3):
+        monkeypatch.setattr(conv, "blanks", lambda count, device, more=more: more)
+        outs = embed(patches, CELL, time, PICTURE), head(h, seen(patches, GRIDS), time, PICTURE)
+        parameters = [p for part in (embed, head) for p in part.parameters()]
+        found.append([*outs, *torch.autograd.grad(sum(out.square().sum() for out in outs), parameters, allow_unused=True)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_of_pictures_are_rounded_up_on_a_gpu_alone():
+    counts = {count: count + blanks(count, torch.device("cuda")) for count in range(1, 2000)}
+    assert all(count <= more <= 1.25 * count for count, more in counts.items()) and len(set(counts.values())) < 45
+    assert blanks(1001, torch.device("cpu")) == 0
 
 
 @pytest.mark.parametrize("part", ["noised", "reference"])

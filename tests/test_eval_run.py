@@ -13,34 +13,42 @@ from eval.results import read_result
 from eval.shapes import SPLITS
 from eval.subjects import Subject, load_subject
 from eval.suites import SUITES, Edits, Row, copied, kinds_in, overlap
-from fusion.data.shapes import render
+from fusion.data.shapes import picture, render
 from fusion.data.shapes.vision import read
 from tests import pipelines, training
 from tests.test_eval_shapes import as_asked
 
 COUNT = 24
+UNTOLD = ("rules done without examples", "rules done from examples of another")  # nobody can know a rule that is not shown
 
 
 @pytest.fixture(autouse=True)
-def few(monkeypatch):
-    """Small suites, in several batches."""
+def few(monkeypatch, unchecked):
+    """Small suites, in several batches, drawn without shape checks: they are drawn many times."""
     monkeypatch.setitem(run.COUNTS, "quick", lambda suite: COUNT)
     monkeypatch.setattr(suites, "BATCH", 10)
+
+
+def key(pairs, source):
+    """Pictures as bytes, scenes rendered."""
+    shown = [one for pair in pairs for one in pair] + [source]
+    return tuple((one if isinstance(one, Image.Image) else picture(one)).tobytes() for one in shown)
 
 
 class Perfect(Subject):
     """Has seen every item and its answer; reads pictures as the judge does."""
 
-    can = frozenset({"draw", "edit", "answer", "decide", "describe", "tell"})
+    can = frozenset({"draw", "edit", "follow", "answer", "decide", "describe", "tell"})
 
     def __init__(self, seed: int = 0):
         super().__init__("perfect", {})
-        drawing, edits, questions, intents, _, trip, chains, stories = (suite.items(COUNT, seed) for suite in SUITES)
+        drawing, edits, questions, intents, _, trip, chains, stories, examples = (suite.items(COUNT, seed) for suite in SUITES)
         self.drawn = {item.prompt: as_asked(item.expectation) for item in [*drawing, *trip]}
         self.edited = {(item.image.tobytes(), item.instruction): render(item.after) for item in edits}
         steps = ((chain, turn) for chain in chains for turn in range(len(chain.edits)))
         self.edited |= {(render(c.scenes[turn]).tobytes(), c.instructions[turn]): render(c.scenes[turn + 1]) for c, turn in steps}
         self.stories = {item.prompt: [part if isinstance(part, str) else Image.fromarray(part) for part in item.told] for item in stories}
+        self.followed = {key(shown.pairs, shown.source): picture(shown.after) for one in examples for shown in (one.shown, one.other)}
         self.replies = {(item.image.tobytes(), item.question.text): item.question.answer for item in questions}
         self.draws = {suites.said(item.message): item.draw for item in intents}
 
@@ -50,6 +58,9 @@ class Perfect(Subject):
     def edit(self, images, instructions, seed):
         pairs = zip(images, instructions, strict=True)
         return [Image.fromarray(self.edited[image.tobytes(), words]) for image, words in pairs]
+
+    def follow(self, examples, images, seed):
+        return [self.followed.get(key(pairs, image), image) for pairs, image in zip(examples, images, strict=True)]
 
     def answer(self, images, questions, seed):
         return [self.replies[image.tobytes(), words] for image, words in zip(images, questions, strict=True)]
@@ -76,6 +87,9 @@ class Ignorant(Perfect):
     def answer(self, images, questions, seed):
         return ["perhaps"] * len(images)
 
+    def follow(self, examples, images, seed):
+        return list(images)
+
     def tell(self, prompts, seed):
         return [["once", Image.new("RGB", (32, 32), "white")] for _ in prompts]
 
@@ -96,10 +110,12 @@ def test_what_knows_everything_scores_one_and_what_knows_nothing_zero(monkeypatc
     worst = evaluated(monkeypatch, tmp_path / "worst", Ignorant(), other=tmp_path / "best")
     assert set(best.scores) == {suite.name for suite in SUITES}
     values = {score.name: score.value for found in best.scores.values() for score in found}
-    assert values.pop("edits that copy the source") == 0
+    for name in ("edits that copy the source", "answers to examples that copy the source", *UNTOLD):
+        assert values.pop(name) == 0
     assert set(values.values()) == {1.0}
     values = {score.name: score.value for found in worst.scores.values() for score in found}
-    assert values.pop("edits that copy the source") == 1
+    for name in ("edits that copy the source", "answers to examples that copy the source"):
+        assert values.pop(name) == 1
     for name in ("pixels kept in edits", "pixels kept in the fifth edit"):
         assert 0.8 < values.pop(name) < 1  # where the ground was to change, nothing that had to stay did
     assert set(values.values()) == {0.0}
@@ -126,6 +142,33 @@ def test_what_a_story_does_not_speak_of_has_to_stay():
     seen = {kind[0] for kind in (one.kind for one in read(pictures[0]).objects)}
     gone = " ".join(f"the {shape} leaves," for shape in seen)
     assert values(words[0], pictures[0], gone, blank)["right"] == 1
+
+
+def test_what_does_not_look_at_examples_cannot_follow_two_rules_at_once():
+    suite = suites.Examples()
+    items = suite.items(COUNT, 0)
+    rows, shown = zip(*(done for first, batch in suite.batches(items) for done in suite.ask(Guessing(items), first, batch, 0)))
+    assert {score.value for score in suite.scores(rows)[:2]} == {1.0, 0.0} and suite.scores(rows)[0].name == suite.words["right"]
+    assert all(row.values == {"right": 1, "both": 0, "other": 1, "without": 1, "copied": 0} for row in rows)
+    assert {len(images) for images in shown} == {8} and {group for row in rows for group in row.groups} >= {"seen", "held out", "add", "swap"}
+
+
+def test_blank_pictures_follow_no_rule():
+    suite, blank = suites.Examples(), Perfect()
+    blank.follow = lambda examples, images, seed: [Image.new("RGB", image.size, "white") for image in images]
+    rows = [row for first, batch in suite.batches(suite.items(COUNT, 0)) for row, _ in suite.ask(blank, first, batch, 0)]
+    assert len(rows) == COUNT and not any(any(row.values.values()) for row in rows)
+
+
+class Guessing(Subject):
+    """Knows which rule will be asked for, and does it whatever is shown."""
+
+    def __init__(self, items):
+        super().__init__("guessing", {})
+        self.after = {key((), item.shown.source): picture(item.shown.after) for item in items}
+
+    def follow(self, examples, images, seed):
+        return [self.after[key((), image)] for image in images]
 
 
 def test_it_goes_on_where_it_was_stopped_and_shares_its_work(monkeypatch, tmp_path):

@@ -1,17 +1,33 @@
 """FusionModel: rows in and out, losses that reach every weight, checkpointing, configs, adapters around it."""
 
 import copy
+from dataclasses import replace
 
 import peft
 import pytest
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from fusion import objective
+from fusion.codec import Pixel
 from fusion.model import FusionConfig, FusionModel
-from fusion.objective import Objective, add_noise, losses, losses_at
+from fusion.objective import Objective, add_noise, latents, losses, losses_at
+from fusion.patches import patchify
 from fusion.sequence import IGNORE
 from tests.families import VOCAB, tiny_config, tiny_llm
-from tests.mixed import CONTROL, MODES, PATCH, answer, drawing, fresh_fusion, packed_rows, stirred, story, tiny_fusion
+from tests.mixed import (
+    CONTROL,
+    MODES,
+    PATCH,
+    answer,
+    drawing,
+    fresh_fusion,
+    packed_rows,
+    prose,
+    stirred,
+    story,
+    tiny_fusion,
+)
 
 FAMILIES = ["llama", "gpt2", "gemma3_text", "qwen3_moe"]
 IDS = torch.arange(1, 41).view(2, 20)
@@ -160,8 +176,6 @@ def test_twenty_steps_learn_one_document(family, packed):
 
 
 def test_an_empty_batch_of_pictures_is_zero_safe():
-    from tests.mixed import prose
-
     found = losses(tiny_fusion("llama"), packed_rows([[prose()]]), Objective(), torch.Generator())
     assert found.flow_count == 0 and found.flow == 0 and torch.isfinite(found.total(found.text_count, found.flow_count))
 
@@ -207,3 +221,46 @@ def test_the_clamp_of_the_loss_is_that_of_the_objective():
     model = tiny_fusion("llama")
     strict, lenient = (losses_at(model, noised, Objective(clamp=clamp), model.config).flow.item() for clamp in (0.05, 0.2))
     assert strict == pytest.approx(16 * lenient, rel=1e-4)
+
+
+def test_pictures_are_encoded_together_by_size_as_many_as_there_is_room_for(monkeypatch):
+    """Each gets the patches that it has alone, in the place of its number, and a batch of the codec has pictures of one size."""
+    monkeypatch.setattr(objective, "PIXELS_AT_ONCE", 100)
+    pictures = [torch.rand(3, *size) for size in ((4, 4), (8, 4), (4, 4), (4, 4), (12, 16), (4, 4), (4, 4), (4, 4), (4, 4))]
+    asked = []
+
+    class Noted(Pixel):
+        def encode(self, pixels):
+            asked.append(tuple(pixels.shape))
+            return pixels * 2
+
+    rows = objective._encoded(pictures, Noted(), PATCH)
+    for picture, patches in zip(pictures, rows, strict=True):
+        assert torch.equal(patches, 2 * patchify(picture, PATCH))
+    assert sorted(asked) == [(1, 3, 4, 4), (1, 3, 8, 4), (1, 3, 12, 16), (6, 3, 4, 4)]
+
+
+def test_a_batch_without_pictures_has_no_patches():
+    packed = packed_rows([[prose()]])
+    assert packed.patches.shape == (0, 3 * PATCH**2) and packed.to("cpu").pixels == ()
+
+
+@pytest.mark.parametrize("stays", [0.0, 0.5, 1.0])
+@torch.no_grad()
+def test_how_far_edits_stay_at_their_source_is_told(stays):
+    """Of the story's targets one has a picture of its size before it; a prediction between the two is told where it lies, at late times alone."""
+    model, packed = tiny_fusion("llama"), packed_rows([[story()]])
+    edit = packed.noised_picture & (packed.reference >= 0)
+    assert edit.sum() == 1 and packed.noised_picture.sum() == 2
+
+    def drawn(packed):
+        clean, output = noised.clean, model(packed=packed)
+        edited = edit[packed.picture_of_patch[packed.noised_patch]][:, None]
+        return replace(output, prediction=torch.where(edited, clean + stays * (packed.references - clean), output.prediction))
+
+    clean = latents(packed, Pixel(), PATCH)
+    for late in (True, False):
+        times = packed.noised_picture * (0.9 if late else 0.4)
+        noised = add_noise(clean, times, torch.Generator().manual_seed(0))
+        copied, edits = losses_at(drawn, noised, Objective(), model.config).copied.tolist()
+        assert edits == late and copied == pytest.approx(stays * late, abs=1e-5)

@@ -10,6 +10,7 @@ from fusion.data.shapes import (
     Options,
     World,
     evaluation_edits,
+    evaluation_examples,
     evaluation_intents,
     evaluation_prompts,
     evaluation_questions,
@@ -21,16 +22,17 @@ from fusion.data.shapes.evaluation import CATEGORIES, HELD_OUT_CATEGORIES, _stre
 from fusion.data.shapes.questions import QUESTIONS
 
 SETS = {"prompts": evaluation_prompts, "edits": evaluation_edits, "questions": evaluation_questions, "intents": evaluation_intents}
+SETS |= {"examples": evaluation_examples}
 
 
 def shown(item):
     """What a model gets to see of an evaluation item, for comparison."""
-    parts = [getattr(item, field, None) for field in ("prompt", "instruction", "question", "message", "before")]
+    parts = [getattr(item, field, None) for field in ("prompt", "instruction", "question", "message", "before", "shown", "other")]
     return str(parts)
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_sets_are_fixed_by_their_seed(name):
+def test_sets_are_fixed_by_their_seed(name, unchecked):
     one, two, other = ([shown(item) for item in SETS[name](60, seed)] for seed in (0, 0, 1))
     assert len(one) == 60 and one == two and one != other
     assert [shown(item) for item in SETS[name](30, 0)] == one[:30], "a longer set begins with the shorter"

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from itertools import combinations
 
-import jaxtyping
 import numpy as np
 import pytest
 from PIL import Image
@@ -52,15 +51,6 @@ def recovered(scene):
     return len(truth) == len(found) and all(
         one[:3] == two[:3] and np.allclose(one[3:], two[3:], atol=0.25) for one, two in zip(truth, found)
     )
-
-
-@pytest.fixture
-def unchecked():
-    """No shape checks: they would take twice as long as the judge itself, and the other tests have them."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.mark.slow

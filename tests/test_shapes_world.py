@@ -89,6 +89,7 @@ def test_who_shows_which_picture():
         "edits": {"user", "assistant"},
         "stories": {"assistant"},
         "chat": set(),
+        "examples": {"user", "assistant"},
     }
     assert all(turn["content"][0]["type"] == "image" for s in samples("text_to_image", 20) for turn in s.messages[1:])
 
@@ -161,7 +162,7 @@ def held_out_sentence(text):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_held_out_pairs_occur_in_no_training_picture_and_no_training_sentence(task):
+def test_held_out_pairs_occur_in_no_training_picture_and_no_training_sentence(task, unchecked):
     for sample in samples(task, 300, seed=4):
         assert not sample.held_out and not any(scene.held_out for scene in sample.scenes)
         assert not any(map(held_out_sentence, texts(sample))), texts(sample)

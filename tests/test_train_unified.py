@@ -14,6 +14,7 @@ from fusion.data.sources import Sample
 from tests import training
 from train import unified
 from train.config import load_config
+from train.forecast import forecast
 from train.metrics import read
 from train.optim import hidden_matrices
 from train.samples import Prompt, ask, from_samples, sheet
@@ -146,6 +147,18 @@ def test_a_shrunk_llm_keeps_its_embeddings_norms_and_head(llm):
     assert len(matrices) == 7 * len(shrunk.model.layers)
     for one, other in zip(whole.parameters(), shrunk.parameters(), strict=True):
         assert torch.equal(other, one * 0.3 if id(other) in matrices else one)
+
+
+def test_training_goes_on_from_a_saved_model(llm, tmp_path):
+    before = unified.build(unified.Model(llm=str(llm), patch_size=4, head="linear", embed="linear"))
+    before.save_pretrained(tmp_path)
+    after = unified.build(unified.Model(llm=str(llm), start=str(tmp_path), patch_size=16, shrink=0.5))
+    assert after.model.config.patch_size == 4 and after.model.dtype == torch.float32
+    assert all(torch.equal(p, q) for p, q in zip(before.model.parameters(), after.model.parameters(), strict=True))
+    with pytest.raises(ValueError, match=r"leave it out, and give the settings that it was made with$"):
+        forecast(unified.Unified(run="", model=unified.Model(llm=str(llm), start=str(tmp_path))))
+    with pytest.raises(ValueError, match="nowhere"):
+        unified.build(unified.Model(llm=str(llm), start="nowhere"))
 
 
 @pytest.mark.parametrize("share", [0.0, 1.5])

@@ -206,9 +206,10 @@ def _mixture(curriculum: Curriculum, seed: int, shard: int, shards: int) -> Mixt
 
 
 def watched(config: Demo, model: Fusion, corpus: Corpus) -> tuple[dict, dict]:
-    """Held-out batches by task, whose losses are followed, and groups of prompts, whose answers are."""
+    """Held-out batches by task of any stage, whose losses are followed, and groups of prompts, whose answers are."""
     held_out, groups = {}, {"prompts": [ask(text) for text in config.samples.prompts]}
-    for task in TASKS:
+    drawn = {task for stage in config.world.stages for task, weight in stage.world.options.tasks.items() if weight > 0}
+    for task in filter(drawn.__contains__, TASKS):
         samples = first_samples(WorldSource(World(Options(tasks={task: 1.0})), HELD_OUT_SEED, task), config.held_out)
         held_out[task] = fixed_batches(samples, model.processor, config.packing)
         groups[task] = from_samples(samples[: config.samples.held_out])

@@ -240,6 +240,8 @@ def forecast(config: Unified, gpus: int = 1, device: str = "h100", mfu: float = 
     """Imagine a step of the run that a config describes. ValueError in one line where that is not possible."""
     if gpus < 1 or not 0 < mfu <= 1 or (price is not None and price < 0):
         raise ValueError(f"gpus={gpus}, mfu={mfu}, price={price}: at least one device, a share above 0 and at most 1, and no negative price")
+    if config.model.start:
+        raise ValueError("model.start: a saved model is not imagined: leave it out, and give the settings that it was made with")
     on = DEVICES[device]()
     precision = config.training.precision
     if precision == "auto":

@@ -39,6 +39,8 @@ EVALUATIONS = {"emoji": emoji.sections}
 class Model:
     """The model that is trained: arguments of fusion.from_llm. attention: of the decoder, auto takes what is fast on the device.
 
+    start: the folder of a saved model to go on from; of the settings only attention, lora and latents are then looked at, and llm as the one
+    that it came from. null to begin with the LLM.
     shrink: factor on the LLM's hidden matrices before training begins, for LLMs whose weights keep them from learning what is new (Ash and
     Adams, arXiv 1910.08475); the demo's tiny one tells colours apart with 0.3 (docs/log.md), larger ones were not tried.
     lora: adapters of the LLM, which is frozen but for them (fusion.lora), as {rank: 8, alpha: 16, targets: linear}; null for none.
@@ -46,6 +48,7 @@ class Model:
     """
 
     llm: str = "???"
+    start: str | None = None
     codec: str = "pixel"
     patch_size: int = 8
     time: str = "adaln"
@@ -131,19 +134,24 @@ def evaluate(config: Unified, model: Fusion) -> list[Section]:
 
 
 def build(settings: Model) -> Fusion:
-    """The extended LLM, in fp32."""
-    names = ("codec", "patch_size", "time", "positions", "target", "path", "embed", "head", "mode", "split", "image_width", "max_side", "max_patches")
-    model = fusion.from_llm(settings.llm, dtype=torch.float32, **{name: getattr(settings, name) for name in names})
+    """The extended LLM, or the model to go on from, in fp32."""
+    model = fusion.load(settings.start, dtype=torch.float32) if settings.start else _extended(settings)
     # Short rows on CPUs: SDPA's backward is several times slower than two matrix products.
     fast = "sdpa" if torch.cuda.is_available() else "matmul"
-    if settings.shrink != 1:
-        pretrained = [part for part in (model.model.llm, model.model.twins) if part is not None]
-        torch._foreach_mul_([p.data for part in pretrained for p in hidden_matrices(part)], settings.shrink)
     if settings.lora:
         model.add_lora(**vars(settings.lora))
     if settings.latents:
         model.codec = LatentCache(settings.latents, model.codec)
     model.model.set_attention(fast if settings.attention == "auto" else settings.attention)
+    return model
+
+
+def _extended(settings: Model) -> Fusion:
+    names = ("codec", "patch_size", "time", "positions", "target", "path", "embed", "head", "mode", "split", "image_width", "max_side", "max_patches")
+    model = fusion.from_llm(settings.llm, dtype=torch.float32, **{name: getattr(settings, name) for name in names})
+    if settings.shrink != 1:
+        pretrained = [part for part in (model.model.llm, model.model.twins) if part is not None]
+        torch._foreach_mul_([p.data for part in pretrained for p in hidden_matrices(part)], settings.shrink)
     return model
 
 

@@ -28,6 +28,8 @@ class _Sums:
     asked: int = 0
     begun: int = 0
     rightly: int = 0
+    copied: float = 0.0
+    edits: float = 0.0
 
     def add(self, result: Losses) -> None:
         self.text += float(result.text)
@@ -39,6 +41,9 @@ class _Sums:
         if result.draws is not None:
             asked, begun, rightly = result.draws.tolist()
             self.asked, self.begun, self.rightly = self.asked + asked, self.begun + begun, self.rightly + rightly
+        if result.copied is not None:
+            copied, edits = result.copied.tolist()
+            self.copied, self.edits = self.copied + copied, self.edits + edits
 
 
 @torch.no_grad()
@@ -50,7 +55,8 @@ def validate(
     `val/text` (cross-entropy per token), `val/control` (that of control tokens), `val/x_error` (mean squared error of x_hat, unweighted,
     times uniform), `val/x_error/0.2-0.4` (that of pictures with such a time), `val/text_of/<name>`, `val/x_error_of/<name>`, and, of the tokens at
     which the true text goes on with a picture, `val/draws/when_asked`, the share at which the model would draw, and of those at which it would,
-    `val/draws/rightly`, the share at which it should.
+    `val/draws/rightly`, the share at which it should. `val/edits/copied`: how far what it makes of an edit stays at the picture that is edited, 1,
+    rather than the wanted one, 0.
     """
     device = next(learner.model.parameters()).device
     objective = replace(objective, times="uniform", shift=1.0)
@@ -80,6 +86,8 @@ def _named(total: _Sums, by_name: Mapping[str, _Sums]) -> dict[str, float]:
         values["val/draws/when_asked"] = total.rightly / total.asked
     if total.begun:
         values["val/draws/rightly"] = total.rightly / total.begun
+    if total.edits:
+        values["val/edits/copied"] = total.copied / total.edits
     values |= {f"val/text_of/{name}": sums.text / sums.text_count for name, sums in by_name.items() if sums.text_count}
     return values | {f"val/x_error_of/{name}": sums.x_error / sums.pictures for name, sums in by_name.items() if sums.pictures}
 

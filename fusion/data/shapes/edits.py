@@ -80,7 +80,9 @@ def remove(rng: np.random.Generator, scene: Scene) -> Change | None:
 def move(rng: np.random.Generator, scene: Scene) -> Change | None:
     """A single object goes in a direction, one of several to a free cell of the grid."""
     if scene.layout == "single":
-        return _shift(rng, scene)
+        direction = pick(rng, tuple(DIRECTIONS))
+        after = shift(rng, scene, direction)
+        return after and (Edit("move", scene.things[0].kind, direction=direction), after)
     if scene.layout != "grid" or not scene.free_places:
         return None
     index, place = pick(rng, unique(scene)), pick(rng, scene.free_places)
@@ -89,15 +91,14 @@ def move(rng: np.random.Generator, scene: Scene) -> Change | None:
     return Edit("move", thing.kind, place=place), scene.with_thing(index, place=place, x=whole(rng, *x), y=whole(rng, *y))
 
 
-def _shift(rng: np.random.Generator, scene: Scene) -> Change | None:
-    thing, direction = scene.things[0], pick(rng, tuple(DIRECTIONS))
+def shift(rng: np.random.Generator, scene: Scene, direction: str) -> Scene | None:
+    """A single object clearly further in a direction, or None where there is no room for that."""
+    thing = scene.things[0]
     axis, sign = DIRECTIONS[direction]
     low, high = corners(scene.picture_size, "single", "middle", thing.pixels)[axis == "y"]
     start, step = getattr(thing, axis), math.ceil(MOVE * scene.side)
     low, high = (low, start - step) if sign < 0 else (start + step, high)
-    if low > high:
-        return None
-    return Edit("move", thing.kind, direction=direction), scene.with_thing(0, **{axis: whole(rng, low, high)})
+    return scene.with_thing(0, **{axis: whole(rng, low, high)}) if low <= high else None
 
 
 def swap(rng: np.random.Generator, scene: Scene) -> Change | None:
@@ -105,9 +106,13 @@ def swap(rng: np.random.Generator, scene: Scene) -> Change | None:
     if len(unique(scene)) < 2:
         return None
     first, second = some(rng, unique(scene), 2)
+    return Edit("swap", scene.kinds[first], other=scene.kinds[second]), exchange(scene, first, second)
+
+
+def exchange(scene: Scene, first: int, second: int) -> Scene:
+    """Two objects in each other's places."""
     one, two = scene.things[first], scene.things[second]
-    after = scene.with_thing(first, **_standing_for(scene, one, two)).with_thing(second, **_standing_for(scene, two, one))
-    return Edit("swap", one.kind, other=two.kind), after
+    return scene.with_thing(first, **_standing_for(scene, one, two)).with_thing(second, **_standing_for(scene, two, one))
 
 
 def _standing_for(scene: Scene, thing: Thing, other: Thing) -> dict:

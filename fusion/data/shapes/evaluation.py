@@ -1,4 +1,4 @@
-"""Fixed evaluation sets: GenEval in miniature, edits, chains of them, stories, questions, and requests that do or do not ask for a picture.
+"""Fixed evaluation sets: GenEval in miniature, edits (also in chains and by example), stories, questions, and requests that ask for a picture or not.
 
 Their random streams carry a spawn key of their own (`SeedSequence(seed, spawn_key=(EVALUATION, ...))`). Training draws
 from `default_rng(seed)`, whose key is empty, or from children spawned from it, whose keys count from 0: the streams
@@ -16,6 +16,7 @@ from fusion.data.shapes.chance import chance, pick, some, whole
 from fusion.data.shapes.constants import COLOURS, KINDS, RELATIONS, SHAPES, Kind, has_held_out
 from fusion.data.shapes.edit_words import request
 from fusion.data.shapes.edits import EDITS, any_edit
+from fusion.data.shapes.examples import Shown, by_example, of_another, rules_of
 from fusion.data.shapes.expect import Edit, Expectation, Question, Wanted
 from fusion.data.shapes.options import Options
 from fusion.data.shapes.questions import QUESTIONS
@@ -27,7 +28,7 @@ from fusion.data.shapes.words import RELATION_WORDS, Caption, a, ask_for_picture
 
 EVALUATION = 0x5A9E  # no trainer spawns this many children
 SCORED_SEED = 0
-_SETS = ("prompts", "edits", "questions", "intents", "chains", "stories")
+_SETS = ("prompts", "edits", "questions", "intents", "chains", "stories", "examples")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,15 @@ class EvaluationChain:
     instructions: tuple[str, ...]
     edits: tuple[Edit, ...]
     scenes: tuple[Scene, ...]
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class EvaluationExamples:
+    """Examples of a rule and a source, and examples of another rule, one that training shows, that makes something else of the same source."""
+
+    shown: Shown
+    other: Shown
     held_out: bool
 
 
@@ -183,6 +193,18 @@ def evaluation_chains(n: int, seed: int = SCORED_SEED, turns: int = 5) -> tuple[
             made.append(edit)
         chains.append(EvaluationChain(render(scene), tuple(requests), tuple(made), tuple(scenes), options.held_out))
     return tuple(chains)
+
+
+def evaluation_examples(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationExamples, ...]:
+    """`n` rules shown by examples; every other one is held out, and so are pairs in its pictures. The kinds come in turn: all seven, and those
+    three of which some rules are held out."""
+    rng, found = _stream("examples", seed), []
+    for number in range(n):
+        options = _alternately(number, 1)
+        kinds = tuple(rules_of(options, options.held_out))
+        shown = by_example(rng, options, kinds[number // 2 % len(kinds)])
+        found.append(EvaluationExamples(shown, of_another(rng, options, shown), options.held_out))
+    return tuple(found)
 
 
 def evaluation_stories(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationStory, ...]:

@@ -9,6 +9,7 @@ from fusion.data.shapes.constants import COLOURS, EDIT_COUNTS, KINDS, PICTURE_SI
 DEFAULT_TASKS = {
     "text_to_image": 0.45, "edits": 0.2, "questions": 0.1, "image_to_text": 0.08, "stories": 0.07, "chat": 0.1,
 }  # fmt: skip
+OPTIONAL_TASKS = ("examples",)  # drawn where they are given a weight
 DEFAULT_COUNTS = {1: 0.35, 2: 0.35, 3: 0.15, 4: 0.15}
 DEFAULT_SIZES = {"32x32": 0.8, "48x32": 0.1, "32x48": 0.1}
 DEFAULT_COLOURS = dict.fromkeys(COLOURS, 1.0)
@@ -31,7 +32,7 @@ class Options:
     `colours` by name: those in which scenes begin, as edits bring in and questions ask about any.
     `placed`: captions of text_to_image and edits always tell where several objects stand (of two equal ones: how).
     `distinct`: no two objects of a scene begin in one colour.
-    `held_out` draws only scenes with a held-out pair of kinds: for evaluation, never for training.
+    `held_out` draws only scenes with a held-out pair of kinds, and examples only of held-out rules: for evaluation, never for training.
     ValueError for unknown names and for weights that are negative or all zero.
     """
 
@@ -44,7 +45,7 @@ class Options:
     held_out: bool = False
 
     def __post_init__(self):
-        _check("tasks", self.tasks, DEFAULT_TASKS)
+        _check("tasks", self.tasks, (*DEFAULT_TASKS, *OPTIONAL_TASKS))
         _check("counts", self.counts, DEFAULT_COUNTS)
         _check("sizes", self.sizes, _SIZES)
         _check("colours", self.colours, COLOURS)

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from fusion.data.shapes.expect import Edit, Expectation, Question
+from fusion.data.shapes.rules import Rule
 from fusion.data.shapes.scene import Scene
 
 Message = dict[str, object]
@@ -17,7 +18,7 @@ class Sample:
     {"type": "image", "image": (h, w, 3) uint8 array}, and an image by the assistant is a target.
 
     `scenes` are those of the images in order. `expectation` is what a requested first picture must show, `questions`
-    and `edits` what the later turns ask. `held_out`: some scene has a held-out pair (never in training).
+    and `edits` what the later turns ask; `rule` is what examples show. `held_out`: some scene has a held-out pair (never in training).
     """
 
     task: str
@@ -26,6 +27,7 @@ class Sample:
     expectation: Expectation | None = None
     questions: tuple[Question, ...] = ()
     edits: tuple[Edit, ...] = ()
+    rule: Rule | None = None
     held_out: bool = False
 
     def with_pil(self) -> "Sample":

@@ -8,6 +8,7 @@ from fusion.data.shapes.chance import chance, pick, weighted
 from fusion.data.shapes.chat import turns_in_words
 from fusion.data.shapes.edit_words import happening, request
 from fusion.data.shapes.edits import Change, any_edit, try_edit
+from fusion.data.shapes.examples import examples
 from fusion.data.shapes.options import Options
 from fusion.data.shapes.questions import ask
 from fusion.data.shapes.render import render
@@ -129,5 +130,5 @@ def _shown(rng: np.random.Generator, scene: Scene, text: str) -> dict:
 
 TASKS: dict[str, Callable[[np.random.Generator, Options], Sample]] = {
     "text_to_image": text_to_image, "image_to_text": image_to_text, "questions": questions, "edits": edits, "stories": stories,
-    "chat": chat,
+    "chat": chat, "examples": examples,
 }  # fmt: skip

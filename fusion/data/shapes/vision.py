@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
-from fusion.data.shapes.constants import COLOURS, CROSS_ARM, GROUNDS, SEVERAL_LARGE, SHAPES, SINGLE_LARGE, Kind
+from fusion.data.shapes.constants import COLOURS, CROSS_ARM, GROUNDS, SEVERAL_LARGE, SHAPES, SINGLE_LARGE
 
 TOLERANCE = 48.0  # RGB distance at which a pixel still counts as a palette colour; noise of +-10 reaches 17
 MIN_GROUND = 0.25  # four large squares leave 0.43 of a picture
@@ -40,7 +40,7 @@ class Seen:
     confidence: float
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> tuple[str | None, str]:
         return self.shape, self.colour
 
 

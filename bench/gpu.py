@@ -1,0 +1,102 @@
+"""Training steps on a CUDA device: tokens per second, share of the chip's speed, memory against what was planned. `python -m bench.gpu`
+
+The model has SmolLM2-135M's shape and random weights, and learns to draw pictures of noise, 128 x 128 pixels in patches of 8, in rows of 1,024
+tokens, in bf16. Each way to compute attention and layers trains for some steps of train.loop's own, on batches made beforehand. The share of the
+chip's speed counts operations as `fusion plan` does, without those of a second forward pass.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from bench import measure
+from bench.lora import save_llm, save_pictures
+from train import unified
+from train.config import load_config
+from train.forecast import forecast
+
+WARM_UP = 4  # steps that do not count
+SETTINGS = [
+    "model.patch_size=8", "model.embed=linear", "model.head=linear", "data.sources=[{kind: images}]", "data.max_side=128", "data.held_out=0.1",
+    "packing.length=1024", "packing.lookahead=64", "training.precision=bf16", "training.workers=0", "training.validate_every=0",
+    "training.sample_every=0", "training.save_every=0", "training.trackers=[]", "training.optim.warmup=1", "samples.held_out=0",
+]  # fmt: skip
+CASES = {
+    "sdpa": ["packing.rows=16"],
+    "flex_attention": ["packing.rows=16", "model.attention=flex_attention"],
+    "sdpa, compiled": ["packing.rows=16", "training.compile=true"],
+    "sdpa, recomputed, 48 rows": ["packing.rows=48", "training.recompute=true"],
+    "flex_attention, 32 rows, muon": ["packing.rows=32", "model.attention=flex_attention", "training.optim.optimizer=muon"],
+}
+
+
+class Timed:
+    """A loader of batches made beforehand that notes when each is taken, and ends the run after so many."""
+
+    def __init__(self, loader, steps: int):
+        self.batches, self.left = loader.batches, steps
+        self.ready = list(islice(loader, 4))
+        self.taken: list[float] = []
+
+    def __next__(self):
+        torch.cuda.synchronize()
+        self.taken.append(time.perf_counter())
+        if not self.left:
+            raise StopIteration
+        self.left -= 1
+        return self.ready[self.left % len(self.ready)]
+
+
+def measured(words: list[str], steps: int) -> dict[str, float]:
+    """Median seconds of a step, and what follows from them."""
+    config = load_config(unified.Unified, None, words)
+    planned = forecast(config, device="h100")
+    torch.cuda.reset_peak_memory_stats()
+    trainer = unified.trainer_for(config, unified.build(config.model))
+    trainer.loader = timed = Timed(trainer.loader, WARM_UP + steps)
+    with suppress(StopIteration):
+        trainer.fit()
+    seconds = median(b - a for a, b in zip(timed.taken[WARM_UP:], timed.taken[WARM_UP + 1 :], strict=False))
+    peak, tokens = torch.cuda.max_memory_allocated(), timed.ready[0].packed.ids.numel()
+    return {
+        "ms per step": round(1000 * seconds, 1), "tokens per second": round(tokens / seconds),
+        "share of peak": round(planned.work / seconds / planned.peak, 3),
+        "memory, GiB": round(peak / 2**30, 2), "planned, GiB": round(planned.memory.peak / 2**30, 2), "off": round(planned.memory.peak / peak - 1, 3),
+    }  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    """Measure each case; print; write down."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=12, help="of each case, that count")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("error: no CUDA device here", file=sys.stderr)
+        return 1
+    figures = {}
+    with tempfile.TemporaryDirectory() as place:
+        llm, pictures = Path(place, "llm"), Path(place, "pictures")
+        pictures.mkdir()
+        save_llm(llm)
+        save_pictures(pictures)
+        for number, (name, case) in enumerate(CASES.items()):
+            words = [f"model.llm={llm}", f"data.path={pictures}", f"run={place}/run{number}", *SETTINGS, *case]
+            try:
+                figures[name] = measured(words, options.steps)
+            except (RuntimeError, ValueError) as error:
+                figures[name] = {"failed": " ".join(str(error).split())[:300]}
+            torch.cuda.empty_cache()
+            print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in figures[name].items()), flush=True)
+    print(measure.write("gpu", {"gpu": torch.cuda.get_device_name(), "settings": SETTINGS, "cases": CASES, "figures": figures}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
