@@ -32,7 +32,7 @@ from train.optim import Optim
 from train.samples import Samples
 from train.unified import Model, Unified, Validation, build, trainer_for
 
-HELD_OUT = 80  # documents that the doctor looks at
+HELD_OUT = 64  # documents that the doctor looks at
 TASKS = {"text_to_image": 0.45, "edits": 0.35, "chat": 0.2}
 
 
