@@ -34,10 +34,14 @@ def parameters(*modules: nn.Module, trained: bool = False) -> int:
 def flops(run: Callable[[], Any]) -> int:
     """Floating-point operations of matrix products and convolutions in `run()`, two for a multiply-add; of its backward pass too if it has one."""
     # Attention as two matrix products, which the counter knows on every device.
-    ours = {torch.ops.aten.convolution_backward: _convolution_backward}
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=ours) as counter:
+    with sdpa_kernel(SDPBackend.MATH), counting() as counter:
         run()
     return counter.get_total_flops()
+
+
+def counting() -> FlopCounterMode:
+    """Counts such operations of what runs inside, eagerly and in whatever kernels it would without; torch knows those of attention on GPUs."""
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward})
 
 
 def _convolution_backward(

@@ -41,7 +41,7 @@ class Look:
 
 
 # Metrics with a chart of their own, whatever stands before their last slash.
-ALONE = {*RATES, "per_second/tokens", "val/psnr"}
+ALONE = {*RATES, "per_second/tokens", "per_second/teraflop", "per_second/share_of_peak", "val/psnr"}
 # Groups in the order of the page.
 LOOKS = {
     "loss": Look("Training loss", log=True),
@@ -57,6 +57,8 @@ LOOKS = {
     "lr": Look("Learning rate", zero=True, noisy=False),
     **{rate: Look("Throughput", f"{unit} per second", zero=True) for rate, unit in RATES.items()},
     "per_second/tokens": Look("Throughput", "tokens per second", zero=True),
+    "per_second/teraflop": Look("Throughput", "trillions of operations per second", zero=True),
+    "per_second/share_of_peak": Look("Utilisation", "share of the operations that the device promises", zero=True),
     "grad_norm": Look("Gradient norm", "before clipping", log=True),
     "memory_gib": Look("Memory", "GiB at most so far", zero=True, noisy=False),
     "padding": Look("Padding", "share of tokens", zero=True),

@@ -169,6 +169,12 @@ def copied(before: Image.Image, after: Image.Image) -> bool:
     return bool(abs(pair[0] - pair[1]).max() <= SAME)
 
 
+def apart(answers: Sequence[Image.Image], wanted: Sequence[Image.Image]) -> bool:
+    """Whether two answers are nearer to the two pictures wanted in their order than exchanged: what always answers the same is near neither."""
+    one, two, first, second = (np.asarray(image.convert("RGB").resize(wanted[0].size), dtype=float) for image in (*answers, *wanted))
+    return bool(((one - two) * (first - second)).sum() > 0)
+
+
 class Drift(Suite):
     """Five edits in turn, each of what came of the one before: small changes add up, and an edit counts if all before it were done too."""
 
@@ -201,12 +207,13 @@ class Drift(Suite):
 
 class Examples(Suite):
     """Editing by example: a rule that two examples show and nobody names. The same source is asked for with those examples, with those of another
-    rule, and with none, from the same noise: what does not look at its examples does as well without, and follows no two rules at once."""
+    rule, and with none, from the same noise: what does not look at its examples does as well without them, and never follows both rules."""
 
     name, needs = "rules from examples", frozenset({"follow"})
     words = {
         "right": "rules done from two examples", "both": "sources changed by either rule as shown", "other": "rules done from examples of another",
-        "without": "rules done without examples", "copied": "answers to examples that copy the source",
+        "without": "rules done without examples", "apart": "examples told apart by pixels, half by chance",
+        "copied": "answers to examples that copy the source",
     }  # fmt: skip
 
     def items(self, count, seed):
@@ -232,7 +239,9 @@ class Examples(Suite):
         rule, other = item.shown.rule, item.other.rule
         done, misled, without = (float(right(rule, item.shown.source, answer)) for answer in answers)
         followed = float(right(other, item.shown.source, answers[1]))
-        values = {"right": done, "both": done * followed, "other": misled, "without": without, "copied": float(copied(source, answers[0]))}
+        values = {"right": done, "both": done * followed, "other": misled, "without": without}
+        values |= {"apart": float(apart(answers[:2], [picture(item.shown.after), picture(item.other.after)]))}
+        values |= {"copied": float(copied(source, answers[0]))}
         asked = f"{rule.words}; last two pictures: from examples that {other.words}, and from none"
         return Row(self.name, number, asked, [rule.kind, "held out" if item.held_out else "seen"], values)
 

@@ -149,7 +149,7 @@ def test_what_does_not_look_at_examples_cannot_follow_two_rules_at_once():
     items = suite.items(COUNT, 0)
     rows, shown = zip(*(done for first, batch in suite.batches(items) for done in suite.ask(Guessing(items), first, batch, 0)))
     assert {score.value for score in suite.scores(rows)[:2]} == {1.0, 0.0} and suite.scores(rows)[0].name == suite.words["right"]
-    assert all(row.values == {"right": 1, "both": 0, "other": 1, "without": 1, "copied": 0} for row in rows)
+    assert all(row.values == {"right": 1, "both": 0, "other": 1, "without": 1, "apart": 0, "copied": 0} for row in rows)
     assert {len(images) for images in shown} == {8} and {group for row in rows for group in row.groups} >= {"seen", "held out", "add", "swap"}
 
 

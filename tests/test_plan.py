@@ -16,7 +16,8 @@ from fusion.objective import Objective, latents, losses
 from tests import families, mixed, training
 from train import unified
 from train.config import load_config
-from train.forecast import DEVICES, Shares, Subject, fullest, parameters
+from train.devices import DEVICES
+from train.forecast import Shares, Subject, fullest, parameters
 from train.forecast import forecast as forecast_of
 from train.imagine import follow
 from train.learner import recomputed

@@ -5,6 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
+import fusion
+from fusion.data.batches import Packing, fixed_batches
 from fusion.data.shapes import (
     HELD_OUT_RULES,
     PICTURE_SIZES,
@@ -24,6 +26,7 @@ from fusion.data.shapes import (
 from fusion.data.shapes.examples import by_example, laid_out
 from fusion.data.shapes.options import DEFAULT_TASKS
 from fusion.data.shapes.rules import RULE_COUNTS, Rule, apply, explains, explanations, right
+from fusion.data.sources import WorldSource
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # checking shapes would take ten times as long as the world itself
 
@@ -132,6 +135,18 @@ def test_the_evaluation_shows_two_rules_that_part_ways():
         for one, two in ((item.shown, item.other), (item.other, item.shown)):
             assert explanations(one.pairs) == [one.rule]
             assert right(one.rule, one.source, render(one.after)) and not right(one.rule, one.source, render(two.after))
+
+
+def test_documents_fit_the_rows_of_the_demo_and_only_the_last_picture_is_learned():
+    processor = fusion.load("shapes").processor
+    tasks = {"examples": 1.0}
+    for size, length in (("32x32", 128), ("64x64", 384)):
+        source = WorldSource(World(Options(tasks=tasks, sizes={size: 1.0})))
+        (batch,) = fixed_batches([source[number] for number in range(6)], processor, Packing(length=length, rows=6, tail=0.0))
+        packed = batch.packed
+        patches = (int(size[:2]) // processor.stride) ** 2
+        assert not batch.skipped and len(packed.pixels) == 6 * 6, "five pictures are read and one is drawn"
+        assert packed.noised.sum() == 6 * patches and (packed.block[packed.noised] >= 0).all()
 
 
 # ---- what was there before is as it was ----

@@ -22,7 +22,7 @@ from fusion.data.shapes import (
 from fusion.data.shapes.edits import EDITS, try_edit
 from fusion.data.shapes.scene import sample_scene
 from fusion.data.shapes.vision import connected
-from fusion.data.shapes.words import wanted
+from fusion.data.shapes.words import all_of, wanted
 
 COUNTS = {1: 1, 2: 1, 3: 1, 4: 1}
 
@@ -30,12 +30,6 @@ COUNTS = {1: 1, 2: 1, 3: 1, 4: 1}
 def scenes(n, seed=0, sizes=((32, 32), (64, 48)), counts=COUNTS):
     rng = np.random.default_rng(seed)
     return [sample_scene(rng, counts, dict.fromkeys(sizes, 1)) for _ in range(n)]
-
-
-def full(scene):
-    """All that is true of the scene."""
-    claims = tuple(replace(wanted(thing, sized=True), place=thing.place) for thing in scene.things)
-    return Expectation(claims, ground=scene.ground, picture_size=scene.picture_size)
 
 
 def kinds_only(scene):
@@ -79,7 +73,7 @@ def test_colours_and_all_their_mixtures_with_grounds_are_well_apart():
 
 def test_a_true_expectation_passes_and_any_false_one_fails():
     for scene in scenes(60, seed=1):
-        image, truth = render(scene), full(scene)
+        image, truth = render(scene), all_of(scene)
         assert judge.check(image, truth).ok
         first, rest = truth.wanted[0], truth.wanted[1:]
         others = {
@@ -119,7 +113,7 @@ def test_slightly_soft_and_noisy_pictures_are_read():
     right = []
     for scene in scenes(150, seed=3):
         soft = blurred(render(scene), (1, 4, 1)) + rng.integers(-10, 11, (scene.height, scene.width, 3))
-        right.append(judge.check(np.clip(soft, 0, 255).astype(np.uint8), full(scene)).ok)
+        right.append(judge.check(np.clip(soft, 0, 255).astype(np.uint8), all_of(scene)).ok)
     assert np.mean(right) >= 0.98
 
 

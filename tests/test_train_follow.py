@@ -6,8 +6,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fusion
+from eval.cost import flops
 from fusion.objective import Objective
 from tests import training
+from train.devices import Device, this_device
 from train.follow import Forgetting, Probe, trackers
 from train.learner import UnifiedLearner
 from train.metrics import read
@@ -77,6 +79,32 @@ def test_trackers_have_what_the_log_has_and_the_samples(llm, model, tmp_path):
     assert {"per_second/pictures", "memory_gib", "grad_norm"} <= set(told.Tags()["scalars"])
     (picture, *_) = told.Images("samples/prompts")
     assert (picture.width, picture.height) == (16, 8)
+
+
+@pytest.mark.parametrize("chip", [None, Device("a chip", 2e9, 1e9)])
+def test_throughput_is_told_in_operations(llm, model, tmp_path, monkeypatch, chip):
+    """As many as the step has, and what share of a known device's speed that is."""
+    monkeypatch.setattr("train.loop.this_device", lambda device: chip)
+    given = training.Given(training.held_out(model.processor, count=1))
+    trainer = training.make(llm, tmp_path / "run", loader=given, documents=3, validate=False)
+    trainer.model.set_attention("matmul")
+    (batch,) = given.given
+    step = lambda: trainer.learner.losses(batch, trainer.objective, torch.Generator().manual_seed(0)).total(1, 1).backward()  # noqa: E731
+    work, counts = flops(step), trainer.learner.counts(batch)
+    trainer.optimizers.zero_grad()
+    trainer.fit()
+    assert trainer.log.work == pytest.approx(work / (counts.tokens - counts.padding))
+    for row in read(tmp_path / "run" / "metrics.jsonl"):
+        assert row["per_second/teraflop"] == pytest.approx(row["per_second/tokens"] * trainer.log.work / 1e12, abs=1e-6)
+        assert row.get("per_second/share_of_peak") == (chip and pytest.approx(row["per_second/teraflop"] * 1e12 / 1e9, abs=1e-3))
+
+
+def test_gpus_are_known_by_their_names(monkeypatch):
+    known = {"NVIDIA H100 80GB HBM3": "H100 SXM", "NVIDIA H200": "H200 SXM", "NVIDIA GeForce RTX 4090": "RTX 4090", "Tesla T4": None}
+    for name, found in known.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert getattr(this_device(torch.device("cuda")), "name", None) == found
+    assert this_device(torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize(("names", "line"), [(["abacus"], "'abacus' is not known"), (["wandb"], "wandb is not installed; pip install wandb")])

@@ -23,35 +23,14 @@ from fusion.model import FusionModel
 from fusion.objective import latents, losses
 from fusion.processor import CHAT_TOKENS, IMAGE_TOKENS, FusionProcessor
 from fusion.sequence import IGNORE, Control, Packed, Picture, Tokens, layout, pack
+from train.devices import DEVICES, Device
 from train.imagine import Imagined, Memory, follow
 from train.learner import recomputed
-from train.precision import bf16_is_faster, speed
+from train.precision import bf16_is_faster
 from train.unified import Model, Unified, batches
 
 BATCHES = 4  # that are packed to be looked at
 SIZE = (0,) * 5  # tokens of a size text that is assumed
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Device:
-    """What a data sheet says. bf16, fp32: dense operations per second; memory: bytes, None where it is not known."""
-
-    name: str
-    bf16: float
-    fp32: float
-    memory: float | None = None
-
-
-# NVIDIA's data sheets: tensor cores without sparsity (of the 4090, with sums in fp32), fp32 without TF32, which PyTorch leaves off. Memory as the
-# driver reports it.
-DEVICES: dict[str, Callable[[], Device]] = {
-    "h100": lambda: Device("H100 SXM", 989e12, 67e12, 79.6 * GIB),
-    "h200": lambda: Device("H200 SXM", 989e12, 67e12, 139.8 * GIB),
-    "a100": lambda: Device("A100 SXM 80 GB", 312e12, 19.5e12, 79.2 * GIB),
-    "4090": lambda: Device("RTX 4090", 165.2e12, 82.6e12, 24.0 * GIB),
-    "cpu": lambda: Device("this CPU, measured", speed(torch.bfloat16), speed(torch.float32)),
-}
 
 
 @dataclass(frozen=True)
@@ -205,7 +184,7 @@ class Forecast:
     @property
     def peak(self) -> float:
         """Operations per second that the data sheet promises."""
-        return self.device.bf16 if self.precision == "bf16" else self.device.fp32
+        return self.device.speed(self.precision)
 
     @property
     def batches(self) -> int:

@@ -93,6 +93,8 @@ class Log:
         self.means = Means()
         self.tracked: Tracked | None = None
         self.since, self.documents, self.tokens, self.pictures = time.monotonic(), 0, 0, 0
+        self.work: float | None = None  # operations per token, padding not counted, once they are known
+        self.peak: float | None = None  # operations per second that all devices promise
 
     def add(self, sums: Sums, counts: Counts, norm: float) -> None:
         """Take in a step."""
@@ -118,7 +120,7 @@ class Log:
         elapsed = max(time.monotonic() - self.since, 1e-9)
         documents, tokens, pictures, means = self.documents / elapsed, self.tokens / elapsed, self.pictures / elapsed, self.means.take()
         self.since, self.documents, self.tokens, self.pictures = time.monotonic(), 0, 0, 0
-        rates = {"per_second/documents": documents, "per_second/tokens": tokens, "per_second/pictures": pictures}
+        rates = {"per_second/documents": documents, "per_second/tokens": tokens, "per_second/pictures": pictures} | self._work_done(tokens)
         self.row(moment, means | {"skipped": moment.skipped, "lr": moment.lr, "memory_gib": peak_gib()} | rates)
         left = moment.seconds * (1 - moment.progress) / max(moment.progress, 1e-9)
         self.bar.n = round(100 * moment.progress, 1)
@@ -126,6 +128,14 @@ class Log:
             f"step {moment.step:,}  {moment.seen:,} documents  loss {means['loss/total']:.4f}  "
             f"{documents:,.0f} documents/s  {tokens:,.0f} tokens/s  {_clock(left)} left"
         )
+
+    def _work_done(self, tokens: float) -> dict[str, float]:
+        """Of so many tokens per second: trillions of operations, and the share of what the devices promise (model-FLOPs utilisation, PaLM's
+        appendix B, arXiv 2204.02311)."""
+        if not self.work:
+            return {}
+        done = tokens * self.work
+        return {"per_second/teraflop": done / 1e12} | ({"per_second/share_of_peak": done / self.peak} if self.peak else {})
 
     def row(self, moment: Moment, values: dict[str, float]) -> None:
         """Any values as a row."""

@@ -17,9 +17,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, ProjectConfiguration, gather_object
 from torch import Tensor, nn
 
+from eval.cost import counting
 from fusion.data.loader import Loader
 from fusion.objective import FlowObjective
 from train import checkpoint, shards
+from train.devices import this_device
 from train.ema import EMA
 from train.follow import Tracked, trackers
 from train.interrupt import Interrupts
@@ -203,6 +205,8 @@ class Trainer:
         window = [next(self.loader) for _ in range(self.settings.accumulate)]
         counts = self._count(window)
         self.factor = rate(self.settings.optim, self.step, self.progress)
+        if self.log.work is None and not (self.settings.compile or self.sharded):
+            self._count_work(window[0])
         sums = [self._backward(batch, number, counts) for number, batch in enumerate(window)]
         self._sum_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.optim.clip, foreach=True)
@@ -222,6 +226,19 @@ class Trainer:
         if self.step % self.settings.log_every == 0 or self.step == 1:
             self.log.write(self._moment())
         return asked
+
+    def _count_work(self, batch: Any) -> None:
+        """Count the operations of one batch, those of a second forward pass included, for the log. In a pass of its own: a counter takes composite
+        operations apart, and they would round otherwise. Compiled code and what the ranks share out cannot be counted so."""
+        counts = self.learner.counts(batch)
+        with counting() as counter:
+            with self.autocast:
+                result = self.learner.losses(batch, self.objective, torch.Generator(self.device).manual_seed(0))
+            result.total(counts.text, counts.pictures).backward()
+        self.optimizers.zero_grad()
+        self.log.work = counter.get_total_flops() / max(1, counts.tokens - counts.padding)
+        device = this_device(self.device)
+        self.log.peak = device and device.speed(self.precision) * self.accelerator.num_processes
 
     def _moment(self) -> Moment:
         return Moment(self.step, self.seen, self.skipped, self.seconds, self.progress, self.settings.optim.lr * self.factor)

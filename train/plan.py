@@ -6,7 +6,8 @@ from pathlib import Path
 from fusion.files import image_path, save_image
 from fusion.picture import draw_packed
 from train.config import load_config
-from train.forecast import GIB, Forecast, forecast
+from train.devices import GIB
+from train.forecast import Forecast, forecast
 from train.unified import Unified
 
 LABEL = 34  # characters of the first column

@@ -11,10 +11,10 @@ from PIL import Image
 from fusion.data.shapes import judge
 from fusion.data.shapes.constants import COLOURS, GROUNDS, KINDS, MOVE, SHAPES
 from fusion.data.shapes.edits import DIRECTIONS, exchange, shift, unique
-from fusion.data.shapes.expect import Edit, Expectation, Wanted
+from fusion.data.shapes.expect import Edit, Wanted
 from fusion.data.shapes.render import render
 from fusion.data.shapes.scene import CELLS, Scene, Thing, place_thing
-from fusion.data.shapes.words import a, wanted
+from fusion.data.shapes.words import a, all_of
 
 # Object counts of the scenes that a kind of rule is about; those of `add` stand in a grid.
 RULE_COUNTS = {
@@ -165,5 +165,5 @@ def right(rule: Rule, before: Scene, image: Image.Image | np.ndarray) -> bool:
     else:
         after, new = _made(rule, before), ()
         possible = len(before.things) in RULE_COUNTS[rule.kind] and after != before
-    seen = tuple(replace(wanted(thing, sized=True), place=thing.place) for thing in after.things)
-    return possible and judge.check(image, Expectation((*seen, *new), ground=after.ground, picture_size=after.picture_size)).ok
+    asked = all_of(after)
+    return possible and judge.check(image, replace(asked, wanted=(*asked.wanted, *new))).ok

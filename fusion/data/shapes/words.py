@@ -66,6 +66,12 @@ def wanted(thing: Thing, sized: bool = False) -> Wanted:
     return Wanted(thing.shape, thing.colour, thing.size if sized else None)
 
 
+def all_of(scene: Scene) -> Expectation:
+    """All that is true of a scene: every object with its shape, colour, size and place, the ground, and the picture's size."""
+    claims = tuple(replace(wanted(thing, sized=True), place=thing.place) for thing in scene.things)
+    return Expectation(claims, ground=scene.ground, picture_size=scene.picture_size)
+
+
 def name(rng: np.random.Generator, want: Wanted) -> str:
     """Noun without article: "small red circle", "circle", "red shape"."""
     size = pick(rng, SIZE_WORDS[want.size]) if want.size else None
