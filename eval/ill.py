@@ -64,7 +64,7 @@ class Case:
 
 CASES = [
     Case("healthy", None, documents=300),
-    Case("deaf-all", "not conditioned on text", misheard, documents=1400, rate=2.0),
+    Case("deaf-all", "not conditioned on text", misheard, documents=1100, rate=2.0),
     Case("copies-all", "copying the source", unchanged),
     Case("collapsed-all", "collapsed diversity", always_alike, documents=700),
     Case("guided-12", "over-guided", documents=60, guidance=12.0),
@@ -83,7 +83,7 @@ CASES = [
     Case("stopped-later", "undertrained", documents=40000, stop=0.03, fresh=True, tuned=False),
     Case("healthy-again", None, documents=400, rate=0.5, tuned=False),
     Case("collapsed-most", "collapsed diversity", always_alike, share=0.9, documents=700, tuned=False),
-    Case("deaf-most", "not conditioned on text", misheard, share=0.95, documents=1400, rate=2.0, tuned=False),
+    Case("deaf-most", "not conditioned on text", misheard, share=0.95, documents=1100, rate=2.0, tuned=False),
 ]
 
 
@@ -97,7 +97,7 @@ def config_of(case: Case, run: Path, llm: Path) -> Unified:
         stages=[] if leaks else [Stage(tasks=TASKS, sizes={"32x32": 1.0})],
         data=DataConfig(path=str(run / "data"), held_out=0.25, sources=sources),
         packing=Packing(length=384, short=128, rows=2, lookahead=64, noised_copies=4),
-        objective=Objective(mean=1.2, std=1.2, clamp=0.2),
+        objective=Objective(mean=1.2, std=1.2, clamp=0.2, w_text=1.0),
         training=Training(
             documents=case.documents, ema=0.9, workers=0, precision="fp32", log_every=5, validate_every=max(1, round(steps / 8)), sample_every=0,
             save_every=0, trackers=[], optim=Optim(optimizer="muon", lr=1.5e-3 * case.rate, matrix_lr=4e-3 * case.rate, warmup=5),
