@@ -27,7 +27,8 @@ def tensors(folder: Path) -> dict:
 
 def told(run: Path) -> list[dict]:
     """Metrics without what depends on the clock, or on what else the process has done."""
-    return [{k: v for k, v in row.items() if k not in ("time", "memory_gib") and not k.startswith("per_second")} for row in read(run / "metrics.jsonl")]
+    apart = ("time", "memory_gib", "per_second")
+    return [{k: v for k, v in row.items() if not k.startswith(apart)} for row in read(run / "metrics.jsonl")]
 
 
 def interrupt_in_step(trainer: Trainer, step: int) -> None:
