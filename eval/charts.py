@@ -183,6 +183,11 @@ def chart(
     )
 
 
+def side_by_side(*charts: str) -> str:
+    """Charts in columns, as many as there is room for."""
+    return f'<div class="charts">{"".join(charts)}</div>'
+
+
 @dataclass(frozen=True)
 class Dots:
     """Points of one kind: their name in the legend, each point with what is said of it when it is pointed at, and whether they stand back."""

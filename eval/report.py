@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from eval.charts import Line, chart, compact
+from eval.charts import Line, chart, compact, side_by_side
 from fusion.files import save
 from fusion.page import SHOWN, Section, code, document, figure, gallery
 
@@ -162,7 +162,7 @@ def curves(rows: Sequence[dict]) -> str:
             charts.append(chart(look.title, curves_of_group, f"{_unit(rows)} seen", *astuple(look)[1:]))
         except ValueError:  # nothing but NaN so far: there is no curve to show
             continue
-    return '<div class="charts">' + "".join(charts) + "</div>" if charts else ""
+    return side_by_side(*charts) if charts else ""
 
 
 def samples(found: dict[int, list[Path]]) -> str:

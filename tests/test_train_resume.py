@@ -26,8 +26,9 @@ def tensors(folder: Path) -> dict:
 
 
 def told(run: Path) -> list[dict]:
-    """Metrics without what depends on the clock."""
-    return [{k: v for k, v in row.items() if k != "time" and not k.startswith("per_second")} for row in read(run / "metrics.jsonl")]
+    """Metrics without what depends on the clock, or on what else the process has done."""
+    apart = ("time", "memory_gib", "per_second")
+    return [{k: v for k, v in row.items() if not k.startswith(apart)} for row in read(run / "metrics.jsonl")]
 
 
 def interrupt_in_step(trainer: Trainer, step: int) -> None:

@@ -205,8 +205,9 @@ class Trainer:
         window = [next(self.loader) for _ in range(self.settings.accumulate)]
         counts = self._count(window)
         self.factor = rate(self.settings.optim, self.step, self.progress)
-        with self._counting(window):
-            sums = [self._backward(batch, number, counts) for number, batch in enumerate(window)]
+        if self.log.work is None and not (self.settings.compile or self.sharded):
+            self._count_work(window[0])
+        sums = [self._backward(batch, number, counts) for number, batch in enumerate(window)]
         self._sum_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.optim.clip, foreach=True)
         *rows, norm = torch.cat([*sums, shards.whole(norm).view(1)]).tolist()  # the one wait for the device in a step
@@ -226,17 +227,16 @@ class Trainer:
             self.log.write(self._moment())
         return asked
 
-    @contextmanager
-    def _counting(self, window: list) -> Iterator[None]:
-        """Count the operations of the first step, which the log then tells the throughput in. They include those of a second forward pass.
-        Compiled code and what the ranks share out cannot be counted in passing."""
-        if self.log.work is not None or self.settings.compile or self.sharded:
-            yield
-            return
+    def _count_work(self, batch: Any) -> None:
+        """Count the operations of one batch, those of a second forward pass included, for the log. In a pass of its own: a counter takes composite
+        operations apart, and they would round otherwise. Compiled code and what the ranks share out cannot be counted so."""
+        counts = self.learner.counts(batch)
         with counting() as counter:
-            yield
-        counts = [self.learner.counts(batch) for batch in window]
-        self.log.work = counter.get_total_flops() / max(1, sum(one.tokens - one.padding for one in counts))
+            with self.autocast:
+                result = self.learner.losses(batch, self.objective, torch.Generator(self.device).manual_seed(0))
+            result.total(counts.text, counts.pictures).backward()
+        self.optimizers.zero_grad()
+        self.log.work = counter.get_total_flops() / max(1, counts.tokens - counts.padding)
         device = this_device(self.device)
         self.log.peak = device and device.speed(self.precision) * self.accelerator.num_processes
 

@@ -1,0 +1,147 @@
+"""Illnesses of the run itself: it ended too early, or what it is validated on was trained on."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from eval.charts import Line, chart, side_by_side
+from eval.doctor import looks
+from eval.doctor.finding import Finding, Measured, Rule
+from eval.doctor.patient import Patient
+from eval.scores import Z
+from fusion.data.sources import BadSample, Sample, Source
+from fusion.data.sources.table import TableSource
+from fusion.document import blocks
+from fusion.page import gallery
+
+POINTS = 4  # validations in the last half of a run, below which no slope is taken
+
+GREEN = Rule(
+    "undertrained",
+    "what the last doubling of documents took off the validation error of pictures, the learning rate still up",
+    mild=0.05, severe=0.2,
+    reason="a fall of a twentieth with each doubling is nearly flat; where it is a fifth, twice the time is a visibly better model",
+    advice="go on: resume=true with more training.documents or minutes, and let the learning rate come down to its end",
+)  # fmt: skip
+ENDED = Rule(
+    GREEN.illness, GREEN.statistic.replace("still up", "at its end"), mild=0.15, severe=0.35,
+    reason="bringing the rate down takes up to a tenth off by itself; beyond that the error falls because training is not done", advice=GREEN.advice,
+)  # fmt: skip
+STAGES = Rule(
+    GREEN.illness, "share of the documents before the curriculum's last stage that were seen", mild=1.0, severe=0.9,
+    reason="what comes in the last stage alone was never seen", advice=GREEN.advice,
+)  # fmt: skip
+
+
+def undertrained(patient: Patient) -> Finding:
+    """By the validation curve, or by the curriculum where its last stage was not reached."""
+    last = patient.rows[-1] if patient.rows else None
+    if last is None:
+        return GREEN.unknown("metrics.jsonl is missing")
+    starts = [stage.until for stage in patient.stages[:-1]]
+    if starts and last["seen"] < starts[-1]:
+        share = last["seen"] / starts[-1]
+        at = sum(last["seen"] >= start for start in starts) + 1
+        words = f"it ended after {last['seen']:,} documents, in stage {at} of {len(starts) + 1}; the last begins at {starts[-1]:,}"
+        return STAGES.judge(Measured(share), words, _curves(patient.rows))
+    curve = [(row["seen"], row["val/x_error"]) for row in patient.rows if row.get("val/x_error", 0) > 0 and row["seen"] > 0]
+    late = [(seen, error) for seen, error in curve if seen >= last["seen"] / 2]
+    if len(late) < POINTS:
+        return GREEN.unknown(f"{len(late)} validations in the last half of the run, and a slope takes {POINTS}; lower training.validate_every")
+    rate = _rate(patient)
+    rule = GREEN if rate > 0.1 else ENDED
+    found = falling(late)
+    words = f"twice the documents take {found.value:.1%} off the error, and the learning rate ended at {rate:.0%} of its peak"
+    return rule.judge(found, words, _curves(patient.rows), rate=rate)
+
+
+def _rate(patient: Patient) -> float:
+    """The last learning rate over the largest, less what was to be left of it."""
+    rates, floor = [row["lr"] for row in patient.rows if "lr" in row], patient.config.training.optim.floor
+    return max(0.0, rates[-1] / max(*rates, 1e-30) - floor) if rates else 0.0
+
+
+def falling(curve: Sequence[tuple[float, float]]) -> Measured:
+    """The share that each doubling of x takes off y: a line through log y over log2 x, with the 95% interval of its slope."""
+    x, y = np.log2([seen for seen, _ in curve]), np.log2([error for _, error in curve])
+    (slope, _), centred = np.polyfit(x, y, 1), x - x.mean()
+    left = y - y.mean() - slope * centred
+    half = Z * math.sqrt(np.square(left).sum() / (len(x) - 2) / np.square(centred).sum())
+    return Measured(*(1 - 2 ** (slope + side * half) for side in (0, 1, -1)))
+
+
+def _curves(rows: Sequence[dict]) -> str:
+    groups = {"Validation error of pictures": ("val/x_error",), "Learning rate": ("lr",)}
+    lines = {title: [Line(name, [(row["seen"], row[name]) for row in rows if name in row]) for name in names] for title, names in groups.items()}
+    charts = [chart(title, found, "seen", log=title != "Learning rate") for title, found in lines.items() if any(line.points for line in found)]
+    return side_by_side(*charts)
+
+
+# ---- leaks ----
+
+LEAKING = Rule(
+    "leaking validation subjects",
+    "share of the validation samples that have a picture, or a subject, of training's",
+    mild=0.0, severe=0.1,
+    reason="one is one too many, as it is always the same picture that the figures are better by; from a tenth on no figure of validation holds",
+    advice="give pictures that are the same one subject (a `subject` column, or one file name), or take them out; fusion data check lists equal ones",
+)  # fmt: skip
+MOST = 5000  # samples of training that are looked at, evenly spread over all
+NEAREST = 4  # of training, that are looked at pixel by pixel
+ALIKE, OF_ITS_CONTRAST = 8 / 255, 0.2  # pictures this near are the same one: saved again, resized, a few levels off
+
+
+def leaking(patient: Patient) -> Finding:
+    """Pictures are compared as thumbnails, and the nearest pixel by pixel. Crops and mirrored pictures are not found."""
+    sides = {side: [source for source in patient.sources(side) if isinstance(source, TableSource)] for side in ("train", "validation")}
+    if not sides["validation"]:
+        return LEAKING.unknown("its data has no end, and every document is drawn from its own number")
+    train = [pair for source in sides["train"] for pair in _pictures(source)]
+    held_out = [pair for source in sides["validation"] for pair in _pictures(source)]
+    samples = {sample.key: sample for sample, _ in held_out}
+    if not train or not held_out:
+        return LEAKING.unknown("one side of the split has no picture")
+    subjects = {sample.subject for sample, _ in train} - {None}
+    shared = {key for key, sample in samples.items() if sample.subject in subjects}
+    twins = _twins(train, held_out)
+    leaked = shared | {held[0].key for held, _ in twins}
+    words = (
+        f"{len(leaked)} of {len(samples)} validation samples: {len({held[0].key for held, _ in twins})} by a picture, {len(shared)} by a subject; "
+        f"{len(train):,} pictures of training were compared"
+    )
+    shown = [pair for held, own in twins[:6] for pair in ((held[1], f"validation: {held[0].key}"), (own[1], f"training: {own[0].key}"))]
+    return LEAKING.judge(Measured(len(leaked) / len(samples)), words, gallery(shown), pictures=len(twins), subjects=len(shared))
+
+
+Pictured = tuple[Sample, Image.Image]
+
+
+def _pictures(source: Source) -> list[Pictured]:
+    """Of at most MOST samples of a source."""
+    found = []
+    for index in range(0, len(source), max(1, math.ceil(len(source) / MOST))):
+        try:
+            sample = source[index]
+        except BadSample:
+            continue
+        turns = [turn["content"] for turn in sample.messages] if sample.messages else [sample.content]
+        found += [(sample, block["image"]) for content in turns for block in blocks(content) if block["type"] == "image"]
+    return found
+
+
+def _twins(train: Sequence[Pictured], held_out: Sequence[Pictured]) -> list[tuple[Pictured, Pictured]]:
+    """Pictures of validation with one of training that is the same."""
+    small = [torch.from_numpy(np.stack([looks.thumbnail(image) for _, image in side])) for side in (held_out, train)]
+    nearest = torch.cat([torch.cdist(part, small[1]).topk(min(NEAREST, len(train)), largest=False).indices for part in small[0].split(256)])
+    found = []
+    for held, places in zip(held_out, nearest.tolist(), strict=True):
+        limit = min(ALIKE, OF_ITS_CONTRAST * float(looks.values(held[1]).std()))
+        own = next((train[place] for place in places if looks.distance(held[1], train[place][1]) <= limit), None)
+        if own is not None:
+            found.append((held, own))
+    return found
+
+

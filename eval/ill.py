@@ -1,0 +1,211 @@
+"""Does the doctor find what is wrong? Runs made ill on purpose, at several severities, and healthy ones. `python -m eval.ill OUT [NAME ...]`
+
+Every run begins with the bundled model and learns the built-in world for a minute or less on one thread, each from data (or with knobs) that is
+spoiled in one way. The doctor sees only the run's folder, with clean held-out documents. NAME: runs whose names begin so; all unless given.
+"""
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+import fusion
+from eval.doctor.__main__ import diagnose
+from eval.doctor.finding import Finding
+from eval.spoiled import Spoil, Spoiled, always_alike, as_it_is, in_words, misheard, softened, unchanged, write_folder
+from fusion.data.batches import PackedBatches, Packing
+from fusion.data.loader import Loader
+from fusion.data.sources import Mixture, SourceConfig
+from fusion.data.sources.config import DataConfig
+from fusion.objective import Objective
+from train import program
+from train.curriculum import Stage
+from train.follow import Forgetting, Probe
+from train.loop import Training
+from train.optim import Optim
+from train.samples import Samples
+from train.unified import Model, Unified, Validation, build, trainer_for
+
+HELD_OUT = 64  # documents that the doctor looks at
+TASKS = {"text_to_image": 0.45, "edits": 0.35, "chat": 0.2}
+
+
+# ---- the runs ----
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run, and what it is ill with (None: nothing).
+
+    spoil, share: of its documents; scrambled: the prose among them. rate: a factor on the learning rate. stop: the share of the run after which
+    it is stopped. fresh: whether it begins with a language model that never drew. leaks: the share of a folder's pictures that come twice.
+    tuned: whether statistics and limits of the doctor were chosen while looking at this run.
+    """
+
+    name: str
+    illness: str | None
+    spoil: Spoil = as_it_is
+    share: float = 1.0
+    scrambled: bool = False
+    documents: int = 400
+    rate: float = 1.0
+    stop: float = 1.0
+    fresh: bool = False
+    leaks: float | None = None
+    guidance: float = 3.0
+    tuned: bool = True
+
+
+CASES = [
+    Case("healthy", None, documents=300),
+    Case("deaf-all", "not conditioned on text", misheard, documents=1100, rate=2.0),
+    Case("copies-all", "copying the source", unchanged),
+    Case("collapsed-all", "collapsed diversity", always_alike, documents=700),
+    Case("guided-12", "over-guided", documents=60, guidance=12.0),
+    Case("blurred-1.5", "blurred", partial(softened, radius=1.5)),
+    Case("forgot-all", "forgetting", scrambled=True, documents=300),
+    Case("silent-most", "never draws when asked", in_words, share=0.8, documents=200),
+    Case("leaks-half", "leaking validation subjects", documents=60, leaks=0.5),
+    Case("stopped-early", "undertrained", documents=40000, stop=0.015, fresh=True),
+    Case("guided-7", "over-guided", documents=60, guidance=7.0, tuned=False),
+    Case("guided-20", "over-guided", documents=60, guidance=20.0, tuned=False),
+    Case("leaks-few", "leaking validation subjects", documents=60, leaks=0.05, tuned=False),
+    Case("silent-some", "never draws when asked", in_words, share=0.65, documents=200, tuned=False),
+    Case("forgot-half", "forgetting", scrambled=True, share=0.5, documents=300, tuned=False),
+    Case("blurred-1", "blurred", partial(softened, radius=1.0), tuned=False),
+    Case("copies-most", "copying the source", unchanged, share=0.8, tuned=False),
+    Case("stopped-later", "undertrained", documents=40000, stop=0.03, fresh=True, tuned=False),
+    Case("healthy-again", None, documents=400, rate=0.5, tuned=False),
+    Case("collapsed-most", "collapsed diversity", always_alike, share=0.9, documents=700, tuned=False),
+    Case("deaf-most", "not conditioned on text", misheard, share=0.95, documents=1100, rate=2.0, tuned=False),
+]
+
+
+def config_of(case: Case, run: Path, llm: Path) -> Unified:
+    """The config that such a run would have."""
+    steps, leaks = case.documents * case.stop / 20, case.leaks is not None
+    sources = [SourceConfig("images", prompts=["{text}"], describe=0.0)] if leaks else []
+    return Unified(
+        run=str(run),
+        model=Model(str(llm), patch_size=16, positions="axial+sincos", time="added", embed="linear", head="conv+reference", max_side=64),
+        stages=[] if leaks else [Stage(tasks=TASKS, sizes={"32x32": 1.0})],
+        data=DataConfig(path=str(run / "data"), held_out=0.25, sources=sources),
+        packing=Packing(length=384, short=128, rows=2, lookahead=64, noised_copies=4),
+        objective=Objective(mean=1.2, std=1.2, clamp=0.2, w_text=1.0),
+        training=Training(
+            documents=case.documents, ema=0.9, workers=0, precision="fp32", log_every=5, validate_every=max(1, round(steps / 8)), sample_every=0,
+            save_every=0, trackers=[], optim=Optim(optimizer="muon", lr=1.5e-3 * case.rate, matrix_lr=4e-3 * case.rate, warmup=5),
+        ),
+        validation=Validation(16), probe=Probe(count=32), samples=Samples(steps=10, guidance=case.guidance),
+    )  # fmt: skip
+
+
+def make(case: Case, run: Path, llm: Path) -> None:
+    """Train it and leave its folder."""
+    run.mkdir(parents=True)
+    if case.leaks is not None:
+        write_folder(run / "data", case.leaks)
+    config = config_of(case, run, llm)
+    torch.manual_seed(0)
+    model = build(config.model) if case.fresh else fusion.load("shapes", dtype=torch.float32)
+    model.model.set_attention("matmul")
+    program.describe(run, config, "eval.ill")
+    trainer = trainer_for(config, model, follow=Ending(Forgetting(str(llm), config.probe), run, case))
+    if case.leaks is None:
+        spoiled = Spoiled(config.stages[0].world, case.spoil, case.share, case.scrambled)
+        trainer.loader = Loader(PackedBatches(partial(_mixture, spoiled), model.processor, config.packing, 0), 0)
+    if not trainer.fit().interrupted:
+        model.save_pretrained(run / "model")
+
+
+def _mixture(source: Spoiled, shard: int, shards: int) -> Mixture:
+    return Mixture([source], [1.0], 0, shard, shards)
+
+
+class Ending:
+    """The forgetting probe; and it asks the run to stop where the case says so."""
+
+    def __init__(self, probe: Forgetting, run: Path, case: Case):
+        self.probe, self.run, self.left = probe, run, 8 if case.stop < 1 else 2**30
+
+    def __call__(self, model) -> dict[str, float]:
+        self.left -= 1
+        if self.left <= 0:
+            (self.run / "stop").touch()
+        return self.probe(model)
+
+
+# ---- the program ----
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the doctor said of a case."""
+
+    case: Case
+    findings: list[Finding]
+    seconds: tuple[float, float]
+
+    @property
+    def named(self) -> list[str]:
+        """Illnesses that stand on their own."""
+        return [finding.illness for finding in self.findings if finding.ill and finding.follows is None]
+
+    @property
+    def right(self) -> bool:
+        """Whether the one that it has was named, and no other; that others follow from it is no mistake."""
+        return self.named == ([self.case.illness] if self.case.illness else [])
+
+    def line(self) -> str:
+        """For a terminal."""
+        shown = {finding.illness: finding for finding in self.findings}
+        figure = shown[self.case.illness].measured if self.case.illness else None
+        value, tuned = f"{figure.value:.3g}" if figure else "-", "" if self.case.tuned else "new"
+        said = ", ".join(f"{name} ({shown[name].verdict})" for name in self.named) or "nothing"
+        made, seen = self.seconds
+        return f"{'right' if self.right else 'WRONG':<6}{self.case.name:<15}{tuned:<4}{value:>7}  {said:<44} {made:4.0f} s {seen:4.0f} s"
+
+
+def show(case: Case, out: Path, llm: Path) -> Outcome:
+    """Make a run, unless it is there, and let the doctor see it."""
+    run, start = out / case.name, time.monotonic()
+    if not (run / "doctor.json").is_file():
+        shutil.rmtree(run, ignore_errors=True)
+        make(case, run, llm)
+    made = time.monotonic()
+    findings = diagnose(run, count=HELD_OUT)
+    return Outcome(case, findings, (made - start, time.monotonic() - made))
+
+
+def base_llm(out: Path) -> Path:
+    """The language model that all runs say they were made of: that of the bundled model."""
+    if not (out / "llm" / "config.json").is_file():
+        fusion.load("shapes", dtype=torch.float32).export_llm(out / "llm")
+    return out / "llm"
+
+
+def main(argv: Sequence[str]) -> int:
+    """0 where every case was judged rightly, else 1."""
+    if not argv or argv[0].startswith("-"):
+        print("usage: python -m eval.ill OUT [NAME ...]    makes ill runs in OUT and says what the doctor says of them", file=sys.stderr)
+        return 2
+    logging.disable_progress_bar()
+    out, names = Path(argv[0]), tuple(argv[1:]) or ("",)
+    llm = base_llm(out)
+    outcomes = []
+    for case in (case for case in CASES if case.name.startswith(names)):
+        outcomes.append(show(case, out, llm))
+        print(outcomes[-1].line(), flush=True)
+    right = sum(outcome.right for outcome in outcomes)
+    print(f"{right} of {len(outcomes)} right")
+    return 0 if right == len(outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
