@@ -19,11 +19,11 @@ from transformers import DynamicCache
 from bench import measure
 from bench.subject import PATCH, SIDE, subject
 from fusion.api import Fusion
-from fusion.backbone import PrefixCache
 from fusion.layers import Seen
 from fusion.mask import Rows
 from fusion.patches import cells
 from fusion.prefix import Arranged, Prefix
+from fusion.prefix_cache import PrefixCache
 from fusion.sequence import Tokens, picture_rows
 
 STEPS, PREFIX, GRID = 16, 32, (SIDE // PATCH, SIDE // PATCH)

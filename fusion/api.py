@@ -23,6 +23,7 @@ from fusion.images import fit_size, open_image
 from fusion.lora import Lora
 from fusion.modality import PARTS
 from fusion.model import (
+    DEEPS,
     EMBEDS,
     FORMAT_VERSION,
     HEADS,
@@ -203,6 +204,7 @@ def from_llm(
     mode: str = "shared",
     split: Sequence[str] = PARTS,
     image_width: int | None = None,
+    deep: str = "kv",
     max_side: int = 1024,
     max_patches: int = 4096,
     dtype: torch.dtype | str | None = None,
@@ -218,11 +220,12 @@ def from_llm(
     at the whole picture; head: linear; conv, which draws the inside of large patches better; or conv+reference, which also sees the picture
     that is edited; None means conv in pixel space and linear for latents. mode: shared, the LLM's weights for text and pictures alike
     (Transfusion); or mot, where rows of pictures have copies of their own of what `split` names: attention (its projections), norms,
-    feed_forward (LMFusion, BAGEL); or frozen, where an image stream of its own, image_width wide (None: the LLM's width), reads the LLM's keys
-    and values, and the LLM itself never changes (FuseDiT). seed: of the new weights.
+    feed_forward (LMFusion, BAGEL); or frozen, where an image stream of its own, image_width wide (None: the LLM's width), stands beside an LLM
+    that never changes. deep: what such a stream reads of the LLM at each layer: kv, the keys and values of text (FuseDiT); or hidden, the
+    hidden states of text, by projections to keys and values that it learns (Playground v3). seed: of the new weights.
     Raises ValueError in one line for models that cannot be extended.
     """
-    check_settings(time, positions, target, embed, head, path, mode, split, image_width)
+    check_settings(time, positions, target, embed, head, path, mode, split, image_width, deep)
     text_config = llm_config(llm)
     codec = codec if isinstance(codec, Codec) else load_codec(codec, dtype=_dtype(dtype), device=device)
     tokenizer = AutoTokenizer.from_pretrained(llm)
@@ -232,7 +235,7 @@ def from_llm(
     )
     config = fusion_config(
         text_config, codec, processor.vocab_base, len(processor.control_tokens), patch_size=patch_size, time=time, positions=positions, target=target,
-        embed=embed, head=head, path=path, mode=mode, split=split, image_width=image_width, max_side=max_side,
+        embed=embed, head=head, path=path, mode=mode, split=split, image_width=image_width, deep=deep, max_side=max_side,
     )  # fmt: skip
     config._attn_implementation = decoder.config._attn_implementation
     with torch.random.fork_rng(devices=[]):
@@ -250,19 +253,20 @@ def llm_config(llm: str | Path):
 
 def check_settings(
     time: str, positions: str, target: str | None, embed: str | None, head: str | None, path: str, mode: str, split: Sequence[str],
-    image_width: int | None,
+    image_width: int | None, deep: str,
 ) -> None:  # fmt: skip
     """ValueError in one line for a setting of `from_llm` that is no choice."""
     _check(time=(time, TIMES), positions=(positions, POSITIONS), target=(target or "x", TARGETS), path=(path, PATHS), mode=(mode, MODES))
-    _check(embed=(embed or "conv", EMBEDS), head=(head or "conv", HEADS), **{f"split[{i}]": (part, PARTS) for i, part in enumerate(split)})
-    _check_width(mode, image_width)
+    _check(embed=(embed or "conv", EMBEDS), head=(head or "conv", HEADS), deep=(deep, DEEPS))
+    _check(**{f"split[{i}]": (part, PARTS) for i, part in enumerate(split)})
+    _check_stream(mode, image_width, deep)
 
 
 def fusion_config(
     text_config, codec: Codec, vocab_base: int, control_tokens: int, *, positions: str, target: str | None, embed: str | None, head: str | None,
     patch_size: int, max_side: int, **settings,
 ) -> FusionConfig:  # fmt: skip
-    """The config of an extended LLM, with what `from_llm` chooses where it is not told. settings: time, path, mode, split and image_width."""
+    """The config of an extended LLM, with what `from_llm` chooses where it is not told. settings: time, path, mode, split, image_width and deep."""
     in_pixels = codec.downsample == 1
     return FusionConfig(
         text_config=text_config, patch_size=patch_size, channels=codec.channels, downsample=codec.downsample,
@@ -337,7 +341,9 @@ def _check(**choices: tuple[Any, Iterable]) -> None:
             raise ValueError(f"{name}={value!r}: choose one of {', '.join(allowed)}")
 
 
-def _check_width(mode: str, image_width: int | None) -> None:
+def _check_stream(mode: str, image_width: int | None, deep: str) -> None:
+    if deep != "kv" and mode != "frozen":
+        raise ValueError(f"deep={deep!r} is for mode='frozen': in {mode!r} there is no image stream beside the language model")
     if image_width is not None and mode != "frozen":
         raise ValueError(f"image_width={image_width} is for mode='frozen': in {mode!r} pictures are as wide as the language model")
 

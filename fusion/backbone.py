@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
+from fusion.deep import route_deep
 from fusion.mask import Rows, additive, block_mask, visible
 from fusion.modality import Groups, above, route
 
@@ -108,50 +109,6 @@ def matmul_attention(module, query, key, value, attention_mask, scaling=None, so
 
 AttentionInterface.register("matmul", matmul_attention)
 AttentionMaskInterface.register("matmul", eager_mask)
-
-
-# ---- cache ----------------------------------------------------------------------------------------------------------------------
-
-
-class PrefixCache(DynamicCache):
-    """Keys and values of a prefix; once frozen, a block of rows is read behind it at every solver step and not kept."""
-
-    def __init__(self):
-        super().__init__()
-        self.buffers: list[tuple[Tensor, Tensor]] | None = None
-
-    def freeze(self, rows: int) -> None:
-        """Make room for a block of `rows` rows behind the prefix; from now on every update overwrites it in place."""
-        self.buffers = [(_room(layer.keys, rows), _room(layer.values, rows)) for layer in self.layers]
-
-    def head(self, batch: int) -> "PrefixCache":
-        """The first rows of a frozen cache; writes go to the same memory."""
-        part = PrefixCache()
-        part.buffers = [(keys[:batch], values[:batch]) for keys, values in self.buffers]
-        return part
-
-    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        """Keys and values of prefix and new rows, (b, heads, k, c) each."""
-        if self.buffers is None:
-            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        keys, values = self.buffers[layer_idx]
-        keys[:, :, -key_states.shape[2] :], values[:, :, -value_states.shape[2] :] = key_states, value_states
-        return keys, values
-
-    @staticmethod
-    def stack(caches: "list[PrefixCache]", rows: list[list[int]]) -> "PrefixCache":
-        """One batch out of chosen rows of several caches, each padded at its end to the longest."""
-        length = max(cache.get_seq_length() for cache in caches)
-        stacked = PrefixCache()
-        for index in range(len(caches[0].layers)):
-            parts = [(c.layers[index].keys[r], c.layers[index].values[r]) for c, r in zip(caches, rows, strict=True)]
-            keys, values = zip(*((_room(k, length - k.shape[2]), _room(v, length - v.shape[2])) for k, v in parts), strict=True)
-            DynamicCache.update(stacked, torch.cat(keys), torch.cat(values), index)
-        return stacked
-
-
-def _room(states: Tensor, rows: int) -> Tensor:
-    return torch.cat([states, states.new_zeros(*states.shape[:2], rows, states.shape[3])], dim=2)
 
 
 # ---- what the hooks read --------------------------------------------------------------------------------------------------------
@@ -281,18 +238,23 @@ class Backbone:
     """A Hugging Face causal LM, driven row by row.
 
     axial: give pictures axial rotary positions (families with rotary positions only). twins: for each layer, the modules that rows of
-    pictures pass through instead (fusion.modality). Installs its hooks on the given model once.
+    pictures pass through instead (fusion.modality); listens: they project what the LLM holds themselves (fusion.deep). Installs its hooks on
+    the given model once.
     """
 
-    def __init__(self, llm: PreTrainedModel, axial: bool = True, twins: nn.ModuleList | None = None):
+    def __init__(self, llm: PreTrainedModel, axial: bool = True, twins: nn.ModuleList | None = None, listens: bool = False):
         self.llm, self.family, self.context = llm, family_of(llm.config), Context()
         self.axial, self.by_modality = axial and self.family.positions == "rotary", twins is not None
         self.handles = []
         layers = layers_of(llm)
         self.sites = [self._hook_layer(layer) for layer in layers]
         if twins is not None:
-            for place, modules in zip([*layers, above(llm, self.family)], twins, strict=True):
-                route(place, modules, self.context, self.family.heads_first)
+            for layer, modules in zip(layers, twins, strict=False):  # last comes the norm behind all layers
+                if listens:
+                    route_deep(layer, modules, self.context, self.family, len(layers))
+                else:
+                    route(layer, modules, self.context, self.family.heads_first)
+            route(above(llm, self.family), twins[-1], self.context, self.family.heads_first)
         if self.axial:
             self._hook_rotary(llm.base_model.rotary_emb)
 

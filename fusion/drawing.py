@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fusion.backbone import PrefixCache
 from fusion.flow import PATHS, estimate
 from fusion.layers import Seen
 from fusion.mask import Rows
 from fusion.model import FusionModel
 from fusion.prefix import Arranged, Prefix
+from fusion.prefix_cache import PrefixCache
 from fusion.sampling import Sampling
 from fusion.sequence import picture_rows
 from fusion.solvers import SOLVERS, schedule, steps

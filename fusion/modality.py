@@ -2,7 +2,7 @@
 
 Their modules are copies of the language model's, as in the mixture of transformers (Liang et al., arXiv 2411.04996), LMFusion (arXiv 2412.15188)
 and BAGEL (arXiv 2505.14683): `twins`. Or they are an image stream of its own width beside a language model that never changes, which attends over
-the language model's keys and values at each layer, as in FuseDiT (arXiv 2505.10046): `stream`.
+the language model's keys and values at each layer, as in FuseDiT (arXiv 2505.10046): `stream`; or over its own projections (fusion.deep).
 
 The language model stays where and as it is: a module's `forward` is exchanged for one that sends the rows of pictures elsewhere. Which rows
 are whose is found out once per batch.
@@ -56,9 +56,9 @@ class Routed:
     def __call__(self, x: Tensor, *args, **kwargs):
         groups = self.context.groups
         if groups is None or not len(groups.image):
-            return self._noted(self.own(x, *args, **kwargs))
+            return self.of_text(x, *args, **kwargs)
         if not len(groups.text):
-            answer = self.twin(x, *args, **kwargs)
+            answer = self.of_image(x, *args, **kwargs)
             return (answer, *[None] * self.beside) if self.beside and torch.is_tensor(answer) else answer
         turned = self.heads_first and x.ndim == 4
         rows = x.transpose(1, 2) if turned else x
@@ -67,17 +67,22 @@ class Routed:
         parts = [flat[groups.text], flat[groups.image]]
         if batched:
             parts = [part[None] for part in parts]
-        answers = [self._noted(self.own(parts[0], *args, **kwargs)), self.twin(parts[1], *args, **kwargs)]
+        answers = [self.of_text(parts[0], *args, **kwargs), self.of_image(parts[1], *args, **kwargs)]
         told = [answer if torch.is_tensor(answer) else answer[0] for answer in answers]
         merged = groups.merged(*((part[0] for part in told) if batched else told))
         merged = merged.unflatten(0, groups.shape) if batched else merged
         merged = merged.transpose(1, 2) if turned else merged
         return merged if torch.is_tensor(answers[0]) else (merged, *answers[0][1:])
 
-    def _noted(self, answer):
-        """Every picture stands behind text, which has passed here before it is drawn."""
+    def of_text(self, rows: Tensor, *args, **kwargs):
+        """The module's own answer. Every picture stands behind text, which has passed here before it is drawn."""
+        answer = self.own(rows, *args, **kwargs)
         self.beside = 0 if torch.is_tensor(answer) else len(answer) - 1
         return answer
+
+    def of_image(self, rows: Tensor, *args, **kwargs):
+        """The copy's."""
+        return self.twin(rows, *args, **kwargs)
 
 
 # ---- modules for the rows of pictures ----
@@ -203,7 +208,7 @@ def _outermost(module: nn.Module, wanted: Callable[[nn.Module], bool], prefix: s
             yield from _outermost(child, wanted, f"{prefix}{name}.")
 
 
-def route(layer: nn.Module, copies: nn.ModuleDict, context, heads_first: bool) -> None:
+def route(layer: nn.Module, copies: nn.ModuleDict | dict[str, nn.Module], context, heads_first: bool) -> None:
     """Send the rows of pictures through the copies from now on."""
     for name, twin in copies.items():
         module = layer.get_submodule(name.replace("__", "."))

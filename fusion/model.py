@@ -27,19 +27,22 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from fusion.backbone import Backbone, PrefixCache, RowModulation, family_of, layers_of
+from fusion.backbone import Backbone, RowModulation, family_of, layers_of
 from fusion.cache import bytes_of
 from fusion.conv import ConvEmbed, ConvHead
+from fusion.deep import listen
 from fusion.layers import FlowHead, Modulation, PatchEmbed, Seen, TimestepEmbedding, match_rms
 from fusion.lora import Lora, adapt, merge
 from fusion.mask import Rows
 from fusion.modality import PARTS, stream, twins
 from fusion.patches import sincos
+from fusion.prefix_cache import PrefixCache
 from fusion.sequence import IGNORE, Packed
 
 FORMAT_VERSION = 1
 TIMES = ("adaln", "added", "none")
 MODES = ("shared", "mot", "frozen")
+DEEPS = ("kv", "hidden")
 POSITIONS = ("axial", "shared", "axial+sincos")
 TARGETS = ("x", "v", "eps")
 EMBEDS = ("linear", "conv")
@@ -56,8 +59,9 @@ class FusionConfig(PreTrainedConfig):
     axial+sincos. target: what the flow head predicts, x, v or eps. embed: of patches, linear or conv. head: linear, conv or
     conv+reference (fusion.conv). mode: shared, one set of weights for text and pictures, or mot, with twins of the parts of layers that `split`
     names for rows of pictures, or frozen, with an image stream of image_width (None: the LLM's) beside an LLM that never changes
-    (fusion.modality). lora: low-rank adapters of an LLM that is frozen but for them, as fields of fusion.lora.Lora. base, base_weights: where the
-    LLM's own weights lie if they are not in the model's folder, and their fingerprint. vocab_base: the id of the first control token;
+    (fusion.modality). deep: what such a stream reads of the LLM at each layer, keys and values, kv, or hidden states by projections of its own,
+    hidden (fusion.deep). lora: low-rank adapters of an LLM that is frozen but for them, as fields of fusion.lora.Lora. base, base_weights: where
+    the LLM's own weights lie if they are not in the model's folder, and their fingerprint. vocab_base: the id of the first control token;
     control_tokens: how many there are. position_scale, position_base, position_wave: base and shortest wave (cells) of the sincos features.
     """
 
@@ -79,6 +83,7 @@ class FusionConfig(PreTrainedConfig):
         mode: str = "shared",
         split: Sequence[str] = PARTS,
         image_width: int | None = None,
+        deep: str = "kv",
         lora: dict | None = None,
         base: str | None = None,
         base_weights: str | None = None,
@@ -95,7 +100,7 @@ class FusionConfig(PreTrainedConfig):
         self.patch_size, self.channels, self.downsample = patch_size, channels, downsample
         self.time, self.positions, self.target, self.path = time, positions, target, path
         self.embed, self.head = embed, head
-        self.mode, self.split, self.image_width = mode, list(split), image_width
+        self.mode, self.split, self.image_width, self.deep = mode, list(split), image_width, deep
         self.lora, self.base, self.base_weights = lora, base, base_weights
         self.vocab_base, self.control_tokens = vocab_base, control_tokens
         self.position_scale, self.position_base, self.position_wave = position_scale, position_base, position_wave
@@ -183,9 +188,11 @@ class FusionModel(PreTrainedModel, GenerationMixin):
             self.twins = twins(self.llm, layers_of(self.llm), family, config.split)
         elif config.mode == "frozen":
             self.twins = stream(self.llm, layers_of(self.llm), family, width)
+            if config.deep == "hidden":
+                listen(layers_of(self.llm), family, self.twins)
         if config.lora:
             adapt(layers_of(self.llm), family.attention, Lora(**config.lora))
-        self.backbone = Backbone(self.llm, config.positions != "shared", self.twins)
+        self.backbone = self._driver()
         self.sincos = config.positions != "axial" or family.positions == "learned"
         self.post_init()
         self.hold()
@@ -217,7 +224,10 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         """Hooks sit on modules that the change replaces."""
         self.backbone.unhook()
         change(layers_of(self.llm))
-        self.backbone = Backbone(self.llm, self.config.positions != "shared", self.twins)
+        self.backbone = self._driver()
+
+    def _driver(self) -> Backbone:
+        return Backbone(self.llm, self.config.positions != "shared", self.twins, self.config.deep == "hidden")
 
     def own_weights(self) -> dict[str, Tensor]:
         """Everything but the LLM's own weights."""

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fusion.backbone import PrefixCache
 from fusion.mask import Rows
 from fusion.model import FusionModel
+from fusion.prefix_cache import PrefixCache
 from fusion.sequence import Control, Picture, Piece, Tokens, Writer
 
 _PADDING = 1 << 40  # padding rows get blocks from here on, each its own

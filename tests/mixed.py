@@ -29,6 +29,10 @@ CASES += [(family, "none", "shared", "linear", "mot") for family in ("gpt2", "op
 # An image stream beside a language model that never changes.
 CASES += [(family, "adaln", "axial", "linear", "frozen") for family in ("llama", "qwen3_moe", "gpt_oss", "gemma3_text", "olmo2", "olmo")]
 CASES += [("gpt2", "none", "shared", "linear", "frozen"), ("opt", "added", "shared", "conv", "frozen")]
+# The same, which reads the language model's hidden states by projections of its own: windows and norms of keys, a cache by another name, queries,
+# keys and values in one.
+CASES += [(family, "adaln", "axial", "linear", "frozen+hidden") for family in ("gemma3_text", "gpt_neox")]
+CASES += [("gpt2", "none", "shared", "linear", "frozen+hidden")]
 STREAM = 48  # its width, of 64
 NO_DROPOUT = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop", "dropout"), 0.0)  # as fusion.from_llm does
 TOLERANCE = 1e-5  # of two ways to compute the same fp32 numbers, relative to their RMS
@@ -75,8 +79,9 @@ def fresh_fusion(
 ) -> FusionModel:
     """The same as `from_llm` leaves it: what starts at zero is zero. The embedding is of the head's kind."""
     llm = families.tiny_llm(family, attention, **NO_DROPOUT)
-    parts = {"time": time, "positions": positions, "embed": head.partition("+")[0], "head": head, "mode": mode}
-    parts |= {"image_width": STREAM} if mode == "frozen" else {}
+    parts = {"time": time, "positions": positions, "embed": head.partition("+")[0], "head": head}
+    mode, _, deep = mode.partition("+")
+    parts |= {"mode": mode, "image_width": STREAM, "deep": deep or "kv"} if mode == "frozen" else {"mode": mode}
     config = FusionConfig(text_config=llm.config, patch_size=PATCH, vocab_base=families.VOCAB, **parts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from fusion.backbone import FAMILIES, PrefixCache, family_of, frequency_axes, matmul_attention
+from fusion.backbone import FAMILIES, family_of, frequency_axes, matmul_attention
 from fusion.mask import Rows
+from fusion.prefix_cache import PrefixCache
 from tests import families
 from tests.families import tiny_config, tiny_llm
 from tests.mixed import TOLERANCE, answer, assert_close, drawing, fresh_fusion, packed_rows, tiny_fusion

@@ -97,7 +97,11 @@ def test_the_bundled_model_draws_there():
     assert scores.colours_present.value > 0.6 and scores.when_to_draw.value > 0.9, scores
 
 
-@pytest.mark.parametrize("how", [{}, {"recompute": True}, {"compile": True}, {"precision": "bf16"}, {"mode": "mot"}, {"mode": "frozen"}], ids=str)
+HOWS = [{}, {"recompute": True}, {"compile": True}, {"precision": "bf16"}, {"mode": "mot"}, {"mode": "frozen"}]
+HOWS += [{"mode": "frozen", "deep": "hidden", "precision": "bf16", "compile": True}]
+
+
+@pytest.mark.parametrize("how", HOWS, ids=str)
 def test_a_run_stops_and_goes_on(tmp_path, how):
     """A run that is stopped after a step and begun again ends where one that was left alone does, to rounding: kernels add in no fixed order."""
     llm = save_llm(tmp_path / "llm")

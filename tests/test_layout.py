@@ -32,6 +32,8 @@ READING_ORDER = [
     "cache",
     "codec",
     "modality",
+    "prefix_cache",
+    "deep",
     "lora",
     "backbone",
     "model",

@@ -57,7 +57,7 @@ def config_of(llm: Path, *words: str) -> unified.Unified:
     [
         ["model.embed=conv", "model.head=conv+reference"],
         ["model.mode=mot", "training.optim.rates={llm.*: 0}"],
-        ["model.mode=frozen", "model.image_width=32"],
+        ["model.mode=frozen", "model.image_width=32", "model.deep=hidden"],
         ["model.lora={rank: 4}"],
         ["model.time=none", "training.optim.rates={'*embed*': 0}"],
     ],

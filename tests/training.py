@@ -64,8 +64,8 @@ class Given:
 
 
 def make(llm, run, loader=None, sample=None, resume=False, objective=None, rank=0, world=1, validate=True, follow=None, **settings) -> Trainer:
-    """A Trainer with settings that suit a test; `settings` are those of Training, `optimizer` and `mode`."""
-    model = fusion.from_llm(llm, dtype=torch.float32, mode=settings.pop("mode", "shared"))
+    """A Trainer with settings that suit a test; `settings` are those of Training, `optimizer`, `mode` and `deep`."""
+    model = fusion.from_llm(llm, dtype=torch.float32, mode=settings.pop("mode", "shared"), deep=settings.pop("deep", "kv"))
     defaults = {
         "documents": 40, "workers": 0, "precision": "fp32", "ema": 0.9, "seed": 3, "log_every": 1, "save_every": 2, "keep": 3,
         "validate_every": 2, "sample_every": 2, "trackers": [], "optim": Optim(optimizer=settings.pop("optimizer", "adamw"), warmup=3, lr=1e-3),

@@ -67,7 +67,8 @@ class Subject:
     folder of latents would save is not looked at: pictures are encoded."""
 
     def __init__(self, settings: Model, attention: str):
-        said = {name: getattr(settings, name) for name in ("time", "positions", "target", "embed", "head", "path", "mode", "split", "image_width")}
+        names = ("time", "positions", "target", "embed", "head", "path", "mode", "split", "image_width", "deep")
+        said = {name: getattr(settings, name) for name in names}
         check_settings(**said)
         self.text_config = llm_config(settings.llm)
         self.codec: Codec = load_codec(settings.codec, device="meta")

@@ -60,6 +60,7 @@ class Model:
     mode: str = "shared"
     split: list[str] = field(default_factory=lambda: list(PARTS))
     image_width: int | None = None
+    deep: str = "kv"
     max_side: int = 1024
     max_patches: int = 4096
     attention: str = "auto"
@@ -147,7 +148,10 @@ def build(settings: Model) -> Fusion:
 
 
 def _extended(settings: Model) -> Fusion:
-    names = ("codec", "patch_size", "time", "positions", "target", "path", "embed", "head", "mode", "split", "image_width", "max_side", "max_patches")
+    names = (
+        "codec", "patch_size", "time", "positions", "target", "path", "embed", "head", "mode", "split", "image_width", "deep",
+        "max_side", "max_patches",
+    )  # fmt: skip
     model = fusion.from_llm(settings.llm, dtype=torch.float32, **{name: getattr(settings, name) for name in names})
     if settings.shrink != 1:
         pretrained = [part for part in (model.model.llm, model.model.twins) if part is not None]
