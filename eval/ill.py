@@ -97,7 +97,7 @@ def config_of(case: Case, run: Path, llm: Path) -> Unified:
         stages=[] if leaks else [Stage(tasks=TASKS, sizes={"32x32": 1.0})],
         data=DataConfig(path=str(run / "data"), held_out=0.25, sources=sources),
         packing=Packing(length=384, short=128, rows=2, lookahead=64, noised_copies=4),
-        objective=Objective(mean=1.2, std=1.2, clamp=0.2, w_text=1.0),
+        objective=Objective(mean=1.2, std=1.2, clamp=0.2),
         training=Training(
             documents=case.documents, ema=0.9, workers=0, precision="fp32", log_every=5, validate_every=max(1, round(steps / 8)), sample_every=0,
             save_every=0, trackers=[], optim=Optim(optimizer="muon", lr=1.5e-3 * case.rate, matrix_lr=4e-3 * case.rate, warmup=5),
