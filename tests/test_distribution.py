@@ -198,7 +198,7 @@ def test_a_missing_package_is_one_line(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch_fidelity", None)
     rows = torch.randn(4, 2)
     for ask in (lambda: frechet(rows, rows), lambda: kid(rows, rows), lambda: precision_recall(rows, rows), lambda: load_inception("x", "cpu")):
-        with pytest.raises(ValueError, match="torch-fidelity is not installed .*: pip install torch-fidelity"):
+        with pytest.raises(ValueError, match=r"torch-fidelity is not installed .*: pip install torch-fidelity"):
             ask()
 
 

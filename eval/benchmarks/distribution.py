@@ -105,7 +105,8 @@ def by_clip(pictures: Pictures, place: str, batch: int, device: str) -> list[Fig
     if pictures.true:
         found.append(Figure("CMMD", cmmd(*(features(paths, clip.whole, batch) for paths in (pictures.drawn, pictures.true)))))
     if pictures.prompts:
-        scores = clip_score(features(pictures.drawn, clip.middle, batch), directions(clip, [pictures.prompts[path] for path in pictures.drawn], batch))
+        prompts = [pictures.prompts[path] for path in pictures.drawn]
+        scores = clip_score(features(pictures.drawn, clip.middle, batch), directions(clip, prompts, batch))
         found.append(Figure("CLIP score", scores.mean().item(), scores.std().item() if len(scores) > 1 else None))
     return found
 

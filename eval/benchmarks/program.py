@@ -10,13 +10,14 @@ from eval.page import Score
 from eval.scores import as_text
 
 
-def run(score: Callable[[argparse.Namespace], list[Score]], options: argparse.Namespace) -> int:
-    """Score, print the figures and `options.out`: 0, or 1 and one line on stderr."""
+def run(score: Callable[[argparse.Namespace], list[Score] | str], options: argparse.Namespace) -> int:
+    """Score, print the figures (shares, or a table that is made already) and `options.out`: 0, or 1 and one line on stderr."""
     logging.disable_progress_bar()  # of reading weights
     try:
-        print(as_text(score(options), digits=4))
+        found = score(options)
     except ValueError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    print(found if isinstance(found, str) else as_text(found, digits=4))
     print(options.out)
     return 0
