@@ -129,8 +129,8 @@ def coloured(metadata: Mapping) -> dict[str, int]:
 
 def load_judge(detector: str, clip: str, device: str | None = None) -> Judge:
     """From folders or hub ids, safetensors only. ValueError in one line where weights are missing or of another kind."""
-    found = _weights(Mask2Former, detector, "a Mask2Former of COCO's instances (facebook/mask2former-swin-small-coco-instance is one)")
-    seer = _weights(CLIPModel, clip, "a CLIP (GenEval's is openai/clip-vit-large-patch14)")
+    found = load_weights(Mask2Former, detector, "a Mask2Former of COCO's instances (facebook/mask2former-swin-small-coco-instance is one)")
+    seer = load_weights(CLIPModel, clip, "a CLIP (GenEval's is openai/clip-vit-large-patch14)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(clip)
     except (OSError, ValueError, KeyError) as error:
@@ -140,7 +140,8 @@ def load_judge(detector: str, clip: str, device: str | None = None) -> Judge:
     return Judge(found.to(device), seer.to(device), tokenizer, name)
 
 
-def _weights(kind: type[PreTrainedModel], name: str, said: str) -> PreTrainedModel:
+def load_weights(kind: type[PreTrainedModel], name: str, said: str) -> PreTrainedModel:
+    """In fp32, safetensors only. ValueError in one line where weights are missing or of another kind; said: what belongs there."""
     try:
         if not isinstance(config := AutoConfig.from_pretrained(name), kind.config_class):
             raise ValueError(f"a {config.model_type} is there")
@@ -167,11 +168,12 @@ def detector_pixels(image: Image.Image) -> tuple[Float[Tensor, "1 3 h w"], tuple
     levels = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)
     # Bilinear without antialiasing, back to whole levels: OpenCV's resize.
     levels = F.interpolate(levels[None], size=(height, width), mode="bilinear", align_corners=False).round()
-    pixels = _standardized(levels / 255, *IMAGENET)
+    pixels = standardized(levels / 255, *IMAGENET)
     return F.pad(pixels, (0, -width % STRIDE, 0, -height % STRIDE)), (height, width)
 
 
-def _standardized(pixels: Float[Tensor, "*b 3 h w"], mean: Sequence[float], deviation: Sequence[float]) -> Float[Tensor, "*b 3 h w"]:
+def standardized(pixels: Float[Tensor, "*b 3 h w"], mean: Sequence[float], deviation: Sequence[float]) -> Float[Tensor, "*b 3 h w"]:
+    """Channels in [0, 1] in a network's own scale."""
     return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[:, None, None]
 
 
@@ -214,4 +216,4 @@ def clip_pixels(image: Image.Image, side: int) -> Float[Tensor, "3 side side"]:
     width, height = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
     left, top = round((width - side) / 2), round((height - side) / 2)
     middle = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
-    return _standardized(torch.from_numpy(np.array(middle, dtype=np.float32)).permute(2, 0, 1) / 255, *CLIP)
+    return standardized(torch.from_numpy(np.array(middle, dtype=np.float32)).permute(2, 0, 1) / 255, *CLIP)
