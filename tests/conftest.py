@@ -35,6 +35,14 @@ def tiny_tokenizer():
     return families.tiny_tokenizer()
 
 
+@pytest.fixture(scope="session")
+def packed():
+    """Two rows of all that a document can have; treat it as read-only."""
+    from tests.mixed import everything
+
+    return everything()
+
+
 @pytest.fixture
 def tiny_llm():
     """`tiny_llm(family, **config_overrides)`: a fresh random language model of the family (see tests/families.py)."""

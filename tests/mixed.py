@@ -60,6 +60,11 @@ def drawing() -> list[Piece]:
     return [text(5, 8), picture(2, 2, 9), text(4, 10), picture(4, 3, 11, clean=False)]
 
 
+def ids(count: int = 48) -> Tensor:
+    """Plain text, (2, count)."""
+    return torch.randint(1, families.VOCAB, (2, count), generator=torch.Generator().manual_seed(3))
+
+
 def prose() -> list[Piece]:
     """Text alone, twice as long as the window."""
     return [text(34, 12)]
@@ -110,6 +115,11 @@ def packed_rows(rows: list[list[list[Piece]]], times: float = 0.6, length: int |
         own = packed.picture_of_patch == number
         patches[own] = (1 - times) * patches[own] + times * noise_of(packed.patches[own])
     return packed.with_patches(patches, packed.noised_picture.float() * times)
+
+
+def everything() -> Packed:
+    """Two rows of all that a document can have."""
+    return packed_rows([[story()], [drawing(), prose()]])
 
 
 def noise_of(patches: Tensor) -> Tensor:

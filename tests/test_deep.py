@@ -17,22 +17,13 @@ from tests.mixed import (
     STREAM,
     answer,
     assert_close,
-    drawing,
     error,
     fresh_fusion,
-    packed_rows,
-    prose,
+    ids,
     stirred,
-    story,
     tiny_fusion,
 )
-from tests.test_modality import ids, learn
 from train.learner import recomputed
-
-
-@pytest.fixture(scope="module")
-def packed():
-    return packed_rows([[story()], [drawing(), prose()]])
 
 
 def heard_of(model) -> dict[str, Heard]:
@@ -51,7 +42,7 @@ def test_a_stream_begins_as_one_that_reads_keys_and_values_and_learns_beside_a_l
     plain = tiny_llm(family)(input_ids=ids()).logits
     projections = [weight for module in heard_of(model).values() for weight in module.text.parameters() if weight.ndim == 2]
     before = [weight.detach().clone() for weight in projections]
-    learn(model, steps=2)
+    training.learn(model, steps=2)
     assert torch.equal(model(input_ids=ids()).logits, plain)
     assert before and not any(torch.equal(weight, old) for weight, old in zip(projections, before, strict=True))
 

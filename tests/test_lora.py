@@ -11,13 +11,12 @@ import fusion
 from fusion.lora import Lora
 from fusion.objective import Objective, losses
 from tests import training
-from tests.families import VOCAB
 from tests.mixed import (
     answer,
     assert_close,
-    drawing,
     error,
     fresh_fusion,
+    ids,
     packed_rows,
     prose,
     stirred,
@@ -27,18 +26,9 @@ from tests.mixed import (
 from train.optim import Optim, Optimizers
 
 
-@pytest.fixture(scope="module")
-def packed():
-    return packed_rows([[story()], [drawing(), prose()]])
-
-
 @pytest.fixture
 def llm(tmp_path):
     return training.save_llm(tmp_path / "llm")
-
-
-def ids() -> torch.Tensor:
-    return torch.randint(1, VOCAB, (2, 40), generator=torch.Generator().manual_seed(3))
 
 
 def adapted(model):

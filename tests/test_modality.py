@@ -9,9 +9,8 @@ from transformers import AutoModelForCausalLM
 import fusion
 from fusion.modality import PARTS, Groups
 from fusion.model import FusionModel
-from fusion.objective import Objective, losses
 from tests import training
-from tests.families import FAMILIES, VOCAB, tiny_llm
+from tests.families import FAMILIES, tiny_llm
 from tests.mixed import (
     STREAM,
     answer,
@@ -20,22 +19,11 @@ from tests.mixed import (
     drawing,
     error,
     fresh_fusion,
+    ids,
     packed_rows,
-    prose,
     stirred,
-    story,
     tiny_fusion,
 )
-from train.optim import Optim, Optimizers
-
-
-@pytest.fixture(scope="module")
-def packed():
-    return packed_rows([[story()], [drawing(), prose()]])
-
-
-def ids(count: int = 48) -> torch.Tensor:
-    return torch.randint(1, VOCAB, (2, count), generator=torch.Generator().manual_seed(3))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -67,7 +55,7 @@ def test_an_image_stream_learns_beside_a_language_model_that_stays_to_the_bit(fa
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in weights.items()}
     assert not any(name.startswith("llm.") for name in weights)
-    learn(model, steps=8)
+    training.learn(model, steps=8)
     assert torch.equal(model(input_ids=ids()).logits, plain)
     still = [name for name, p in weights.items() if torch.equal(p, before[name])]
     # The last layer's answers to text, and its bias that moves all scores of a query alike, have no gradient.
@@ -131,20 +119,9 @@ def test_a_copied_model_goes_its_own_way(packed):
 def test_text_weights_that_are_frozen_keep_the_language_model_to_the_bit():
     model = fresh_fusion("qwen3", mode="mot")
     before = model(input_ids=ids()).logits
-    learn(model, steps=20, rates={"llm.*": 0})
+    training.learn(model, steps=20, rates={"llm.*": 0})
     assert torch.equal(model.eval()(input_ids=ids()).logits, before)
     assert error(model.twins[0]["mlp"].up_proj.weight, tiny_llm("qwen3").model.layers[0].mlp.up_proj.weight) > 1e-2
-
-
-def learn(model, steps: int, **optim) -> None:
-    """Some steps on the same documents with ever other noise."""
-    optimizers = Optimizers(model.train(), Optim(lr=1e-2, **optim))
-    for step in range(steps):
-        packed, generator = packed_rows([[story()], [drawing(), prose()]]), torch.Generator().manual_seed(step)
-        losses(model, packed, Objective(), generator).total(1, 1).backward()
-        optimizers.step()
-        optimizers.zero_grad()
-    model.eval()
 
 
 def test_a_stream_is_saved_loaded_and_exported(tmp_path):

@@ -11,11 +11,11 @@ from fusion.data.batches import PackedBatches, Packing, fixed_batches
 from fusion.data.loader import Loader
 from fusion.data.shapes import World
 from fusion.data.sources import Mixture, WorldSource
-from fusion.objective import Objective
-from tests import families
+from fusion.objective import Objective, losses
+from tests import families, mixed
 from train.learner import UnifiedLearner
 from train.loop import Trainer, Training
-from train.optim import Optim
+from train.optim import Optim, Optimizers
 
 needs_shards = pytest.mark.skipif(
     not hasattr(FSDPModule, "set_reduce_scatter_unused_params"), reason=f"torch {torch.__version__} is older than 2.13, and cannot share weights out"
@@ -74,3 +74,14 @@ def make(llm, run, loader=None, sample=None, resume=False, objective=None, rank=
     loader = loader or Loader(PackedBatches(open_samples, model.processor, PACKING, 2, rank, world), training.workers)
     watched = {"world": held_out(model.processor)} if validate else None
     return Trainer(UnifiedLearner(model), loader, objective or Objective(), training, run, watched, sample, resume, follow)
+
+
+def learn(model, steps: int, **optim) -> None:
+    """Some steps on the same documents with ever other noise."""
+    optimizers = Optimizers(model.train(), Optim(lr=1e-2, **optim))
+    for step in range(steps):
+        packed, generator = mixed.everything(), torch.Generator().manual_seed(step)
+        losses(model, packed, Objective(), generator).total(1, 1).backward()
+        optimizers.step()
+        optimizers.zero_grad()
+    model.eval()
