@@ -23,6 +23,7 @@ from fusion.document import blocks
 from fusion.page import Section, figure, paragraph, table
 
 COUNT = 24  # pictures, and pairs of each kind of edit: as many characters, or all that are held out
+FROM_WORDS = "from their names"
 KNOBS = ("seed", "steps", "guidance", "image_guidance")  # of a run's samples; used here too
 
 
@@ -42,17 +43,23 @@ def sections(model: Fusion, data: DataConfig, knobs: Mapping[str, Any], count: i
     data: as the run had it, with sources of kind images or edits; the latter are told apart by their column `kind`.
     knobs: of Fusion.draw and Fusion.edit.
     """
-    sources = [replace(source, describe=0.0) if source.kind == "images" else source for source in data.sources]
     found = []
-    for source in open_sources(replace(data, sources=sources), "validation", model.processor.stride):
-        if isinstance(source, ImageFolder):
-            drawn = [attempt(model, sample, knobs) for sample in subjects(source, count)]
-            found.append(Section("Held-out characters, from their names", _panels(drawn)))
-        elif isinstance(source, EditPairs):
-            for kind in sorted({kind_of(source, index) for index in range(len(source))}):
-                drawn = [attempt(model, sample, knobs) for sample in subjects(source, count, kind)]
-                found.append(Section(f"Held-out characters, edits of {kind}", _distances(drawn) + _panels(drawn)))
+    for kind, samples in held_out(data, model.processor.stride, count):
+        drawn = [attempt(model, sample, knobs) for sample in samples]
+        said = _panels(drawn) if kind == FROM_WORDS else _distances(drawn) + _panels(drawn)
+        found.append(Section(f"Held-out characters, {kind}", said))
     return found
+
+
+def held_out(data: DataConfig, stride: int, count: int) -> Iterator[tuple[str, list[Sample]]]:
+    """Kinds of request for a picture, and at most `count` samples of each, of subjects that were never trained on."""
+    sources = [replace(source, describe=0.0) if source.kind == "images" else source for source in data.sources]
+    for source in open_sources(replace(data, sources=sources), "validation", stride):
+        if isinstance(source, ImageFolder):
+            yield FROM_WORDS, list(_subjects(source, count))
+        elif isinstance(source, EditPairs):
+            for kind in sorted({_kind(source, index) for index in range(len(source))}):
+                yield f"edits of {kind}", list(_subjects(source, count, kind))
 
 
 def psnr(image: Image.Image, other: Image.Image) -> float:
@@ -61,19 +68,19 @@ def psnr(image: Image.Image, other: Image.Image) -> float:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def kind_of(source: EditPairs, index: int) -> str:
+def _kind(source: EditPairs, index: int) -> str:
     """The kind of an edit pair, as its row says."""
     return str(source.rows[source.chosen[index][0]].values.get("kind", "any kind"))
 
 
-def subjects(source: ImageFolder | EditPairs, count: int, kind: str | None = None) -> Iterator[Sample]:
+def _subjects(source: ImageFolder | EditPairs, count: int, kind: str | None = None) -> Iterator[Sample]:
     """At most `count` samples, each of another subject, the same at every call. kind: of edits."""
     seen = set()
     for index in sorted(range(len(source)), key=lambda index: fraction("held-out emoji", index)):
         subject = source.chosen[index][1]
         if len(seen) == count:
             return
-        if subject in seen or (kind and kind_of(source, index) != kind):
+        if subject in seen or (kind and _kind(source, index) != kind):
             continue
         try:
             yield source[index]

@@ -7,8 +7,8 @@ what each makes of the same subjects, which none was trained on: how near it com
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 import fusion
 from eval.charts import Line, chart
-from eval.emoji import COUNT, KNOBS, Drawn, attempt, kind_of, median, psnr, subjects
+from eval.emoji import COUNT, KNOBS, Drawn, attempt, held_out, median, psnr
 from eval.sheet import Cell, contact_sheet
 from eval.text import kept_texts
 from fusion.api import Fusion
-from fusion.data.sources import EditPairs, ImageFolder, Sample
-from fusion.data.sources.config import DataConfig, open_sources
+from fusion.data.sources import Sample
+from fusion.data.sources.config import DataConfig
 from fusion.files import save
 from fusion.page import Section, document, figure, paragraph, png, table
 from train.metrics import read
@@ -74,17 +74,6 @@ def _flat(settings: Any, before: str = "") -> dict[str, Any]:
     if not isinstance(settings, Mapping):
         return {before: settings}
     return {key: value for name, part in settings.items() for key, value in _flat(part, f"{before}.{name}".strip(".")).items()}
-
-
-def held_out(data: DataConfig, stride: int, count: int) -> Iterator[tuple[str, list[Sample]]]:
-    """Kinds of request and samples of each, of subjects that were never trained on."""
-    sources = [replace(source, describe=0.0) if source.kind == "images" else source for source in data.sources]
-    for source in open_sources(replace(data, sources=sources), "validation", stride):
-        if isinstance(source, ImageFolder):
-            yield "drawn from words", list(subjects(source, count))
-        elif isinstance(source, EditPairs):
-            for kind in sorted({kind_of(source, index) for index in range(len(source))}):
-                yield f"edit of {kind}", list(subjects(source, count, kind))
 
 
 def attempts(model: Fusion, asked: Mapping[str, list[Sample]], knobs: Mapping[str, Any], name: str) -> dict[str, list[Drawn]]:

@@ -50,7 +50,7 @@ def test_two_runs_beside_each_other(two, tmp_path, capsys):
     page = (tmp_path / "report.html").read_text()
     assert page.count("<figcaption>wanted") == page.count("<figcaption>frozen") == 2 and "Validation error of x" in page
     assert Image.open(tmp_path / "samples.png").width == 1200
-    assert "drawn from words, median PSNR, dB" in capsys.readouterr().out
+    assert "from their names, median PSNR, dB" in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared(two, tmp_path, capsys):

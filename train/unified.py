@@ -137,14 +137,19 @@ def evaluate(config: Unified, model: Fusion) -> list[Section]:
 def build(settings: Model) -> Fusion:
     """The extended LLM, or the model to go on from, in fp32."""
     model = fusion.load(settings.start, dtype=torch.float32) if settings.start else _extended(settings)
-    # Short rows on CPUs: SDPA's backward is several times slower than two matrix products.
-    fast = "sdpa" if torch.cuda.is_available() else "matmul"
     if settings.lora:
         model.add_lora(**vars(settings.lora))
     if settings.latents:
         model.codec = LatentCache(settings.latents, model.codec)
-    model.model.set_attention(fast if settings.attention == "auto" else settings.attention)
+    model.model.set_attention(attention_here(settings.attention))
     return model
+
+
+def attention_here(kind: str) -> str:
+    """The attention of a config on this machine."""
+    # Short rows on CPUs: SDPA's backward is several times slower than two matrix products.
+    fast = "sdpa" if torch.cuda.is_available() else "matmul"
+    return fast if kind == "auto" else kind
 
 
 def _extended(settings: Model) -> Fusion:

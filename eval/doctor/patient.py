@@ -28,7 +28,7 @@ from train.demo import Demo
 from train.diffusion import Diffusion, PainterLearner
 from train.learner import Learner, UnifiedLearner
 from train.metrics import read
-from train.unified import Unified, first_samples
+from train.unified import Unified, attention_here, first_samples
 
 ROWS = 16  # documents, or pictures that are drawn, in a batch
 
@@ -93,8 +93,7 @@ class Patient:
             return PainterLearner(load_painter(self.folder, self.device))
         llm = self.config.model.llm
         model = fusion.load(self.folder, dtype=torch.float32, device=self.device, llm=llm if Path(llm).is_dir() else None)
-        fast = "sdpa" if torch.cuda.is_available() else "matmul"
-        model.model.set_attention(fast if self.config.model.attention == "auto" else self.config.model.attention)
+        model.model.set_attention(attention_here(self.config.model.attention))
         return UnifiedLearner(model)
 
     @property
