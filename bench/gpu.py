@@ -2,7 +2,7 @@
 
 The model has SmolLM2-135M's shape and random weights, and learns to draw pictures of noise, 128 x 128 pixels in patches of 8, in rows of 1,024
 tokens, in bf16. Each way to compute attention and layers trains for some steps of train.loop's own, on batches made beforehand. The share of the
-chip's speed counts operations as `fusion plan` does, without those of a second forward pass.
+chip's speed counts operations as `fusion plan` does, those of a second forward pass too.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from bench import measure
 from bench.lora import save_llm, save_pictures
 from train import unified
 from train.config import load_config
+from train.devices import DEVICES, name_of
 from train.forecast import forecast
 
 WARM_UP = 4  # steps that do not count
@@ -54,10 +55,10 @@ class Timed:
         return self.ready[self.left % len(self.ready)]
 
 
-def measured(words: list[str], steps: int) -> dict[str, float]:
-    """Median seconds of a step, and what follows from them."""
+def measured(words: list[str], steps: int, device: str) -> dict[str, float]:
+    """Median seconds of a step, and what follows from them. device: one of train.devices."""
     config = load_config(unified.Unified, None, words)
-    planned = forecast(config, device="h100")
+    planned = forecast(config, device=device)
     torch.cuda.reset_peak_memory_stats()
     trainer = unified.trainer_for(config, unified.build(config.model))
     trainer.loader = timed = Timed(trainer.loader, WARM_UP + steps)
@@ -77,8 +78,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=12, help="of each case, that count")
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        print("error: no CUDA device here", file=sys.stderr)
+    device = name_of(torch.device("cuda")) if torch.cuda.is_available() else None
+    if device is None:
+        print(f"error: no CUDA device here that train.devices knows: {', '.join(name for name in DEVICES if name != 'cpu')}", file=sys.stderr)
         return 1
     figures = {}
     with tempfile.TemporaryDirectory() as place:
@@ -89,12 +91,13 @@ def main(arguments: list[str]) -> int:
         for number, (name, case) in enumerate(CASES.items()):
             words = [f"model.llm={llm}", f"data.path={pictures}", f"run={place}/run{number}", *SETTINGS, *case]
             try:
-                figures[name] = measured(words, options.steps)
+                figures[name] = measured(words, options.steps, device)
             except (RuntimeError, ValueError) as error:
                 figures[name] = {"failed": " ".join(str(error).split())[:300]}
             torch.cuda.empty_cache()
             print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in figures[name].items()), flush=True)
-    print(measure.write("gpu", {"gpu": torch.cuda.get_device_name(), "settings": SETTINGS, "cases": CASES, "figures": figures}))
+    told = {"device": torch.cuda.get_device_name(), "settings": SETTINGS, "cases": CASES, "figures": figures}
+    print(measure.write("gpu", told, on=device))
     return 0
 
 

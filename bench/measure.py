@@ -67,8 +67,8 @@ def device() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def write(name: str, figures: Mapping[str, Any]) -> Path:
-    """Write bench/results/<name>_<date>_cpu.json: figures, and all that it takes to repeat them."""
+def write(name: str, figures: Mapping[str, Any], on: str = "cpu") -> Path:
+    """Write bench/results/<name>_<date>_<on>.json: figures, and all that it takes to repeat them; what they say of the device comes before it."""
     facts = {
         "command": f"python -m bench.{name} " + " ".join(sys.argv[1:]),
         "commit": COMMIT,
@@ -78,6 +78,6 @@ def write(name: str, figures: Mapping[str, Any]) -> Path:
         "transformers": transformers.__version__,
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}_{facts['date']}_cpu.json"
+    path = RESULTS / f"{name}_{facts['date']}_{on}.json"
     path.write_text(json.dumps(facts | dict(figures), indent=1) + "\n", encoding="utf-8")
     return path

@@ -35,9 +35,13 @@ DEVICES: dict[str, Callable[[], Device]] = {
 }
 
 
+def name_of(device: torch.device) -> str | None:
+    """The GPU that training runs on, as DEVICES calls it; None for one that is not there, and for whatever is no NVIDIA GPU."""
+    told = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
+    return next((name for name in DEVICES if name in told), None)
+
+
 def this_device(device: torch.device) -> Device | None:
-    """The GPU that training runs on, None for one that is not among DEVICES, and for whatever is no NVIDIA GPU."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device).lower()
-    return next((make() for key, make in DEVICES.items() if key in name), None)
+    """What that GPU can do."""
+    name = name_of(device)
+    return DEVICES[name]() if name else None
