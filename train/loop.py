@@ -205,7 +205,7 @@ class Trainer:
         window = [next(self.loader) for _ in range(self.settings.accumulate)]
         counts = self._count(window)
         self.factor = rate(self.settings.optim, self.step, self.progress)
-        if self.log.work is None and not (self.settings.compile or self.sharded):
+        if self.main and self.log.work is None and not (self.settings.compile or self.sharded):
             self._count_work(window[0])
         sums = [self._backward(batch, number, counts) for number, batch in enumerate(window)]
         self._sum_gradients()
@@ -228,8 +228,8 @@ class Trainer:
         return asked
 
     def _count_work(self, batch: Any) -> None:
-        """Count the operations of one batch, those of a second forward pass included, for the log. In a pass of its own: a counter takes composite
-        operations apart, and they would round otherwise. Compiled code and what the ranks share out cannot be counted so."""
+        """Count the operations of the first batch, those of a second forward pass included, for the log. In a pass of its own: a counter takes
+        composite operations apart, and they would round otherwise. Compiled code and what the ranks share out cannot be counted so."""
         counts = self.learner.counts(batch)
         with counting() as counter:
             with self.autocast:
