@@ -87,27 +87,31 @@ class Losses:
 
 def latents(packed: Packed, codec, patch_size: int) -> Packed:
     """Fill a batch with clean patches of its pictures, all at time 0. codec: pixels -> latents (fusion.codec)."""
-    device, width = packed.ids.device, codec.channels * patch_size**2
-    rows = _encoded(packed.pixels, codec, patch_size)
-    patches = torch.cat([rows[i] for i in packed.source.tolist()]) if len(packed.source) else torch.zeros(0, width, device=device)
-    return packed.with_patches(patches.float(), torch.zeros(len(packed.source), device=device))
+    device = packed.ids.device
+    rows, start = _encoded(packed.pixels, codec, patch_size, device)
+    counts, picture = packed.grid.prod(-1), packed.picture_of_patch
+    inside = torch.arange(len(picture), device=device) - (counts.cumsum(0) - counts)[picture]
+    return packed.with_patches(rows[start[packed.source][picture] + inside], torch.zeros(len(packed.source), device=device))
 
 
-def _encoded(pixels: Sequence[Float[Tensor, "3 _ _"]], codec, patch_size: int) -> list[Float[Tensor, "_ p"]]:
-    """The patches of each picture. Pictures of one size are encoded together, as many as a codec has room for: one by one, a thousand small
-    ones would keep a GPU waiting for longer than the rest of the step takes."""
+def _encoded(
+    pixels: Sequence[Float[Tensor, "3 _ _"]], codec, patch_size: int, device: torch.device
+) -> tuple[Float[Tensor, "n p"], Int[Tensor, " images"]]:
+    """The patches of all images, and where those of each begin. Images of one size are encoded together, as many as a codec has room for: one by
+    one, a thousand small ones would keep a GPU waiting for longer than the rest of the step takes."""
     sizes = defaultdict(list)
     for index, image in enumerate(pixels):
         sizes[image.shape].append(index)
-    rows: list = [None] * len(pixels)
+    rows, start, count = [torch.zeros(0, codec.channels * patch_size**2, device=device)], [0] * len(pixels), 0
     for shape, indices in sizes.items():
         together = max(1, PIXELS_AT_ONCE // shape[1:].numel())
-        for start in range(0, len(indices), together):
-            some = indices[start : start + together]
+        for first in range(0, len(indices), together):
+            some = indices[first : first + together]
             encoded = patchify(codec.encode(torch.stack([pixels[i] for i in some])), patch_size, rank=2)
-            for index, patches in zip(some, encoded.unbind(), strict=True):
-                rows[index] = patches
-    return rows
+            rows.append(encoded.flatten(0, 1).float())
+            for index in some:
+                start[index], count = count, count + encoded.shape[1]
+    return torch.cat(rows), torch.tensor(start, dtype=torch.long, device=device)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ Layout of a document (BAGEL and SenseNova-U1 isolate noise this way). Its *clean
 and these four decide who sees whom (mask.py). Targets that nothing follows need no clean copy.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -271,16 +273,34 @@ class Packed:
         return replace(self, patches=patches, time=time)
 
     def to(self, device: torch.device | str) -> "Packed":
-        """Every tensor on the device. The images travel as one: a batch may hold a thousand, and each journey costs as much as a kernel."""
-        tensors = {f.name: value.to(device, non_blocking=True) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return replace(self, pixels=_together(self.pixels, torch.device(device)), **tensors)
+        """Every tensor on the device."""
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Packed":
+        """Every tensor where a GPU fetches it while the processor goes on."""
+        return self._moved(Tensor.pin_memory)
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> "Packed":
+        tensors = {f.name: move(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return replace(self, pixels=_together(self.pixels, move), **tensors)
 
 
-def _together(images: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
-    if all(image.device.type == device.type for image in images):
-        return tuple(image.to(device) for image in images)
-    flat = torch.cat([image.flatten() for image in images]).to(device, non_blocking=True)
-    return tuple(part.view(image.shape) for part, image in zip(flat.split([image.numel() for image in images]), images, strict=True))
+def _together(images: tuple[Tensor, ...], move: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    """The images, moved as one: a batch may hold a thousand, and each journey costs as much as a kernel."""
+    if not images:
+        return ()
+    sizes = [image.numel() for image in images]
+    return tuple(part.view(image.shape) for part, image in zip(move(_whole(images, sizes)).split(sizes), images, strict=True))
+
+
+def _whole(images: tuple[Tensor, ...], sizes: list[int]) -> Tensor:
+    """All numbers of the images one after the other: the tensor that they are parts of, as those from another process are, or a new one."""
+    base = images[0]._base
+    if base is not None and base.shape == (sum(sizes),):
+        places = accumulate(sizes, initial=0)
+        if all(i._base is base and i.is_contiguous() and i.storage_offset() == place for i, place in zip(images, places, strict=False)):
+            return base
+    return torch.cat([image.flatten() for image in images])
 
 
 def pack(rows: list[list[Layout]], length: int | None = None, pad_id: int = 0) -> Packed:

@@ -121,6 +121,7 @@ class Trainer:
         if settings.conv_from:
             learner.rest(True)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
+        loader.pinned = self.device.type == "cuda"
         self.sharded = settings.sharded or self.accelerator.distributed_type is DistributedType.FSDP
         if self.sharded:
             learner.to(torch.device("cpu"))

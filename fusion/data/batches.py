@@ -87,6 +87,10 @@ class Batch:
         """Share of the batch's tokens that are padding."""
         return float((self.packed.doc < 0).float().mean())
 
+    def pin_memory(self) -> "Batch":
+        """As torch's DataLoader asks of it, see Packed."""
+        return replace(self, packed=self.packed.pin_memory())
+
     def __reduce__(self):
         """To another process as a few arrays: one tensor per image would cost a shared-memory file each."""
         packed = {f.name: getattr(self.packed, f.name) for f in fields(Packed) if f.name not in ("pixels", "patches", "time")}

@@ -147,11 +147,13 @@ class Batches(IterableDataset):
 class Loader:
     """Batches made by worker processes ahead of time, in a fixed order; `state_dict` says how to go on behind the last one taken.
 
-    workers: processes that make batches; 0 makes them in this one. prefetch: batches that each worker keeps ready.
+    workers: processes that make batches; 0 makes them in this one. prefetch: batches that each worker keeps ready. pinned: a thread takes them in
+    and puts them where a GPU fetches them; whoever trains on one sets it.
     """
 
     def __init__(self, batches: Batches, workers: int = 0, prefetch: int = 4):
         self.batches, self.workers, self.prefetch = batches, workers, prefetch
+        self.pinned = False
         self.taken, self.shards = 0, {}
         self._iterator: Iterator[Any] | None = None
 
@@ -160,7 +162,7 @@ class Loader:
 
     def __next__(self) -> Any:
         if self._iterator is None:
-            ahead = {"prefetch_factor": self.prefetch, "worker_init_fn": _quiet} if self.workers else {}
+            ahead = {"prefetch_factor": self.prefetch, "worker_init_fn": _quiet, "pin_memory": self.pinned} if self.workers else {}
             self._iterator = iter(DataLoader(self.batches, batch_size=None, num_workers=self.workers, **ahead))
         batch = next(self._iterator)
         self.taken += 1
