@@ -8,13 +8,12 @@ see sooner (arXiv 2106.14881), and behind it. Compare the U-Net blocks of Transf
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from fusion.layers import FlowHead, Linear32, PatchEmbed, modulate
@@ -37,13 +36,66 @@ class LayerNorm32(nn.LayerNorm):
         return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
 
 
+REACH = 2
+"""Cells that the largest kernel reaches over, on every side."""
+ALL = slice(None)
+
+
+@dataclass(frozen=True)
+class Raster:
+    """Pictures of one size, whose cells lie row by row. patches: which patches are theirs; size: rows and columns of patches; cells: of cells."""
+
+    patches: Int[Tensor, " n"] | slice
+    size: tuple[int, int]
+    cells: tuple[int, int]
+
+    def convolved(self, conv: "Conv32", cells: Float[Tensor, "k inputs"]) -> Float[Tensor, "k outputs"]:
+        """What a convolution makes of the cells of each picture."""
+        return conv(cells.view(-1, *self.cells, cells.shape[-1])).flatten(0, 2)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Pictures of any sizes, whose cells lie patch by patch; for a convolution, one picture below the other with rows of zeros between them.
+
+    For GPUs: one convolution for every size would be as many small kernels to launch and as many times to wait, and cuDNN plans each anew for
+    every number of pictures, which takes longer than a step. place: of each cell, on `height` x `width` of them.
+    """
+
+    place: Int[Tensor, " k"]
+    height: int
+    width: int
+    patches = ALL
+    size = (1, 1)
+
+    @classmethod
+    def of(cls, row: Int[Tensor, " k"], column: Int[Tensor, " k"], picture: Int[Tensor, " k"], grid: Int[Tensor, "m 2"]) -> "Strip":
+        """row, column, picture: of each cell. grid: rows and columns of cells of each picture."""
+        bottom = (grid[:, 0] + REACH).cumsum(0)
+        height, width = torch.stack([bottom[-1], grid[:, 1].amax()]).tolist()
+        top = bottom - grid[:, 0] - REACH
+        return cls((top[picture] + row) * width + column, rounded(height), width)
+
+    def convolved(self, conv: "Conv32", cells: Float[Tensor, "k inputs"]) -> Float[Tensor, "k outputs"]:
+        """As Raster's."""
+        canvas = cells.new_zeros(self.height * self.width, cells.shape[-1]).index_copy(0, self.place, cells)
+        return conv(canvas.view(1, self.height, self.width, -1)).flatten(0, 2).index_select(0, self.place)
+
+
+def rounded(height: int) -> int:
+    """Up, to eight in an octave, so that cuDNN's plans recur."""
+    step = 2 ** max(0, height.bit_length() - 4)
+    return height + -height % step
+
+
 class ConvBlock(nn.Module):
     """A ConvNeXt block (arXiv 2201.03545): depthwise convolution, LayerNorm, MLP, added to its input; fp32.
 
-    `told`, which broadcasts against the input, modulates what is normalised, as in SPADE (arXiv 1903.07291). It starts without effect.
+    `told` modulates what is normalised, as in SPADE (arXiv 1903.07291); `whose`: which of its rows a cell takes, each its own if None. It starts
+    without effect.
     """
 
-    def __init__(self, width: int, kernel: int = 5, expansion: int = 4):
+    def __init__(self, width: int, kernel: int = 2 * REACH + 1, expansion: int = 4):
         super().__init__()
         self.around = Conv32(width, width, kernel, padding=kernel // 2, groups=width)
         self.norm = LayerNorm32(width, eps=1e-6)
@@ -52,9 +104,12 @@ class ConvBlock(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, z: Float[Tensor, "m h w width"], told: Float[Tensor, "m #h #w width"]) -> Float[Tensor, "m h w width"]:
-        shift, scale = self.modulation(F.silu(told)).chunk(2, dim=-1)
-        return z + self.mlp(modulate(self.norm(self.around(z)), shift, scale))
+    def forward(
+        self, z: Float[Tensor, "n width"], beside: Raster | Strip, told: Float[Tensor, "k width"], whose: Int[Tensor, " n"] | None = None
+    ) -> Float[Tensor, "n width"]:
+        modulation = self.modulation(F.silu(told))
+        shift, scale = (modulation if whose is None else modulation[whose]).chunk(2, dim=-1)
+        return z + self.mlp(modulate(self.norm(beside.convolved(self.around, z)), shift, scale))
 
 
 @dataclass(frozen=True)
@@ -74,46 +129,67 @@ class Cells:
         """Numbers in a cell."""
         return self.channels * (self.patch_size // self.count) ** 2
 
-    def _axes(self, size: tuple[int, int]) -> dict[str, int]:
+    def spread(self, patches: Float[Tensor, "n p"], size: tuple[int, int]) -> Float[Tensor, "k c"]:
+        """Patches of whole pictures of one size as their cells, row by row; of size (1, 1), patch by patch."""
         side = self.patch_size // self.count
-        return {"r": size[0], "s": size[1], "a": self.count, "b": self.count, "c": self.channels, "p": side, "q": side}
+        pattern = "(m r s) (c a p b q) -> (m r a s b) (c p q)"
+        return rearrange(patches.float(), pattern, r=size[0], s=size[1], a=self.count, b=self.count, c=self.channels, p=side, q=side)
 
-    def spread(self, patches: Float[Tensor, "n p"], size: tuple[int, int]) -> Float[Tensor, "m h w c"]:
-        """The patches of whole pictures of one size, as their cells."""
-        return rearrange(patches.float(), "(m r s) (c a p b q) -> m (r a) (s b) (c p q)", **self._axes(size))
-
-    def gather(self, cells: Float[Tensor, "m h w c"], size: tuple[int, int]) -> Float[Tensor, "n p"]:
+    def gather(self, cells: Float[Tensor, "k c"], size: tuple[int, int]) -> Float[Tensor, "n p"]:
         """The inverse of `spread`."""
-        return rearrange(cells, "m (r a) (s b) (c p q) -> (m r s) (c a p b q)", **self._axes(size))
+        side = self.patch_size // self.count
+        pattern = "(m r a s b) (c p q) -> (m r s) (c a p b q)"
+        return rearrange(cells, pattern, r=size[0], s=size[1], a=self.count, b=self.count, c=self.channels, p=side, q=side)
+
+    def dealt(self, rows: Shaped[Tensor, "n w"], size: tuple[int, int]) -> Shaped[Tensor, "k d"]:
+        """A row of each patch, dealt out to its cells, in the order of `spread`."""
+        return rearrange(rows, "(m r s) (a b d) -> (m r a s b) d", r=size[0], s=size[1], a=self.count, b=self.count)
+
+    def collected(self, cells: Float[Tensor, "k d"], size: tuple[int, int]) -> Float[Tensor, "n w"]:
+        """The inverse of `dealt`."""
+        return rearrange(cells, "(m r a s b) d -> (m r s) (a b d)", r=size[0], s=size[1], a=self.count, b=self.count)
+
+    def arranged(self, cell: Int[Tensor, "n 2"], picture: Int[Tensor, " n"], grid: Int[Tensor, "m 2"]) -> list[Raster] | list[Strip]:
+        """Pictures whose patches lie one after the other, in parts that are convolved together.
+
+        cell, picture: of each patch; grid: rows and columns of patches of each picture.
+        """
+        if cell.is_cuda:
+            return [self.strip(cell, picture, grid)]
+        sizes, which = torch.unique(grid, dim=0, return_inverse=True)
+        of_patch = which[picture]
+        patches = [of_patch.eq(index).nonzero()[:, 0] for index in range(len(sizes))] if len(sizes) > 1 else [ALL]
+        return [Raster(some, (r, s), (r * self.count, s * self.count)) for some, (r, s) in zip(patches, sizes.tolist(), strict=True)]
+
+    def strip(self, cell: Int[Tensor, "n 2"], picture: Int[Tensor, " n"], grid: Int[Tensor, "m 2"]) -> Strip:
+        """See `arranged`."""
+        inside = torch.cartesian_prod(*2 * [torch.arange(self.count, device=cell.device)]).view(-1, 2)
+        row, column = (self.count * cell[:, None] + inside).flatten(0, 1).unbind(-1)
+        return Strip.of(row, column, picture.repeat_interleave(self.count**2), self.count * grid)
 
 
-def by_size(grid: Int[Tensor, "m 2"]) -> Iterator[tuple[tuple[int, int], Int[Tensor, " k"], Int[Tensor, " n"]]]:
-    """Pictures whose patches lie one after the other, size by size: rows and columns of patches, which pictures, and their patches."""
-    sizes, which = torch.unique(grid, dim=0, return_inverse=True)
-    of_patch = which.repeat_interleave(grid.prod(-1))
-    for index, size in enumerate(sizes.tolist()):
-        yield tuple(size), which.eq(index).nonzero()[:, 0], of_patch.eq(index).nonzero()[:, 0]
+def together(parts: list[Raster] | list[Strip], rows: list[Float[Tensor, "_ width"]]) -> Float[Tensor, "n width"]:
+    """The rows of all patches, in their order."""
+    if len(parts) == 1:
+        return rows[0]
+    patches, rows = torch.cat([part.patches for part in parts]), torch.cat(rows)
+    return torch.empty_like(rows).index_copy(0, patches, rows)
 
 
-def grids(cell: Int[Tensor, "n 2"]) -> tuple[Int[Tensor, " m"], Int[Tensor, "m 2"]]:
-    """The first patch, and the rows and columns, of each of the pictures whose patches lie one after the other."""
-    first = cell.sum(-1).eq(0).nonzero()[:, 0]
-    last = torch.cat([first, first.new_tensor([len(cell)])])[1:] - 1
-    return first, cell[last] + 1
+def grids(cell: Int[Tensor, "n 2"]) -> tuple[Int[Tensor, " n"], Int[Tensor, "m 2"]]:
+    """The picture of each patch, counted from 0, and rows and columns of each picture, of pictures whose patches lie one after the other."""
+    begins = cell.sum(-1).eq(0)
+    last = torch.cat([begins[1:], begins.new_ones(min(1, len(begins)))])
+    return begins.cumsum(0) - 1, cell[last] + 1
 
 
-def blanks(count: int, device: torch.device) -> int:
-    """How many blank pictures to convolve beside `count`. On CUDA, cuDNN plans each convolution anew for every number of pictures, and takes longer
-    for that than for the convolution: numbers are rounded up to four in an octave, so that plans recur."""
-    if device.type != "cuda":
-        return 0
-    step = 2 ** max(0, count.bit_length() - 3)
-    return -count % step
-
-
-def padded(rows: Float[Tensor, "k width"], more: int) -> Float[Tensor, "k2 width"]:
-    """With so many rows of zeros behind."""
-    return F.pad(rows, (0, 0, 0, more)) if more else rows
+def places(grid: Int[Tensor, "m 2"], patches: int) -> tuple[Int[Tensor, "n 2"], Int[Tensor, " n"]]:
+    """The inverse of `grids`: row and column, and picture, of each of so many patches."""
+    counts = grid.prod(-1)
+    picture = torch.repeat_interleave(counts, output_size=patches)
+    inside = torch.arange(patches, device=grid.device) - (counts.cumsum(0) - counts)[picture]
+    columns = grid[picture, 1]
+    return torch.stack([inside // columns, inside % columns], dim=-1), picture
 
 
 class ConvEmbed(PatchEmbed):
@@ -132,23 +208,22 @@ class ConvEmbed(PatchEmbed):
 
     def forward(self, patches, cell, time=None, picture=None):
         rows = super().forward(patches)
-        seen = torch.zeros_like(rows, dtype=torch.float32)
-        first, grid = grids(cell)
-        for size, pictures, where in by_size(grid):
-            told = None if self.told is None else time[picture[first[pictures]]]
-            seen = seen.index_copy(0, where, self._look(patches[where], size, told))
-        return rows + seen.to(rows.dtype)
+        if not len(patches):
+            return rows
+        told = rows.new_zeros(1, self.seen.out_channels).float() if self.told is None else self.told(F.silu(time.float()))
+        whose = torch.zeros_like(cell[:, 0]) if self.told is None else picture
+        parts = self.cells.arranged(cell, *grids(cell))
+        seen = [self._look(patches[part.patches], part, told, whose[part.patches]) for part in parts]
+        return rows + together(parts, seen).to(rows.dtype)
 
-    def _look(self, patches: Float[Tensor, "n p"], size: tuple[int, int], time: Float[Tensor, "m time_width"] | None) -> Float[Tensor, "n width"]:
-        """The patches of whole pictures of one size."""
-        of_one = size[0] * size[1]
-        count, more = len(patches), blanks(len(patches) // of_one, patches.device)
-        patches, time = padded(patches, more * of_one), time if time is None else padded(time, more)
-        z = self.seen(self.cells.spread(patches, size))
-        told = torch.zeros_like(z[:, :1, :1]) if time is None else self.told(F.silu(time.float()))[:, None, None]
+    def _look(
+        self, patches: Float[Tensor, "n p"], part: Raster | Strip, told: Float[Tensor, "m inner"], whose: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n width"]:
+        z = part.convolved(self.seen, self.cells.spread(patches, part.size))
+        whose = self.cells.dealt(whose[:, None].expand(-1, self.cells.count**2), part.size)[:, 0]
         for block in self.blocks:
-            z = block(z, told)
-        return self.out(rearrange(self.norm(z), "m (r a) (s b) d -> (m r s) (a b d)", a=self.cells.count, b=self.cells.count))[:count]
+            z = block(z, part, told, whose)
+        return self.out(self.cells.collected(self.norm(z), part.size))
 
 
 class ConvHead(FlowHead):
@@ -174,21 +249,17 @@ class ConvHead(FlowHead):
 
     def forward(self, h, seen, time=None, image=None):
         h = self.conditioned(h, time, image)
-        if self.resting:
+        if self.resting or not len(h):
             return self.out(h)
-        drawn = torch.zeros_like(seen.noised, dtype=torch.float32)
-        for size, _, where in by_size(seen.grid):
-            parts = (seen.noised[where], seen.reference[where]) if self.reference else (seen.noised[where],)
-            drawn = drawn.index_copy(0, where, self._draw(h[where], parts, size))
-        return self.out(h) + drawn
+        pictures = (seen.noised, seen.reference) if self.reference else (seen.noised,)
+        parts = self.cells.arranged(*places(seen.grid, len(h)), seen.grid)
+        drawn = [self._draw(h[part.patches], [picture[part.patches] for picture in pictures], part) for part in parts]
+        return self.out(h) + together(parts, drawn)
 
-    def _draw(self, h: Float[Tensor, "n width"], parts: tuple[Float[Tensor, "n p"], ...], size: tuple[int, int]) -> Float[Tensor, "n p"]:
-        """The patches of whole pictures of one size."""
-        count, (rows, columns) = self.cells.count, size
-        more = blanks(len(h) // (rows * columns), h.device) * rows * columns
-        pixels = torch.cat([self.cells.spread(padded(part, more), size) for part in parts], dim=-1)
-        told = rearrange(self.told(padded(h, more)), "(m r s) (a b d) -> m (r a) (s b) d", a=count, b=count, r=rows, s=columns)
-        z = told + self.seen(pixels)
+    def _draw(self, h: Float[Tensor, "n width"], pictures: list[Float[Tensor, "n p"]], part: Raster | Strip) -> Float[Tensor, "n p"]:
+        told = self.cells.dealt(self.told(h), part.size)
+        pixels = torch.cat([self.cells.spread(picture, part.size) for picture in pictures], dim=-1)
+        z = told + part.convolved(self.seen, pixels)
         for block in self.blocks:
-            z = block(z, told)
-        return self.cells.gather(self.drawn(self.norm_drawn(z)), size)[: len(h)]
+            z = block(z, part, told)
+        return self.cells.gather(part.convolved(self.drawn, self.norm_drawn(z)), part.size)

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fusion import conv
-from fusion.conv import ConvEmbed, ConvHead, blanks, by_size, grids
+from fusion.conv import Cells, ConvEmbed, ConvHead, grids, places, rounded
 from fusion.layers import PatchEmbed, Seen
 from fusion.patches import cells, unpatchify
 from tests.test_layers import seen, wake
@@ -17,17 +16,19 @@ CELL = torch.cat([cells(grid) for grid in GRIDS.tolist()])
 PICTURE = torch.arange(len(GRIDS)).repeat_interleave(GRIDS.prod(-1))
 
 
-def test_grids_are_read_off_the_cells():
-    first, grid = grids(CELL)
-    assert first.tolist() == [0, 2, 6, 8, 11] and torch.equal(grid, GRIDS)
-    first, grid = grids(CELL[:0])
-    assert first.shape == (0,) and grid.shape == (0, 2)
+def test_grids_are_read_off_the_cells_and_cells_off_the_grids():
+    picture, grid = grids(CELL)
+    assert torch.equal(picture, PICTURE) and torch.equal(grid, GRIDS)
+    for found, known in zip(places(GRIDS, len(CELL)), (CELL, PICTURE), strict=True):
+        assert torch.equal(found, known)
+    picture, grid = grids(CELL[:0])
+    assert picture.shape == (0,) and grid.shape == (0, 2)
 
 
-def test_pictures_are_grouped_by_size():
-    found = {size: (pictures.tolist(), patches.tolist()) for size, pictures, patches in by_size(GRIDS)}
+def test_pictures_are_arranged_by_size():
+    found = {part.size: (part.cells, part.patches.tolist()) for part in Cells(3, 8).arranged(CELL, PICTURE, GRIDS)}
     assert found == {
-        (1, 2): ([0, 2], [0, 1, 6, 7]), (2, 2): ([1], [2, 3, 4, 5]), (3, 1): ([3], [8, 9, 10]), (1, 1): ([4], [11]),
+        (1, 2): ((4, 8), [0, 1, 6, 7]), (2, 2): ((8, 8), [2, 3, 4, 5]), (3, 1): ((12, 4), [8, 9, 10]), (1, 1): ((4, 4), [11]),
     }  # fmt: skip
 
 
@@ -112,13 +113,13 @@ def test_the_convolutional_head_sees_one_picture_at_a_time_whatever_stands_besid
     assert moved.tolist() == [True, True] + 9 * [False]
 
 
-def test_blank_pictures_beside_them_change_nothing(monkeypatch):
-    """On a GPU their number is rounded up; what comes out and what is learned stays."""
+def test_one_strip_of_all_pictures_gives_what_pictures_of_one_size_do(monkeypatch):
+    """As on a GPU: what comes out and what is learned stays."""
     embed, head = wake(ConvEmbed(3, 8, 16, 8, inner=8)), wake(ConvHead(16, 3, 8, 8, inner=8))
     h, patches, time = torch.randn(12, 16), torch.randn(12, 192), torch.randn(5, 8)
     found = []
-    for more in (0, 3):
-        monkeypatch.setattr(conv, "blanks", lambda count, device, more=more: more)
+    for arranged in (Cells.arranged, lambda *where: [Cells.strip(*where)]):
+        monkeypatch.setattr(Cells, "arranged", arranged)
         outs = embed(patches, CELL, time, PICTURE), head(h, seen(patches, GRIDS), time, PICTURE)
         parameters = [p for part in (embed, head) for p in part.parameters()]
         found.append([*outs, *torch.autograd.grad(sum(out.square().sum() for out in outs), parameters, allow_unused=True)])
@@ -126,10 +127,9 @@ def test_blank_pictures_beside_them_change_nothing(monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_numbers_of_pictures_are_rounded_up_on_a_gpu_alone():
-    counts = {count: count + blanks(count, torch.device("cuda")) for count in range(1, 2000)}
-    assert all(count <= more <= 1.25 * count for count, more in counts.items()) and len(set(counts.values())) < 45
-    assert blanks(1001, torch.device("cpu")) == 0
+def test_heights_of_strips_are_rounded_up_so_that_few_remain():
+    heights = {height: rounded(height) for height in range(1, 20_000)}
+    assert all(height <= more <= 1.125 * height for height, more in heights.items()) and len(set(heights.values())) < 100
 
 
 @pytest.mark.parametrize("part", ["noised", "reference"])
