@@ -137,10 +137,13 @@ def _gallery(folder: Path, main: str, rows: Sequence[Row]) -> str:
     return '<div class="gallery">' + "".join(_item(folder, main, row) for row in rows) + "</div>"
 
 
+def verdict(value: float) -> str:
+    """A value in [0, 1] in words."""
+    return ("right" if value == 1 else "wrong") if value in (0, 1) else f"{value:.2f}"
+
+
 def _item(folder: Path, main: str, row: Row) -> str:
-    value = row.values[main]
-    verdict = ("right" if value == 1 else "wrong") if value in (0, 1) else f"{value:.2f}"
-    caption = f"{row.asked}{'' if row.said is None else f' → {row.said}'} ({verdict})"
+    caption = f"{row.asked}{'' if row.said is None else f' → {row.said}'} ({verdict(row.values[main])})"
     if not row.images:
         return f"<figure>{paragraph(caption)}</figure>"
     shown = "".join(picture(folder / name, SHOWN) for name in row.images)

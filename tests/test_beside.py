@@ -1,0 +1,72 @@
+"""eval.beside: who is best at what is said where the items tell them apart, and not where they do not."""
+
+import json
+import shutil
+
+import jaxtyping
+import pytest
+
+from eval import beside, run
+from eval.shapes import SPLITS
+from eval.suites import SUITES
+from tests.test_eval_run import COUNT, Ignorant, Perfect, evaluated
+
+
+class Painter(Perfect):
+    """Only draws, and every other prompt right."""
+
+    can = frozenset({"draw"})
+
+    def draw(self, prompts, seed, size):
+        right = super().draw(prompts, seed, size)
+        wrong = Ignorant.draw(self, prompts, seed, size)
+        return [right[i] if (seed + i) % 2 else wrong[i] for i in range(len(prompts))]
+
+
+@pytest.fixture(scope="module")
+def evaluations(tmp_path_factory):
+    """Finished ones, small."""
+    folder = tmp_path_factory.mktemp("evaluations")
+    subjects = {"all": Perfect(), "nothing": Ignorant(), "half": Painter(), "other": Perfect(SPLITS["development"])}
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)  # as in tests/test_eval_run.py
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(run.COUNTS, "quick", lambda suite: COUNT)
+        for name, subject in subjects.items():
+            evaluated(patch, folder / name, subject, split="development" if name == "other" else "scored")
+    jaxtyping.config.update("jaxtyping_disable", before)
+    shutil.copytree(folder / "all", folder / "again")
+    return folder
+
+
+def test_the_best_of_each_suite_is_told_and_who_is_level_with_it(evaluations):
+    names = ("nothing", "half", "all", "again")
+    found = {one.suite: one for one in beside.standings(beside.opened([evaluations / name for name in names]))}
+    assert list(found) == [suite.name for suite in SUITES] and {one.first for one in found.values()} == {"all"}
+    assert all(one.level == ("again",) for one in found.values())
+    assert set(found["drawing"].scores) == set(names) and set(found["edits"].scores) == {"nothing", "all", "again"}
+    assert found["drawing"].said == "all, with no difference seen to again"
+
+
+def test_the_page_shows_the_same_items_and_the_figures_are_kept(evaluations, tmp_path, capsys):
+    out = tmp_path / "page"
+    assert beside.main(["-o", str(out), *(str(evaluations / name) for name in ("nothing", "half", "all"))]) == 0
+    said = capsys.readouterr().out
+    assert "drawing" in said and "best: all\n" in said and str(out / "report.html") in said
+    page = (out / "report.html").read_text()
+    assert "All is best at drawing" in page and page.count("<img") > 3 * beside.ITEMS and "http" not in page.replace("http-equiv", "")
+    kept = {one["suite"]: one for one in json.loads((out / "results.json").read_text())}
+    assert kept["drawing"]["figures"]["all"]["value"] == 1 and 0.2 < kept["drawing"]["figures"]["half"]["value"] < 0.8
+    assert kept["edits"]["first"] == "all" and kept["edits"]["figures"]["all"]["count"] == COUNT
+
+
+def test_what_cannot_be_compared_is_one_line(evaluations, tmp_path, capsys):
+    for names, line in (
+        (["all"], "give two evaluations or more"),
+        (["all", "all"], "give two evaluations or more"),
+        (["all", "other"], "other has split=development and all scored"),
+        (["all", "missing"], "no finished evaluation there"),
+    ):
+        assert beside.main(["-o", str(tmp_path / "page"), *(str(evaluations / name) for name in names)]) == 1
+        assert line in capsys.readouterr().err
+    assert not (tmp_path / "page").exists()
