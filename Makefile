@@ -23,8 +23,9 @@ help:
 demo: setup
 	$(BIN)/python -m train.demo $(ARGS)
 
+# A process for each core, with a thread each: tiny models gain little from a second one.
 test: setup
-	$(BIN)/python -m pytest -q -m "not gpu" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not gpu" -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 # What torch compiles there cannot pass through the checks of shapes and types.
 gpu-test: setup
