@@ -195,7 +195,7 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
 def _model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", metavar="MODEL", help="folder of a fusion model")
     command.add_argument("--device", help="cpu, cuda, mps, ... (default cpu)")
-    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: as saved)")
+    command.add_argument("--dtype", metavar="NAME", help="of the weights: bf16, fp16, fp32, or auto, as saved (default auto)")
     command.add_argument("--seed", type=int, help="of everything that is drawn by chance (default 0)")
 
 

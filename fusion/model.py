@@ -7,6 +7,7 @@ the noised blocks. New tokens have rows of their own (`control_embed`, `control_
 import copy
 import hashlib
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from fusion.cache import bytes_of
 from fusion.conv import ConvEmbed, ConvHead
 from fusion.deep import listen
 from fusion.layers import FlowHead, Modulation, PatchEmbed, Seen, TimestepEmbedding, match_rms
+from fusion.loading import PlacingError, check_quantiser, only_llm, whole_map
 from fusion.lora import Lora, adapt, merge
 from fusion.mask import Rows
 from fusion.modality import PARTS, stream, twins
@@ -142,6 +144,10 @@ class BaseError(ValueError):
     """The LLM that a model lies beside is not there, or another; the message is one line that says what to do."""
 
 
+PLACING = ("device_map", "max_memory", "offload_folder", "quantization_config")
+"""Arguments of `from_pretrained` that say where weights go, and what becomes of them."""
+
+
 def _of_llm(name: str) -> bool:
     return name.startswith("llm.") and "lora_" not in name
 
@@ -197,6 +203,27 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         self.post_init()
         self.hold()
 
+    @property
+    def device(self) -> torch.device:
+        """Where rows enter and leave: that of the new parts, wherever the LLM's layers are."""
+        return self.control_embed.weight.device
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether some of the weights are not in memory, or not on the device that computes with them."""
+        return any(p.is_meta for p in self.parameters())
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the LLM's weights were quantised when they were loaded."""
+        return bool(getattr(self, "is_quantized", False))
+
+    def refuse_unless_whole(self, what: str) -> None:
+        """ValueError in one line for a model with weights that are quantised, or elsewhere."""
+        if self.quantised or self.offloaded:
+            how = "quantised, load it without quantization_config" if self.quantised else "partly offloaded, load it without device_map"
+            raise ValueError(f"{what}: this model's weights are {how}")
+
     def hold(self) -> None:
         """Leave what never changes out of training: the LLM of mode frozen, and one that has adapters, but for them."""
         if self.config.mode == "frozen" or self.config.lora:
@@ -205,6 +232,7 @@ class FusionModel(PreTrainedModel, GenerationMixin):
 
     def add_lora(self, settings: Lora) -> None:
         """Put adapters into the LLM, which is frozen from now on. ValueError where there are some, and beside weights by modality."""
+        self.refuse_unless_whole("add_lora")
         if self.config.lora or self.config.mode != "shared":
             has = " and has adapters" if self.config.lora else ""
             raise ValueError(f"lora: this model is of mode {self.config.mode!r}{has}; give one of shared weights without any")
@@ -216,6 +244,7 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         """Make the adapters part of the LLM's weights. ValueError where there are none."""
         if not self.config.lora:
             raise ValueError("lora: this model has no adapters to merge")
+        self.refuse_unless_whole("merge_lora")
         self.config.lora = None
         self._driven_anew(merge)
         self.llm.requires_grad_(True)
@@ -246,15 +275,48 @@ class FusionModel(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, folder, *args, **kwargs):
-        """As every model of Hugging Face is loaded, which makes all weights learn (see `hold`). An LLM that is not in the folder is loaded from
-        where the config says, or `llm` does, and has to be the one that was left out. ValueError in one line where it is not."""
+        """As every model of Hugging Face is loaded, which makes all weights learn (see `hold`); device_map and quantization_config too
+        (fusion.loading). An LLM that is not in the folder is loaded from where the config says, or `llm` does, and has to be the one that was left
+        out. ValueError in one line where it is not."""
         llm = kwargs.pop("llm", None)
         config = kwargs.get("config") or FusionConfig.from_pretrained(folder)
         if config.base is None:
-            loaded = super().from_pretrained(folder, *args, **kwargs)
+            with warnings.catch_warnings():  # a map may name parameters, whatever accelerate thinks
+                warnings.filterwarnings("ignore", message="The following device_map keys do not match")
+                loaded = super().from_pretrained(folder, *args, **kwargs | cls._placing(config, kwargs))
             (loaded[0] if isinstance(loaded, tuple) else loaded).hold()
             return loaded
-        return cls._beside(config, str(llm or config.base), Path(folder), kwargs.get("dtype", "auto"), kwargs.get("output_loading_info"))
+        loaded = cls._beside(config, str(llm or config.base), Path(folder), kwargs.get("dtype", "auto"), kwargs.get("output_loading_info"))
+        model, *info = loaded if isinstance(loaded, tuple) else (loaded,)
+        model = model.placed(**{name: kwargs[name] for name in PLACING if name in kwargs})
+        return (model, *info) if info else model
+
+    @classmethod
+    def _placing(cls, config: FusionConfig, how: dict) -> dict:
+        """Arguments of Hugging Face for a device map that leaves nothing out, and for quantising the LLM alone."""
+        wanted, quantisation = how.get("device_map"), how.get("quantization_config")
+        if wanted is None and quantisation is None:
+            return {}
+        with torch.device("meta"):
+            bare = cls(copy.deepcopy(config))
+        placing = {} if quantisation is None else {"quantization_config": only_llm(quantisation, bare)}
+        if wanted is not None:
+            dtype = how.get("dtype") if isinstance(how.get("dtype"), torch.dtype) else config.dtype
+            placing["device_map"] = whole_map(bare, wanted, how.get("max_memory"), dtype, quantisation is not None)
+            if "disk" in placing["device_map"].values() and how.get("offload_folder") is None:
+                raise PlacingError("device_map: some of the weights go to the disk: give offload_folder=, for what cannot stay in its file")
+        if quantisation is not None:
+            check_quantiser(placing["quantization_config"], placing.get("device_map"))
+        return placing | {"max_memory": None}
+
+    def placed(self, **how) -> "FusionModel":
+        """This model with its weights spread over devices, or its LLM's quantised: itself where that is not asked for. how: device_map, max_memory,
+        offload_folder and quantization_config, as of `from_pretrained`."""
+        if how.get("device_map") is None and how.get("quantization_config") is None:
+            return self
+        made = type(self).from_pretrained(None, config=self.config, state_dict=self.state_dict(), dtype=self.dtype, **how)
+        made.generation_config = self.generation_config
+        return made
 
     @classmethod
     def _beside(cls, config: FusionConfig, base: str, folder: Path, dtype, output_loading_info: bool | None):
@@ -302,7 +364,7 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         control = ids >= self.config.vocab_base
         embeds = self.llm.get_input_embeddings()(ids.masked_fill(control, 0))
         extra = self.control_embed((ids - self.config.vocab_base).clamp(min=0))
-        return torch.where(control[..., None], extra.to(embeds.dtype), embeds)
+        return torch.where(control[..., None], extra.to(embeds.dtype), embeds.to(extra.device))
 
     def embed_patches(
         self, patches: Float[Tensor, "n p"], time: Float[Tensor, "m w"] | None, picture: Int[Tensor, " n"], cell: Int[Tensor, "n 2"]
@@ -332,7 +394,7 @@ class FusionModel(PreTrainedModel, GenerationMixin):
 
     def all_logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
         """The LLM's logits over its own vocabulary, then those of the control tokens, in fp32."""
-        return torch.cat([self.backbone.logits(hidden).float(), self.control_head(hidden).float()], dim=-1)
+        return torch.cat([self.backbone.logits(hidden).to(hidden.device).float(), self.control_head(hidden).float()], dim=-1)
 
     def column(self, ids: Tensor) -> Tensor:
         """Token ids -> columns of `all_logits` (ids between the LLM's head and the first control token do not exist)."""
