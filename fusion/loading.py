@@ -1,8 +1,9 @@
 """How weights are loaded: in which precision, on which devices, and quantised."""
 
 import copy
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -74,7 +75,13 @@ def whole_map(
     if head.weight is embeddings.weight:
         at = {module: name for name, module in model.named_modules()}
         made[at[head]] = _of(made, at[embeddings], main)
-    return made
+    return _simple(made)
+
+
+def _simple(places: dict[str, Place]) -> dict[str, Place]:
+    """One entry where everything is in the same place: quantisers take the CPU among several for a place to offload to."""
+    only = set(places.values())
+    return {"": only.pop()} if len(only) == 1 else places
 
 
 def main_device(places: Iterable[Place]) -> Place:
@@ -146,7 +153,7 @@ def _spread(model: nn.Module, how: str, max_memory: dict | None, dtype: torch.dt
     found = infer_auto_device_map(parts, memory, clean_result=False, **sizes)
     places = [_of(found, str(number), "cpu") for number in range(len(named))]
     places[0] = main_device(places)
-    return {name: place for block, place in zip(named, places) for name in block}
+    return _simple({name: place for block, place in zip(named, places) for name in block})
 
 
 def _part(model: nn.Module, name: str) -> nn.Module:
@@ -192,5 +199,24 @@ def check_quantiser(quantisation: Any, places: Mapping[str, Place] | None) -> No
     try:
         AutoHfQuantizer.from_config(quantisation, pre_quantized=False).validate_environment(device_map=places, weights_only=True)
     except (ImportError, RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())[:300]
+        said = shorten(str(error), 300, placeholder=" ...")
         raise PlacingError(f"quantization_config: {type(quantisation).__name__} cannot be used here ({said})") from None
+
+
+@contextmanager
+def one_line(quantisation: Any) -> Iterator[None]:
+    """Inside, weights that cannot be quantised are a PlacingError; what transformers knows of them it has logged by then."""
+    try:
+        yield
+    except RuntimeError as error:
+        if quantisation is None or "conversion" not in str(error):
+            raise
+        kind = type(quantisation).__name__
+        raise PlacingError(f"quantization_config: {kind} cannot quantise these weights here; the report above says why") from None
+
+
+def check_quantised(model: nn.Module, quantisation: Any) -> None:
+    """PlacingError where a quantisation has left all weights of a FusionModel's LLM as they are."""
+    if all(type(p) is nn.Parameter and type(p.data) is torch.Tensor and p.is_floating_point() for p in model.llm.parameters()):
+        kind, family = type(quantisation).__name__, model.config.text_config.model_type
+        raise PlacingError(f"quantization_config: {kind} found no linear layers that it could quantise in this {family}: take another, or none")

@@ -33,7 +33,7 @@ from fusion.cache import bytes_of
 from fusion.conv import ConvEmbed, ConvHead
 from fusion.deep import listen
 from fusion.layers import FlowHead, Modulation, PatchEmbed, Seen, TimestepEmbedding, match_rms
-from fusion.loading import PlacingError, check_quantiser, only_llm, whole_map
+from fusion.loading import PlacingError, check_quantised, check_quantiser, one_line, only_llm, whole_map
 from fusion.lora import Lora, adapt, merge
 from fusion.mask import Rows
 from fusion.modality import PARTS, stream, twins
@@ -281,10 +281,15 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         llm = kwargs.pop("llm", None)
         config = kwargs.get("config") or FusionConfig.from_pretrained(folder)
         if config.base is None:
-            with warnings.catch_warnings():  # a map may name parameters, whatever accelerate thinks
+            placing = cls._placing(config, kwargs)
+            with warnings.catch_warnings(), one_line(placing.get("quantization_config")):
+                # A map may name parameters, whatever accelerate thinks.
                 warnings.filterwarnings("ignore", message="The following device_map keys do not match")
-                loaded = super().from_pretrained(folder, *args, **kwargs | cls._placing(config, kwargs))
-            (loaded[0] if isinstance(loaded, tuple) else loaded).hold()
+                loaded = super().from_pretrained(folder, *args, **kwargs | placing)
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model.hold()
+            if "quantization_config" in placing:
+                check_quantised(model, placing["quantization_config"])
             return loaded
         loaded = cls._beside(config, str(llm or config.base), Path(folder), kwargs.get("dtype", "auto"), kwargs.get("output_loading_info"))
         model, *info = loaded if isinstance(loaded, tuple) else (loaded,)
