@@ -1,5 +1,6 @@
 """How weights are loaded: every spelling of a precision, every device map gives the same answers, and mistakes are one line."""
 
+import copy
 import warnings
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from transformers import AutoModelForCausalLM
 
 import fusion
 from fusion import cli
+from fusion.generate import Generator
 from fusion.loading import blocks, whole_map
+from tests import devices, mixed
 from tests.mixed import stirred
 from tests.test_api import IDS, QUICK, llm_folder, photo, pixels
 
@@ -140,8 +143,9 @@ def test_what_is_offloaded_is_saved_whole(saved, tmp_path):
 
 def test_maps_for_several_devices(saved):
     """Where things go on a machine with two GPUs: nothing is moved."""
+    config = fusion.FusionConfig.from_pretrained(saved("mot"))
     with torch.device("meta"):
-        model = fusion.FusionModel(fusion.FusionConfig.from_pretrained(saved("mot")))
+        model = fusion.FusionModel(config)
     places = whole_map(model, {"llm.model.embed_tokens": "cpu", "llm.model.layers.0": "cuda", "llm.model.layers.1": 1, "llm.lm_head": "cuda:1"})
     assert {places[name] for name in ("control_embed", "modulation_table", "flow_head", "patch_embed", "llm.model.norm")} == {0}
     assert places["llm.model.embed_tokens"] == "cpu" and places["llm.lm_head"] == places["twins.1"] == 1 and places["twins.0"] == 0
@@ -171,3 +175,49 @@ def test_maps_that_mean_nothing_are_one_line(saved, tmp_path):
     ):
         with pytest.raises(ValueError, match=rf"^{name}: this model's weights are partly offloaded, load it without device_map$"):
             change()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("llama", "adaln", "axial"), ("gemma2", "added", "axial+sincos"), ("gpt2", "adaln", "shared", "conv+reference"),
+        ("olmo2", "adaln", "axial", "linear", "mot"), ("gpt_neox", "adaln", "axial", "linear", "frozen"),
+        ("llama", "adaln", "axial", "linear", "frozen+hidden"),
+    ],
+    ids="-".join,
+)  # fmt: skip
+@torch.no_grad()
+def test_layers_on_several_devices_answer_as_on_one(case):
+    """Our hooks beside those that move rows from device to device: no tensor meets one from elsewhere, and nothing is rounded otherwise."""
+    model, packed = copy.deepcopy(mixed.tiny_fusion(*case)).requires_grad_(False), mixed.packed_rows([[mixed.drawing()], [mixed.story()]])
+    model.set_attention("eager")
+    plain = model(packed=packed)
+    with devices.Several():
+        first = over_four(model)
+        output = model(packed=packed.to(first).with_patches(packed.patches.to(first), packed.time.to(first)))
+    assert model.device == output.logits.device == output.prediction.device == first
+    assert torch.equal(output.logits.inner, plain.logits) and torch.equal(output.prediction.inner, plain.prediction)
+
+
+def over_four(model: fusion.FusionModel) -> torch.device:
+    """Spread a model over four devices; returns the one of what is new."""
+    first, *others = (torch.device("meta", number) for number in range(4))
+    own, before, *layers, behind = blocks(model)
+    places = dict.fromkeys(own, first) | dict.fromkeys(before, others[2]) | dict.fromkeys(behind, others[1])
+    for number, layer in enumerate(layers):
+        places |= dict.fromkeys(layer, others[number % 2])
+    devices.spread(model, places)
+    return first
+
+
+@pytest.mark.parametrize("name", ["tied", "hidden"])
+@torch.no_grad()
+def test_layers_on_several_devices_draw_as_on_one(saved, name, monkeypatch):
+    monkeypatch.setattr(Generator, "events", Generator.events.__wrapped__)  # inference mode would take nothing apart
+    model = fusion.load(saved(name))
+    model.model.requires_grad_(False).set_attention("eager")
+    prompt = [photo(), "make it red"]
+    drawn, written = model.draw("a dog", guidance=2.0, **QUICK)[0].tobytes(), pixels(model.generate(prompt, **QUICK))
+    with devices.Several():
+        over_four(model.model)
+        assert model.draw("a dog", guidance=2.0, **QUICK)[0].tobytes() == drawn and pixels(model.generate(prompt, **QUICK)) == written
