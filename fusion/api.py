@@ -149,7 +149,7 @@ class Fusion:
         """Write model, processor and codec into one folder; files appear whole or not at all, the model's config last.
 
         base: where the LLM's own weights lie (a folder or hub id): they are left out, and a model of adapters takes a few MB. ValueError unless
-        the LLM is frozen.
+        the LLM is frozen, or for a quantised model.
         """
         folder = Path(folder)
         if self.model.quantised or base is not None:
@@ -189,7 +189,7 @@ class Fusion:
             _move_in(Path(temporary), folder)
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> "Fusion":
-        """Move model and codec. ValueError for weights that are quantised or offloaded."""
+        """Move model and codec. ValueError for weights that are quantised, spread or offloaded."""
         self.model.refuse_unless_whole("to")
         self.model.to(device=device, dtype=dtype)
         self.codec.to(device)

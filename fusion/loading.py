@@ -10,6 +10,7 @@ import torch
 from accelerate import infer_auto_device_map
 from accelerate.utils import get_balanced_memory, get_max_memory
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer, AutoQuantizationConfig
 
 from fusion.backbone import family_of, layers_of
@@ -220,3 +221,66 @@ def check_quantised(model: nn.Module, quantisation: Any) -> None:
     if all(type(p) is nn.Parameter and type(p.data) is torch.Tensor and p.is_floating_point() for p in model.llm.parameters()):
         kind, family = type(quantisation).__name__, model.config.text_config.model_type
         raise PlacingError(f"quantization_config: {kind} found no linear layers that it could quantise in this {family}: take another, or none")
+
+
+# ---- the model's side ----
+
+PLACING = ("device_map", "max_memory", "offload_folder", "quantization_config")
+"""Arguments of `from_pretrained` that say where weights go, and what becomes of them."""
+
+
+class Placeable:
+    """What a FusionModel knows of where its weights are, and in which form; and how others are loaded for it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows enter and leave: that of the new parts, wherever the LLM's layers are."""
+        return self.control_embed.weight.device
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether some of the weights are not in memory, or not on the device that computes with them."""
+        return any(p.is_meta for p in self.parameters())
+
+    @property
+    def spread(self) -> bool:
+        """Whether hooks move rows to where the weights are: over several devices, or from the CPU or the disk."""
+        return hasattr(self, "hf_device_map")
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the LLM's weights were quantised when they were loaded."""
+        return bool(getattr(self, "is_quantized", False))
+
+    def refuse_unless_whole(self, what: str) -> None:
+        """ValueError in one line for a model with weights that are quantised, or spread."""
+        if self.quantised or self.spread:
+            how = "quantised, load it without quantization_config" if self.quantised else "spread or offloaded, load it without device_map"
+            raise ValueError(f"{what}: this model's weights are {how}")
+
+    @classmethod
+    def _placing(cls, config: PreTrainedConfig, how: dict) -> dict:
+        """Arguments of Hugging Face for a device map that leaves nothing out, and for quantising the LLM alone."""
+        wanted, quantisation = how.get("device_map"), how.get("quantization_config")
+        if wanted is None and quantisation is None:
+            return {}
+        with torch.device("meta"):
+            bare = cls(copy.deepcopy(config))
+        placing = {} if quantisation is None else {"quantization_config": only_llm(quantisation, bare)}
+        if wanted is not None:
+            dtype = how.get("dtype") if isinstance(how.get("dtype"), torch.dtype) else config.dtype
+            placing["device_map"] = whole_map(bare, wanted, how.get("max_memory"), dtype, quantisation is not None)
+            if "disk" in placing["device_map"].values() and how.get("offload_folder") is None:
+                raise PlacingError("device_map: some of the weights go to the disk: give offload_folder=, for what cannot stay in its file")
+        if quantisation is not None:
+            check_quantiser(placing["quantization_config"], placing.get("device_map"))
+        return placing | {"max_memory": None}
+
+    def placed(self, **how) -> PreTrainedModel:
+        """This model with its weights spread over devices, or its LLM's quantised: itself where that is not asked for. how: device_map, max_memory,
+        offload_folder and quantization_config, as of `from_pretrained`."""
+        if how.get("device_map") is None and how.get("quantization_config") is None:
+            return self
+        made = type(self).from_pretrained(None, config=self.config, state_dict=self.state_dict(), dtype=self.dtype, **how)
+        made.generation_config = self.generation_config
+        return made

@@ -33,7 +33,7 @@ from fusion.cache import bytes_of
 from fusion.conv import ConvEmbed, ConvHead
 from fusion.deep import listen
 from fusion.layers import FlowHead, Modulation, PatchEmbed, Seen, TimestepEmbedding, match_rms
-from fusion.loading import PlacingError, check_quantised, check_quantiser, one_line, only_llm, whole_map
+from fusion.loading import PLACING, Placeable, check_quantised, one_line
 from fusion.lora import Lora, adapt, merge
 from fusion.mask import Rows
 from fusion.modality import PARTS, stream, twins
@@ -144,10 +144,6 @@ class BaseError(ValueError):
     """The LLM that a model lies beside is not there, or another; the message is one line that says what to do."""
 
 
-PLACING = ("device_map", "max_memory", "offload_folder", "quantization_config")
-"""Arguments of `from_pretrained` that say where weights go, and what becomes of them."""
-
-
 def _of_llm(name: str) -> bool:
     return name.startswith("llm.") and "lora_" not in name
 
@@ -157,7 +153,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     return {name: tensor for file in sorted(folder.glob("model*.safetensors")) for name, tensor in load_file(file).items()}
 
 
-class FusionModel(PreTrainedModel, GenerationMixin):
+class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
     """One decoder for text and pictures; see the module's docstring. Built by `FusionModel.from_llm` or `from_pretrained`."""
 
     config_class = FusionConfig
@@ -202,27 +198,6 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         self.sincos = config.positions != "axial" or family.positions == "learned"
         self.post_init()
         self.hold()
-
-    @property
-    def device(self) -> torch.device:
-        """Where rows enter and leave: that of the new parts, wherever the LLM's layers are."""
-        return self.control_embed.weight.device
-
-    @property
-    def offloaded(self) -> bool:
-        """Whether some of the weights are not in memory, or not on the device that computes with them."""
-        return any(p.is_meta for p in self.parameters())
-
-    @property
-    def quantised(self) -> bool:
-        """Whether the LLM's weights were quantised when they were loaded."""
-        return bool(getattr(self, "is_quantized", False))
-
-    def refuse_unless_whole(self, what: str) -> None:
-        """ValueError in one line for a model with weights that are quantised, or elsewhere."""
-        if self.quantised or self.offloaded:
-            how = "quantised, load it without quantization_config" if self.quantised else "partly offloaded, load it without device_map"
-            raise ValueError(f"{what}: this model's weights are {how}")
 
     def hold(self) -> None:
         """Leave what never changes out of training: the LLM of mode frozen, and one that has adapters, but for them."""
@@ -295,33 +270,6 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         model, *info = loaded if isinstance(loaded, tuple) else (loaded,)
         model = model.placed(**{name: kwargs[name] for name in PLACING if name in kwargs})
         return (model, *info) if info else model
-
-    @classmethod
-    def _placing(cls, config: FusionConfig, how: dict) -> dict:
-        """Arguments of Hugging Face for a device map that leaves nothing out, and for quantising the LLM alone."""
-        wanted, quantisation = how.get("device_map"), how.get("quantization_config")
-        if wanted is None and quantisation is None:
-            return {}
-        with torch.device("meta"):
-            bare = cls(copy.deepcopy(config))
-        placing = {} if quantisation is None else {"quantization_config": only_llm(quantisation, bare)}
-        if wanted is not None:
-            dtype = how.get("dtype") if isinstance(how.get("dtype"), torch.dtype) else config.dtype
-            placing["device_map"] = whole_map(bare, wanted, how.get("max_memory"), dtype, quantisation is not None)
-            if "disk" in placing["device_map"].values() and how.get("offload_folder") is None:
-                raise PlacingError("device_map: some of the weights go to the disk: give offload_folder=, for what cannot stay in its file")
-        if quantisation is not None:
-            check_quantiser(placing["quantization_config"], placing.get("device_map"))
-        return placing | {"max_memory": None}
-
-    def placed(self, **how) -> "FusionModel":
-        """This model with its weights spread over devices, or its LLM's quantised: itself where that is not asked for. how: device_map, max_memory,
-        offload_folder and quantization_config, as of `from_pretrained`."""
-        if how.get("device_map") is None and how.get("quantization_config") is None:
-            return self
-        made = type(self).from_pretrained(None, config=self.config, state_dict=self.state_dict(), dtype=self.dtype, **how)
-        made.generation_config = self.generation_config
-        return made
 
     @classmethod
     def _beside(cls, config: FusionConfig, base: str, folder: Path, dtype, output_loading_info: bool | None):

@@ -132,6 +132,14 @@ def test_hugging_face_loads_it_so_and_continues_text(saved, tmp_path):
     assert placed.offloaded and placed.generate(IDS, max_new_tokens=5).tolist() == plain.generate(IDS, max_new_tokens=5).tolist()
 
 
+def test_the_command_line_places_it_too(saved, tmp_path, capsys):
+    words = ["describe", str(saved("shared")), "--dtype", "bf16", "--max-new-tokens", "3"]
+    photo().save(tmp_path / "photo.png")
+    assert cli.main([*words, str(tmp_path / "photo.png"), "--device-map", "auto"]) == 0
+    assert cli.main([*words, str(tmp_path / "photo.png"), "--device-map", "nowhere"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("fusion: error: device_map: 'nowhere' is no device")
+
+
 def test_what_is_offloaded_is_saved_whole(saved, tmp_path):
     model = fusion.load(saved("mot"), device_map={"": "disk"}, offload_folder=tmp_path)
     with warnings.catch_warnings():
@@ -173,7 +181,7 @@ def test_maps_that_mean_nothing_are_one_line(saved, tmp_path):
         ("add_lora", placed.add_lora),
         ("save_pretrained", lambda: placed.save_pretrained(tmp_path / "beside", base=folder)),
     ):
-        with pytest.raises(ValueError, match=rf"^{name}: this model's weights are partly offloaded, load it without device_map$"):
+        with pytest.raises(ValueError, match=rf"^{name}: this model's weights are spread or offloaded, load it without device_map$"):
             change()
 
 
