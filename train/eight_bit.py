@@ -1,7 +1,7 @@
 """AdamW whose states take a byte per number (Dettmers et al., arXiv 2110.02861), as bitsandbytes has it.
 
-This is imported only where it is chosen: bitsandbytes need not be there. A state is codes in blocks of 256 and the largest magnitude of each block; tensors of less than 4096 numbers have theirs in fp32. The code books
-are the same for all tensors.
+This is imported only where it is chosen: bitsandbytes need not be there. A state is codes in blocks of 256 and the largest magnitude of each
+block; tensors of less than 4096 numbers have theirs in fp32. The code books are the same for all tensors.
 """
 
 import bitsandbytes
