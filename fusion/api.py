@@ -20,6 +20,7 @@ from fusion.codec import Codec, load_codec
 from fusion.flow import PATHS
 from fusion.generate import Event, Generator, ImageDone, TextPiece
 from fusion.images import fit_size, open_image
+from fusion.loading import DeviceMap, PlacingError, dtype_of
 from fusion.lora import Lora
 from fusion.modality import PARTS
 from fusion.model import (
@@ -148,9 +149,11 @@ class Fusion:
         """Write model, processor and codec into one folder; files appear whole or not at all, the model's config last.
 
         base: where the LLM's own weights lie (a folder or hub id): they are left out, and a model of adapters takes a few MB. ValueError unless
-        the LLM is frozen.
+        the LLM is frozen, or for a quantised model.
         """
         folder = Path(folder)
+        if self.model.quantised or base is not None:
+            self.model.refuse_unless_whole("save_pretrained")
         folder.parent.mkdir(parents=True, exist_ok=True)
         if base is not None and any(p.requires_grad for name, p in self.model.llm.named_parameters() if "lora_" not in name):
             raise ValueError(f"base={str(base)!r}: the LLM's weights learn, so that they are not those of the base: save them with the model")
@@ -173,6 +176,7 @@ class Fusion:
 
     def export_llm(self, folder: str | Path) -> None:
         """Write the decoder back as a plain LLM that AutoModelForCausalLM loads, with its tokenizer; adapters become part of its weights."""
+        self.model.refuse_unless_whole("export_llm")
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
@@ -185,7 +189,8 @@ class Fusion:
             _move_in(Path(temporary), folder)
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> "Fusion":
-        """Move model and codec."""
+        """Move model and codec. ValueError for weights that are quantised, spread or offloaded."""
+        self.model.refuse_unless_whole("to")
         self.model.to(device=device, dtype=dtype)
         self.codec.to(device)
         return self
@@ -210,6 +215,10 @@ def from_llm(
     dtype: torch.dtype | str | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
+    device_map: DeviceMap | None = None,
+    max_memory: dict | None = None,
+    offload_folder: str | Path | None = None,
+    quantization_config: Any = None,
 ) -> Fusion:
     """Extend a pretrained decoder LLM so that it draws: its text behaviour is unchanged until it is trained.
 
@@ -223,13 +232,16 @@ def from_llm(
     feed_forward (LMFusion, BAGEL); or frozen, where an image stream of its own, image_width wide (None: the LLM's width), stands beside an LLM
     that never changes. deep: what such a stream reads of the LLM at each layer: kv, the keys and values of text (FuseDiT); or hidden, the
     hidden states of text, by projections to keys and values that it learns (Playground v3). seed: of the new weights.
+    dtype, device, device_map, max_memory, offload_folder, quantization_config: as of `load`.
     Raises ValueError in one line for models that cannot be extended.
     """
     check_settings(time, positions, target, embed, head, path, mode, split, image_width, deep)
+    dtype, placing = dtype_of(dtype), _placing(device, device_map, max_memory, offload_folder, quantization_config)
+    device = None if placing else device
     text_config = llm_config(llm)
-    codec = codec if isinstance(codec, Codec) else load_codec(codec, dtype=_dtype(dtype), device=device)
+    codec = codec if isinstance(codec, Codec) else load_codec(codec, dtype=dtype, device=device)
     tokenizer = AutoTokenizer.from_pretrained(llm)
-    decoder = AutoModelForCausalLM.from_pretrained(llm, config=text_config, dtype=_dtype(dtype) or "auto").to(device)
+    decoder = AutoModelForCausalLM.from_pretrained(llm, config=text_config, dtype=dtype or "auto").to(device)
     processor = FusionProcessor.from_tokenizer(
         tokenizer, decoder.get_output_embeddings().out_features, codec.downsample * patch_size, max_side, max_patches
     )
@@ -240,8 +252,8 @@ def from_llm(
     config._attn_implementation = decoder.config._attn_implementation
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = FusionModel.from_llm(decoder, config)
-    return Fusion(model, processor, codec)
+        model = FusionModel.from_llm(decoder, config).placed(**placing)
+    return Fusion(model, processor, codec.to(model.device) if placing else codec)
 
 
 def llm_config(llm: str | Path):
@@ -281,28 +293,52 @@ def fusion_config(
 
 
 def load(
-    folder: str | Path, dtype: torch.dtype | str | None = None, device: str | torch.device | None = None, llm: str | Path | None = None
+    folder: str | Path,
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device | None = None,
+    llm: str | Path | None = None,
+    device_map: DeviceMap | None = None,
+    max_memory: dict | None = None,
+    offload_folder: str | Path | None = None,
+    quantization_config: Any = None,
 ) -> Fusion:
     """Load a folder that `save_pretrained` wrote, or a model that comes with the package, by its name ("shapes").
 
-    dtype: of the weights, as they were saved unless given. llm: where the LLM is that was left out of the folder, if it has moved.
-    Raises ValueError in one line where the folder is not one or is incomplete.
+    dtype: of the weights, a torch dtype or bf16, fp16, fp32; as they were saved unless given, or with "auto". llm: where the LLM is that was left out
+    of the folder, if it has moved. For inference: device_map, instead of device, spreads the layers over devices, the CPU and the disk, as
+    transformers and accelerate take it ("auto", or a dict by name, fusion.loading.whole_map), with max_memory for auto and an offload_folder
+    for what has to be written to be offloaded; quantization_config, of transformers, quantises the LLM's layers and nothing else.
+    Raises ValueError in one line where the folder is not one or is incomplete, and for settings that are none.
     """
+    dtype, placing = dtype_of(dtype), _placing(device, device_map, max_memory, offload_folder, quantization_config)
     folder = place(folder)
     version = json.loads((folder / "config.json").read_text()).get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"{folder}: format version {version}, this fusion reads {FORMAT_VERSION}: save the model again with this version")
     try:
-        model, weights = FusionModel.from_pretrained(folder, dtype=_dtype(dtype) or "auto", output_loading_info=True, llm=llm)
+        model, weights = FusionModel.from_pretrained(folder, dtype=dtype or "auto", output_loading_info=True, llm=llm, **placing)
         if weights["missing_keys"]:
             raise KeyError(f"no weights for {', '.join(sorted(weights['missing_keys']))}")
         processor = FusionProcessor.from_pretrained(folder)
-        codec = load_codec(folder, dtype=_dtype(dtype), device=device)
-    except BaseError:
+        codec = load_codec(folder, dtype=dtype, device=model.device if placing else device)
+    except (BaseError, PlacingError):
         raise
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: the model is incomplete ({' '.join(str(error).split())[:200]}): copy or save it again") from None
-    return Fusion(model.to(device).eval(), processor, codec)
+    return Fusion((model if placing else model.to(device)).eval(), processor, codec)
+
+
+def _placing(device, device_map: DeviceMap | None, max_memory: dict | None, offload_folder, quantization_config) -> dict:
+    """Arguments of FusionModel.from_pretrained for what is not simply on one device; empty where all is."""
+    if device is not None and device_map is not None:
+        raise ValueError(f"device={str(device)!r} and device_map={device_map!r}: give one of them")
+    if device_map is None and quantization_config is None:
+        if max_memory is not None or offload_folder is not None:
+            raise ValueError("max_memory and offload_folder go with device_map: give one, such as 'auto'")
+        return {}
+    device_map = device_map if device is None else device
+    placing = {"device_map": device_map, "max_memory": max_memory, "offload_folder": offload_folder, "quantization_config": quantization_config}
+    return {name: value for name, value in placing.items() if value is not None}
 
 
 def place(folder: str | Path) -> Path:
@@ -329,10 +365,6 @@ def _without_dropout(config):
         if isinstance(value, float) and any(mark in name for mark in ("dropout", "pdrop", "layerdrop")):
             setattr(config, name, 0.0)
     return config
-
-
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
 def _check(**choices: tuple[Any, Iterable]) -> None:

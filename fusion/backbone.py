@@ -153,7 +153,8 @@ class Site:
 
     def of_rows(self, index: int, like: Tensor) -> Float[Tensor, "*rows d"]:
         """One of the site's vectors for every row."""
-        return self.vectors[index].index_select(0, self.context.row).view(like.shape)
+        row = self.context.row.to(like.device)  # a layer may be on another device than the one where rows enter
+        return self.vectors[index].to(like.device).index_select(0, row).view(like.shape)
 
 
 class ModulateInput(Site):
@@ -319,7 +320,7 @@ class Backbone:
         output = self.llm.base_model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=position[0], past_key_values=cache, use_cache=cache is not None
         )
-        return output.last_hidden_state
+        return output.last_hidden_state.to(embeds.device)
 
     def _set_context(self, position: Int[Tensor, "3 b t"], modulation: RowModulation | None) -> None:
         self.context.axes = position if self.axial else None

@@ -195,7 +195,8 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
 def _model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", metavar="MODEL", help="folder of a fusion model")
     command.add_argument("--device", help="cpu, cuda, mps, ... (default cpu)")
-    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: as saved)")
+    command.add_argument("--device-map", metavar="MAP", help="auto spreads the layers over GPUs and CPU (docs/loading.md)")
+    command.add_argument("--dtype", metavar="NAME", help="of the weights: bf16, fp16, fp32, or auto, as saved (default auto)")
     command.add_argument("--seed", type=int, help="of everything that is drawn by chance (default 0)")
 
 
@@ -250,7 +251,7 @@ def _load(options: argparse.Namespace):
 
     _quiet()
     given = vars(options)
-    return load(options.model, **{name: given[name] for name in ("device", "dtype") if name in given})
+    return load(options.model, **{name: given[name] for name in ("device", "device_map", "dtype") if name in given})
 
 
 def _quiet() -> None:

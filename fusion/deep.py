@@ -80,6 +80,7 @@ class Asked:
             self.turn.kept.clear()
         if drawing or not len(groups.image):  # without pictures, what they will read is in the cache now
             return heard if drawing else own
+        groups = groups.to(own[0].device)
         merged = groups.merged(own[0].flatten(0, 1)[groups.text], heard[0].flatten(0, 1)[groups.image])
         return (merged.unflatten(0, groups.shape), *own[1:])
 

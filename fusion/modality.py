@@ -36,10 +36,14 @@ class Groups:
         image = picture.flatten() >= 0
         return cls((~image).nonzero()[:, 0], image.nonzero()[:, 0], tuple(picture.shape))
 
+    def to(self, device: torch.device) -> "Groups":
+        """The same on a device."""
+        return self if self.text.device == device else Groups(self.text.to(device), self.image.to(device), self.shape)
+
     def merged(self, text: Tensor, image: Tensor) -> Tensor:
         """Rows of both kinds in their places, flattened."""
         rows = text.new_empty(len(text) + len(image), *text.shape[1:])
-        return rows.index_copy(0, self.text, text).index_copy(0, self.image, image.to(text.dtype))
+        return rows.index_copy(0, self.text, text).index_copy(0, self.image, image.to(text))
 
 
 class Routed:
@@ -57,6 +61,7 @@ class Routed:
         groups = self.context.groups
         if groups is None or not len(groups.image):
             return self.of_text(x, *args, **kwargs)
+        groups = groups.to(x.device)
         if not len(groups.text):
             answer = self.of_image(x, *args, **kwargs)
             return (answer, *[None] * self.beside) if self.beside and torch.is_tensor(answer) else answer

@@ -7,6 +7,7 @@ the noised blocks. New tokens have rows of their own (`control_embed`, `control_
 import copy
 import hashlib
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from fusion.cache import bytes_of
 from fusion.conv import ConvEmbed, ConvHead
 from fusion.deep import listen
 from fusion.layers import FlowHead, Modulation, PatchEmbed, Seen, TimestepEmbedding, match_rms
+from fusion.loading import PLACING, Placeable, check_quantised, one_line
 from fusion.lora import Lora, adapt, merge
 from fusion.mask import Rows
 from fusion.modality import PARTS, stream, twins
@@ -151,7 +153,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     return {name: tensor for file in sorted(folder.glob("model*.safetensors")) for name, tensor in load_file(file).items()}
 
 
-class FusionModel(PreTrainedModel, GenerationMixin):
+class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
     """One decoder for text and pictures; see the module's docstring. Built by `FusionModel.from_llm` or `from_pretrained`."""
 
     config_class = FusionConfig
@@ -205,6 +207,7 @@ class FusionModel(PreTrainedModel, GenerationMixin):
 
     def add_lora(self, settings: Lora) -> None:
         """Put adapters into the LLM, which is frozen from now on. ValueError where there are some, and beside weights by modality."""
+        self.refuse_unless_whole("add_lora")
         if self.config.lora or self.config.mode != "shared":
             has = " and has adapters" if self.config.lora else ""
             raise ValueError(f"lora: this model is of mode {self.config.mode!r}{has}; give one of shared weights without any")
@@ -216,6 +219,7 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         """Make the adapters part of the LLM's weights. ValueError where there are none."""
         if not self.config.lora:
             raise ValueError("lora: this model has no adapters to merge")
+        self.refuse_unless_whole("merge_lora")
         self.config.lora = None
         self._driven_anew(merge)
         self.llm.requires_grad_(True)
@@ -246,15 +250,26 @@ class FusionModel(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, folder, *args, **kwargs):
-        """As every model of Hugging Face is loaded, which makes all weights learn (see `hold`). An LLM that is not in the folder is loaded from
-        where the config says, or `llm` does, and has to be the one that was left out. ValueError in one line where it is not."""
+        """As every model of Hugging Face is loaded, which makes all weights learn (see `hold`); device_map and quantization_config too
+        (fusion.loading). An LLM that is not in the folder is loaded from where the config says, or `llm` does, and has to be the one that was left
+        out. ValueError in one line where it is not."""
         llm = kwargs.pop("llm", None)
         config = kwargs.get("config") or FusionConfig.from_pretrained(folder)
         if config.base is None:
-            loaded = super().from_pretrained(folder, *args, **kwargs)
-            (loaded[0] if isinstance(loaded, tuple) else loaded).hold()
+            placing = cls._placing(config, kwargs)
+            with warnings.catch_warnings(), one_line(placing.get("quantization_config")):
+                # A map may name parameters, whatever accelerate thinks.
+                warnings.filterwarnings("ignore", message="The following device_map keys do not match")
+                loaded = super().from_pretrained(folder, *args, **kwargs | placing)
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model.hold()
+            if "quantization_config" in placing:
+                check_quantised(model, placing["quantization_config"])
             return loaded
-        return cls._beside(config, str(llm or config.base), Path(folder), kwargs.get("dtype", "auto"), kwargs.get("output_loading_info"))
+        loaded = cls._beside(config, str(llm or config.base), Path(folder), kwargs.get("dtype", "auto"), kwargs.get("output_loading_info"))
+        model, *info = loaded if isinstance(loaded, tuple) else (loaded,)
+        model = model.placed(**{name: kwargs[name] for name in PLACING if name in kwargs})
+        return (model, *info) if info else model
 
     @classmethod
     def _beside(cls, config: FusionConfig, base: str, folder: Path, dtype, output_loading_info: bool | None):
@@ -302,7 +317,7 @@ class FusionModel(PreTrainedModel, GenerationMixin):
         control = ids >= self.config.vocab_base
         embeds = self.llm.get_input_embeddings()(ids.masked_fill(control, 0))
         extra = self.control_embed((ids - self.config.vocab_base).clamp(min=0))
-        return torch.where(control[..., None], extra.to(embeds.dtype), embeds)
+        return torch.where(control[..., None], extra.to(embeds.dtype), embeds.to(extra.device))
 
     def embed_patches(
         self, patches: Float[Tensor, "n p"], time: Float[Tensor, "m w"] | None, picture: Int[Tensor, " n"], cell: Int[Tensor, "n 2"]
@@ -332,7 +347,7 @@ class FusionModel(PreTrainedModel, GenerationMixin):
 
     def all_logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
         """The LLM's logits over its own vocabulary, then those of the control tokens, in fp32."""
-        return torch.cat([self.backbone.logits(hidden).float(), self.control_head(hidden).float()], dim=-1)
+        return torch.cat([self.backbone.logits(hidden).to(hidden.device).float(), self.control_head(hidden).float()], dim=-1)
 
     def column(self, ids: Tensor) -> Tensor:
         """Token ids -> columns of `all_logits` (ids between the LLM's head and the first control token do not exist)."""

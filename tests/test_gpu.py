@@ -13,7 +13,7 @@ from fusion.mask import Rows, block_mask, visible
 from fusion.sequence import Packed
 from tests.architectures import SMALL, condition, stir
 from tests.mixed import CASES, answer, assert_close, drawing, packed_rows, prose, story, tiny_fusion
-from tests.training import make, save_llm
+from tests.training import make, needs_bitsandbytes, save_llm
 from train.optim import orthogonalise
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -97,8 +97,18 @@ def test_the_bundled_model_draws_there():
     assert scores.colours_present.value > 0.6 and scores.when_to_draw.value > 0.9, scores
 
 
+def test_what_is_offloaded_draws_as_what_is_not(tmp_path):
+    plain = fusion.load("shapes", device="cuda", dtype=torch.float32)
+    places = {"": 0, "llm.model.layers.0": "cpu", "llm.model.layers.1": "disk", "llm.model.embed_tokens": "cpu"}
+    model = fusion.load("shapes", dtype=torch.float32, device_map=places, offload_folder=tmp_path)
+    assert model.model.offloaded and model.model.device.type == "cuda"
+    ours, theirs = (torch.tensor(list(one.draw("a red circle", image_size=(32, 32))[0].tobytes())) for one in (model, plain))
+    assert (ours - theirs).abs().max() <= 2  # of 255
+
+
 HOWS = [{}, {"recompute": True}, {"compile": True}, {"precision": "bf16"}, {"mode": "mot"}, {"mode": "frozen"}]
 HOWS += [{"mode": "frozen", "deep": "hidden", "precision": "bf16", "compile": True}]
+HOWS += [pytest.param({"optimizer": "adamw8bit"}, marks=needs_bitsandbytes)]
 
 
 @pytest.mark.parametrize("how", HOWS, ids=str)

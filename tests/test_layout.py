@@ -36,6 +36,7 @@ READING_ORDER = [
     "deep",
     "lora",
     "backbone",
+    "loading",
     "model",
     "objective",
     "tokens",

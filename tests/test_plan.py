@@ -84,6 +84,7 @@ def test_parameters_are_those_of_the_model_that_is_trained(llm, words):
         (["training.precision=fp32", "model.head=conv"], "matmul"),
         (["training.precision=bf16", "training.optim.optimizer=muon", "model.mode=mot", "training.accumulate=2"], "sdpa"),
         (["training.precision=fp32", "training.recompute=true"], "matmul"),
+        pytest.param(["training.precision=fp32", "training.optim.optimizer=adamw8bit"], "matmul", marks=training.needs_bitsandbytes),
     ],
 )
 def test_memory_is_that_of_a_real_step(llm, words, attention):
@@ -105,7 +106,8 @@ def test_memory_is_that_of_a_real_step(llm, words, attention):
     for p in optimizers.names:
         p.grad = torch.zeros_like(p)
     optimizers.step()
-    assert told.memory.optimizer == sum(tensor.nbytes for tensor in optimizers.state_dict().values())
+    numbers = {key: value for key, value in optimizers.state_dict().items() if not (key.startswith("step/") and "adamw8bit" in str(words))}
+    assert told.memory.optimizer == sum(tensor.nbytes for tensor in numbers.values())  # that one counts its steps without a tensor
     assert told.memory.weights >= 4 * sum(count for count, _ in told.parameters.values())
     assert told.memory.gradients == told.memory.average == 4 * sum(trained for _, trained in told.parameters.values())
     assert subject.attention == attention

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 
 import pytest
 import torch
@@ -9,7 +10,10 @@ from torch import nn
 
 from fusion.model import FusionConfig, FusionModel
 from tests import families
+from tests.training import needs_bitsandbytes
+from train import checkpoint
 from train.ema import EMA
+from train.loop import Training
 from train.optim import Muon, Optim, Optimizers, hidden_matrices, orthogonalise, rate
 
 
@@ -114,28 +118,72 @@ def test_a_step_moves_all_weights_by_about_the_learning_rate():
     assert moved == pytest.approx(0.01 * 0.2, rel=0.25)  # AdamW's typical RMS is 0.2 lr
 
 
-def test_the_state_comes_back_to_the_bit(model):
-    def steps(optimizers, count, seed):
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(count):
-            for p in model.parameters():
-                p.grad = torch.randn(p.shape, generator=generator)
-            optimizers.step()
+KINDS = ["adamw", "muon", pytest.param("adamw8bit", marks=needs_bitsandbytes)]
 
-    settings = Optim(optimizer="muon")
+
+def steps(model, optimizers, count: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizers.step()
+
+
+@pytest.mark.parametrize("optimizer", KINDS)
+def test_the_state_comes_back_to_the_bit(model, optimizer, tmp_path):
+    settings = Optim(optimizer=optimizer)
     first = Optimizers(model, settings)
-    steps(first, 2, seed=0)
-    state = {name: value.clone() for name, value in first.state_dict().items()}
+    steps(model, first, 2, seed=0)
+    checkpoint.write_tensors(tmp_path / "state.safetensors", first.state_dict())
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
-    steps(first, 2, seed=1)
+    steps(model, first, 2, seed=1)
     expected = {name: p.detach().clone() for name, p in model.named_parameters()}
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(weights[name])
     second = Optimizers(model, settings)
-    second.load_state_dict(state)
-    steps(second, 2, seed=1)
+    second.load_state_dict(checkpoint.read_tensors(tmp_path / "state.safetensors"))
+    steps(model, second, 2, seed=1)
     assert all(torch.equal(p, expected[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize(("saved", "wanted"), [("adamw", "muon"), ("muon", "adamw"), pytest.param("adamw", "adamw8bit", marks=needs_bitsandbytes)])
+def test_the_state_of_another_optimizer_is_refused(model, saved, wanted):
+    first = Optimizers(model, Optim(optimizer=saved))
+    steps(model, first, 1, seed=0)
+    with pytest.raises(ValueError, match=f"^optimizer='{wanted}': the checkpoint was written with another one"):
+        Optimizers(model, Optim(optimizer=wanted)).load_state_dict(first.state_dict())
+
+
+@needs_bitsandbytes
+def test_eight_bits_take_less_and_step_nearly_as_adamw_does(model):
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    models = {optimizer: copy.deepcopy(model) for optimizer in ("adamw", "adamw8bit")}
+    sizes, moved = {}, {}
+    for optimizer, one in models.items():
+        optimizers = Optimizers(one, Optim(optimizer=optimizer))
+        steps(one, optimizers, 4, seed=0)
+        large = {name for name, p in one.named_parameters() if p.numel() >= 4096}
+        sizes[optimizer] = sum(value.nbytes for key, value in optimizers.state_dict().items() if key.partition("/")[2] in large)
+        moved[optimizer] = {name: p.detach() - start[name] for name, p in one.named_parameters()}
+    assert sizes["adamw8bit"] < 0.27 * sizes["adamw"] and len(large) > 10
+    for name, theirs in moved["adamw"].items():
+        far = ((moved["adamw8bit"][name] - theirs).norm() / theirs.norm()).item()
+        assert far < (0.1 if name in large else 1e-3), name  # small ones have states in fp32
+    assert any(not torch.equal(moved["adamw8bit"][name], moved["adamw"][name]) for name in large)
+
+
+def test_eight_bits_without_the_library_are_one_line(monkeypatch):
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "bitsandbytes", None)
+        with pytest.raises(ValueError, match=r"^optimizer='adamw8bit' needs bitsandbytes, which is not here: pip install bitsandbytes"):
+            Optim(optimizer="adamw8bit")
+
+
+@needs_bitsandbytes
+def test_eight_bits_are_not_shared_out():
+    with pytest.raises(ValueError, match=r"^sharded: the states of optim.optimizer='adamw8bit' cannot be shared out"):
+        Training(sharded=True, optim=Optim(optimizer="adamw8bit"))
 
 
 def test_learning_rate_over_a_run():
@@ -152,7 +200,7 @@ def test_learning_rate_over_a_run():
 
 
 def test_unknown_names_are_one_line():
-    with pytest.raises(ValueError, match="optimizer='sgd': choose adamw or muon"):
+    with pytest.raises(ValueError, match="optimizer='sgd': choose one of adamw, adamw8bit, muon"):
         Optim(optimizer="sgd")
     with pytest.raises(ValueError, match="schedule='step': choose cosine or wsd"):
         Optim(schedule="step")

@@ -43,8 +43,11 @@ def interrupt_in_step(trainer: Trainer, step: int) -> None:
     trainer._backward = watched
 
 
-@pytest.mark.parametrize(("optimizer", "workers"), [("muon", 0), ("adamw", 2)])
-def test_resuming_equals_never_having_stopped(llm, tmp_path, optimizer, workers):
+@pytest.mark.parametrize(
+    ("optimizer", "workers", "kind"),
+    [("muon", 0, "momentum"), ("adamw", 2, "exp_avg"), pytest.param("adamw8bit", 0, "absmax1", marks=training.needs_bitsandbytes)],
+)
+def test_resuming_equals_never_having_stopped(llm, tmp_path, optimizer, workers, kind):
     how = {"optimizer": optimizer, "workers": workers}
     straight = training.make(llm, tmp_path / "straight", **how).fit()
     assert straight.interrupted is None and straight.steps > 5
@@ -55,7 +58,7 @@ def test_resuming_equals_never_having_stopped(llm, tmp_path, optimizer, workers)
     second = training.make(llm, tmp_path / "stopped", resume=True, **how).fit()
     assert (second.steps, second.seen) == (straight.steps, straight.seen)
     a, b = (tensors(tmp_path / name / "checkpoints" / f"step_{straight.steps}") for name in ("straight", "stopped"))
-    assert a.keys() == b.keys() and any(f"/{'momentum' if optimizer == 'muon' else 'exp_avg'}/" in key for key in a)
+    assert a.keys() == b.keys() and any(f"/{kind}/" in key for key in a)
     assert not [name for name in a if not torch.equal(a[name], b[name])]
     assert told(tmp_path / "straight") == told(tmp_path / "stopped")
 

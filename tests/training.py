@@ -1,5 +1,6 @@
 """A tiny trainer on the built-in world, for the tests of training."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from train.optim import Optim, Optimizers
 needs_shards = pytest.mark.skipif(
     not hasattr(FSDPModule, "set_reduce_scatter_unused_params"), reason=f"torch {torch.__version__} is older than 2.13, and cannot share weights out"
 )
+
+needs_bitsandbytes = pytest.mark.skipif(not find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
 
 PACKING = Packing(length=512, rows=1, lookahead=8)
 SOURCE = WorldSource(World())

@@ -78,6 +78,8 @@ class Training:
             raise ValueError("a run needs an end: set documents or minutes")
         if self.accumulate < 1 or self.keep < 1 or self.log_every < 1:
             raise ValueError(f"accumulate={self.accumulate}, keep={self.keep}, log_every={self.log_every}: each is at least 1")
+        if self.sharded and self.optim.optimizer == "adamw8bit":
+            raise ValueError("sharded: the states of optim.optimizer='adamw8bit' cannot be shared out; choose adamw, whose shares are small too")
 
 
 @dataclass(frozen=True)

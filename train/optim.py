@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 
 import torch
 import torch.distributed as dist
@@ -14,13 +15,17 @@ from train import shards
 
 # Quintic Newton-Schulz coefficients of Keller Jordan's Muon (kellerjordan.github.io/posts/muon).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+OPTIMIZERS = ("adamw", "adamw8bit", "muon")
+STATES = {"AdamW": "exp_avg", "AdamW8bit": "state1", "Muon": "momentum"}
+"""What each kind of optimizer keeps of every parameter."""
 
 
 @dataclass
 class Optim:
     """Settings of the optimizer.
 
-    optimizer: adamw, or muon, which takes the hidden matrices of the network and leaves the rest to AdamW. lr: the peak learning rate
+    optimizer: adamw; adamw8bit, whose states take a quarter of the memory (bitsandbytes, which has to be installed); or muon, which takes the
+    hidden matrices of the network and leaves the rest to AdamW. lr: the peak learning rate
     of both (Muon's step is scaled to the RMS of AdamW's, so that one rate serves both); matrix_lr: Muon's own, where it should differ.
     rates: factors on the rate by name of parameter, as in {"llm.*": 0.2}: * stands for anything, the last pattern that fits counts, and
     what has 0 is frozen. Names begin with llm. in a language model, twins. in the copies of its modules that pictures pass through, texts. in
@@ -43,8 +48,10 @@ class Optim:
     clip: float = 1.0
 
     def __post_init__(self):
-        if self.optimizer not in ("adamw", "muon"):
-            raise ValueError(f"optimizer={self.optimizer!r}: choose adamw or muon")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer={self.optimizer!r}: choose one of {', '.join(OPTIMIZERS)}")
+        if self.optimizer == "adamw8bit" and not find_spec("bitsandbytes"):
+            raise ValueError("optimizer='adamw8bit' needs bitsandbytes, which is not here: pip install bitsandbytes, or choose adamw")
         if self.schedule not in ("cosine", "wsd"):
             raise ValueError(f"schedule={self.schedule!r}: choose cosine or wsd")
         if negative := [pattern for pattern, factor in self.rates.items() if factor < 0]:
@@ -85,8 +92,7 @@ class Optimizers:
         freeze(model, settings)
         self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
         matrices = hidden_matrices(model) if settings.optimizer == "muon" else []
-        adam = AdamW(_adam_groups(model, matrices, settings), lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True)
-        self.parts: list[Optimizer] = [adam]
+        self.parts: list[Optimizer] = [_adam(_adam_groups(model, matrices, settings), settings)]
         if matrices:
             groups = _by_factor(matrices, self.names, settings.matrix_lr or settings.lr, settings)
             self.parts.append(Muon(groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay))
@@ -114,18 +120,34 @@ class Optimizers:
             part.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """`<kind>/<parameter>` -> tensor."""
+        """`<kind>/<parameter>` -> tensor; without code books, which are no state."""
         states = ((self.names[p], state) for part in self.parts for p, state in part.state.items())
-        return {f"{kind}/{name}": value for name, state in states for kind, value in state.items()}
+        kept = ((kind, name, value) for name, state in states for kind, value in state.items() if not kind.startswith("qmap"))
+        return {f"{kind}/{name}": torch.as_tensor(value) for kind, name, value in kept}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Take the state back, each tensor onto the device of its parameter (step counts stay where fused AdamW wants them)."""
+        """Take the state back, each tensor onto the device of its parameter (step counts stay where fused AdamW wants them). ValueError for that
+        of another optimizer."""
         parameters = {name: p for p, name in self.names.items()}
         owner = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
         for key, value in tensors.items():
             kind, _, name = key.partition("/")
             p = parameters[name]
             owner[p].state[p][kind] = shards.like(value, p) if value.shape == p.shape else value.to(p.device).clone()
+        for part in self.parts:
+            if any(STATES[type(part).__name__] not in state for state in part.state.values()):
+                raise ValueError(f"optimizer={self.settings.optimizer!r}: the checkpoint was written with another one: go on with that")
+            if hasattr(part, "complete"):
+                part.complete()
+
+
+def _adam(groups: list[dict], settings: Optim) -> Optimizer:
+    how = {"lr": settings.lr, "betas": (settings.beta1, settings.beta2)}
+    if settings.optimizer != "adamw8bit":
+        return AdamW(groups, fused=True, **how)
+    from train.eight_bit import AdamW8bit  # bitsandbytes need not be there
+
+    return AdamW8bit(groups, **how)
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
