@@ -89,8 +89,8 @@ class Comparison:
         slugs = [one.slug for one in self.contenders]
         if not slugs or len(set(slugs)) < len(slugs) or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("a comparison has contenders and seeds, and none of them twice")
-        names = {one.name for one in self.contenders}
-        if wrong := [pair for pair in self.pairs if len(pair) != 2 or not names.issuperset(pair)]:
+        names = [one.name for one in self.contenders]
+        if wrong := [pair for pair in self.pairs if len(pair) != 2 or not set(pair) <= set(names)]:
             raise ValueError(f"pairs: {wrong[0]} are not two contenders; name two of {', '.join(names)}, or set pairs=[]")
         if not 0 <= self.shard < self.shards:
             raise ValueError(f"shard={self.shard}, shards={self.shards}: give a shard from 0 to {self.shards - 1}")

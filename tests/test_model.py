@@ -234,9 +234,10 @@ def test_pictures_are_encoded_together_by_size_as_many_as_there_is_room_for(monk
             asked.append(tuple(pixels.shape))
             return pixels * 2
 
-    rows = objective._encoded(pictures, Noted(), PATCH)
-    for picture, patches in zip(pictures, rows, strict=True):
-        assert torch.equal(patches, 2 * patchify(picture, PATCH))
+    rows, start = objective._encoded(pictures, Noted(), PATCH, torch.device("cpu"))
+    for picture, first in zip(pictures, start.tolist(), strict=True):
+        alone = 2 * patchify(picture, PATCH)
+        assert torch.equal(rows[first : first + len(alone)], alone)
     assert sorted(asked) == [(1, 3, 4, 4), (1, 3, 8, 4), (1, 3, 12, 16), (6, 3, 4, 4)]
 
 
