@@ -33,6 +33,7 @@ from train.samples import Samples
 from train.unified import Model, Unified, Validation, build, trainer_for
 
 HELD_OUT = 64  # documents that the doctor looks at
+VALIDATIONS = 16  # of a run, about
 TASKS = {"text_to_image": 0.45, "edits": 0.35, "chat": 0.2}
 
 
@@ -64,11 +65,11 @@ class Case:
 
 CASES = [
     Case("healthy", None, documents=300),
-    Case("deaf-all", "not conditioned on text", misheard, documents=1100, rate=2.0),
+    Case("deaf-all", "not conditioned on text", misheard, documents=2200, rate=2.0),
     Case("copies-all", "copying the source", unchanged),
     Case("collapsed-all", "collapsed diversity", always_alike, documents=700),
     Case("guided-12", "over-guided", documents=60, guidance=12.0),
-    Case("blurred-1.5", "blurred", partial(softened, radius=1.5)),
+    Case("blurred-1.5", "blurred", partial(softened, radius=1.5), documents=900),
     Case("forgot-all", "forgetting", scrambled=True, documents=300),
     Case("silent-most", "never draws when asked", in_words, share=0.8, documents=200),
     Case("leaks-half", "leaking validation subjects", documents=60, leaks=0.5),
@@ -78,12 +79,12 @@ CASES = [
     Case("leaks-few", "leaking validation subjects", documents=60, leaks=0.05, tuned=False),
     Case("silent-some", "never draws when asked", in_words, share=0.65, documents=200, tuned=False),
     Case("forgot-half", "forgetting", scrambled=True, share=0.5, documents=300, tuned=False),
-    Case("blurred-1", "blurred", partial(softened, radius=1.0), tuned=False),
+    Case("blurred-1", "blurred", partial(softened, radius=1.0), documents=900, tuned=False),
     Case("copies-most", "copying the source", unchanged, share=0.8, tuned=False),
     Case("stopped-later", "undertrained", documents=40000, stop=0.03, fresh=True, tuned=False),
     Case("healthy-again", None, documents=400, rate=0.5, tuned=False),
     Case("collapsed-most", "collapsed diversity", always_alike, share=0.9, documents=700, tuned=False),
-    Case("deaf-most", "not conditioned on text", misheard, share=0.95, documents=1100, rate=2.0, tuned=False),
+    Case("deaf-most", "not conditioned on text", misheard, share=0.95, documents=2200, rate=2.0, tuned=False),
 ]
 
 
@@ -99,7 +100,7 @@ def config_of(case: Case, run: Path, llm: Path) -> Unified:
         packing=Packing(length=384, short=128, rows=2, lookahead=64, noised_copies=4),
         objective=Objective(mean=1.2, std=1.2, clamp=0.2),
         training=Training(
-            documents=case.documents, ema=0.9, workers=0, precision="fp32", log_every=5, validate_every=max(1, round(steps / 8)), sample_every=0,
+            documents=case.documents, ema=0.9, workers=0, precision="fp32", log_every=5, validate_every=max(1, round(steps / VALIDATIONS)), sample_every=0,
             save_every=0, trackers=[], optim=Optim(optimizer="muon", lr=1.5e-3 * case.rate, matrix_lr=4e-3 * case.rate, warmup=5),
         ),
         validation=Validation(16), probe=Probe(count=32), samples=Samples(steps=10, guidance=case.guidance),
@@ -132,7 +133,7 @@ class Ending:
     """The forgetting probe; and it asks the run to stop where the case says so."""
 
     def __init__(self, probe: Forgetting, run: Path, case: Case):
-        self.probe, self.run, self.left = probe, run, 8 if case.stop < 1 else 2**30
+        self.probe, self.run, self.left = probe, run, VALIDATIONS if case.stop < 1 else 2**30
 
     def __call__(self, model) -> dict[str, float]:
         self.left -= 1

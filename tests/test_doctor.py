@@ -274,7 +274,7 @@ def test_a_painter_is_examined_too(tmp_path, root, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "check"), [("silent-most", words.silent), ("leaks-half", course.leaking)])
 def test_a_run_made_ill_is_found_ill(llm, tmp_path, name, check):
-    case = replace(CASE[name], documents=100, rate=2.0)
+    case = replace(CASE[name], documents=180 if name.startswith("silent") else 100, rate=2.0)
     make(case, tmp_path / "run", llm)
     assert check(Patient(tmp_path / "run", count=64)).ill
     healthy = Patient(bundled_run(tmp_path / "healthy", llm), count=64)
