@@ -69,7 +69,7 @@ CASES = [
     Case("copies-all", "copying the source", unchanged),
     Case("collapsed-all", "collapsed diversity", always_alike, documents=700),
     Case("guided-12", "over-guided", documents=60, guidance=12.0),
-    Case("blurred-1.5", "blurred", partial(softened, radius=1.5), documents=900),
+    Case("blurred-1.5", "blurred", partial(softened, radius=1.5), documents=900, rate=2.0),
     Case("forgot-all", "forgetting", scrambled=True, documents=300),
     Case("silent-most", "never draws when asked", in_words, share=0.8, documents=200),
     Case("leaks-half", "leaking validation subjects", documents=60, leaks=0.5),
@@ -79,7 +79,7 @@ CASES = [
     Case("leaks-few", "leaking validation subjects", documents=60, leaks=0.05, tuned=False),
     Case("silent-some", "never draws when asked", in_words, share=0.65, documents=200, tuned=False),
     Case("forgot-half", "forgetting", scrambled=True, share=0.5, documents=300, tuned=False),
-    Case("blurred-1", "blurred", partial(softened, radius=1.0), documents=900, tuned=False),
+    Case("blurred-1", "blurred", partial(softened, radius=1.0), documents=900, rate=2.0, tuned=False),
     Case("copies-most", "copying the source", unchanged, share=0.8, tuned=False),
     Case("stopped-later", "undertrained", documents=40000, stop=0.03, fresh=True, tuned=False),
     Case("healthy-again", None, documents=400, rate=0.5, tuned=False),
@@ -90,7 +90,7 @@ CASES = [
 
 def config_of(case: Case, run: Path, llm: Path) -> Unified:
     """The config that such a run would have."""
-    steps, leaks = case.documents * case.stop / 20, case.leaks is not None
+    between, leaks = max(1, round(case.documents * case.stop / 20 / VALIDATIONS)), case.leaks is not None
     sources = [SourceConfig("images", prompts=["{text}"], describe=0.0)] if leaks else []
     return Unified(
         run=str(run),
@@ -100,7 +100,7 @@ def config_of(case: Case, run: Path, llm: Path) -> Unified:
         packing=Packing(length=384, short=128, rows=2, lookahead=64, noised_copies=4),
         objective=Objective(mean=1.2, std=1.2, clamp=0.2),
         training=Training(
-            documents=case.documents, ema=0.9, workers=0, precision="fp32", log_every=5, validate_every=max(1, round(steps / VALIDATIONS)), sample_every=0,
+            documents=case.documents, ema=0.9, workers=0, precision="fp32", log_every=5, validate_every=between, sample_every=0,
             save_every=0, trackers=[], optim=Optim(optimizer="muon", lr=1.5e-3 * case.rate, matrix_lr=4e-3 * case.rate, warmup=5),
         ),
         validation=Validation(16), probe=Probe(count=32), samples=Samples(steps=10, guidance=case.guidance),

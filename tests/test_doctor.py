@@ -182,6 +182,14 @@ def test_a_curve_that_still_falls_is_undertrained_all_the_more_where_the_rate_is
     assert finding.verdict == verdict and finding.measured.value == pytest.approx(1 - 2**-power, abs=0.01)
 
 
+def test_where_the_curve_is_too_rough_the_plan_of_the_run_says_whether_it_was_stopped_early(tmp_path):
+    rough = [row | {"val/x_error": row["val/x_error"] * (1 + 0.1 * (-1) ** row["step"])} for row in falling(0.15, 1.0)]
+    run = logged(tmp_path, [row | {"time": 60.0} for row in rough])
+    verdicts = {n: course.undertrained(Patient(run, ["training.minutes=null", f"training.documents={n}"])).verdict for n in (4000, 20_000, 100_000)}
+    assert verdicts == {4000: UNCLEAR, 20_000: MILD, 100_000: SEVERE}
+    assert course.undertrained(Patient(run, ["training.documents=null", "training.minutes=1.5"])).verdict == UNCLEAR
+
+
 def test_a_stage_that_was_not_reached_is_told(tmp_path):
     run = logged(tmp_path, falling(0.0, 0.0))
     stages = "stages=[{until: 2000}, {until: 9000}, {text: 0}]"

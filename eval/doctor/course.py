@@ -9,7 +9,7 @@ from PIL import Image
 
 from eval.charts import Line, chart, side_by_side
 from eval.doctor import looks
-from eval.doctor.finding import Finding, Measured, Rule
+from eval.doctor.finding import UNCLEAR, Finding, Measured, Rule
 from eval.doctor.patient import Patient
 from eval.scores import Z
 from fusion.data.sources import BadSample, Sample, Source
@@ -34,6 +34,10 @@ STAGES = Rule(
     GREEN.illness, "share of the documents before the curriculum's last stage that were seen", mild=1.0, severe=0.9,
     reason="what comes in the last stage alone was never seen", advice=GREEN.advice,
 )  # fmt: skip
+STOPPED = Rule(
+    GREEN.illness, "share of what it was to last that it lasted, where the curve falls but is too rough for a slope", mild=0.5, severe=0.1,
+    reason="with the learning rate still up, a run that has not seen half of what it was planned for is not known to be done", advice=GREEN.advice,
+)  # fmt: skip
 
 
 def undertrained(patient: Patient) -> Finding:
@@ -55,7 +59,18 @@ def undertrained(patient: Patient) -> Finding:
     rule = GREEN if rate > 0.1 else ENDED
     found = falling(late)
     words = f"twice the documents take {found.value:.1%} off the error, and the learning rate ended at {rate:.0%} of its peak"
-    return rule.judge(found, words, _curves(patient.rows), rate=rate)
+    finding, share = rule.judge(found, words, _curves(patient.rows), rate=rate), _share(patient)
+    if finding.verdict == UNCLEAR and rule is GREEN:
+        stopped = STOPPED.judge(Measured(share), f"{words}; it was stopped after {share:.1%} of what it was to last", finding.evidence, rate=rate)
+        return stopped if stopped.ill else finding
+    return finding
+
+
+def _share(patient: Patient) -> float:
+    """Of the documents or the minutes that it was to last, whichever is more."""
+    last, training = patient.rows[-1], patient.config.training
+    documents, minutes = training.documents, training.minutes
+    return max(last["seen"] / documents if documents else 0.0, last["time"] / (60 * minutes) if minutes else 0.0)
 
 
 def _rate(patient: Patient) -> float:
