@@ -80,7 +80,7 @@ CASES = [
     Case("silent-some", "never draws when asked", in_words, share=0.65, documents=200, tuned=False),
     Case("forgot-half", "forgetting", scrambled=True, share=0.5, documents=300, tuned=False),
     Case("blurred-1", "blurred", partial(softened, radius=1.0), documents=900, rate=2.0, tuned=False),
-    Case("copies-most", "copying the source", unchanged, share=0.8, tuned=False),
+    Case("copies-most", "copying the source", unchanged, share=0.8, documents=900, tuned=False),
     Case("stopped-later", "undertrained", documents=40000, stop=0.03, fresh=True, tuned=False),
     Case("healthy-again", None, documents=400, rate=0.5, tuned=False),
     Case("collapsed-most", "collapsed diversity", always_alike, share=0.9, documents=700, tuned=False),
