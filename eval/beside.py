@@ -95,7 +95,7 @@ def _lead(names: Sequence[str], found: Sequence[Standing]) -> str:
 
 
 def _figure(score: Score | None) -> str | None:
-    return None if score is None else f"{score.value:.2f} ({score.low:.2f}–{score.high:.2f})"
+    return None if score is None else f"{score.value:.2f}\N{NO-BREAK SPACE}({score.low:.2f}\N{WORD JOINER}–\N{WORD JOINER}{score.high:.2f})"
 
 
 def _facts(name: str, result: Result) -> tuple:
