@@ -1,0 +1,122 @@
+"""Questions about pictures: read whole, answered in words, continued where they were stopped; and asked by lmms-eval."""
+
+import json
+
+import pytest
+from PIL import Image
+
+import fusion
+from eval.benchmarks import understanding
+from eval.benchmarks.asking import cut, prompt_of
+from fusion.data.shapes import evaluation_questions
+
+A, B, C = (Image.new("RGB", (32, 32), colour) for colour in ("red", "green", "blue"))
+
+# ---- prompts ----
+
+
+@pytest.mark.parametrize(
+    ("text", "images", "prompt"),
+    [
+        ("What is it?", [], ["What is it?"]),
+        ("What is it?", [A, B], [A, B, "What is it?"]),
+        ("<image>\nWhat is it?", [A], [A, "\nWhat is it?"]),
+        ("Is <image> like <image>?", [A, B], ["Is ", A, " like ", B, "?"]),
+        ("Is <image 2> like <image 1>? In <image 2> ...", [A, B], ["Is ", B, " like ", A, "? In <image 2> ..."]),
+        ("Is <image> it?", [A, B, C], [B, C, "Is ", A, " it?"]),
+        ("What does <image 3> or <image 0> mean?", [A], [A, "What does <image 3> or <image 0> mean?"]),
+        ("What does <image> mean?", [], ["What does <image> mean?"]),
+    ],
+)
+def test_pictures_stand_where_the_text_names_them(text, images, prompt):
+    assert prompt_of(text, images) == prompt
+
+
+def test_a_text_is_cut_at_the_first_of_its_ends():
+    assert cut("one\ntwo. three", ["three", "\n", "."]) == "one" and cut("one", ["", "x"]) == "one" and cut("x one", ["x"]) == ""
+
+
+# ---- the program ----
+
+COUNT = 16
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """A file of questions of the built-in world with their answers, and its pictures in a folder beside it."""
+    (tmp_path / "pictures").mkdir()
+    rows = []
+    for number, one in enumerate(evaluation_questions(COUNT)):
+        Image.fromarray(one.image).save(tmp_path / "pictures" / f"{number}.png")
+        rows.append({"id": number, "text": one.question.text, "images": [f"pictures/{number}.png"], "answer": one.question.answer})
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def run(file, *words) -> int:
+    return understanding.main(["shapes", str(file), "-o", str(file.parent / "out" / "answers.jsonl"), "--dtype", "fp32", *map(str, words)])
+
+
+def test_questions_are_answered_and_gone_on_with(asked, tmp_path, capsys):
+    words, out = ("max_new_tokens=12", "--batch", 5), tmp_path / "out" / "answers.jsonl"
+    assert run(asked, *words) == 0 and f"{COUNT} of {COUNT} questions answered" in capsys.readouterr().out
+    whole = out.read_bytes()
+    rows = [json.loads(line) for line in whole.splitlines()]
+    assert [{name: value for name, value in row.items() if name != "response"} for row in rows] == list(map(json.loads, asked.open()))
+    assert sum(row["response"] == row["answer"] for row in rows) >= 0.8 * COUNT
+    one = evaluation_questions(COUNT)[3]
+    assert fusion.load("shapes", dtype="fp32").describe(one.image, one.question.text, max_new_tokens=12) == rows[3]["response"]
+
+    lines = whole.splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:7]) + lines[7][:9])  # a process was killed while it wrote
+    assert run(asked, *words) == 0 and f"{COUNT - 7} of {COUNT} questions answered; 7 were there" in capsys.readouterr().out
+    assert out.read_bytes() == whole
+    assert run(asked, *words) == 0 and "0 of 16 questions answered; 16 were" in capsys.readouterr().out
+
+    # Nothing of another model, other knobs, other questions or another program is written over.
+    assert run(asked, "max_new_tokens=11", "--batch", 5) == 1 and "another knobs" in capsys.readouterr().err
+    asked.write_text(asked.read_text().replace('"id": 4', '"id": 40'))
+    assert run(asked, *words) == 1 and "another questions" in capsys.readouterr().err
+    asked.write_text(asked.read_text().replace('"id": 40', '"id": 4'))
+    out.write_bytes(b"".join([*lines[:2], lines[3]]))
+    assert run(asked, *words) == 1 and "line 3: not the answer to that question" in capsys.readouterr().err
+    (tmp_path / "out" / "answers.jsonl.asked.json").unlink()
+    assert run(asked, *words) == 1 and "holds something else" in capsys.readouterr().err
+    assert out.read_bytes() == b"".join([*lines[:2], lines[3]])
+
+
+BAD = ['{"images": []}', "{", '["text"]', '{"text": "a", "images": "b.png"}', '{"text": "a", "images": ["no.png"]}', '{"text": "a", "response": "b"}']
+
+
+def test_bad_lines_are_named_before_anything_is_asked(asked, tmp_path, capsys):
+    good = asked.read_text().splitlines()
+    asked.write_text("\n".join([good[0], "", BAD[0], good[1], *BAD[1:]]))
+    assert run(asked) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and 'lines 3, 5, 6, 7, 8, 9 cannot be used: line 3 has no "text"' in error
+    for line, said in zip(BAD[1:], ("is not JSON", 'has no "text"', 'has "images" that are no list of paths', "names no.png", 'a "response" already'), strict=True):
+        asked.write_text(f"{good[0]}\n{line}\n")
+        assert run(asked) == 1 and f"line 2 cannot be used: line 2 {said}" in capsys.readouterr().err
+    asked.write_text("\n \n")
+    assert run(asked) == 1 and "no questions in it" in capsys.readouterr().err
+    assert run(tmp_path / "no.jsonl") == 1 and "cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_picture_is_named_with_its_line_and_what_came_before_stays(asked, tmp_path, capsys):
+    (tmp_path / "pictures" / "2.png").write_bytes(b"no picture")
+    rows = asked.read_text().splitlines(keepends=True)
+    asked.write_text("\n" + "".join(rows[:4]))
+    assert run(asked, "max_new_tokens=2", "--batch", 1) == 1
+    assert "line 4: " in (error := capsys.readouterr().err.splitlines()[-1]) and "2.png: is not an image" in error
+    Image.fromarray(evaluation_questions(3)[2].image).save(tmp_path / "pictures" / "2.png")
+    assert run(asked, "max_new_tokens=2") == 0 and "2 of 4 questions answered; 2 were there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["guidance=2"], "answers are words"), (["temperature=hot"], "knobs of words are numbers"), (["top_p=0"], "top_p"), (["--batch", 0], "--batch")],
+)
+def test_knobs_of_pictures_and_bad_ones_are_refused(asked, words, said, capsys):
+    assert run(asked, *words) == 1 and said in capsys.readouterr().err
