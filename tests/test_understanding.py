@@ -86,16 +86,24 @@ def test_questions_are_answered_and_gone_on_with(asked, tmp_path, capsys):
     assert out.read_bytes() == b"".join([*lines[:2], lines[3]])
 
 
-BAD = ['{"images": []}', "{", '["text"]', '{"text": "a", "images": "b.png"}', '{"text": "a", "images": ["no.png"]}', '{"text": "a", "response": "b"}']
+BAD = {
+    '{"images": []}': 'has no "text"',
+    "{": "is not JSON",
+    '["text"]': 'has no "text"',
+    '{"text": "a", "images": "b.png"}': 'has "images" that are no list of paths',
+    '{"text": "a", "images": ["no.png"]}': "names no.png",
+    '{"text": "a", "response": "b"}': 'has a "response" already',
+}
 
 
 def test_bad_lines_are_named_before_anything_is_asked(asked, tmp_path, capsys):
     good = asked.read_text().splitlines()
-    asked.write_text("\n".join([good[0], "", BAD[0], good[1], *BAD[1:]]))
+    first, *others = BAD
+    asked.write_text("\n".join([good[0], "", first, good[1], *others]))
     assert run(asked) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and 'lines 3, 5, 6, 7, 8, 9 cannot be used: line 3 has no "text"' in error
-    for line, said in zip(BAD[1:], ("is not JSON", 'has no "text"', 'has "images" that are no list of paths', "names no.png", 'a "response" already'), strict=True):
+    for line, said in BAD.items():
         asked.write_text(f"{good[0]}\n{line}\n")
         assert run(asked) == 1 and f"line 2 cannot be used: line 2 {said}" in capsys.readouterr().err
     asked.write_text("\n \n")
