@@ -1,13 +1,14 @@
 """Questions about pictures: read whole, answered in words, continued where they were stopped; and asked by lmms-eval."""
 
 import json
+import sys
 
 import pytest
 from PIL import Image
 
 import fusion
-from eval.benchmarks import understanding
-from eval.benchmarks.asking import cut, prompt_of
+from eval.benchmarks import lmms, understanding
+from eval.benchmarks.asking import cut, prompt_of, together, wanted
 from fusion.data.shapes import evaluation_questions
 
 A, B, C = (Image.new("RGB", (32, 32), colour) for colour in ("red", "green", "blue"))
@@ -128,3 +129,73 @@ def test_a_damaged_picture_is_named_with_its_line_and_what_came_before_stays(ask
 )
 def test_knobs_of_pictures_and_bad_ones_are_refused(asked, words, said, capsys):
     assert run(asked, *words) == 1 and said in capsys.readouterr().err
+
+
+# ---- lmms-eval ----
+
+
+def test_what_a_task_wants():
+    assert wanted({}) == ({"max_new_tokens": 256, "temperature": 0.0, "top_p": 1.0}, ())
+    asked = {"max_new_tokens": 16, "temperature": 0.7, "top_p": None, "num_beams": 1, "until": ["\n\n", "Q:"]}
+    assert wanted(asked) == ({"max_new_tokens": 16, "temperature": 0.7, "top_p": 1.0}, ("Q:",))
+    assert wanted(asked | {"do_sample": False, "until": "Q:"})[0]["temperature"] == 0 and wanted({"until": "Q:"})[1] == ("Q:",)
+    with pytest.raises(ValueError, match="num_beams=3"):
+        wanted({"num_beams": 3})
+    assert [list(one) for one in together("aaabaa", 2)] == [[0, 1], [2], [3], [4, 5]] and not list(together("", 2))
+
+
+TASK = """task: tiny_shapes
+dataset_path: json
+dataset_kwargs: {{data_files: {file}}}
+test_split: train
+output_type: generate_until
+doc_to_visual: !function utils.visuals
+doc_to_text: !function utils.text
+doc_to_target: answer
+generation_kwargs: {{max_new_tokens: 12}}
+process_results: !function utils.results
+metric_list: [{{metric: right, aggregation: mean, higher_is_better: true}}]
+"""
+UTILS = """from pathlib import Path
+
+from PIL import Image
+
+
+def visuals(doc):
+    return [Image.open(Path(__file__).parent.parent / path) for path in doc["images"]]
+
+
+def text(doc, lmms_eval_specific_kwargs=None):
+    return doc["text"]
+
+
+def results(doc, results):
+    return {"right": float(results[0] == doc["answer"])}
+"""
+
+
+def test_without_lmms_eval_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lmms_eval", None)
+    assert lmms.main(["--model", "fusion"]) == 1 and "pip install lmms_eval" in capsys.readouterr().err
+
+
+def test_lmms_eval_asks_it(asked, tmp_path):
+    pytest.importorskip("lmms_eval", reason="lmms_eval is not installed: pip install lmms_eval")
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
+
+    from eval.benchmarks import looker
+
+    looker.register()
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "tiny.yaml").write_text(TASK.format(file=asked))
+    (folder / "utils.py").write_text(UTILS)
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    how = {"batch_size": 5, "device": "cpu", "task_manager": manager, "log_samples": True, "bootstrap_iters": 0}
+    found = simple_evaluate("fusion", "pretrained=shapes,dtype=fp32", tasks=["tiny_shapes"], **how)
+    assert run(asked, "max_new_tokens=12") == 0
+    alone = [json.loads(line)["response"] for line in (tmp_path / "out" / "answers.jsonl").open()]
+    assert [one["filtered_resps"] for one in found["samples"]["tiny_shapes"]] == [[text] for text in alone]
+    right = [said == one.question.answer for said, one in zip(alone, evaluation_questions(COUNT), strict=True)]
+    assert found["results"]["tiny_shapes"]["right,none"] == sum(right) / COUNT >= 0.8
