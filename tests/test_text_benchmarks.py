@@ -60,13 +60,14 @@ def test_a_difference_is_that_of_the_same_items():
     items = [tuple(row) for row in zip(-rng.uniform(10, 200, 50), rng.integers(5, 60, 50).astype(float))]
     worse = [(likelihood * (1.04 + 0.01 * rng.standard_normal()), weight) for likelihood, weight in items]
     one = pair(figure(items, "bits_per_byte", False), figure(worse, "bits_per_byte", False))
-    assert one.verdict == "worse" and 0 < one.half < one.difference < one.before.half  # far less than either is known by itself
+    assert one.verdict == "worse" and 0 < one.half < one.difference < one.before.bounds[1] - one.before.value  # less than either is known by itself
     assert pair(one.after, one.before).verdict == "better"
 
 
 def test_verdicts():
     same, other = figure(NUMBERS), figure((1.0, 0.0, 1.0, 0.0, 1.0, 1.0))
-    assert pair(same, same).verdict == "the same" and pair(same, other).verdict == "no difference seen"  # of equal values, but not the same answers
+    assert pair(same, same).verdict == "the same" and pair(figure((1.0,)), figure((0.0,))).verdict == "too few"
+    assert pair(same, other).verdict == "no difference seen"  # of equal values, but not the same answers
     low, high = figure((0.0, 0.0, 0.0, 0.1)), figure((1.0, 1.0, 0.9, 1.0))
     assert pair(low, high).verdict == "better" and pair(high, low).verdict == "worse"
     unknown = [figure(one.items, higher=None) for one in (low, high)]
@@ -74,8 +75,15 @@ def test_verdicts():
     bleu = [Figure("t", "bleu", "none", value, 1.0, 9, True) for value in (20.0, 21.0)]
     assert pair(*bleu).verdict == "not paired" and pair(*bleu).half is None
     assert pair(*bleu).told()["after"]["low"] == pytest.approx(21 - 1.96, abs=1e-3)
+    assert pair(bleu[0], bleu[0]).verdict == "not paired"  # equal values, of which nobody knows whether the answers are
     with pytest.raises(ValueError, match="not asked the same"):
         paired([same], [same, figure(NUMBERS, metric="n")])
+
+
+def test_shares_have_wilsons_intervals_and_perplexities_symmetric_ones():
+    assert figure((1.0,) * 6).bounds == pytest.approx((0.61, 1.0), abs=1e-3)  # of 6 of 6: not ± 0
+    texts = figure(TEXTS, "weighted_perplexity", False)
+    assert sum(texts.bounds) / 2 == pytest.approx(texts.value) and texts.bounds[1] - texts.value == pytest.approx(1.96 * texts.stderr, rel=1e-4)
 
 
 def test_figures_are_read_as_they_were_written():
@@ -88,7 +96,7 @@ def test_the_table_and_the_page():
     lines = as_text(pairs).splitlines()
     assert lines[0].split() == ["task", "metric", "before", "after", "difference", "of"] and "m ↑" in lines[1] and "worse" in lines[1]
     alone = as_text(paired([], [figure(NUMBERS, filter="strict")]))
-    assert "before" not in alone and "m (strict) ↑" in alone and "0.6667 ± " in alone
+    assert "before" not in alone and "m (strict) ↑" in alone and "0.6667 (0.3–0.9032)" in alone
     page = render(pairs, "<model>", "llm", {"commit": "abc"}, ["Mind <this>."])
     assert "&lt;model&gt;" in page and "Mind &lt;this&gt;." in page and "worse" in page and "abc" in page
     assert "<script" not in page and "http" not in page.split("</style>")[1]
@@ -140,9 +148,13 @@ def tasks(tmp_path):
     return folder
 
 
-def save_llm(folder, family="llama", begins=False):
-    """A tiny LLM that, as many do, has several ends of text and a penalty in its generation_config.json. begins: its tokenizer begins all texts."""
+def save_llm(folder, family="llama", begins=False, chat=False):
+    """A tiny LLM that, as many do, has several ends of text and a penalty in its generation_config.json. begins: its tokenizer begins all texts;
+    chat: it has a template of turns."""
     tokenizer = families.tiny_tokenizer()
+    if chat:
+        turns = "{% for one in messages %}[{{ one.role }}] {{ one.content }}\n{% endfor %}"
+        tokenizer.chat_template = turns + "{% if add_generation_prompt %}[a]{% endif %}"
     if begins:
         tokenizer.add_special_tokens({"bos_token": "<|endoftext|>"})
         tokenizer._tokenizer.post_processor = processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
@@ -152,24 +164,25 @@ def save_llm(folder, family="llama", begins=False):
     return folder
 
 
-def said(lm, manager) -> dict:
+def said(lm, manager, chat=False) -> dict:
     """All that a model answered, by task."""
     from lm_eval import simple_evaluate
 
-    found = simple_evaluate(lm, tasks=["tiny"], task_manager=manager, bootstrap_iters=0)
+    found = simple_evaluate(lm, tasks=["tiny"], task_manager=manager, bootstrap_iters=0, apply_chat_template=chat)
     return {task: [one["resps"] for one in samples] for task, samples in found["samples"].items()}
 
 
-@pytest.mark.parametrize(("family", "begins"), [("llama", True), ("gemma2", False), ("gpt2", False)])
-def test_a_new_fusion_model_answers_as_lm_evals_own_model_of_the_llm(harness, tasks, tmp_path, family, begins):
+@pytest.mark.parametrize(("family", "begins", "chat"), [("llama", True, False), ("gemma2", False, True), ("gpt2", False, False)])
+def test_a_new_fusion_model_answers_as_lm_evals_own_model_of_the_llm(harness, tasks, tmp_path, family, begins, chat):
     from lm_eval.models.huggingface import HFLM
 
-    llm, manager = save_llm(tmp_path / "llm", family, begins), harness.tasks_in(["tiny"], tasks)
+    llm, manager = save_llm(tmp_path / "llm", family, begins, chat), harness.tasks_in(["tiny"], tasks)
     theirs = HFLM(pretrained=str(llm), device="cpu", batch_size=3)
-    model = fusion.from_llm(llm, patch_size=4)
+    fusion.from_llm(llm, patch_size=4).save_pretrained(tmp_path / "new")
+    model = fusion.load(tmp_path / "new")
     ours = harness.speaker(model.model, model.processor.tokenizer, 3, text.generation_of(str(llm)))
     assert theirs.max_length == ours.max_length and theirs.prefix_token_id == ours.prefix_token_id
-    before, after = said(theirs, manager), said(ours, manager)
+    before, after = said(theirs, manager, chat), said(ours, manager, chat)
     assert before == after and set(before) == {f"tiny_{name}" for name in KINDS}  # bit for bit
     assert len({str(one) for one in before["tiny_answer"]}) > 1 and all(one[0][0] < 0 for one in before["tiny_prose"])
 

@@ -1,7 +1,9 @@
 """lm-evaluation-harness (github.com/EleutherAI/lm-evaluation-harness, PyPI lm_eval) on a language model that is loaded already."""
 
 import logging
+import math
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +60,11 @@ def figures_of(name: str, values: dict, found: dict, task) -> list[Figure]:
     figures = []
     for key, value in values.items():
         metric, comma, chosen = key.partition(",")
-        if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+        if not comma or metric.endswith("_stderr") or not isinstance(value, Real):
             continue
         error = values.get(f"{metric}_stderr,{chosen}")
         kind, items = (None, ()) if task is None else items_of(metric, chosen, float(value), found["samples"][name], task)
-        if not isinstance(error, int | float):
+        if not isinstance(error, Real) or not math.isfinite(error):
             error = stderr_of(value_of(kind, items)[1]) if kind else None
         error, higher = None if error is None else float(error), found["higher_is_better"].get(name, {}).get(metric)
         figures.append(Figure(name, metric, chosen, float(value), error, values["sample_len"], higher, kind, items))

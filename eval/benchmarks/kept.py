@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.scores import Z
+from eval.scores import Z, wilson
 from fusion.page import Section, document, paragraph, table
 
 MEAN, PERPLEXITY, WEIGHTED, BITS = "mean", "perplexity", "weighted_perplexity", "bits_per_byte"
@@ -37,9 +37,11 @@ class Figure:
         return self.metric if self.filter == "none" else f"{self.metric} ({self.filter})"
 
     @property
-    def half(self) -> float | None:
-        """Half the 95% interval."""
-        return None if self.stderr is None else Z * self.stderr
+    def bounds(self) -> tuple[float, float] | None:
+        """The 95% interval: Wilson's of a share, whose standard error is 0 where all or none are right."""
+        if self.kind == MEAN and all(0 <= item <= 1 for item in self.items):
+            return wilson(self.value, len(self.items))
+        return None if self.stderr is None else (self.value - Z * self.stderr, self.value + Z * self.stderr)
 
 
 def value_of(kind: str, items: Sequence) -> tuple[float, NDArray]:
@@ -78,10 +80,10 @@ class Pair:
         """Better and worse only where the interval leaves 0 out."""
         if self.before is None:
             return ""
-        if self.difference == 0 and self.before.items == self.after.items:
+        if self.after.items and self.before.items == self.after.items:
             return "the same"
         if self.half is None:
-            return "not paired"
+            return "too few" if self.after.items else "not paired"
         if abs(self.difference) <= self.half:
             return "no difference seen"
         if self.after.higher is None:
@@ -117,7 +119,7 @@ def _pair(before: Figure | None, after: Figure) -> Pair:
 
 
 def _figures(one: Figure) -> dict:
-    low, high = (None, None) if one.half is None else (one.value - one.half, one.value + one.half)
+    low, high = one.bounds or (None, None)
     return {"value": one.value, "stderr": one.stderr, "low": low, "high": high}
 
 
@@ -131,7 +133,7 @@ def rows_of(pairs: Sequence[Pair]) -> list[tuple[str, ...]]:
     return [
         (
             one.after.task, f"{one.after.name}{_arrow(one.after.higher)}", _shown(one.before), _shown(one.after),
-            "" if one.difference is None else _with_half(f"{one.difference:+.4g}", one.half), one.verdict, f"{one.after.count:,}",
+            _moved(one), one.verdict, f"{one.after.count:,}",
         )
         for one in pairs
     ]  # fmt: skip
@@ -161,11 +163,13 @@ def _arrow(higher: bool | None) -> str:
 
 
 def _shown(one: Figure | None) -> str:
-    return "" if one is None else _with_half(f"{one.value:.4g}", one.half)
+    if one is None:
+        return ""
+    return f"{one.value:.4g}" + ("" if one.bounds is None else " ({:.4g}–{:.4g})".format(*one.bounds))
 
 
-def _with_half(value: str, half: float | None) -> str:
-    return value if half is None else f"{value} ± {half:.2g}"
+def _moved(one: Pair) -> str:
+    return "" if one.difference is None else f"{one.difference:+.4g}" + ("" if one.half is None else f" ± {one.half:.2g}")
 
 
 # ---- on disk ----

@@ -24,8 +24,10 @@ import fusion
 from eval.benchmarks import program
 from eval.benchmarks.kept import Figure, Pair, as_text, from_json, paired, render, to_json
 from eval.run import begin, commit
+from fusion.api import place
 from fusion.files import save
-from fusion.loading import DTYPES
+from fusion.loading import DTYPES, dtype_of
+from fusion.processor import FusionProcessor
 
 RESULTS, PAGE = "results.json", "report.html"
 BEFORE, AFTER = "before", "after"
@@ -60,11 +62,11 @@ class Side:
 
 
 def sides_of(settings: Settings, device: str | None) -> list[Side]:
-    """The LLM if there is one, then the model. ValueError in one line for what is neither, and for a chat template that lm_eval cannot write."""
-    model = fusion.load(settings.model, dtype=settings.dtype, device=device)
-    sides = [Side(AFTER, lambda: model.model, model.processor.tokenizer)]
+    """The LLM if there is one, then the model, each to be loaded when it is asked: there need not be room for both. ValueError in one line for what
+    is neither, and for a chat template that lm_eval cannot write."""
+    sides = [Side(AFTER, lambda: fusion.load(settings.model, dtype=settings.dtype, device=device).model, model_tokenizer(settings.model))]
     if settings.against is not None:
-        sides.insert(0, Side(BEFORE, lambda: load_llm(settings.against, model.model, device), load_tokenizer(settings.against)))
+        sides.insert(0, Side(BEFORE, lambda: load_llm(settings.against, dtype_of(settings.dtype), device), load_tokenizer(settings.against)))
     for side in sides:
         if settings.chat and not side.tokenizer.chat_template:
             who = "LLM" if side.name == BEFORE else "model"
@@ -75,6 +77,15 @@ def sides_of(settings: Settings, device: str | None) -> list[Side]:
     return sides
 
 
+def model_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The one of a unified model's folder, without its weights. ValueError where there is none."""
+    folder = place(model)
+    try:
+        return FusionProcessor.from_pretrained(folder).tokenizer
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: the model is incomplete ({' '.join(str(error).split())[:150]}): copy or save it again") from None
+
+
 def load_tokenizer(llm: str) -> PreTrainedTokenizerBase:
     """The LLM's own. ValueError where there is none."""
     try:
@@ -83,10 +94,10 @@ def load_tokenizer(llm: str) -> PreTrainedTokenizerBase:
         raise ValueError(f"{llm}: no tokenizer of an LLM there ({' '.join(str(error).split())[:150]}): give the LLM's folder or hub id") from None
 
 
-def load_llm(llm: str, like: PreTrainedModel, device: str | None) -> PreTrainedModel:
-    """The LLM in the precision and with the attention of the model that it is compared with, which is not on the way meanwhile."""
+def load_llm(llm: str, dtype: torch.dtype, device: str | None) -> PreTrainedModel:
+    """The LLM itself. ValueError where there is none."""
     try:
-        return AutoModelForCausalLM.from_pretrained(llm, dtype=like.dtype, attn_implementation=like.llm.config._attn_implementation).to(device).eval()
+        return AutoModelForCausalLM.from_pretrained(llm, dtype=dtype).to(device).eval()
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{llm}: no language model there ({' '.join(str(error).split())[:150]}): give the LLM's folder or hub id") from None
 
