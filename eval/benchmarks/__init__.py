@@ -1,1 +1,1 @@
-"""The field's benchmarks of text-to-image models: pictures in the official layouts, and the official scores from what judges say of them."""
+"""The field's benchmarks: pictures in the official layouts and the official scores of them, text before and after, and questions about pictures."""
