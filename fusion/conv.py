@@ -49,7 +49,7 @@ class Raster:
     size: tuple[int, int]
     cells: tuple[int, int]
 
-    def convolved(self, conv: "Conv32", cells: Float[Tensor, "k inputs"]) -> Float[Tensor, "k outputs"]:
+    def convolved(self, conv: Conv32, cells: Float[Tensor, "k inputs"]) -> Float[Tensor, "k outputs"]:
         """What a convolution makes of the cells of each picture."""
         return conv(cells.view(-1, *self.cells, cells.shape[-1])).flatten(0, 2)
 
@@ -76,7 +76,7 @@ class Strip:
         top = bottom - grid[:, 0] - REACH
         return cls((top[picture] + row) * width + column, rounded(height), width)
 
-    def convolved(self, conv: "Conv32", cells: Float[Tensor, "k inputs"]) -> Float[Tensor, "k outputs"]:
+    def convolved(self, conv: Conv32, cells: Float[Tensor, "k inputs"]) -> Float[Tensor, "k outputs"]:
         """As Raster's."""
         canvas = cells.new_zeros(self.height * self.width, cells.shape[-1]).index_copy(0, self.place, cells)
         return conv(canvas.view(1, self.height, self.width, -1)).flatten(0, 2).index_select(0, self.place)
