@@ -1,4 +1,4 @@
-"""Draws a benchmark's pictures in its official layout: `python -m eval.benchmarks.draw MODEL geneval|dpg --prompts FILE -o OUT`
+"""Draws a benchmark's pictures in its official layout: `python -m eval.benchmarks.draw MODEL BENCHMARK --prompts FILE -o OUT`
 
 MODEL: a saved unified model, a painter of any architecture, or a pipeline of diffusers. It goes on where it was stopped, and several processes share
 the work with --shard 0/2 and --shard 1/2. Sample k of prompt i is drawn with seed + i n + k, in whatever batch it is.
@@ -14,10 +14,13 @@ from PIL import Image
 from tqdm import tqdm
 from transformers.utils import logging
 
-from eval.benchmarks import dpg, geneval
+from eval.benchmarks import dpg, geneval, named
 from eval.benchmarks.asked import Asked, begin, fingerprint
 from eval.run import knobs_of, shard_of
 from eval.subjects import Subject, load_subject
+
+N = {"geneval": 4, "dpg": 4} | named.N
+"""Pictures of a prompt, by benchmark, as the official code has them."""
 
 
 class Layout(Protocol):
@@ -73,10 +76,10 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m eval.benchmarks.draw", description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder of a unified model (or a bundled one's name), of a painter, or of a diffusers pipeline")
-    parser.add_argument("benchmark", choices=("geneval", "dpg"))
-    parser.add_argument("--prompts", type=Path, required=True, help="evaluation_metadata.jsonl; or DPG's: a folder of texts, or JSON lines")
+    parser.add_argument("benchmark", choices=tuple(N), help="whose pictures; t2i is one category of T2I-CompBench")
+    parser.add_argument("--prompts", type=Path, required=True, help="the official ones: evaluation_metadata.jsonl, DPG's texts, color_val.txt, ...")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the folder that is written, or gone on with")
-    parser.add_argument("--n", type=int, default=4, help="pictures of each prompt; DPG's are one picture of one, or of 2 x 2")
+    parser.add_argument("--n", type=int, help=f"pictures of each prompt: {', '.join(f'{name} {n}' for name, n in N.items())} if not given")
     parser.add_argument("--size", type=int, default=512, help="of a picture's sides in pixels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=4, help="pictures drawn at once")
@@ -84,17 +87,21 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--shard", default="0/1", help="i/n: this process draws the i-th of n parts")
     parser.add_argument("--device", help="cuda, cpu, ...")
     parser.add_argument("knobs", nargs="*", metavar="knob=value", help="of the sampler: steps=20 guidance=3 solver=heun ...")
-    return parser.parse_intermixed_args(argv)
+    options = parser.parse_intermixed_args(argv)
+    options.n = N[options.benchmark] if options.n is None else options.n
+    return options
 
 
-def layout_of(options: argparse.Namespace) -> geneval.Folder | dpg.Folder:
+def layout_of(options: argparse.Namespace) -> Layout:
     """With the prompts read. ValueError for what the benchmark cannot have."""
     if min(options.n, options.size, options.batch) < 1:
         raise ValueError("--n, --size and --batch are at least 1")
     size = (options.size, options.size)
+    if options.grid and options.benchmark != "geneval":
+        raise ValueError("--grid is of GenEval alone; pictures of DPG and OneIG are grids, and the others have none")
+    if options.benchmark in named.N:
+        return named.layout(options.benchmark, options.prompts, options.out, options.n, size, Path(options.model).name)
     if options.benchmark == "dpg":
-        if options.grid:
-            raise ValueError("--grid is of GenEval; all of DPG's pictures are grids")
         return dpg.Folder(options.out, dpg.read_prompts(options.prompts), options.n, size)
     return geneval.Folder(options.out, geneval.read_prompts(options.prompts), options.n, size)
 
@@ -117,6 +124,8 @@ def main(argv: Sequence[str]) -> int:
         if options.grid:
             layout.write_grids()
         missing = len(wanted(layout))
+        if not missing and isinstance(layout, named.Folder):
+            layout.finish()
     except (ValueError, TypeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
