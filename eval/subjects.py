@@ -40,6 +40,14 @@ class Subject:
         """Each image, all of one size, after its instruction."""
         raise NotImplementedError
 
+    def compose(self, sources: Sequence[Sequence[Image.Image]], instructions: Sequence[str], seed: int) -> list[Image.Image]:
+        """A picture out of each row's, of any size and number, after its instruction: of the size at which the last of the first row is read."""
+        raise NotImplementedError
+
+    def fitted(self, image: Image.Image) -> Size:
+        """(width, height) at which it reads an image."""
+        raise NotImplementedError
+
     def follow(self, examples: Sequence[Sequence[Pair]], images: Sequence[Image.Image], seed: int) -> list[Image.Image]:
         """Each image, all of one size, changed as its examples, pictures before and after, are; without examples, as it thinks fit."""
         raise NotImplementedError
@@ -77,6 +85,13 @@ class Unified(Subject):
     def edit(self, images, instructions, seed):
         prompts = [[image, words] for image, words in zip(images, instructions, strict=True)]
         return self.model._images(prompts, seed, {**self.knobs, "image_size": images[0].size})
+
+    def compose(self, sources, instructions, seed):
+        prompts = [[*images, words] for images, words in zip(sources, instructions, strict=True)]
+        return self.model._images(prompts, seed, {**self.knobs, "image_size": self.fitted(sources[0][-1])})
+
+    def fitted(self, image):
+        return self.model.fitted_size(image)
 
     def follow(self, examples, images, seed):
         prompts = [laid_out(pairs, image) for pairs, image in zip(examples, images, strict=True)]

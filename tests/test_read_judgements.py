@@ -191,3 +191,14 @@ def test_rows_without_group_language_or_marks_are_refused(tmp_path, capsys):
 def test_nothing_is_written_over(edits, tmp_path, capsys):
     out = save(tmp_path / "there.json", "{}")
     assert read.main(["wise", str(edits), "-o", str(out)]) == 1 and "is there already" in error(capsys) and out.read_text() == "{}"
+
+
+def test_kris_by_hand(tmp_path, capsys):
+    file = save(tmp_path / "color_change/metrics.json", {"1": {"instruction": "", "consistency_score": 5, "quality_score": 2},
+                                                         "2": {"consistency_score": 4, "quality_score": 1}})  # fmt: skip
+    assert scores(tmp_path, "kris", file) == {"color_change: consistency": (4.5, 2), "color_change: quality": (1.5, 2)}
+    failed = save(tmp_path / "failed/metrics.json", {"1": {"consistency_score": None}})
+    assert "edit 1 has consistency_score None" in refused(capsys, tmp_path, "kris", failed)
+    half = save(tmp_path / "half/metrics.json", {"1": {"consistency_score": 5, "quality_score": 2}, "2": {"consistency_score": 5}})
+    assert "some edits lack some of the marks" in refused(capsys, tmp_path, "kris", half)
+    assert "not metrics.json" in refused(capsys, tmp_path, "kris", save(tmp_path / "none/metrics.json", []))

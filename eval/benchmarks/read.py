@@ -4,6 +4,7 @@
     wise       the JSON lines of gpt_eval.py: WiScore by category, and over all where all 1,000 prompts are judged
     geneval2   score_lists.json of evaluation.py, with --data geneval2_data.jsonl: Soft-TIFA by prompt (geometric mean) and by atom (arithmetic)
     imgedit    result.json of basic_bench.py, with --data basic_edit.json: by type of edit, and the mean over types
+    kris       metrics.json of each category: the judge's marks from 1 to 5, by category and kind
     gedit      the CSV files of run_gedit_score.py: semantics, quality and the root of their product, by group, and the means over groups
 
 What is computed is what the official scripts compute, on their scales, but for what they leave out without a word: answers that are no score are
@@ -193,6 +194,25 @@ def gedit(files: Sequence[Path]) -> list[Score]:
     return [score for (language, part), groups in sorted(parts.items()) for score in _gedit(f"{language}, {part}", groups)]
 
 
+def kris(files: Sequence[Path]) -> list[Score]:
+    """{id: {"consistency_score", "instruction_score", "quality_score", "knowledge_score", ...}}: marks that a category does not have are left out,
+    ones that the judge failed at are not."""
+    rows = []
+    for file in files:
+        marks = defaultdict(list)
+        said = _json(file, "metrics.json")
+        for key, row in said.items() if isinstance(said, dict) else ():
+            for name, mark in row.items() if isinstance(row, dict) else ():
+                if name.endswith("_score"):
+                    if mark not in (1, 2, 3, 4, 5):
+                        raise ValueError(f"{file}: edit {key} has {name} {mark}, not 1 to 5; let it be judged again")
+                    marks[name.removesuffix("_score")].append(float(mark))
+        if not marks or len({len(values) for values in marks.values()}) > 1:
+            raise ValueError(f"{file}: not metrics.json, or some edits lack some of the marks; let the judge go on")
+        rows += [averaged(f"{file.parent.name}: {name}", values) for name, values in sorted(marks.items())]
+    return rows
+
+
 def _gedit(name: str, groups: dict[str, list[tuple[float, float]]]) -> list[Score]:
     ways = {"semantics": lambda marks: marks[0], "quality": lambda marks: marks[1], "overall": lambda marks: math.sqrt(marks[0] * marks[1])}
     table = {way: [averaged(f"{name}, {kind}: {way}", map(of, groups[kind])) for kind in sorted(groups)] for way, of in ways.items()}
@@ -219,7 +239,7 @@ def _json(path: Path, wanted: str) -> Any:
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m eval.benchmarks.read", description=__doc__.splitlines()[0])
-    parser.add_argument("benchmark", choices=("t2i", "wise", "geneval2", "imgedit", "gedit"))
+    parser.add_argument("benchmark", choices=("t2i", "wise", "geneval2", "imgedit", "gedit", "kris"))
     parser.add_argument("files", type=Path, nargs="+", help="what the judge wrote")
     parser.add_argument("--data", type=Path, help="the official questions, for GenEval 2 and ImgEdit")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the JSON file that is written")
@@ -235,7 +255,7 @@ def score(options: argparse.Namespace) -> list[Score]:
     elif options.data is not None:
         raise ValueError(f"--data is of geneval2 and imgedit; what {options.benchmark}'s judge wrote says all")
     else:
-        figures = {"t2i": t2i, "wise": wise, "gedit": gedit}[options.benchmark](options.files)
+        figures = {"t2i": t2i, "wise": wise, "gedit": gedit, "kris": kris}[options.benchmark](options.files)
     if not figures:
         raise ValueError(f"{options.files[0]}: no scores in it")
     told = {"benchmark": options.benchmark, "files": [str(file) for file in options.files], "scores": [asdict(one) for one in figures]}

@@ -143,9 +143,10 @@ NOISE = Rule(
     "blurred",
     "error of x at t = 0.05 to 0.2, over that of the noisy picture itself",
     mild=0.75, severe=2.0,
-    reason="at 1 the network gives back a picture as far from the truth as the noisy one that it was shown; runs of sharp pictures are at 0.03 to 0.25",
-    advice="practise low noise (objective.uniform_share, a lower mean or shift, a smaller clamp), give the head more to draw with (model.head=conv, "
-    "smaller patches), look for blurred or enlarged pictures in the data, and train longer",
+    reason="at 1 the network gives back a picture as far from the truth as the noisy one that it was shown; "
+    "runs of sharp pictures are at 0.03 to 0.25",
+    advice="practise low noise (objective.uniform_share, a lower mean or shift, a smaller clamp), give the head more to draw with "
+    "(model.head=conv, smaller patches), look for blurred or enlarged pictures in the data, and train longer",
 )  # fmt: skip
 SOFT = Rule(
     "blurred",
