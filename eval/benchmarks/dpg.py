@@ -27,6 +27,7 @@ from eval.benchmarks import program
 from eval.benchmarks.detections import digest_of
 from eval.benchmarks.grid import complete, files_in, grid, save_png
 from eval.benchmarks.questions import Question, Questions, Verdict, lacks_a_parent, read_questions, verdict
+from eval.benchmarks.server import Server
 from eval.benchmarks.vqa import Judge, load_judge
 from eval.page import Score
 from eval.scores import mean_score
@@ -215,12 +216,22 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("images", type=Path, help="the benchmark's folder: ID.png, ...")
     parser.add_argument("--questions", type=Path, required=True, help="dpg_bench.csv of the official repository")
     parser.add_argument("-o", "--out", type=Path, required=True, help="results.json")
-    parser.add_argument("--judge", help="folder or hub id of a model that answers questions about pictures (image-text-to-text)")
+    parser.add_argument("--judge", help="folder or hub id of an image-text-to-text model, or the address of an OpenAI-compatible server")
+    parser.add_argument("--served", help="what a server calls the judge; its only model if not given")
     parser.add_argument("--answers", type=Path, help="where its words go, or lie; OUT.answers.jsonl if not given")
     parser.add_argument("--n", type=int, choices=(1, 4), default=4, help="pictures in each PNG")
     parser.add_argument("--official", action="store_true", help="the official code's slips, too")
     parser.add_argument("--device", help="cuda, cpu, ...")
     return parser.parse_args(argv)
+
+
+def judge_of(options: argparse.Namespace) -> Judge:
+    """A server for an address, and a model for anything else."""
+    if options.judge.startswith(("http://", "https://")):
+        return Server(options.judge, options.served)
+    if options.served is not None:
+        raise ValueError("--served names a model of a server: give its address with --judge")
+    return load_judge(options.judge, options.device)
 
 
 def score(options: argparse.Namespace) -> list[Score]:
@@ -232,7 +243,7 @@ def score(options: argparse.Namespace) -> list[Score]:
         raise ValueError(f"{file}: no answers there; give --judge (a folder or hub id), or --answers FILE")
     questions = read_questions(options.questions, options.official)
     paths = read_folder(options.images, questions)
-    found = ask(paths, questions, load_judge(options.judge, options.device), options.n, file) if options.judge else read_answers(file)
+    found = ask(paths, questions, judge_of(options), options.n, file) if options.judge else read_answers(file)
     verdicts = judged(paths, questions, found, options.n, options.official)
     figures = scores(verdicts, questions, options.official)
     judges = sorted({found[path.name].judge or "another judge" for path in paths})

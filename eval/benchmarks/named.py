@@ -157,6 +157,7 @@ def read_atoms(path: Path) -> list[dict]:
         try:
             row = json.loads(line)
             usable = isinstance(row["prompt"], str) and len(row["vqa_list"]) == len(row["skills"]) > 0 and int(row["atom_count"]) > 0
+            usable = usable and all(len(pair) == 2 and all(isinstance(one, str) and one for one in pair) for pair in row["vqa_list"])
         except (ValueError, KeyError, TypeError):
             usable = False
         if not usable:

@@ -1,13 +1,15 @@
 """Judges that answer questions about a picture with yes or no: any image-text-to-text model of transformers."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from jaxtyping import Float
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature, PreTrainedModel, ProcessorMixin
 
 ASKED = "{question} Answer with one word, yes or no."
 LENGTH = 8  # tokens of an answer
@@ -39,19 +41,27 @@ class VisionLanguageModel:
     def answers(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
         """Judge's."""
         said = []
-        for start in range(0, len(questions), BATCH):
-            talks = [self._talk(image, question) for question in questions[start : start + BATCH]]
-            how = {"padding": True, "return_tensors": "pt"}
-            inputs = self.processor.apply_chat_template(talks, add_generation_prompt=True, tokenize=True, return_dict=True, processor_kwargs=how)
-            inputs = inputs.to(self.model.device, self.model.dtype)
+        for inputs in self._inputs(image, [ASKED.format(question=question) for question in questions]):
             ids = self.model.generate(**inputs, max_new_tokens=LENGTH, do_sample=False)[:, inputs["input_ids"].shape[1] :]
             said += self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return said
 
+    @torch.inference_mode()
+    def beginnings(self, image: Image.Image, texts: Sequence[str]) -> Float[Tensor, "texts vocabulary"]:
+        """Of each answer, how likely every token is to begin it; float32."""
+        how = {"max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+        return torch.cat([self.model.generate(**inputs, **how).logits[0].float().softmax(-1) for inputs in self._inputs(image, texts)])
+
+    def _inputs(self, image: Image.Image, texts: Sequence[str]) -> Iterator[BatchFeature]:
+        how = {"padding": True, "return_tensors": "pt"}
+        for start in range(0, len(texts), BATCH):
+            talks = [self._talk(image, text) for text in texts[start : start + BATCH]]
+            inputs = self.processor.apply_chat_template(talks, add_generation_prompt=True, tokenize=True, return_dict=True, processor_kwargs=how)
+            yield inputs.to(self.model.device, self.model.dtype)
+
     @staticmethod
-    def _talk(image: Image.Image, question: str) -> list[dict]:
-        content = [{"type": "image", "image": image}, {"type": "text", "text": ASKED.format(question=question)}]
-        return [{"role": "user", "content": content}]
+    def _talk(image: Image.Image, text: str) -> list[dict]:
+        return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
 
 
 def load_judge(name: str, device: str | None = None) -> VisionLanguageModel:

@@ -1,0 +1,90 @@
+"""A judge behind an OpenAI-compatible endpoint (vLLM, SGLang, llama.cpp, or a hosted model): it gets the picture and one question at a time.
+
+The key, where the endpoint wants one, is the environment's OPENAI_API_KEY; it is sent to that endpoint and kept nowhere.
+"""
+
+import base64
+import io
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from PIL import Image
+
+from eval.benchmarks.vqa import ASKED
+
+LENGTH = 16  # tokens of an answer
+AT_ONCE = 8  # questions under way
+TRIES, PAUSE, PATIENCE = 5, 1.0, 120  # of a question, seconds before the second (then twice as long each time), and seconds to wait for an answer
+BUSY = {408, 429, 500, 502, 503, 504}
+
+
+class Server:
+    """A judge of eval.benchmarks.vqa. url: up to /v1. model: as the endpoint calls it; the only one it has, if not given.
+    ValueError in one line where it cannot be reached, refuses, or answers something else than an answer."""
+
+    def __init__(self, url: str, model: str | None = None):
+        self.url = url.rstrip("/")
+        self.model = model or self._only_model()
+        self.name = f"served {self.model}"
+
+    def answers(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
+        """What it says to each question, word for word."""
+        data = io.BytesIO()
+        image.save(data, "PNG")
+        shown = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"}}
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(lambda question: self._answer(shown, question), questions))
+
+    def _answer(self, shown: dict, question: str) -> str:
+        content = [shown, {"type": "text", "text": ASKED.format(question=question)}]
+        asked = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": LENGTH}
+        said = self._call("chat/completions", asked)
+        try:
+            text = said["choices"][0]["message"]["content"]
+        except (KeyError, IndexError, TypeError):
+            text = None
+        if not isinstance(text, str):
+            raise ValueError(f"{self.url}: no answer to {question[:60]!r} but {json.dumps(said)[:120]}; does {self.model} see and speak?")
+        return text
+
+    def _only_model(self) -> str:
+        said = self._call("models")
+        try:
+            names = [str(one["id"]) for one in said["data"]]
+        except (KeyError, TypeError):
+            raise ValueError(f"{self.url}: no list of models but {json.dumps(said)[:120]}; give an address that ends in /v1") from None
+        if len(names) != 1:
+            raise ValueError(f"{self.url}: {len(names)} models are served ({', '.join(names)[:120]}); name one with --served")
+        return names[0]
+
+    def _call(self, path: str, body: dict | None = None) -> Any:
+        """JSON that comes back: again after a pause where it is busy or away."""
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("OPENAI_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(f"{self.url}/{path}", None if body is None else json.dumps(body).encode(), headers)
+        for attempt in range(TRIES):
+            if attempt:
+                time.sleep(PAUSE * 2 ** (attempt - 1))
+            try:
+                with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+                    data = reply.read()
+                break
+            except urllib.error.HTTPError as error:
+                trouble = f"{error.code} {error.reason}: {error.read(200).decode(errors='replace')}"
+                if error.code not in BUSY:
+                    raise ValueError(f"{self.url}/{path}: refused ({trouble})") from None
+            except (OSError, ValueError) as error:  # away, too slow, or not an address
+                trouble = str(error)
+        else:
+            raise ValueError(f"{self.url}/{path}: no answer in {TRIES} tries ({trouble}); is it running?")
+        try:
+            return json.loads(data)
+        except ValueError:
+            raise ValueError(f"{self.url}/{path}: not JSON but {data[:80]!r}; give an address that ends in /v1") from None
