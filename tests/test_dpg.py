@@ -226,7 +226,7 @@ class Parrot:
 
 def test_a_judge_is_asked_once_about_a_picture(folder, questions, tmp_path, monkeypatch):
     parrot = Parrot()
-    monkeypatch.setattr(dpg, "load_judge", lambda name, device: parrot)
+    monkeypatch.setattr(dpg, "judge_of", lambda name, served, device: parrot)
     assert scored(folder, "--judge", "parrot") == 0
     words = [CAT[1], RED[1], HAT[1]]
     assert parrot.asked == [((SIZE, SIZE), words)] * 4 + [((SIZE, SIZE), words[:2])] * 4
@@ -284,6 +284,6 @@ def test_a_mistake_is_one_line(folder, questions, tmp_path, capsys):
 
 @pytest.mark.parametrize("size", [(16, 12), (15, 15)])
 def test_a_picture_that_is_no_grid_is_refused(folder, questions, tmp_path, capsys, monkeypatch, size):
-    monkeypatch.setattr(dpg, "load_judge", lambda name, device: Parrot())
+    monkeypatch.setattr(dpg, "judge_of", lambda name, served, device: Parrot())
     Image.new("RGB", size).save(folder / "a.png")
     assert scored(folder, "--judge", "parrot") == 1 and f"a.png is {size[0]}x{size[1]}" in error(capsys)

@@ -27,8 +27,8 @@ from eval.benchmarks import program
 from eval.benchmarks.detections import digest_of
 from eval.benchmarks.grid import complete, files_in, grid, save_png
 from eval.benchmarks.questions import Question, Questions, Verdict, lacks_a_parent, read_questions, verdict
-from eval.benchmarks.server import Server
-from eval.benchmarks.vqa import Judge, load_judge
+from eval.benchmarks.server import judge_of
+from eval.benchmarks.vqa import Judge
 from eval.page import Score
 from eval.scores import mean_score
 from fusion.files import save
@@ -225,15 +225,6 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def judge_of(options: argparse.Namespace) -> Judge:
-    """A server for an address, and a model for anything else."""
-    if options.judge.startswith(("http://", "https://")):
-        return Server(options.judge, options.served)
-    if options.served is not None:
-        raise ValueError("--served names a model of a server: give its address with --judge")
-    return load_judge(options.judge, options.device)
-
-
 def score(options: argparse.Namespace) -> list[Score]:
     """The whole program."""
     out, file = options.out, options.answers or options.out.with_suffix(".answers.jsonl")
@@ -243,7 +234,7 @@ def score(options: argparse.Namespace) -> list[Score]:
         raise ValueError(f"{file}: no answers there; give --judge (a folder or hub id), or --answers FILE")
     questions = read_questions(options.questions, options.official)
     paths = read_folder(options.images, questions)
-    found = ask(paths, questions, judge_of(options), options.n, file) if options.judge else read_answers(file)
+    found = ask(paths, questions, judge_of(options.judge, options.served, options.device), options.n, file) if options.judge else read_answers(file)
     verdicts = judged(paths, questions, found, options.n, options.official)
     figures = scores(verdicts, questions, options.official)
     judges = sorted({found[path.name].judge or "another judge" for path in paths})

@@ -54,7 +54,7 @@ def read_imgedit(data: Path, images: Path | None) -> list[Edit]:
     """basic_edit.json: {key: {"id": picture below `images`, "prompt", ...}}."""
     if images is None:
         raise ValueError("ImgEdit's pictures lie apart from basic_edit.json: give their folder with --images")
-    rows = _rows(data, "basic_edit.json", ("id", "prompt"))
+    rows = read_rows(data, "basic_edit.json", ("id", "prompt"))
     return [Edit(f"{key}.png", row["prompt"], partial(_opened, [images / row["id"]])) for key, row in rows.items()]
 
 
@@ -77,7 +77,7 @@ def read_kris(data: Path, model: str) -> list[Edit]:
     """KRIS_Bench: {category}/annotation.json, {id: {"ori_img": a name or several, "ins_en", ...}}."""
     found = []
     for file in sorted(data.glob("*/annotation.json")):
-        for key, row in _rows(file, "KRIS_Bench's annotations", ("ori_img", "ins_en")).items():
+        for key, row in read_rows(file, "KRIS_Bench's annotations", ("ori_img", "ins_en")).items():
             names = row["ori_img"] if isinstance(row["ori_img"], list) else [row["ori_img"]]
             found.append(Edit(f"{model}/{file.parent.name}/{key}.jpg", row["ins_en"], partial(_opened, [file.parent / name for name in names])))
     if not found:
@@ -85,7 +85,8 @@ def read_kris(data: Path, model: str) -> list[Edit]:
     return found
 
 
-def _rows(path: Path, wanted: str, keys: Sequence[str]) -> dict[str, Any]:
+def read_rows(path: Path, wanted: str, keys: Sequence[str]) -> dict[str, Any]:
+    """{name: {key: something, ...}, ...}. ValueError in one line for anything else."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         for row in rows.values():

@@ -156,7 +156,6 @@ def imgedit(files: Sequence[Path], data: Path | None) -> list[Score]:
     if len(files) != 1 or data is None:
         raise ValueError("ImgEdit is read from one result.json, and --data basic_edit.json")
     asked, said = _json(data, "basic_edit.json"), _json(files[0], "result.json")
-    by_type = defaultdict(list)
     try:
         types = {str(key): str(row["edit_type"]) for key, row in asked.items()}
         missing = [key for key in types if key not in said]
@@ -164,10 +163,21 @@ def imgedit(files: Sequence[Path], data: Path | None) -> list[Score]:
         raise ValueError(f"{data}: not basic_edit.json ({error!r:.80})") from None
     if missing:
         raise ValueError(f"{files[0]}: {len(missing)} of {len(types)} edits are not judged, {missing[0]} among them")
+    return by_type_of_edit(types, said, str(files[0]))
+
+
+def marks_of(said: Any) -> list[int]:
+    """The marks from 1 to 5 in a judge's words; empty where there are none, or others."""
+    marks = [int(mark) for mark in re.findall(r"^[^:\n]*: (\d+)\s*$", said if isinstance(said, str) else "", re.MULTILINE)]
+    return marks if all(1 <= mark <= 5 for mark in marks) else []
+
+
+def by_type_of_edit(types: dict[str, str], said: dict[str, Any], where: str) -> list[Score]:
+    """Each type's mean, and the mean of them. ValueError, which begins with `where`, for an edit without marks."""
+    by_type = defaultdict(list)
     for key, kind in types.items():
-        marks = [int(mark) for mark in re.findall(r"^[^:\n]*: (\d+)\s*$", said[key] if isinstance(said[key], str) else "", re.MULTILINE)]
-        if not marks or not all(1 <= mark <= 5 for mark in marks):
-            raise ValueError(f"{files[0]}: edit {key} has no marks from 1 to 5 ({str(said[key])[:60]!r}); let it be judged again")
+        if not (marks := marks_of(said[key])):
+            raise ValueError(f"{where}: edit {key} has no marks from 1 to 5 ({str(said[key])[:60]!r}); let it be judged again")
         by_type[kind].append(sum(marks) / len(marks))
     rows = [averaged(kind, values) for kind, values in sorted(by_type.items())]
     return [*rows, over("overall", rows)]

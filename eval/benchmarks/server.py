@@ -16,10 +16,9 @@ from typing import Any
 
 from PIL import Image
 
-from eval.benchmarks.vqa import ASKED
+from eval.benchmarks.vqa import ASKED, Judge, load_judge
 
 LENGTH = 16  # tokens of an answer
-AT_ONCE = 8  # questions under way
 TRIES, PAUSE, PATIENCE = 5, 1.0, 120  # of a question, seconds before the second (then twice as long each time), and seconds to wait for an answer
 BUSY = {408, 429, 500, 502, 503, 504}
 
@@ -28,6 +27,8 @@ class Server:
     """A judge of eval.benchmarks.vqa. url: up to /v1. model: as the endpoint calls it; the only one it has, if not given.
     ValueError in one line where it cannot be reached, refuses, or answers something else than an answer."""
 
+    at_once = 8
+
     def __init__(self, url: str, model: str | None = None):
         self.url = url.rstrip("/")
         self.model = model or self._only_model()
@@ -35,22 +36,23 @@ class Server:
 
     def answers(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
         """What it says to each question, word for word."""
-        data = io.BytesIO()
-        image.save(data, "PNG")
-        shown = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"}}
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            return list(pool.map(lambda question: self._answer(shown, question), questions))
+        shown = block(image)
+        with ThreadPoolExecutor(self.at_once) as pool:
+            return list(pool.map(lambda question: self._say([shown, block(ASKED.format(question=question))], LENGTH), questions))
 
-    def _answer(self, shown: dict, question: str) -> str:
-        content = [shown, {"type": "text", "text": ASKED.format(question=question)}]
-        asked = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": LENGTH}
+    def say(self, parts: Sequence[str | Image.Image], length: int) -> str:
+        """Judge's."""
+        return self._say([block(part) for part in parts], length)
+
+    def _say(self, content: list[dict], length: int) -> str:
+        asked = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": length}
         said = self._call("chat/completions", asked)
         try:
             text = said["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):
             text = None
         if not isinstance(text, str):
-            raise ValueError(f"{self.url}: no answer to {question[:60]!r} but {json.dumps(said)[:120]}; does {self.model} see and speak?")
+            raise ValueError(f"{self.url}: no answer but {json.dumps(said)[:120]}; does {self.model} see and speak?")
         return text
 
     def _only_model(self) -> str:
@@ -88,3 +90,21 @@ class Server:
             return json.loads(data)
         except ValueError:
             raise ValueError(f"{self.url}/{path}: not JSON but {data[:80]!r}; give an address that ends in /v1") from None
+
+
+def block(part: str | Image.Image) -> dict[str, Any]:
+    """Of a chat message: a text, or a picture as PNG."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    data = io.BytesIO()
+    part.save(data, "PNG")
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"}}
+
+
+def judge_of(name: str, served: str | None = None, device: str | None = None) -> Judge:
+    """A server for an address, and a local model for a folder or hub id. ValueError in one line."""
+    if name.startswith(("http://", "https://")):
+        return Server(name, served)
+    if served is not None:
+        raise ValueError("--served names a model of a server: give its address with --judge")
+    return load_judge(name, device)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,11 @@ class Judge(Protocol):
     """name: for the figures it makes."""
 
     name: str
+    at_once: int
+    """Calls of `say` that may be under way together."""
+
+    def say(self, parts: Sequence[str | Image.Image], length: int) -> str:
+        """What it says to texts and pictures in their order, word for word, in at most `length` tokens."""
 
     def answers(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
         """What it says to each question, word for word."""
@@ -33,16 +38,25 @@ def yes(answer: str) -> bool:
 class VisionLanguageModel:
     """A judge that is spoken to through its own chat template, and answers with the likeliest tokens."""
 
+    at_once = 1
+
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, name: str):
         self.model, self.processor, self.name = model.eval(), processor, name
         processor.tokenizer.padding_side = "left"  # answers follow each other's questions directly
 
-    @torch.inference_mode()
+    def say(self, parts: Sequence[str | Image.Image], length: int) -> str:
+        """Judge's."""
+        return self._said([parts], length)[0]
+
     def answers(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
         """Judge's."""
+        return self._said([[image, ASKED.format(question=question)] for question in questions], LENGTH)
+
+    @torch.inference_mode()
+    def _said(self, talks: Sequence[Sequence[str | Image.Image]], length: int) -> list[str]:
         said = []
-        for inputs in self._inputs(image, [ASKED.format(question=question) for question in questions]):
-            ids = self.model.generate(**inputs, max_new_tokens=LENGTH, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+        for inputs in self._inputs(talks):
+            ids = self.model.generate(**inputs, max_new_tokens=length, do_sample=False)[:, inputs["input_ids"].shape[1] :]
             said += self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return said
 
@@ -50,18 +64,20 @@ class VisionLanguageModel:
     def beginnings(self, image: Image.Image, texts: Sequence[str]) -> Float[Tensor, "texts vocabulary"]:
         """Of each answer, how likely every token is to begin it; float32."""
         how = {"max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
-        return torch.cat([self.model.generate(**inputs, **how).logits[0].float().softmax(-1) for inputs in self._inputs(image, texts)])
+        batches = self._inputs([[image, text] for text in texts])
+        return torch.cat([self.model.generate(**inputs, **how).logits[0].float().softmax(-1) for inputs in batches])
 
-    def _inputs(self, image: Image.Image, texts: Sequence[str]) -> Iterator[BatchFeature]:
+    def _inputs(self, talks: Sequence[Sequence[str | Image.Image]]) -> Iterator[BatchFeature]:
         how = {"padding": True, "return_tensors": "pt"}
-        for start in range(0, len(texts), BATCH):
-            talks = [self._talk(image, text) for text in texts[start : start + BATCH]]
-            inputs = self.processor.apply_chat_template(talks, add_generation_prompt=True, tokenize=True, return_dict=True, processor_kwargs=how)
+        for start in range(0, len(talks), BATCH):
+            chats = [[{"role": "user", "content": [block(part) for part in parts]}] for parts in talks[start : start + BATCH]]
+            inputs = self.processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=True, processor_kwargs=how)
             yield inputs.to(self.model.device, self.model.dtype)
 
-    @staticmethod
-    def _talk(image: Image.Image, text: str) -> list[dict]:
-        return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
+
+def block(part: str | Image.Image) -> dict[str, Any]:
+    """Of a chat message."""
+    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
 
 
 def load_judge(name: str, device: str | None = None) -> VisionLanguageModel:
