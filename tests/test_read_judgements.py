@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from eval.benchmarks import read
+from eval.benchmarks import marks, means, read
 from tests.judges import error
 
 
@@ -31,11 +31,11 @@ def refused(capsys, tmp_path, *words) -> str:
 
 
 def test_an_interval_is_a_normal_one_on_any_scale():
-    score = read.averaged("", [1.0, 2.0, 3.0, 6.0])
+    score = means.averaged("", [1.0, 2.0, 3.0, 6.0])
     half = 1.959964 * math.sqrt((4 + 1 + 0 + 9) / 3 / 4)
     assert (score.value, score.low, score.high, score.count) == (3.0, pytest.approx(3 - half), pytest.approx(3 + half), 4)
-    assert (read.averaged("", [5.0]).low, read.averaged("", [5.0]).high) == (5.0, 5.0)
-    both = read.over("", [score, score])
+    assert (means.averaged("", [5.0]).low, means.averaged("", [5.0]).high) == (5.0, 5.0)
+    both = means.over("", [score, score])
     assert (both.value, both.count) == (3.0, 8) and both.high == pytest.approx(3 + half / math.sqrt(2))
 
 
@@ -68,8 +68,8 @@ def test_all_pictures_that_were_drawn_are_scored(tmp_path, capsys):
 # ---- WISE ----
 
 
-def wise_lines(numbers, marks) -> str:
-    return "".join(json.dumps(dict(zip(("prompt_id", *read.ASPECTS), (number, *marks(number)), strict=True))) + "\n" for number in numbers)
+def wise_lines(numbers, given) -> str:
+    return "".join(json.dumps(dict(zip(("prompt_id", *read.ASPECTS), (number, *given(number)), strict=True))) + "\n" for number in numbers)
 
 
 def test_wiscore_by_hand(tmp_path):
@@ -193,12 +193,29 @@ def test_nothing_is_written_over(edits, tmp_path, capsys):
     assert read.main(["wise", str(edits), "-o", str(out)]) == 1 and "is there already" in error(capsys) and out.read_text() == "{}"
 
 
-def test_kris_by_hand(tmp_path, capsys):
-    file = save(tmp_path / "color_change/metrics.json", {"1": {"instruction": "", "consistency_score": 5, "quality_score": 2},
-                                                         "2": {"consistency_score": 4, "quality_score": 1}})  # fmt: skip
-    assert scores(tmp_path, "kris", file) == {"color_change: consistency": (4.5, 2), "color_change: quality": (1.5, 2)}
-    failed = save(tmp_path / "failed/metrics.json", {"1": {"consistency_score": None}})
-    assert "edit 1 has consistency_score None" in refused(capsys, tmp_path, "kris", failed)
-    half = save(tmp_path / "half/metrics.json", {"1": {"consistency_score": 5, "quality_score": 2}, "2": {"consistency_score": 5}})
-    assert "some edits lack some of the marks" in refused(capsys, tmp_path, "kris", half)
-    assert "not metrics.json" in refused(capsys, tmp_path, "kris", save(tmp_path / "none/metrics.json", []))
+def kris_file(tmp_path, category, marks, kinds=("consistency", "quality", "instruction")):
+    rows = {str(place): {f"{kind}_score": mark for kind, mark in zip(kinds, one, strict=True)} for place, one in enumerate(marks)}
+    return save(tmp_path / category / "metrics.json", {key: {"instruction": "Do it", **row} for key, row in rows.items()})
+
+
+def test_kris_by_hand(tmp_path):
+    colour = kris_file(tmp_path, "color_change", [(5, 2, 1), (4, 1, 1)])
+    biology = kris_file(tmp_path, "biology", [(5, 5, 5, 1)], marks.KINDS)
+    found = scores(tmp_path, "kris", colour, biology)
+    assert found["attribute perception: consistency"] == (90.0, 2) and found["attribute perception"] == (20 * 14 / 6, 6)
+    assert found["natural science: knowledge"] == (20.0, 1) and found["natural science"] == (80.0, 4) and "overall" not in found
+
+
+def test_kris_is_scored_as_a_whole_when_all_categories_are_judged(tmp_path):
+    files = []
+    for dimension, categories in marks.KRIS.items():
+        kinds = marks.KINDS if dimension in marks.KNOWING else marks.KINDS[:3]
+        files += [kris_file(tmp_path, category, [(5 if dimension in marks.KNOWING else 1,) * len(kinds)], kinds) for category in categories]
+    assert len(files) == 20
+    assert scores(tmp_path, "kris", *files)["overall"] == ((10 * 4 * 100 + 10 * 3 * 20) / 70, 70)
+
+
+def test_kris_without_a_mark_or_a_category_is_refused(tmp_path, capsys):
+    assert "edit 0 has knowledge_score None" in refused(capsys, tmp_path, "kris", kris_file(tmp_path, "physics", [(5, 5, 5)]))
+    assert "not a category" in refused(capsys, tmp_path, "kris", kris_file(tmp_path, "colours", [(5, 5, 5)]))
+    assert "not metrics.json" in refused(capsys, tmp_path, "kris", save(tmp_path / "humanities/metrics.json", []))

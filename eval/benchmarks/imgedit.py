@@ -17,9 +17,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from eval.benchmarks import program, read
+from eval.benchmarks import program
 from eval.benchmarks.detections import digest_of
 from eval.benchmarks.edit import read_rows
+from eval.benchmarks.marks import by_type_of_edit, marks_of
 from eval.benchmarks.server import judge_of
 from eval.benchmarks.vqa import Judge
 from eval.page import Score
@@ -46,7 +47,7 @@ def judged(keys: Sequence[str], asked: dict[str, tuple[Path, Path, str]], judge:
     """What the judge said of each edit (before, after, instruction). What is kept of the same in `file` is taken from it, if it has marks."""
     marks = {key: [digest_of(before), digest_of(after), text, judge.name] for key, (before, after, text) in asked.items()}
     kept = {one["key"]: one for one in _kept(file)}
-    kept = {key: one for key, one in kept.items() if one.get("asked") == marks.get(key) and read.marks_of(one["said"])}
+    kept = {key: one for key, one in kept.items() if one.get("asked") == marks.get(key) and marks_of(one["said"])}
     left = [key for key in keys if key not in kept]
 
     def say(key: str) -> str:
@@ -100,7 +101,7 @@ def score(options: argparse.Namespace) -> list[Score]:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     judge = judge_of(options.judge, options.served, options.device)
     said = judged(list(rows), asked, judge, options.length, options.out.with_suffix(".answers.jsonl"))
-    figures = read.by_type_of_edit({key: row["edit_type"] for key, row in rows.items()}, said, judge.name)
+    figures = by_type_of_edit({key: row["edit_type"] for key, row in rows.items()}, said, judge.name)
     save((json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode(), options.out)
     print(f"ImgEdit, judged by {judge.name}: {len(said)} edits")
     return figures
