@@ -1,4 +1,4 @@
-"""Judges that answer questions about a picture with yes or no: any image-text-to-text model of transformers."""
+"""Judges that answer questions about pictures: any image-text-to-text model of transformers."""
 
 import re
 from collections.abc import Iterator, Sequence
