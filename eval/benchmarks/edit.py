@@ -215,7 +215,8 @@ def main(argv: Sequence[str]) -> int:
         if "edit" not in subject.can:
             raise ValueError(f"{options.model}: a {subject.kind} cannot edit; give a unified model")
         said = fingerprint([f"{edit.name}\n{edit.words}" for edit in edits])
-        begin(Asked(options.benchmark, options.model, len(edits), said, 1, 0, options.seed, dict(knobs)), options.out)
+        # Its size is nobody's choice: each answer has its source's.
+        begin(Asked(options.benchmark, options.model, len(edits), said, n=1, size=0, seed=options.seed, knobs=dict(knobs)), options.out)
         made, left = run(subject, edits, options.out, options.seed, options.batch, shard), len(missing(edits, options.out))
     except (ValueError, TypeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

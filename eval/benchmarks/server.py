@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from typing import Any
 
 from PIL import Image
@@ -82,7 +83,7 @@ class Server:
                 trouble = f"{error.code} {error.reason}: {error.read(200).decode(errors='replace')}"
                 if error.code not in BUSY:
                     raise ValueError(f"{self.url}/{path}: refused ({trouble})") from None
-            except (OSError, ValueError) as error:  # away, too slow, or not an address
+            except (OSError, HTTPException) as error:  # away, too slow, or cut off
                 trouble = str(error)
         else:
             raise ValueError(f"{self.url}/{path}: no answer in {TRIES} tries ({trouble}); is it running?")

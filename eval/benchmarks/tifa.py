@@ -62,8 +62,8 @@ def judged(rows: Sequence[dict], paths: dict[str, Path], judge: VisionLanguageMo
             known = asked | {"probabilities": probabilities(judge, path, row["vqa_list"])}
         found.append(known)
         if number % KEPT_EVERY == KEPT_EVERY - 1 or number == len(rows) - 1:
-            rest = [one for prompt, one in kept.items() if prompt not in {one["prompt"] for one in found}]
-            save("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in [*found, *rest]).encode(), file)
+            kept |= {one["prompt"]: one for one in found}
+            save("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in kept.values()).encode(), file)
     return [one["probabilities"] for one in found]
 
 
