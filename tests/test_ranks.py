@@ -69,9 +69,13 @@ def test_a_module_that_is_not_there_is_a_failure(here, capfd):
 COUNTS = """
 import os
 os.environ.pop("ACCELERATE_USE_CPU")  # as torchrun starts it
-from train.ranks import this_rank
+import torch
+from train.ranks import leave, this_rank
 rank = this_rank()
 open(f"{rank.process_index}-of-{rank.num_processes}", "w").close()
+leave()
+assert not torch.distributed.is_initialized() and rank.process_index in (0, 1)
+leave()  # nobody is there to part from
 """
 
 

@@ -180,6 +180,7 @@ from torch.distributed.tensor import DTensor
 from fusion.data.shapes import World
 from fusion.data.sources import BadSample, WorldSource
 from tests import training
+from train.ranks import leave
 
 class Flawed(WorldSource):
     def __len__(self):
@@ -198,6 +199,7 @@ trainer = training.make(llm, run, rank=ranks.process_index, world=ranks.num_proc
                         save_every=10, validate_every=10)
 assert all(isinstance(p, DTensor) for p in trainer.model.parameters()) == trainer.settings.sharded
 trainer.fit()
+leave()
 """
 
 
@@ -248,6 +250,7 @@ import sys
 from pathlib import Path
 from accelerate import PartialState
 from tests import training
+from train.ranks import leave
 ranks = PartialState(cpu=True)
 llm, out = map(Path, sys.argv[1:])
 drawn = []
@@ -265,6 +268,7 @@ stopped._one_step = asked
 assert stopped.fit().steps == at
 assert make("stopped", resume=True).fit().steps == straight.steps > at
 assert bool(drawn) == ranks.is_main_process
+leave()
 """
 
 

@@ -8,7 +8,7 @@ from transformers.utils import logging
 from train.config import load_config
 from train.demo import Demo, learn, read_corpus
 from train.loop import NotFinite
-from train.ranks import INTERRUPTED, this_rank
+from train.ranks import INTERRUPTED, leave, this_rank
 
 
 def main(path: str) -> int:
@@ -22,6 +22,8 @@ def main(path: str) -> int:
         if ranks.is_main_process:
             print(f"error: {error}", file=sys.stderr)
         return 1
+    finally:
+        leave()
     return INTERRUPTED if summary.interrupted else 0
 
 

@@ -15,7 +15,7 @@ import transformers
 from train.checkpoint import steps
 from train.config import load, save_config
 from train.loop import NotFinite, Summary
-from train.ranks import this_rank
+from train.ranks import leave, this_rank
 
 
 def main(cls: type, train: Callable[[Any], Summary], unit: str, argv: list[str]) -> int:
@@ -28,6 +28,8 @@ def main(cls: type, train: Callable[[Any], Summary], unit: str, argv: list[str])
     except (ValueError, NotFinite) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    finally:
+        leave()
     if this_rank().is_main_process:
         if summary.interrupted:
             print(f"stopped by {summary.interrupted} at step {summary.steps}, {config.run}/checkpoints has it: resume=true goes on")

@@ -27,6 +27,13 @@ def this_rank() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
+def leave() -> None:
+    """Part from the other ranks at a program's end. Threads of a group that is left to the interpreter's last moments can abort a rank (status -6)
+    that has done all its work."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def run_ranks(count: int, module: str, arguments: Sequence[str]) -> int:
     """`python -m module arguments` as `count` ranks on CPUs; returns 0, or the first exit status that is another.
 
