@@ -12,9 +12,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 from tqdm import tqdm
-from transformers.utils import logging
 
-from eval.benchmarks import dpg, geneval, named
+from eval.benchmarks import dpg, geneval, named, program
 from eval.benchmarks.asked import Asked, begin, fingerprint
 from eval.run import knobs_of, shard_of
 from eval.subjects import Subject, load_subject
@@ -112,26 +111,23 @@ def asked_of(options: argparse.Namespace, layout: Layout, knobs: Mapping[str, An
     return Asked(options.benchmark, options.model, len(layout.prompts), said, options.n, options.size, options.seed, dict(knobs))
 
 
+def fill(options: argparse.Namespace) -> str:
+    """The whole program; what it says of itself."""
+    knobs, shard, layout = knobs_of(options.knobs), shard_of(options.shard), layout_of(options)
+    subject = load_subject(options.model, knobs, options.device)
+    begin(asked_of(options, layout, knobs), options.out)
+    drawn = draw(subject, layout, options.seed, (options.size, options.size), options.batch, shard)
+    if options.grid:
+        layout.write_grids()
+    missing = len(wanted(layout))
+    if not missing and isinstance(layout, named.Folder):
+        layout.finish()
+    return f"{drawn} pictures drawn; {missing} of {len(layout.prompts) * layout.n} are missing" + ("" if missing else ": the folder is complete")
+
+
 def main(argv: Sequence[str]) -> int:
-    """0 with the folder's path, or 1 and one line on stderr."""
-    options = parsed(argv)
-    logging.disable_progress_bar()  # of reading weights
-    try:
-        knobs, shard, layout = knobs_of(options.knobs), shard_of(options.shard), layout_of(options)
-        subject = load_subject(options.model, knobs, options.device)
-        begin(asked_of(options, layout, knobs), options.out)
-        drawn = draw(subject, layout, options.seed, (options.size, options.size), options.batch, shard)
-        if options.grid:
-            layout.write_grids()
-        missing = len(wanted(layout))
-        if not missing and isinstance(layout, named.Folder):
-            layout.finish()
-    except (ValueError, TypeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    print(f"{drawn} pictures drawn; {missing} of {len(layout.prompts) * layout.n} are missing" + ("" if missing else ": the folder is complete"))
-    print(options.out)
-    return 0
+    """The program; see eval.benchmarks.program. TypeError: a knob that the model's sampler does not have."""
+    return program.run(fill, parsed(argv), (ValueError, TypeError))
 
 
 if __name__ == "__main__":

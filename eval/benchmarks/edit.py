@@ -23,8 +23,8 @@ from typing import Any
 import datasets
 from PIL import Image
 from tqdm import tqdm
-from transformers.utils import logging
 
+from eval.benchmarks import program
 from eval.benchmarks.asked import Asked, begin, fingerprint
 from eval.benchmarks.grid import save_png
 from eval.run import knobs_of, shard_of
@@ -204,26 +204,23 @@ def edits_of(options: argparse.Namespace) -> list[Edit]:
     return edits
 
 
-def main(argv: Sequence[str]) -> int:
-    """0 with the folder's path, or 1 and one line on stderr."""
-    options = parsed(argv)
-    logging.disable_progress_bar()  # of reading weights
+def fill(options: argparse.Namespace) -> str:
+    """The whole program; what it says of itself."""
     datasets.disable_progress_bars()
-    try:
-        knobs, shard, edits = knobs_of(options.knobs), shard_of(options.shard), edits_of(options)
-        subject = load_subject(options.model, knobs, options.device)
-        if "edit" not in subject.can:
-            raise ValueError(f"{options.model}: a {subject.kind} cannot edit; give a unified model")
-        said = fingerprint([f"{edit.name}\n{edit.words}" for edit in edits])
-        # Its size is nobody's choice: each answer has its source's.
-        begin(Asked(options.benchmark, options.model, len(edits), said, n=1, size=0, seed=options.seed, knobs=dict(knobs)), options.out)
-        made, left = run(subject, edits, options.out, options.seed, options.batch, shard), len(missing(edits, options.out))
-    except (ValueError, TypeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    print(f"{made} edits made; {left} of {len(edits)} are missing" + ("" if left else ": the folder is complete"))
-    print(options.out)
-    return 0
+    knobs, shard, edits = knobs_of(options.knobs), shard_of(options.shard), edits_of(options)
+    subject = load_subject(options.model, knobs, options.device)
+    if "edit" not in subject.can:
+        raise ValueError(f"{options.model}: a {subject.kind} cannot edit; give a unified model")
+    said = fingerprint([f"{edit.name}\n{edit.words}" for edit in edits])
+    # Its size is nobody's choice: each answer has its source's.
+    begin(Asked(options.benchmark, options.model, len(edits), said, n=1, size=0, seed=options.seed, knobs=dict(knobs)), options.out)
+    made, left = run(subject, edits, options.out, options.seed, options.batch, shard), len(missing(edits, options.out))
+    return f"{made} edits made; {left} of {len(edits)} are missing" + ("" if left else ": the folder is complete")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The program; see eval.benchmarks.program. TypeError: a knob that the model's sampler does not have."""
+    return program.run(fill, parsed(argv), (ValueError, TypeError))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from eval.benchmarks import program
 from eval.benchmarks.detections import digest_of
 from eval.benchmarks.edit import read_rows
+from eval.benchmarks.inputs import keep, kept_in
 from eval.benchmarks.marks import by_type_of_edit, marks_of
 from eval.benchmarks.server import judge_of
 from eval.benchmarks.vqa import Judge
@@ -46,7 +47,7 @@ def read_instructions(path: Path, types: set[str]) -> dict[str, str]:
 def judged(keys: Sequence[str], asked: dict[str, tuple[Path, Path, str]], judge: Judge, length: int, file: Path) -> dict[str, str]:
     """What the judge said of each edit (before, after, instruction). What is kept of the same in `file` is taken from it, if it has marks."""
     marks = {key: [digest_of(before), digest_of(after), text, judge.name] for key, (before, after, text) in asked.items()}
-    kept = {one["key"]: one for one in _kept(file)}
+    kept = kept_in(file, "key")
     kept = {key: one for key, one in kept.items() if one.get("asked") == marks.get(key) and marks_of(one["said"])}
     left = [key for key in keys if key not in kept]
 
@@ -60,15 +61,8 @@ def judged(keys: Sequence[str], asked: dict[str, tuple[Path, Path, str]], judge:
             for key, said in zip(part, pool.map(say, part), strict=True):
                 kept[key] = {"key": key, "asked": marks[key], "said": said}
                 bar.update()
-            save("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in kept.values()).encode(), file)
+            keep(kept.values(), file)
     return {key: kept[key]["said"] for key in keys}
-
-
-def _kept(file: Path) -> list[dict]:
-    try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-    except ValueError:
-        raise ValueError(f"{file}: not what a judge said; remove it, or give another -o") from None
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:

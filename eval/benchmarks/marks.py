@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.means import averaged, json_in, over, text_in
+from eval.benchmarks.inputs import json_in, text_in
+from eval.benchmarks.means import averaged, over
 from eval.page import Score
 
 GEDIT = ("background_change", "color_alter", "material_alter", "motion_change", "ps_human", "style_change", "subject-add", "subject-remove",

@@ -1,10 +1,7 @@
-"""Means on any scale with their intervals, and files of judges read with a clear word where they cannot be."""
+"""Means on any scale, with their intervals."""
 
-import json
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
 
 from eval.page import Score
 from eval.scores import Z
@@ -23,19 +20,3 @@ def over(name: str, scores: Sequence[Score]) -> Score:
     mean = sum(score.value for score in scores) / len(scores)
     half = math.sqrt(sum((score.high - score.value) ** 2 for score in scores)) / len(scores)
     return Score(name, mean, mean - half, mean + half, sum(score.count or 0 for score in scores))
-
-
-def text_in(path: Path, wanted: str) -> str:
-    """What a file holds. wanted: what it should be, for the ValueError where it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); give {wanted}") from None
-
-
-def json_in(path: Path, wanted: str) -> Any:
-    """The same of JSON."""
-    try:
-        return json.loads(text_in(path, wanted))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}); give {wanted}") from None

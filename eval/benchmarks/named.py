@@ -21,6 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 from eval.benchmarks.grid import complete, grid, save_png
+from eval.benchmarks.inputs import text_in
 from fusion.files import save
 from fusion.images import open_image
 
@@ -111,7 +112,7 @@ def _whole(path: Path, size: tuple[int, int]) -> bool:
 def read_t2i(path: Path, n: int) -> list[Named]:
     """A prompt a line, what follows a tab left out. The official judges read the prompt out of the name up to its first `_`, so none may have one.
     Pictures are numbered through all prompts."""
-    texts = [line.split("\t")[0] for line in _text(path, "T2I-CompBench's lists, such as color_val.txt").splitlines() if line.strip()]
+    texts = [line.split("\t")[0] for line in text_in(path, "T2I-CompBench's lists, such as color_val.txt").splitlines() if line.strip()]
     found = []
     for number, text in enumerate(texts):
         names = tuple(f"samples/{text}_{number * n + sample:06d}.png" for sample in range(n))
@@ -129,7 +130,7 @@ def read_wise(path: Path, n: int) -> list[Named]:
     found = {}
     for file in files:
         try:
-            rows = [(int(row["prompt_id"]), str(row["Prompt"])) for row in json.loads(_text(file, "WISE's JSON files"))]
+            rows = [(int(row["prompt_id"]), str(row["Prompt"])) for row in json.loads(text_in(file, "WISE's JSON files"))]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file}: not WISE's prompts ({error!r:.80}); give one of its JSON files, or the folder of them") from None
         if twice := [number for number, _ in rows if number in found]:
@@ -151,7 +152,7 @@ def read_geneval2(path: Path, n: int) -> list[Named]:
 def read_atoms(path: Path) -> list[dict]:
     """The lines of geneval2_data.jsonl: prompt, atom_count, vqa_list and skills. ValueError naming the line that cannot be used."""
     found = []
-    for number, line in enumerate(_text(path, "geneval2_data.jsonl").splitlines(), 1):
+    for number, line in enumerate(text_in(path, "geneval2_data.jsonl").splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -171,7 +172,7 @@ def read_oneig(path: Path, n: int, model: str) -> list[Named]:
     if n not in (1, 4):
         raise ValueError(f"--n {n}: OneIG's pictures are of one drawing, or of four as 2 x 2")
     found = []
-    for number, row in enumerate(csv.DictReader(io.StringIO(_text(path, "OneIG-Bench.csv"))), 1):
+    for number, row in enumerate(csv.DictReader(io.StringIO(text_in(path, "OneIG-Bench.csv"))), 1):
         text = row.get("prompt_en") or row.get("prompt_cn")
         name = row.get("id") or ""
         if row.get("category") not in CLASSES or not text or not name.isalnum():
@@ -195,10 +196,3 @@ def layout(benchmark: str, path: Path, root: Path, n: int, size: tuple[int, int]
     if len(set(names)) < len(names):
         raise ValueError(f"{path}: two pictures would have one name, {next(name for name in names if names.count(name) > 1)}")
     return (Listed if benchmark == "geneval2" else Folder)(root, asked, n, size)
-
-
-def _text(path: Path, wanted: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); give {wanted}") from None

@@ -1,4 +1,4 @@
-"""What the programs that score have in common: figures are printed, and a mistake is one line."""
+"""What the programs of benchmarks have in common: what they found is printed, and a mistake is one line."""
 
 import argparse
 import sys
@@ -10,12 +10,14 @@ from eval.page import Score
 from eval.scores import as_text
 
 
-def run(score: Callable[[argparse.Namespace], list[Score] | str], options: argparse.Namespace) -> int:
-    """Score, print the figures (shares, or a table that is made already) and `options.out`: 0, or 1 and one line on stderr."""
+def run(
+    score: Callable[[argparse.Namespace], list[Score] | str], options: argparse.Namespace, mistakes: tuple[type[Exception], ...] = (ValueError,)
+) -> int:
+    """Print what `score` found (shares, or a text that is made already) and `options.out`: 0; or 1 and one line on stderr for its mistakes."""
     logging.disable_progress_bar()  # of reading weights
     try:
         found = score(options)
-    except ValueError as error:
+    except mistakes as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     print(found if isinstance(found, str) else as_text(found, digits=4))

@@ -23,8 +23,9 @@ from typing import Any
 
 from eval.benchmarks import program
 from eval.benchmarks.asked import file_of
+from eval.benchmarks.inputs import json_in, text_in
 from eval.benchmarks.marks import gedit, imgedit, kris
-from eval.benchmarks.means import averaged, json_in, text_in
+from eval.benchmarks.means import averaged
 from eval.benchmarks.named import read_atoms
 from eval.page import Score
 from fusion.files import save

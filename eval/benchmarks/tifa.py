@@ -13,13 +13,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from eval.benchmarks import program, read
 from eval.benchmarks.detections import digest_of
+from eval.benchmarks.inputs import keep, kept_in
 from eval.benchmarks.named import read_atoms
 from eval.benchmarks.vqa import VisionLanguageModel, load_judge
 from eval.page import Score
@@ -53,7 +53,7 @@ def probabilities(judge: VisionLanguageModel, path: Path, questions: Sequence[Se
 
 def judged(rows: Sequence[dict], paths: dict[str, Path], judge: VisionLanguageModel, file: Path) -> list[list[float]]:
     """All prompts', those of `file` that are of the same picture and questions taken from it."""
-    kept = {one["prompt"]: one for one in _kept(file)}
+    kept = kept_in(file, "prompt")
     found = []
     for number, row in enumerate(tqdm(rows, desc=judge.name, unit="prompts")):
         path, known = paths[row["prompt"]], kept.get(row["prompt"], {})
@@ -63,15 +63,8 @@ def judged(rows: Sequence[dict], paths: dict[str, Path], judge: VisionLanguageMo
         found.append(known)
         if number % KEPT_EVERY == KEPT_EVERY - 1 or number == len(rows) - 1:
             kept |= {one["prompt"]: one for one in found}
-            save("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in kept.values()).encode(), file)
+            keep(kept.values(), file)
     return [one["probabilities"] for one in found]
-
-
-def _kept(file: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-    except ValueError:
-        raise ValueError(f"{file}: not what a judge said; remove it, or give another -o") from None
 
 
 def read_paths(file: Path, rows: Sequence[dict]) -> dict[str, Path]:
