@@ -74,3 +74,8 @@ def test_a_mistake_is_one_line(folder, endpoint, capsys):  # noqa: F811
     (folder / "edits/11.png").unlink()
     assert scored(folder, "--judge", endpoint.url) == 1 and "11.png: not there, as 0 others" in error(capsys)
     assert not endpoint.asked and not (folder / "result.json").exists()
+    Image.new("RGB", (2, 2)).save(folder / "edits/11.png")
+    for text in ("[1]\n", '{"name": "a.png"}\n', "no JSON\n"):
+        (folder / "result.answers.jsonl").write_text(text)
+        assert scored(folder, "--judge", endpoint.url) == 1 and "not what a judge said" in error(capsys)
+        assert (folder / "result.answers.jsonl").read_text() == text

@@ -124,4 +124,5 @@ def test_dpg_is_judged_by_a_server_and_its_words_are_kept(endpoint, subject, tmp
     asked = {body["messages"][0]["content"][1]["text"] for body in endpoint.asked}
     assert ASKED.format(question=CAT[1]) in asked and len(endpoint.asked) == 4 * 5
     (tmp_path / "results.json").unlink()
-    assert dpg.main([*words, "--judge", "folder", "--served", "seer"]) == 1 and "--served names a model of a server" in error(capsys)
+    for judge in (["--judge", "folder"], []):
+        assert dpg.main([*words, *judge, "--served", "seer"]) == 1 and "--served names a model of a server" in error(capsys)

@@ -231,7 +231,9 @@ def score(options: argparse.Namespace) -> list[Score]:
     if out.exists():
         raise ValueError(f"{out} is there already: give another -o, or remove it")
     if options.judge is None and not file.is_file():
-        raise ValueError(f"{file}: no answers there; give --judge (a folder or hub id), or --answers FILE")
+        raise ValueError(f"{file}: no answers there; give --judge (a folder, hub id or address), or --answers FILE")
+    if options.judge is None and options.served is not None:
+        raise ValueError("--served names a model of a server: give its address with --judge")
     questions = read_questions(options.questions, options.official)
     paths = read_folder(options.images, questions)
     found = ask(paths, questions, judge_of(options.judge, options.served, options.device), options.n, file) if options.judge else read_answers(file)
