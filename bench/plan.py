@@ -1,7 +1,7 @@
 """What `fusion plan` says of memory against what training then takes, on CPU. `python -m bench.plan`
 
-A Llama of 110 M parameters with random weights learns the built-in world for two steps of train.loop's own in a process of its own. What is
-measured is the growth of its largest resident memory over that of the same process before there was a model: with a malloc that gives freed
+A Llama of 110 M parameters with random weights, and a DiT of 115 M that reads with it, learn the built-in world for two steps of train.loop's own,
+each in a process of its own. What is measured is the growth of its largest resident memory over that of the same process before there was a model: with a malloc that gives freed
 memory back (train.plan.GIVES_BACK), and as glibc's is, which does not find room for aligned blocks in the holes that others of their size left.
 """
 
@@ -18,23 +18,31 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench import measure
+from fusion.architectures import make_painter
 from fusion.data.shapes import plain_text
-from train import unified
+from train import diffusion, unified
 from train.config import load_config
-from train.forecast import forecast
+from train.forecast import Run, forecast
+from train.loop import Trainer
 from train.plan import GIVES_BACK
 from train.tokenizer import train_tokenizer
 
 TARGET = 0.15  # of the measured growth
 STEPS = 2  # the second has the optimizer's state from its beginning
-SETTINGS = [
-    "stages=[{}]", "packing.length=512", "packing.rows=4", "training.workers=0", "training.validate_every=0",
-    "training.sample_every=0", "validation.documents=1", "samples.held_out=0", "training.optim.warmup=1",
+COMMON = [
+    "training.workers=0", "training.validate_every=0", "training.sample_every=0", "validation.documents=1", "samples.held_out=0",
+    "training.optim.warmup=1",
 ]  # fmt: skip
+UNIFIED = ["model.llm=LLM", "stages=[{}]", "packing.length=512", "packing.rows=4", *COMMON]
+DIFFUSION = [
+    "painter.texts=[{path: LLM}]", "painter.network={patch_size: 4, width: 768, layers: 12, heads: 12}", "pairing.rows=24",
+    "stages=[{tasks: {text_to_image: 1.0}, sizes: {64x64: 1.0}}]", *COMMON,
+]  # fmt: skip
+ADAMW, MUON = ["training.precision=fp32"], ["training.precision=bf16", "training.optim.optimizer=muon"]
 CASES = {
-    "fp32, adamw": ["training.precision=fp32"],
-    "bf16, muon": ["training.precision=bf16", "training.optim.optimizer=muon"],
-}
+    "fp32, adamw": UNIFIED + ADAMW, "bf16, muon": UNIFIED + MUON,
+    "DiT, fp32, adamw": DIFFUSION + ADAMW, "DiT, bf16, muon": DIFFUSION + MUON,
+}  # fmt: skip
 
 
 class Enough(Exception):
@@ -66,11 +74,24 @@ def save_llm(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def config_of(words: list[str]) -> Run:
+    """Of the program that they are for."""
+    painter = any(word.startswith("painter.") for word in words)
+    return load_config(diffusion.Diffusion if painter else unified.Unified, None, words)
+
+
+def trainer_of(config: Run) -> Trainer:
+    """With its model."""
+    if isinstance(config, diffusion.Diffusion):
+        return diffusion.trainer_for(config, make_painter(config.painter))
+    return unified.trainer_for(config, unified.build(config.model))
+
+
 def train(words: list[str]) -> None:
     """Two steps; prints how many bytes the process grew, as JSON."""
-    config = load_config(unified.Unified, None, words)
+    config = config_of(words)
     idle = resident("VmRSS")
-    trainer = unified.trainer_for(config, unified.build(config.model))
+    trainer = trainer_of(config)
     trainer.loader = Counted(trainer.loader)
     try:
         trainer.fit()
@@ -99,8 +120,8 @@ def compared(llm: Path, case: list[str]) -> dict[str, float]:
     figures = {}
     for kind, environment in (("", {name: value}), (", as glibc has it", {})):
         with tempfile.TemporaryDirectory() as run:
-            words = [f"model.llm={llm}", f"run={run}", *SETTINGS, *case]
-            planned = forecast(load_config(unified.Unified, None, words), device="cpu").memory.peak
+            words = [f"run={run}", *(word.replace("LLM", str(llm)) for word in case)]
+            planned = forecast(config_of(words), device="cpu").memory.peak
             measured = growth(words, environment)
         figures |= {"planned, MiB": planned >> 20, f"measured{kind}, MiB": measured >> 20, f"off{kind}": round(planned / measured - 1, 3)}
     return figures
@@ -123,7 +144,7 @@ def main(arguments: list[str]) -> int:
             figures[name] = compared(Path(folder), CASES[name])
             print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in figures[name].items()), flush=True)
     if not options.only:
-        print(measure.write("plan", {"target": TARGET, "steps": STEPS, "settings": SETTINGS, "figures": figures}))
+        print(measure.write("plan", {"target": TARGET, "steps": STEPS, "cases": CASES, "figures": figures}))
     return 0
 
 

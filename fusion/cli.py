@@ -56,11 +56,12 @@ DESCRIPTIONS = {
     ),
     "plan": (
         "say what a training run would take",
-        "Tell parameters, memory, tokens, time and cost of a run of train.unified, without a GPU and without the LLM's weights: its config "
-        "suffices, and with its tokenizer the run's data are packed as they will be. Memory is followed through an imagined step, allocation by "
-        "allocation; time is operations by the data sheet's speed and the share of it that you expect.",
+        "Tell parameters, memory, tokens, time and cost of a run of train.unified or train.diffusion, without a GPU and without an LLM's "
+        "weights: its config suffices, and with its tokenizer the run's data are packed as they will be. Memory is followed through an "
+        "imagined step, allocation by allocation; time is operations by the data sheet's speed and the share of it that you expect.",
         "  fusion plan configs/unified.yaml model.llm=out/llm data.path=my_data\n"
-        "  fusion plan configs/smollm2.yaml data.path=my_images packing.rows=16 --gpus 8 --device h200 --price 3 --out batch.png",
+        "  fusion plan configs/smollm2.yaml data.path=my_images packing.rows=16 --gpus 8 --device h200 --price 3 --out batch.png\n"
+        "  fusion plan configs/dit.yaml 'painter.texts=[{path: google/t5-v1_1-xl}]' painter.network.width=1152",
     ),
 }
 
@@ -183,13 +184,13 @@ def _data_options(command: argparse.ArgumentParser) -> None:
 
 
 def _plan_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", metavar="CONFIG", help="YAML file of a run of train.unified")
+    command.add_argument("config", metavar="CONFIG", help="YAML file of a run of train.unified or train.diffusion")
     command.add_argument("words", nargs="*", default=[], metavar="key=value", help="what is different from the file, before the options")
     command.add_argument("--gpus", type=int, default=1, metavar="N", help="devices, each with all weights (default 1)")
     command.add_argument("--device", choices=("h100", "h200", "a100", "4090", "cpu"), default="h100", help="which (default h100)")
     command.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="share of the data sheet's speed that is reached (default 0.4)")
     command.add_argument("--price", type=float, default=None, metavar="DOLLARS", help="of a device for an hour")
-    command.add_argument("--out", metavar="PATH", default=None, help="file or folder for a picture of a packed row and its mask")
+    command.add_argument("--out", metavar="PATH", default=None, help="file or folder for a picture of the first packed row, or pairs")
 
 
 def _model_options(command: argparse.ArgumentParser) -> None:
@@ -392,7 +393,7 @@ def plan(options: argparse.Namespace) -> None:
     """`fusion plan`: train/plan.py, which comes with a clone and not with the package."""
     clone = Path(__file__).resolve().parent.parent
     if not (clone / "train" / "plan.py").is_file():
-        raise ValueError("plan tells of train.unified, which this installation lacks: run it in a clone of the repository")
+        raise ValueError("plan tells of runs of training, which this installation lacks: run it in a clone of the repository")
     sys.path.insert(0, str(clone))
     _quiet()
     given = {name: value for name, value in vars(options).items() if name != "command"}

@@ -6,8 +6,9 @@ what a chat template writes, where they are tokens. Text goes in piece by piece,
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 CACHE = 65_536  # texts remembered: templates, sizes, questions and short captions return again and again
 
@@ -121,3 +122,14 @@ class SafeTokenizer:
 def _any_of(strings: Iterable[str]) -> re.Pattern:
     """Matches any of the strings, the longest first; `split` keeps them."""
     return re.compile("(" + "|".join(map(re.escape, sorted(strings, key=len, reverse=True))) + ")")
+
+
+def find_tokenizer(place: str | Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a folder or on the hub; None where there is only a model's configuration, or nothing."""
+    folder = Path(place)
+    if folder.is_dir() and not any(file for pattern in ("*token*", "*vocab*", "*.model") for file in folder.glob(pattern)):
+        return None  # transformers would make one that knows no words
+    try:
+        return AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

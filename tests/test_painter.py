@@ -114,10 +114,23 @@ def test_a_text_is_read_once(llm, tmp_path, monkeypatch):
 
 
 def test_memory_of_texts_has_an_end(llm, monkeypatch):
-    monkeypatch.setattr(encoders, "KEPT", 2)
     made = TextEncoders([load_encoder(EncoderConfig(str(llm)))])
+    sizes = [sum(tensor.nbytes for tensor in row.values()) for row in (made(TEXTS), made._kept)[1].values()]
+    made.forget()
+    monkeypatch.setattr(encoders, "KEPT", sum(sizes[1:]))
     made(TEXTS)
-    assert [text for _, text in made._kept] == TEXTS[1:]
+    assert [text for _, text in made._kept] == TEXTS[1:] and made._held == sum(sizes[1:])
+    monkeypatch.setattr(encoders, "KEPT", 1)
+    made([f"{text} again" for text in TEXTS])
+    assert [text for _, text in made._kept] == [f"{TEXTS[-1]} again"]  # the one that is being used
+
+
+def test_an_encoder_without_weights_has_the_same_shapes(llm, tmp_path):
+    whole, bare = load_encoder(EncoderConfig(str(llm))), load_encoder(EncoderConfig(str(llm)), device="meta")
+    assert all(p.is_meta for p in bare.parameters())
+    assert {name: p.shape for name, p in whole.named_parameters()} == {name: p.shape for name, p in bare.named_parameters()}
+    whole.model.config.save_pretrained(tmp_path)  # no tokenizer
+    assert load_encoder(EncoderConfig(str(tmp_path)), device="meta").tokenizer("three words here")["input_ids"] == [0, 0, 0]
 
 
 def test_a_trained_encoder_learns_and_keeps_nothing(llm):

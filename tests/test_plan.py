@@ -17,11 +17,13 @@ from tests import families, mixed, training
 from train import unified
 from train.config import load_config
 from train.devices import DEVICES
-from train.forecast import Shares, Subject, fullest, parameters
 from train.forecast import forecast as forecast_of
+from train.forecast import parameters
 from train.imagine import follow
 from train.learner import recomputed
 from train.optim import Optimizers
+from train.subject import Shares
+from train.subject_unified import UnifiedSubject, counts, fullest
 
 WORDS = ["stages=[{}]", "packing.length=128", "packing.rows=2", "packing.lookahead=8", "training.workers=0"]
 WORDS += ["model.embed=linear", "model.head=linear"]
@@ -65,13 +67,14 @@ def config_of(llm: Path, *words: str) -> unified.Unified:
 )
 def test_parameters_are_those_of_the_model_that_is_trained(llm, words):
     config = config_of(llm, *words)
-    real, imagined = unified.build(config.model).model, Subject(config.model, "sdpa").model
+    subject = UnifiedSubject(config, "sdpa")
+    real, imagined = unified.build(config.model).model, subject.model
     assert not any(p.is_meta for p in imagined.parameters())
     for model in (real, imagined):
         Optimizers(model, config.training.optim)
     named = {name: (p.shape, p.requires_grad) for name, p in real.named_parameters()}
     assert {name: (p.shape, p.requires_grad) for name, p in imagined.named_parameters()} == named
-    parts = parameters(imagined)
+    parts = parameters(subject)
     assert sum(count for count, _ in parts.values()) == sum(p.numel() for p in real.parameters())
     assert sum(trained for _, trained in parts.values()) == sum(p.numel() for p in real.parameters() if p.requires_grad)
     assert ("LoRA" in parts) == bool(config.model.lora) and ("weights for pictures" in parts) == (config.model.mode != "shared")
@@ -149,7 +152,7 @@ def test_devices_that_share_hold_a_part_each(llm):
 def test_rows_are_counted_by_what_they_are():
     packed = mixed.packed_rows([[mixed.story()], [mixed.drawing(), mixed.prose()]])
     rows = packed.ids.numel()
-    shares = Shares.of([packed, packed])
+    shares = Shares.mean([counts(packed)] * 2)
     assert (shares.documents, shares.rows, shares.noised) == (3, rows, 20 + 6 + 4 + 12)
     assert shares.clean == 20 + 6 + 6 + 4 and shares.padding == int((packed.doc < 0).sum()) > 0
 

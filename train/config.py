@@ -52,6 +52,14 @@ def load_config(cls: type[Config], path: str | Path | None, overrides: Sequence[
         raise ConfigError(f"{where}: {_one_line(error)}") from None
 
 
+def keys(path: str | Path, overrides: Sequence[str] = ()) -> set[str]:
+    """The sections that a YAML file, or those it is based on, and `overrides` speak of. Raises ConfigError for what cannot be read."""
+    try:
+        return {str(key) for key in _read_yaml(path)} | {word.partition("=")[0].partition(".")[0] for word in overrides}
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
 def save_config(config: Any, path: str | Path) -> None:
     """Write a config dataclass as YAML, atomically; `load_config` reads it back to an equal one."""
     path = Path(path)

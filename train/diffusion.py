@@ -1,7 +1,7 @@
 """Trains a diffusion transformer to paint what texts say: `accelerate launch -m train.diffusion configs/dit.yaml key=value ...`"""
 
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,14 +111,14 @@ class PainterLearner(Learner):
             clean = painter.codec.encode(batch.pixels.to(device)).float()
         time = objective.sample_times(len(clean), generator)
         noise = torch.randn(clean.shape, generator=generator, device=device)
-        with watched(painter.network) as chosen:
+        with watched(painter.network) if self.balance else nullcontext() as chosen:
             predicted = painter.network(painter.flow_path.mix(clean, noise, time), time, painter.texts(batch.texts))
         rows = (predicted.flatten(1), clean.flatten(1), noise.flatten(1))
         common = (time, torch.arange(len(clean), device=device), len(clean), painter.target, painter.flow_path)
         with torch.no_grad():
             error = x_error(rows[0].detach(), *rows[1:], *common)
         none, flow = torch.zeros((), device=device), flow_loss(*rows, *common, clamp=objective.clamp).sum()
-        if chosen.shares and torch.is_grad_enabled():
+        if chosen and chosen.shares and torch.is_grad_enabled():
             flow = flow + self.balance * chosen.loss() * len(clean)
         return Losses(
             text=none, text_count=0, control=none, control_count=0, flow=flow, flow_count=len(clean), x_error=error, time=time,
@@ -192,13 +192,8 @@ def train(config: Diffusion) -> Summary:
 
 def trainer_for(config: Diffusion, painter: Painter, rank: int = 0, world: int = 1) -> Trainer:
     """Trainer, stream, validation and sampler of a config."""
-    seed, stride = config.training.seed, painter.stride
-    sources, weights = open_data(config.data, config.stages, "train", stride)
-
-    def open_samples(shard: int, shards: int) -> Mixture:
-        return Mixture(sources, weights, seed, shard, shards)
-
-    loader = Loader(PairBatches(open_samples, stride, config.pairing, seed, rank, world), config.training.workers)
+    stride = painter.stride
+    loader = Loader(batches(config, stride, rank, world), config.training.workers)
     held_out, groups = {}, {"prompts": [ask(text) for text in config.samples.prompts]}
     for source in open_data(config.data, config.stages, "validation", stride)[0]:
         samples = first_samples(source, max(config.validation.documents, config.samples.held_out))
@@ -206,6 +201,17 @@ def trainer_for(config: Diffusion, painter: Painter, rank: int = 0, world: int =
         groups[source.name] = from_samples(samples[: config.samples.held_out])
     sampler = Sampler(painter, groups, config.samples)
     return Trainer(PainterLearner(painter, config.balance), loader, config.objective, config.training, config.run, held_out, sampler, config.resume)
+
+
+def batches(config: Diffusion, stride: int, rank: int = 0, world: int = 1) -> PairBatches:
+    """The stream that a config trains on; sides of pictures are multiples of `stride`."""
+    seed = config.training.seed
+    sources, weights = open_data(config.data, config.stages, "train", stride)
+
+    def open_samples(shard: int, shards: int) -> Mixture:
+        return Mixture(sources, weights, seed, shard, shards)
+
+    return PairBatches(open_samples, stride, config.pairing, seed, rank, world)
 
 
 def score(config: Diffusion, painter: Painter) -> list[Section]:

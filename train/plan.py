@@ -1,12 +1,14 @@
-"""`fusion plan`: what a run of train.unified would take, as a table, without a GPU and without the weights."""
+"""`fusion plan`: what a run of train.unified or train.diffusion would take, as a table, without a GPU and without the weights."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from fusion.architectures.encoders import KEPT
 from fusion.files import image_path, save_image
-from fusion.picture import draw_packed
-from train.config import load_config
+from train.config import keys, load_config
 from train.devices import GIB
+from train.diffusion import Diffusion
 from train.forecast import Forecast, forecast
 from train.unified import Unified
 
@@ -18,24 +20,26 @@ GIVES_BACK = "MALLOC_MMAP_THRESHOLD_=262144"
 def plan(config: str, words: list[str], gpus: int, device: str, mfu: float, price: float | None, out: str | None) -> None:
     """Print the table; draw the first row of the first batch, and its mask, into `out`. ValueError in one line for what cannot be planned."""
     if not Path(config).is_file():
-        raise ValueError(f"{config}: no such file; give the YAML file of a run of train.unified")
+        raise ValueError(f"{config}: no such file; give the YAML file of a run of train.unified or train.diffusion")
     path = image_path(out, "plan.png") if out else None
-    told = forecast(load_config(Unified, config, words), gpus, device, mfu, price)
-    if path and told.subject.processor is None:
-        raise ValueError(f"{told.config.model.llm} has no tokenizer here, without which there is nothing to draw: leave --out away")
-    drawing = draw_packed(told.packed, told.subject.processor) if path else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of kernels, which what is imagined has none of
+        told = forecast(load_config(kind_of(config, words), config, words), gpus, device, mfu, price)
+    drawing = told.subject.drawing() if path else None
     print("\n".join(table(told)))
     if drawing:
         print(f"\n{save_image(drawing, path)}")
 
 
+def kind_of(config: str, words: list[str]) -> type:
+    """Whose config it is: one with a painter, in its file or in the files that it is based on, or in `words`, is train.diffusion's."""
+    return Diffusion if "painter" in keys(config, words) else Unified
+
+
 def table(told: Forecast) -> Iterator[str]:
     """The lines of a forecast."""
-    model = told.config.model
-    subject, kind = told.subject, told.subject.text_config.model_type
-    instead = "" if subject.attention == subject.imagined_attention else f" (imagined as {subject.imagined_attention})"
     eager = ", imagined without compile, which keeps less" if told.config.training.compile else ""
-    yield f"{model.llm} ({kind}), mode {model.mode}, {told.precision}, attention {subject.attention}{instead}{eager}"
+    yield f"{told.subject.title}, {told.precision}{eager}"
     yield from _parameters(told)
     yield from _memory(told)
     yield from _tokens(told)
@@ -67,21 +71,25 @@ def _memory(told: Forecast) -> Iterator[str]:
     limit = told.device.memory
     verdict = "" if limit is None else f"; {told.device.name} has {limit / GIB:.0f}: {'fits' if memory.peak < 0.95 * limit else 'DOES NOT FIT'}"
     yield _line("at most at once", memory_size(memory.peak)) + f"  {memory.when}{verdict}"
+    if told.reading:
+        yield f"  what encoders say of texts is kept, on top: at most {memory_size(KEPT)}"
     if limit is None:
         yield f"  glibc may hold on to a third more; it gives freed memory back where {GIVES_BACK} is set"
 
 
 def _tokens(told: Forecast) -> Iterator[str]:
     shares, times = told.shares, told.batches
-    yield f"\n  tokens of a step, {told.source}"
+    yield f"\n  tokens of a step, {told.subject.source}"
     rows = {"text": shares.text, "patches of clean pictures": shares.clean, "patches of noised pictures": shares.noised, "padding": shares.padding}
-    yield from (_line(name, f"{times * count:,.0f}") + f"  {100 * count / shares.rows:.1f}%" for name, count in rows.items())
+    yield from (_line(name, f"{times * count:,.0f}") + f"  {100 * count / shares.rows:.1f}%" for name, count in rows.items() if count)
     yield _line("together", f"{times * shares.rows:,.0f}") + f"  {times * shares.documents:,.0f} documents"
 
 
 def _time(told: Forecast) -> Iterator[str]:
     yield f"\n  time on {told.gpus} x {told.device.name}, at {100 * told.mfu:.0f}% (assumed) of {told.peak / 1e12:,.4g} TFLOP/s in {told.precision}"
-    yield _line("operations of a step", f"{told.batches * told.work / told.config.training.accumulate / 1e12:,.4g}") + "  TFLOP, forward and backward"
+    yield _line("operations of a step", f"{told.gpus * told.work / 1e12:,.4g}") + "  TFLOP, forward and backward"
+    if told.reading:
+        yield _line("reading texts, on top", f"{told.gpus * told.reading / 1e12:,.4g}") + "  TFLOP, where all are new"
     yield _line("step", duration(told.step_seconds))
     yield _line("steps", f"{told.steps:,}") + f"  {told.steps * told.batches * told.shares.documents:,.0f} documents"
     yield _line("all steps", duration(told.seconds))

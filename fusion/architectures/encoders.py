@@ -16,11 +16,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fusion.architectures.conditioning import Conditioning
 from fusion.cache import bytes_of, entry, read_entry, write_entry
+from fusion.tokens import find_tokenizer
 
 CLIP = ("clip", "clip_text_model")
 # Whose half that reads is a class of its own; all others are decoders, and AutoModel is one without its head.
 CLASSES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"} | dict.fromkeys(CLIP, "CLIPTextModelWithProjection")
-KEPT = 8192  # texts whose conditions stay in memory
+KEPT = 2**29  # bytes of conditions that stay in memory, beside the network
 
 
 @dataclass
@@ -106,14 +107,16 @@ class TextEncoder(nn.Module):
         self.tokenizer.save_pretrained(folder)
 
 
-def load_encoder(config: EncoderConfig, dtype: torch.dtype = torch.float32) -> TextEncoder:
-    """The encoder in a folder or on the hub, without dropout. Raises ValueError in one line where there is none, or it has no such layer."""
+def load_encoder(config: EncoderConfig, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None) -> TextEncoder:
+    """The encoder in a folder or on the hub, without dropout. device: "meta": only the configuration is read, weights have shapes alone, and where
+    there is no tokenizer each word is a token. Raises ValueError in one line where there is none, or it has no such layer."""
+    meta = str(device) == "meta"
     try:
         kind = transformers.AutoConfig.from_pretrained(config.path).model_type
-        tokenizer = transformers.AutoTokenizer.from_pretrained(config.path)
         loaded = getattr(transformers, CLASSES.get(kind, "AutoModel"))
+        tokenizer = find_tokenizer(config.path) or Words() if meta else transformers.AutoTokenizer.from_pretrained(config.path)
         with _without_report():
-            model = loaded.from_pretrained(config.path, dtype=dtype, use_safetensors=True)
+            model = _without_weights(loaded, config.path) if meta else loaded.from_pretrained(config.path, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{config.path}: no text encoder can be loaded from there ({' '.join(str(error).split())[:200]})") from None
     if config.pooled == "own" and kind not in CLIP:
@@ -124,7 +127,26 @@ def load_encoder(config: EncoderConfig, dtype: torch.dtype = torch.float32) -> T
     for part in model.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
-    return TextEncoder(model, tokenizer, config)
+    encoder = TextEncoder(model, tokenizer, config)
+    return encoder if device is None or meta else encoder.to(device)
+
+
+def _without_weights(loaded: type, path: str) -> nn.Module:
+    if loaded is transformers.AutoModel:
+        with torch.device("meta"):
+            return loaded.from_config(transformers.AutoConfig.from_pretrained(path))
+    sizes = loaded.config_class.from_pretrained(path)  # of CLIP's two halves, the one that reads
+    with torch.device("meta"):
+        return loaded(sizes)
+
+
+class Words:
+    """Where a tokenizer is not there: every word is a token."""
+
+    bos_token_id, eos_token_id, pad_token_id = 0, 0, 0
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [0] * len(text.split())}
 
 
 @contextmanager
@@ -154,6 +176,7 @@ class TextEncoders(nn.ModuleList):
             raise ValueError("two text encoders have layers: a network reads those of one")
         self._folder = None if folder is None else Path(folder)
         self._kept: OrderedDict[tuple[int, str], dict[str, Tensor]] = OrderedDict()
+        self._held = 0  # bytes of them
         self._names: dict[int, str] = {}
 
     @property
@@ -180,6 +203,8 @@ class TextEncoders(nn.ModuleList):
             for text, row in zip(new, _apart(encoder(new)), strict=True):
                 rows[text] = row
                 self._keep(number, text, row)
+                if self._folder is not None:
+                    write_entry(self._file(number, text), row)
         return _together([rows[text] for text in texts], next(encoder.parameters()).device)
 
     def _known(self, number: int, texts: Sequence[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -188,15 +213,19 @@ class TextEncoders(nn.ModuleList):
                 self._kept.move_to_end((number, text))
                 yield text, self._kept[number, text]
             elif self._folder is not None and (row := read_entry(self._file(number, text))):
-                self._kept[number, text] = row
+                self._keep(number, text, row)
                 yield text, row
 
     def _keep(self, number: int, text: str, row: dict[str, Tensor]) -> None:
         self._kept[number, text] = row
-        while len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
-        if self._folder is not None:
-            write_entry(self._file(number, text), row)
+        self._held += _size(row)
+        while self._held > KEPT and len(self._kept) > 1:
+            self._held -= _size(self._kept.popitem(last=False)[1])
+
+    def forget(self) -> None:
+        """Keep nothing in memory of what was read."""
+        self._kept.clear()
+        self._held = 0
 
     def _file(self, number: int, text: str) -> Path:
         if number not in self._names:
@@ -212,6 +241,10 @@ def _apart(cond: Conditioning) -> list[dict[str, Tensor]]:
         if cond.layers is not None:
             rows[-1]["layers"] = cond.layers[:, number, :length].transpose(0, 1).clone()
     return rows
+
+
+def _size(row: dict[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in row.values())
 
 
 def _together(rows: Sequence[dict[str, Tensor]], device: torch.device) -> Conditioning:
