@@ -1,8 +1,9 @@
 """What `fusion plan` says of memory against what training then takes, on CPU. `python -m bench.plan`
 
-A Llama of 110 M parameters with random weights, and a DiT of 115 M that reads with it, learn the built-in world for two steps of train.loop's own,
-each in a process of its own. What is measured is the growth of its largest resident memory over that of the same process before there was a model: with a malloc that gives freed
-memory back (train.plan.GIVES_BACK), and as glibc's is, which does not find room for aligned blocks in the holes that others of their size left.
+A Llama of 110 M parameters with random weights, and a DiT of 115 M that reads with it, learn the built-in world for two steps of train.loop's
+own, each in a process of its own. What is measured is the growth of its largest resident memory over that of the same process before there was a
+model: with a malloc that gives freed memory back (train.plan.GIVES_BACK), and as glibc's is, which does not find room for aligned blocks in the
+holes that others of their size left.
 """
 
 import argparse

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from train.diffusion import Diffusion, PainterLearner, Scoring
 from train.learner import Learner, UnifiedLearner
 from train.loop import Summary
 from train.metrics import read
-from train.unified import Unified
+from train.unified import Model, Unified
 
 TOKENS = 12  # of a text where operations are matched: about a caption of the built-in world
 
@@ -33,11 +33,18 @@ TOKENS = 12  # of a text where operations are matched: about a caption of the bu
 @dataclass
 class Contender:
     """What is compared, and what it is called. architecture: a name of fusion.architectures.registry, None for the unified model; network:
-    its settings but for the width, which is matched."""
+    its settings but for the width, which is matched. model: settings of the unified model that are others than `unified.model` has."""
 
     name: str
     architecture: str | None = None
     network: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.network if self.architecture is None else self.model:
+            raise ValueError(f"contender {self.name}: an architecture has a network, and the unified model, which is none, a model")
+        if unknown := sorted(set(self.model) - {one.name for one in fields(Model)}):
+            raise ValueError(f"contender {self.name}: the unified model has no setting {unknown[0]!r}")
 
     @property
     def slug(self) -> str:
@@ -140,7 +147,7 @@ def resolve(comparison: Comparison, contender: Contender, seed: int) -> Diffusio
     shared = comparison.unified if contender.architecture is None else comparison.painter
     config = replace(shared, run=run, resume=True, training=replace(shared.training, seed=seed))
     if contender.architecture is None:
-        return config
+        return replace(config, model=replace(config.model, **contender.model))
     network = match(comparison, contender)
     return replace(config, painter=replace(config.painter, architecture=contender.architecture, network=network))
 

@@ -48,6 +48,27 @@ def done(llm, tmp_path_factory, root) -> tuple[list[str], Path]:
     return argv, folder
 
 
+def test_unified_models_differ_in_their_settings(llm, tmp_path):
+    both = "contenders=[{name: axial, model: {positions: axial}}, {name: frozen, model: {mode: frozen, image_width: 32}}]"
+    made = load_config(comparison.Comparison, None, [*words(llm, tmp_path)[:2], both, f"unified.model.llm={llm}", "pairs=[]"])
+    axial, frozen = (resolve(made, contender, 0).model for contender in made.contenders)
+    assert (axial.positions, axial.mode, frozen.mode, frozen.image_width) == ("axial", "shared", "frozen", 32)
+    assert axial.llm == frozen.llm == str(llm)
+    assert len({comparison.fingerprint(resolve(made, one, 0), made.scored) for one in made.contenders}) == 2
+
+
+@pytest.mark.parametrize(
+    ("contender", "said"),
+    [
+        ("{name: a, model: {width: 3}}", "has no setting 'width'"),
+        ("{name: a, architecture: dit, model: {mode: mot}}", "an architecture has a network"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(contender, said):
+    with pytest.raises(ValueError, match=said):
+        load_config(comparison.Comparison, None, ["records=x", f"contenders=[{contender}]"])
+
+
 def test_each_run_leaves_a_record_and_its_samples(done):
     _, folder = done
     assert {path.name for path in (folder / "records").iterdir()} == {
