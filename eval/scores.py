@@ -35,6 +35,8 @@ def mean_of(name: str, scores: Iterable[Score]) -> Score:
 def as_text(scores: Sequence[Score], digits: int = 2) -> str:
     """A line each, for a terminal."""
     width = max(len(score.name) for score in scores)
-    return "\n".join(
-        f"{score.name:<{width}}  {score.value:.{digits}f}   {score.low:.{digits}f}-{score.high:.{digits}f}   of {score.count}" for score in scores
-    )
+    return "\n".join(f"{score.name:<{width}}  {score.value:.{digits}f}{_interval(score, digits)}" for score in scores)
+
+
+def _interval(score: Score, digits: int) -> str:
+    return "" if score.count is None else f"   {score.low:.{digits}f}-{score.high:.{digits}f}   of {score.count}"

@@ -219,3 +219,37 @@ def test_kris_without_a_mark_or_a_category_is_refused(tmp_path, capsys):
     assert "edit 0 has knowledge_score None" in refused(capsys, tmp_path, "kris", kris_file(tmp_path, "physics", [(5, 5, 5)]))
     assert "not a category" in refused(capsys, tmp_path, "kris", kris_file(tmp_path, "colours", [(5, 5, 5)]))
     assert "not metrics.json" in refused(capsys, tmp_path, "kris", save(tmp_path / "humanities/metrics.json", []))
+
+
+# ---- OneIG-Bench ----
+
+ALIGNED = ",ours,theirs\nanime_000,0.5,1.0\nanime_001,1.0,0.25\nhuman_000,0.0,0.5\n"
+
+
+def test_oneig_by_hand(tmp_path):
+    aligned = save(tmp_path / "alignment_prompt_score_EN_2025-06-01_10-00-00.csv", ALIGNED)
+    style = save(tmp_path / "style_prompt_score_ZH_2025-06-01_10-00-00.csv", ",ours\n000,0.25\n001,0.75\n")
+    text = save(tmp_path / "text_score_EN_2025-06-01_10-00-00.csv", ",ED,CR,WAC,text score\nours,40,0.25,0.5,0.85\nfar,250.0,0.0,0.5,0.5\n")
+    found = scores(tmp_path, "oneig", aligned, style, text)
+    assert found == {
+        "alignment, EN, ours": (0.5, 3), "alignment, EN, ours: anime": (0.75, 2), "alignment, EN, ours: human": (0.0, 1),
+        "alignment, EN, theirs": (1.75 / 3, 3), "alignment, EN, theirs: anime": (0.625, 2), "alignment, EN, theirs: human": (0.5, 1),
+        "style, ZH, ours": (0.5, 2), "text, EN, ours": (1 - 0.4 * 0.75 * 0.5, None), "text, EN, far": (0.5, None),
+    }  # fmt: skip
+    nearer = save(tmp_path / "text_score_ZH_2025.csv", ",ED,CR,WAC,text score\nours,40,0.25,0.5,0.7\n")
+    assert scores(tmp_path, "oneig", nearer) == {"text, ZH, ours": (1 - 0.8 * 0.75 * 0.5, None)}
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "said"),
+    [
+        ("alignment_prompt_score_EN_1.csv", ",ours\nanime_000,\n", "prompt anime_000 of ours has no score"),
+        ("alignment_prompt_score_EN_1.csv", ",ours\nanime_000,nan\n", "prompt anime_000 of ours has no score"),
+        ("alignment_prompt_score_EN_1.csv", "", "not a table"),
+        ("alignment_prompt_score_EN_1.csv", ",ours\nanime_000,1,2\n", "not a table"),
+        ("alignment_score_EN_1.csv", ",alignment\nours,0.5\n", "not a file of scores"),
+        ("text_score_EN_1.csv", ",ED,CR\nours,1,0\n", "has no column WAC"),
+    ],
+)
+def test_tables_that_do_not_say_all_are_refused(name, table, said, tmp_path, capsys):
+    assert said in refused(capsys, tmp_path, "oneig", save(tmp_path / name, table))

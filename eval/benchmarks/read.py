@@ -5,6 +5,7 @@
     geneval2   score_lists.json of evaluation.py, with --data geneval2_data.jsonl: Soft-TIFA by prompt (geometric mean) and by atom (arithmetic)
     imgedit    result.json of basic_bench.py, with --data basic_edit.json: by type of edit, and the mean over types
     kris       metrics.json of each category, in percent: by dimension and kind of mark, and over all where all categories are judged
+    oneig      the CSV files of its scripts: alignment, diversity, reasoning and style by prompt, text as a whole; one row for each model
     gedit      the CSV files of run_gedit_score.py: semantics, quality and the root of their product, by group, and the means over groups
 
 What is computed is what the official scripts compute, on their scales, but for what they leave out without a word: answers that are no score are
@@ -27,6 +28,7 @@ from eval.benchmarks.inputs import json_in, text_in
 from eval.benchmarks.marks import gedit, imgedit, kris
 from eval.benchmarks.means import averaged
 from eval.benchmarks.named import read_atoms
+from eval.benchmarks.oneig import oneig
 from eval.page import Score
 from fusion.files import save
 
@@ -136,7 +138,7 @@ def _probabilities(atoms: Any, count: int) -> bool:
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m eval.benchmarks.read", description=__doc__.splitlines()[0])
-    parser.add_argument("benchmark", choices=("t2i", "wise", "geneval2", "imgedit", "gedit", "kris"))
+    parser.add_argument("benchmark", choices=("t2i", "wise", "geneval2", "oneig", "imgedit", "gedit", "kris"))
     parser.add_argument("files", type=Path, nargs="+", help="what the judge wrote")
     parser.add_argument("--data", type=Path, help="the official questions, for GenEval 2 and ImgEdit")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the JSON file that is written")
@@ -152,7 +154,7 @@ def score(options: argparse.Namespace) -> list[Score]:
     elif options.data is not None:
         raise ValueError(f"--data is of geneval2 and imgedit; what {options.benchmark}'s judge wrote says all")
     else:
-        figures = {"t2i": t2i, "wise": wise, "gedit": gedit, "kris": kris}[options.benchmark](options.files)
+        figures = {"t2i": t2i, "wise": wise, "oneig": oneig, "gedit": gedit, "kris": kris}[options.benchmark](options.files)
     if not figures:
         raise ValueError(f"{options.files[0]}: no scores in it")
     told = {"benchmark": options.benchmark, "files": [str(file) for file in options.files], "scores": [asdict(one) for one in figures]}
