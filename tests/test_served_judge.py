@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.benchmarks import dpg, server
+from eval.benchmarks import dpg, server, tifa
 from eval.benchmarks.server import Server
 from eval.benchmarks.vqa import ASKED
 from tests.judges import error
@@ -126,3 +127,30 @@ def test_dpg_is_judged_by_a_server_and_its_words_are_kept(endpoint, subject, tmp
     (tmp_path / "results.json").unlink()
     for judge in (["--judge", "folder"], []):
         assert dpg.main([*words, *judge, "--served", "seer"]) == 1 and "--served names a model of a server" in error(capsys)
+
+
+# ---- probabilities ----
+
+
+def told(*tokens) -> dict:
+    """An answer with its likeliest tokens."""
+    likeliest = [{"token": token, "logprob": math.log(p)} for token, p in tokens]
+    return {"choices": [{"message": {"content": tokens[0][0]}, "logprobs": {"content": [{"token": tokens[0][0], "top_logprobs": likeliest}]}}]}
+
+
+def test_soft_tifa_is_judged_by_a_server_that_tells_probabilities(endpoint, tmp_path, capsys):
+    questions = [["How many cats?", "two"], ["Any cats?", "Yes"]]
+    rows = [{"prompt": "two cats", "atom_count": 2, "vqa_list": questions, "skills": ["count", "object"]}]
+    (tmp_path / "data.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    IMAGE.save(tmp_path / "0.png")
+    (tmp_path / "paths.json").write_text(json.dumps({"two cats": str(tmp_path / "0.png")}))
+    counted = told((" two", 0.4), ("2", 0.3), ("three", 0.2), ("tw", 0.05), (" ", 0.05))
+    endpoint.reply = lambda question: (200, counted if "many" in question else told(("No", 0.75), ("Yes", 0.25)))
+    words = [str(tmp_path / "paths.json"), "--data", str(tmp_path / "data.jsonl"), "-o", str(tmp_path / "score_lists.json"), "--judge", endpoint.url]
+    assert tifa.main(words) == 0 and "Soft-TIFA GM" in capsys.readouterr().out
+    assert json.loads((tmp_path / "score_lists.json").read_text()) == [[pytest.approx(0.75), pytest.approx(0.25)]]
+    assert {(body["max_tokens"], body["logprobs"], body["top_logprobs"]) for body in endpoint.asked} == {(1, True, 20)}
+    (tmp_path / "score_lists.json").unlink()
+    (tmp_path / "score_lists.answers.jsonl").unlink()
+    endpoint.reply = lambda _: (200, {"choices": [{"message": {"content": "two"}, "logprobs": None}]})
+    assert tifa.main(words) == 1 and "take a server that tells logprobs" in error(capsys) and not (tmp_path / "score_lists.json").exists()

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from eval.benchmarks import draw, read, tifa
-from eval.benchmarks.tifa import openings, probabilities, spellings
-from eval.benchmarks.vqa import VisionLanguageModel, load_judge
+from eval.benchmarks.tifa import probabilities, spellings
+from eval.benchmarks.vqa import VisionLanguageModel, first_tokens, load_judge
 from tests import judges
 from tests.judges import error
 
@@ -52,7 +52,7 @@ def test_probabilities_are_the_judge_s_own(images, judge):
     found = probabilities(model, path, ROWS[0]["vqa_list"])
     for (question, answer), probability in zip(ROWS[0]["vqa_list"], found, strict=True):
         row = model.beginnings(Image.open(path), [f"{question} Answer in one word."])[0]
-        ids = openings(model.processor.tokenizer, answer)
+        ids = first_tokens(model.processor.tokenizer, spellings(answer))
         assert len(ids) == len(set(ids)) and not set(ids) & set(model.processor.tokenizer.all_special_ids)
         assert probability == pytest.approx(sum(row[one].item() for one in ids), rel=1e-4)  # alone as beside others
         assert 0 < probability < 1

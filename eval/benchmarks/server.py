@@ -6,6 +6,7 @@ The key, where the endpoint wants one, is the environment's OPENAI_API_KEY; it i
 import base64
 import io
 import json
+import math
 import os
 import time
 import urllib.error
@@ -20,6 +21,7 @@ from PIL import Image
 from eval.benchmarks.vqa import ASKED, Judge, load_judge
 
 LENGTH = 16  # tokens of an answer
+LIKELIEST = 20  # tokens whose probabilities a server tells: as many as vLLM and OpenAI do
 TRIES, PAUSE, PATIENCE = 5, 1.0, 120  # of a question, seconds before the second (then twice as long each time), and seconds to wait for an answer
 BUSY = {408, 429, 500, 502, 503, 504}
 
@@ -45,9 +47,15 @@ class Server:
         """Judge's."""
         return self._say([block(part) for part in parts], length)
 
+    def likely(self, image: Image.Image, texts: Sequence[str], openings: Sequence[Sequence[str]]) -> list[float]:
+        """Judge's: of first tokens that an opening begins with, those among the likeliest."""
+        shown = block(image)
+        with ThreadPoolExecutor(self.at_once) as pool:
+            rows = pool.map(lambda text: self._beginnings([shown, block(text)]), texts)
+            return [sum(p for token, p in row if opens(token, words)) for row, words in zip(rows, openings, strict=True)]
+
     def _say(self, content: list[dict], length: int) -> str:
-        asked = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": length}
-        said = self._call("chat/completions", asked)
+        said = self._talk(content, max_tokens=length)
         try:
             text = said["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):
@@ -55,6 +63,18 @@ class Server:
         if not isinstance(text, str):
             raise ValueError(f"{self.url}: no answer but {json.dumps(said)[:120]}; does {self.model} see and speak?")
         return text
+
+    def _beginnings(self, content: list[dict]) -> list[tuple[str, float]]:
+        """Tokens and probabilities."""
+        said = self._talk(content, max_tokens=1, logprobs=True, top_logprobs=LIKELIEST)
+        try:
+            return [(one["token"], math.exp(one["logprob"])) for one in said["choices"][0]["logprobs"]["content"][0]["top_logprobs"]]
+        except (KeyError, IndexError, TypeError):
+            raise ValueError(f"{self.url}: no probabilities but {json.dumps(said)[:120]}; take a server that tells logprobs") from None
+
+    def _talk(self, content: list[dict], **how) -> Any:
+        asked = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0, **how}
+        return self._call("chat/completions", asked)
 
     def _only_model(self) -> str:
         said = self._call("models")
@@ -91,6 +111,11 @@ class Server:
             return json.loads(data)
         except ValueError:
             raise ValueError(f"{self.url}/{path}: not JSON but {data[:80]!r}; give an address that ends in /v1") from None
+
+
+def opens(token: str, words: Sequence[str]) -> bool:
+    """Whether one of the words begins with it."""
+    return bool(token.strip()) and any(word.startswith(token) for word in words)
 
 
 def block(part: str | Image.Image) -> dict[str, Any]:

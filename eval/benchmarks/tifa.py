@@ -4,8 +4,9 @@
 
 Each question of a prompt is asked of its picture, and scores the probability that the judge's answer begins with the right one, in any of its
 spellings. OUT is what the official evaluation.py writes, a list of probabilities for each prompt, and `eval.benchmarks.read geneval2` and the
-official analysis read it. What was asked and how likely it was is kept beside it, and gone on with after a stop. The official judge is Qwen3-VL-8B:
-scores of any other compare among themselves only.
+official analysis read it. VLM is a local model, or the address of a server that tells probabilities (vLLM, SGLang); it tells those of the likeliest
+20 tokens, and what lies below counts as nothing. What was asked and how likely it was is kept beside OUT, and gone on with after a stop. The
+official judge is Qwen3-VL-8B: scores of any other compare among themselves only.
 """
 
 import argparse
@@ -15,13 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from eval.benchmarks import program, read
 from eval.benchmarks.detections import digest_of
 from eval.benchmarks.inputs import keep, kept_in
 from eval.benchmarks.named import read_atoms
-from eval.benchmarks.vqa import VisionLanguageModel, load_judge
+from eval.benchmarks.server import judge_of
+from eval.benchmarks.vqa import Judge
 from eval.page import Score
 from fusion.files import save
 from fusion.images import open_image
@@ -39,19 +40,13 @@ def spellings(answer: str) -> list[str]:
     return sorted(words | {f" {word}" for word in words})
 
 
-def openings(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
-    """Tokens that an answer can begin with, each once."""
-    return sorted({tokenizer.encode(word, add_special_tokens=False)[0] for word in spellings(answer)})
-
-
-def probabilities(judge: VisionLanguageModel, path: Path, questions: Sequence[Sequence[str]]) -> list[float]:
+def probabilities(judge: Judge, path: Path, questions: Sequence[Sequence[str]]) -> list[float]:
     """Of the right answer to each question (question, answer) about a picture."""
-    likely = judge.beginnings(open_image(path), [ASKED.format(question=question) for question, _ in questions])
-    tokenizer = judge.processor.tokenizer
-    return [min(1.0, row[openings(tokenizer, answer)].sum().item()) for row, (_, answer) in zip(likely, questions, strict=True)]
+    texts = [ASKED.format(question=question) for question, _ in questions]
+    return judge.likely(open_image(path), texts, [spellings(answer) for _, answer in questions])
 
 
-def judged(rows: Sequence[dict], paths: dict[str, Path], judge: VisionLanguageModel, file: Path) -> list[list[float]]:
+def judged(rows: Sequence[dict], paths: dict[str, Path], judge: Judge, file: Path) -> list[list[float]]:
     """All prompts', those of `file` that are of the same picture and questions taken from it."""
     kept = kept_in(file, "prompt")
     found = []
@@ -84,7 +79,8 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m eval.benchmarks.tifa", description=__doc__.splitlines()[0])
     parser.add_argument("images", type=Path, help="image_paths.json, as eval.benchmarks.draw writes it: {prompt: picture}")
     parser.add_argument("--data", type=Path, required=True, help="geneval2_data.jsonl")
-    parser.add_argument("--judge", required=True, help="folder or hub id of an image-text-to-text model")
+    parser.add_argument("--judge", required=True, help="folder or hub id of an image-text-to-text model, or the address of a server up to /v1")
+    parser.add_argument("--served", help="which of a server's models, if it has several")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the JSON file that is written")
     parser.add_argument("--device", help="cuda, cpu, ...")
     return parser.parse_args(argv)
@@ -97,7 +93,7 @@ def score(options: argparse.Namespace) -> list[Score]:
     rows = read_atoms(options.data)
     paths = read_paths(options.images, rows)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    found = judged(rows, paths, load_judge(options.judge, options.device), options.out.with_suffix(".answers.jsonl"))
+    found = judged(rows, paths, judge_of(options.judge, options.served, options.device), options.out.with_suffix(".answers.jsonl"))
     save((json.dumps(found) + "\n").encode(), options.out)
     return read.geneval2([options.out], options.data)
 

@@ -9,7 +9,14 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BatchFeature,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
 ASKED = "{question} Answer with one word, yes or no."
 LENGTH = 8  # tokens of an answer
@@ -28,6 +35,9 @@ class Judge(Protocol):
 
     def answers(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
         """What it says to each question, word for word."""
+
+    def likely(self, image: Image.Image, texts: Sequence[str], openings: Sequence[Sequence[str]]) -> list[float]:
+        """Of each text, the probability that what it says to it begins as one of its openings does."""
 
 
 def yes(answer: str) -> bool:
@@ -52,6 +62,11 @@ class VisionLanguageModel:
         """Judge's."""
         return self._said([[image, ASKED.format(question=question)] for question in questions], LENGTH)
 
+    def likely(self, image: Image.Image, texts: Sequence[str], openings: Sequence[Sequence[str]]) -> list[float]:
+        """Judge's: of the first token."""
+        rows = self.beginnings(image, texts)
+        return [min(1.0, row[first_tokens(self.processor.tokenizer, words)].sum().item()) for row, words in zip(rows, openings, strict=True)]
+
     @torch.inference_mode()
     def _said(self, talks: Sequence[Sequence[str | Image.Image]], length: int) -> list[str]:
         said = []
@@ -73,6 +88,11 @@ class VisionLanguageModel:
             chats = [[{"role": "user", "content": [block(part) for part in parts]}] for parts in talks[start : start + BATCH]]
             inputs = self.processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=True, processor_kwargs=how)
             yield inputs.to(self.model.device, self.model.dtype)
+
+
+def first_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
+    """Tokens that one of the words begins with, each once."""
+    return sorted({tokenizer.encode(word, add_special_tokens=False)[0] for word in words})
 
 
 def block(part: str | Image.Image) -> dict[str, Any]:
