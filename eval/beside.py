@@ -12,20 +12,23 @@ from html import escape
 from pathlib import Path
 
 from eval.page import Score
-from eval.results import Result, against, read_result, verdict
+from eval.quality import WORDS
+from eval.results import Result, compared, read_result, verdict
+from eval.scores import mean_score
 from eval.suites import SUITES, Suite
 from fusion.files import save
 from fusion.page import Section, document, paragraph, picture, table
 
+FINER = "in parts"
 ITEMS, SHOWN = 8, 72  # of each suite on the page, and pixels on screen of their pictures
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One suite's main figure. scores: by model, of those that can do it. first: the best of them; level: whose items differ from its own by no more
-    than chance (95%, paired)."""
+    """One figure. name: of its suite, with FINER where it is that. scores: by model, of those that can do it. first: the best of them; level:
+    whose items differ from its own by no more than chance (95%, paired)."""
 
-    suite: str
+    name: str
     scores: dict[str, Score]
     first: str
     level: tuple[str, ...]
@@ -52,20 +55,25 @@ def opened(folders: Sequence[Path]) -> dict[str, Result]:
 
 
 def standings(results: dict[str, Result]) -> list[Standing]:
-    """Of every suite that two or more did, or one, in the suites' order. ValueError where two were asked other things."""
-    pairs = {(one, other): {p.suite: p for p in against(results[one], results[other])} for one in results for other in results if one != other}
+    """The main figure of every suite that one did or more, and the finer one of those that have it, in the suites' order. ValueError where two were
+    asked other things."""
     found = []
     for suite in SUITES:
-        scores = {name: result.scores[suite.name][0] for name, result in results.items() if suite.name in result.scores}
-        if not scores:
-            continue
-        first = max(scores, key=lambda name: scores[name].value)
-        others = [name for name in scores if name != first]
-        if missing := [name for name in others if suite.name not in pairs[first, name]]:
-            raise ValueError(f"{missing[0]} and {first} were asked other items of {suite.name}: evaluate both with the same version")
-        level = (name for name in others if abs(pairs[first, name][suite.name].difference) <= pairs[first, name][suite.name].half)
-        found.append(Standing(suite.name, scores, first, tuple(level)))
+        if who := _who(results, suite):
+            found.append(_standing(suite.name, suite, suite.main, who, {name: one.scores[suite.name][0] for name, one in who.items()}))
+        if who and suite.finer and all(suite.finer in row.values for one in who.values() for row in one.rows[suite.name]):
+            name = f"{suite.name} ({FINER})"
+            means = {model: mean_score(name, [row.values[suite.finer] for row in one.rows[suite.name]]) for model, one in who.items()}
+            found.append(_standing(name, suite, suite.finer, who, means))
     return found
+
+
+def _standing(name: str, suite: Suite, value: str, who: dict[str, Result], scores: dict[str, Score]) -> Standing:
+    first = max(scores, key=lambda one: scores[one].value)
+    pairs = {other: compared(who[first], who[other], suite, value) for other in scores if other != first}
+    if missing := [other for other, pair in pairs.items() if pair is None]:
+        raise ValueError(f"{missing[0]} and {first} were asked other items of {suite.name}: evaluate both with the same version")
+    return Standing(name, scores, first, tuple(other for other, pair in pairs.items() if abs(pair.difference) <= pair.half))
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------------------
@@ -74,9 +82,10 @@ def standings(results: dict[str, Result]) -> list[Standing]:
 def render(results: dict[str, Result], found: Sequence[Standing]) -> str:
     """The page as one string of HTML."""
     names = list(results)
-    rows = [(one.suite, *(_figure(one.scores.get(name)) for name in names), one.said) for one in found]
+    rows = [(one.name, *(_figure(one.scores.get(name)) for name in names), one.said) for one in found] + _text(results)
+    finer = paragraph(f"({FINER.capitalize()}: of drawings, {WORDS['drawing']}. Of edits, {WORDS['edits']}.)")
     sections = [
-        Section("Which is better at what", paragraph(_lead(names, found)) + table(rows, ("", *names, "best"))),
+        Section("Which is better at what", paragraph(_lead(names, found)) + table(rows, ("", *names, "best")) + finer),
         *(Section(suite.name.capitalize(), _details(results, suite) + _items(results, suite)) for suite in SUITES if _who(results, suite)),
         Section("What was evaluated", table([_facts(name, result) for name, result in results.items()], ("", "model", "kind", "knobs", "commit"))),
     ]
@@ -88,10 +97,20 @@ def render(results: dict[str, Result], found: Sequence[Standing]) -> str:
 
 def _lead(names: Sequence[str], found: Sequence[Standing]) -> str:
     """One sentence for each model that is best at something."""
-    alone = {name: [one.suite for one in found if one.first == name and not one.level and len(one.scores) > 1] for name in names}
+    alone = {name: [one.name for one in found if one.first == name and not one.level and len(one.scores) > 1] for name in names}
     said = [f"{name} is best at {', '.join(suites)}" for name, suites in alone.items() if suites]
-    shared = [one.suite for one in found if one.level]
+    shared = [one.name for one in found if one.level]
     return "; ".join([*said, *([f"no winner in {', '.join(shared)}"] if shared else [])]).capitalize() + "."
+
+
+def _text(results: dict[str, Result]) -> list[tuple]:
+    """How much of the language model's writing is left, as a row; none where that was not asked of any."""
+    rises = {name: one.text["rise"] for name, one in results.items() if one.text}
+    if not rises:
+        return []
+    said = {name: f"{one.text['before']:.2f} → {one.text['after']:.2f} ({one.text['rise']:+.1%})" for name, one in results.items() if one.text}
+    best = min(rises, key=rises.get)
+    return [("perplexity of plain text", *(said.get(name) for name in results), best if len(rises) > 1 else f"only {best}")]
 
 
 def _figure(score: Score | None) -> str | None:
@@ -150,12 +169,12 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     options.out.mkdir(parents=True, exist_ok=True)
-    figures = [{"suite": one.suite, "first": one.first, "level": one.level, "figures": {n: vars(s) for n, s in one.scores.items()}} for one in found]
+    figures = [{"suite": one.name, "first": one.first, "level": one.level, "figures": {n: vars(s) for n, s in one.scores.items()}} for one in found]
     save((json.dumps(figures, indent=1) + "\n").encode(), options.out / "results.json")
     save(render(results, found).encode(), options.out / "report.html")
-    width = max(len(one.suite) for one in found)
+    width = max(len(one.name) for one in found)
     for one in found:
-        print(f"{one.suite:<{width}}  " + "  ".join(f"{name} {score.value:.2f}" for name, score in one.scores.items()) + f"  best: {one.said}")
+        print(f"{one.name:<{width}}  " + "  ".join(f"{name} {score.value:.2f}" for name, score in one.scores.items()) + f"  best: {one.said}")
     print(options.out / "report.html")
     return 0
 

@@ -10,7 +10,7 @@ from statistics import mean, stdev
 
 from eval.page import Score, score_table
 from eval.scores import Z, as_text
-from eval.suites import SUITES, Row
+from eval.suites import SUITES, Row, Suite
 from fusion.page import Section, document, paragraph, picture, table
 
 SHOWN, EXTREMES = 72, 12  # pixels on screen of a sample, and how many of the best and of the worst stand on top
@@ -71,16 +71,20 @@ class Paired:
     count: int
 
 
+def compared(one: Result, other: Result, suite: Suite, value: str) -> Paired | None:
+    """One value of a suite; None where the two were not asked the same, or one of them not at all."""
+    same = one.settings["prompts"].get(suite.name) == other.settings["prompts"].get(suite.name)
+    if not same or suite.name not in one.rows or suite.name not in other.rows:
+        return None
+    theirs = {row.number: row.values[value] for row in other.rows[suite.name]}
+    gains = [row.values[value] - theirs[row.number] for row in one.rows[suite.name]]
+    half = Z * stdev(gains) / math.sqrt(len(gains))
+    return Paired(suite.name, mean(gains), half, sum(g > 0 for g in gains), sum(g < 0 for g in gains), len(gains))
+
+
 def against(one: Result, other: Result) -> list[Paired]:
     """The suites' main values, over suites in which both were asked the same. ValueError where there is none."""
-    found = []
-    for suite in SUITES:
-        same = one.settings["prompts"].get(suite.name) == other.settings["prompts"].get(suite.name)
-        if same and suite.name in one.rows and suite.name in other.rows:
-            theirs = {row.number: row.values[suite.main] for row in other.rows[suite.name]}
-            gains = [row.values[suite.main] - theirs[row.number] for row in one.rows[suite.name]]
-            half = Z * stdev(gains) / math.sqrt(len(gains))
-            found.append(Paired(suite.name, mean(gains), half, sum(g > 0 for g in gains), sum(g < 0 for g in gains), len(gains)))
+    found = [pair for suite in SUITES if (pair := compared(one, other, suite, suite.main))]
     if not found:
         raise ValueError(f"{other.folder}: it was asked for nothing that {one.folder} was: give the same --suite and --split")
     return found

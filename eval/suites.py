@@ -52,12 +52,14 @@ Done = tuple[Row, list[Image.Image]]
 
 
 class Suite(ABC):
-    """name: of the suite. needs: what a subject has to do for it. main: the value that two subjects are compared by. A suite's own scores
-    are the means of its values; by group, those of the main one."""
+    """name: of the suite. needs: what a subject has to do for it. main: the value that two subjects are compared by. finer: one that tells subjects
+    apart of which few are all right, as eval.quality has it; None where the main one does. A suite's own scores are the means of its values; by
+    group, those of the main one."""
 
     name: str
     needs: frozenset[str]
     main: str = "right"
+    finer: str | None = None
     words: dict[str, str]
 
     @abstractmethod
@@ -99,7 +101,7 @@ class Suite(ABC):
 class Drawing(Suite):
     """GenEval in miniature (Ghosh et al., arXiv 2310.11513): overall is the mean over its six categories."""
 
-    name, needs = "drawing", frozenset({"draw"})
+    name, needs, finer = "drawing", frozenset({"draw"}), "quality"
     words = {"colours": "all asked colours present"}
 
     def items(self, count, seed):
@@ -134,7 +136,7 @@ class Drawing(Suite):
 class Edits(Suite):
     """Edits of one picture in context. A copy is an answer in which nothing changed though something was asked."""
 
-    name, needs = "edits", frozenset({"edit"})
+    name, needs, finer = "edits", frozenset({"edit"}), "quality"
     words = {"right": "edits done", "kept": "pixels kept in edits", "copied": "edits that copy the source"}
 
     def items(self, count, seed):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import jaxtyping
 import pytest
@@ -41,11 +42,15 @@ def evaluations(tmp_path_factory):
 
 def test_the_best_of_each_suite_is_told_and_who_is_level_with_it(evaluations):
     names = ("nothing", "half", "all", "again")
-    found = {one.suite: one for one in beside.standings(beside.opened([evaluations / name for name in names]))}
-    assert list(found) == [suite.name for suite in SUITES] and {one.first for one in found.values()} == {"all"}
+    found = {one.name: one for one in beside.standings(beside.opened([evaluations / name for name in names]))}
+    finer = {"drawing": "drawing (in parts)", "edits": "edits (in parts)"}
+    assert list(found) == [name for suite in SUITES for name in (suite.name, finer.get(suite.name)) if name]
+    assert {one.first for one in found.values()} == {"all"}
     assert all(one.level == ("again",) for one in found.values())
     assert set(found["drawing"].scores) == set(names) and set(found["edits"].scores) == {"nothing", "all", "again"}
     assert found["drawing"].said == "all, with no difference seen to again"
+    parts = found["drawing (in parts)"].scores
+    assert parts["all"].value == 1 and parts["half"].value >= found["drawing"].scores["half"].value
 
 
 def test_the_page_shows_the_same_items_and_the_figures_are_kept(evaluations, tmp_path, capsys):
@@ -54,10 +59,20 @@ def test_the_page_shows_the_same_items_and_the_figures_are_kept(evaluations, tmp
     said = capsys.readouterr().out
     assert "drawing" in said and "best: all\n" in said and str(out / "report.html") in said
     page = (out / "report.html").read_text()
-    assert "All is best at drawing" in page and page.count("<img") > 3 * beside.ITEMS and "http" not in page.replace("http-equiv", "")
+    assert "All is best at drawing, drawing (in parts)" in page and "the share of what was asked that is right" in page
+    assert page.count("<img") > 3 * beside.ITEMS and "http" not in page.replace("http-equiv", "")
     kept = {one["suite"]: one for one in json.loads((out / "results.json").read_text())}
     assert kept["drawing"]["figures"]["all"]["value"] == 1 and 0.2 < kept["drawing"]["figures"]["half"]["value"] < 0.8
     assert kept["edits"]["first"] == "all" and kept["edits"]["figures"]["all"]["count"] == COUNT
+
+
+def test_what_is_left_of_the_writing_is_a_row_too(evaluations):
+    results = beside.opened([evaluations / name for name in ("nothing", "half", "all")])
+    assert not any(one.text for one in results.values()) and "perplexity" not in beside.render(results, beside.standings(results))
+    told = {"nothing": {"before": 2.0, "after": 3.0, "rise": 0.5}, "all": {"before": 2.0, "after": 1.5, "rise": -0.25}}
+    results |= {name: replace(results[name], text=text) for name, text in told.items()}
+    page = beside.render(results, beside.standings(results))
+    assert "2.00 → 3.00 (+50.0%)" in page and "2.00 → 1.50 (-25.0%)" in page and "perplexity of plain text" in page
 
 
 def test_what_cannot_be_compared_is_one_line(evaluations, tmp_path, capsys):
