@@ -36,6 +36,8 @@ class Standing:
     @property
     def said(self) -> str:
         """In words."""
+        if not self.scores[self.first].value:
+            return "none"
         if len(self.scores) == 1:
             return f"only {self.first}"
         return f"{self.first}, with no difference seen to {', '.join(self.level)}" if self.level else self.first
@@ -96,11 +98,18 @@ def render(results: dict[str, Result], found: Sequence[Standing]) -> str:
 
 
 def _lead(names: Sequence[str], found: Sequence[Standing]) -> str:
-    """One sentence for each model that is best at something."""
-    alone = {name: [one.name for one in found if one.first == name and not one.level and len(one.scores) > 1] for name in names}
-    said = [f"{name} is best at {', '.join(suites)}" for name, suites in alone.items() if suites]
-    shared = [one.name for one in found if one.level]
-    return "; ".join([*said, *([f"no winner in {', '.join(shared)}"] if shared else [])]).capitalize() + "."
+    """Who is best at what, alone or with others; where no difference is seen; and what nobody can do."""
+    contested = [one for one in found if len(one.scores) > 1]
+    none = [one for one in contested if one.said == "none"]
+    level = [one for one in contested if one not in none and len(one.level) + 1 == len(one.scores)]
+    best: dict[tuple[str, ...], list[str]] = {}
+    for one in contested:
+        if one not in none + level:
+            best.setdefault(tuple(name for name in names if name in (one.first, *one.level)), []).append(one.name)
+    said = [f"{' and '.join(who)} {'is' if len(who) == 1 else 'are'} best at {', '.join(what)}" for who, what in best.items()]
+    for words, suites in (("no difference seen in", level), ("nobody can do", none)):
+        said += [f"{words} {', '.join(one.name for one in suites)}"] if suites else []
+    return "; ".join(said).capitalize() + "."
 
 
 def _text(results: dict[str, Result]) -> list[tuple]:

@@ -8,6 +8,7 @@ import jaxtyping
 import pytest
 
 from eval import beside, run
+from eval.page import Score
 from eval.shapes import SPLITS
 from eval.suites import SUITES
 from tests.test_eval_run import COUNT, Ignorant, Perfect, evaluated
@@ -64,6 +65,21 @@ def test_the_page_shows_the_same_items_and_the_figures_are_kept(evaluations, tmp
     kept = {one["suite"]: one for one in json.loads((out / "results.json").read_text())}
     assert kept["drawing"]["figures"]["all"]["value"] == 1 and 0.2 < kept["drawing"]["figures"]["half"]["value"] < 0.8
     assert kept["edits"]["first"] == "all" and kept["edits"]["figures"]["all"]["count"] == COUNT
+
+
+def test_the_first_sentence_says_who_is_best_at_what():
+    def standing(name, first, level, *values):
+        scores = {who: Score(who, value, 0.0, 1.0, 9) for who, value in zip("abc", values, strict=False)}
+        return beside.Standing(name, scores, first, level)
+
+    found = [
+        standing("drawing", "b", (), 0.1, 0.9, 0.2), standing("edits", "c", ("a",), 0.7, 0.1, 0.8),
+        standing("questions", "a", ("b", "c"), 0.5, 0.5, 0.4),
+        standing("stories", "a", ("b", "c"), 0.0, 0.0, 0.0), standing("alone", "a", (), 0.5), standing("more edits", "a", ("c",), 0.9, 0.1, 0.8),
+    ]  # fmt: skip
+    said = "B is best at drawing; a and c are best at edits, more edits; no difference seen in questions; nobody can do stories."
+    assert beside._lead("abc", found) == said
+    assert [one.said for one in found[2:5]] == ["a, with no difference seen to b, c", "none", "only a"]
 
 
 def test_what_is_left_of_the_writing_is_a_row_too(evaluations):
