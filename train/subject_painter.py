@@ -76,8 +76,8 @@ class PainterSubject(Subject):
     def drawing(self) -> Image.Image:
         """The first pictures and their texts, as the network gets them."""
         batch = self.taken[0]
-        pictures = [to_image(pixels) for pixels in batch.pixels[:SHOWN]]
-        return sheet([ask(text) for text in batch.texts[:SHOWN]], [[picture] for picture in pictures])
+        pairs = [replace(ask(text), truth=(to_image(pixels),)) for text, pixels in zip(batch.texts[:SHOWN], batch.pixels[:SHOWN], strict=True)]
+        return sheet(pairs, [()] * len(pairs))
 
     def reading(self) -> Callable[[], object] | None:
         """What encoders that are not trained say of the texts of a step."""
