@@ -20,7 +20,7 @@ GIVES_BACK = "MALLOC_MMAP_THRESHOLD_=262144"
 
 
 def plan(config: str, words: list[str], gpus: int, device: str, mfu: float, price: float | None, out: str | None) -> None:
-    """Print the table; draw the first row of the first batch, and its mask, into `out`. ValueError in one line for what cannot be planned."""
+    """Print the table; draw the first batch into `out`: a packed row and its mask, or pairs. ValueError in one line for what cannot be planned."""
     if not Path(config).is_file():
         raise ValueError(f"{config}: no such file; give the YAML file of a run of train.unified or train.diffusion")
     path = image_path(out, "plan.png") if out else None
