@@ -2,6 +2,7 @@
 
 import math
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -178,13 +179,7 @@ def plan(capsys, tmp_path, monkeypatch):
     """`plan(words...)` of an otherwise empty YAML file: exit status, output, errors."""
     monkeypatch.chdir(tmp_path)
     Path("run.yaml").write_text("packing: {length: 128, rows: 2}\nmodel: {embed: linear, head: linear}\n")
-
-    def call(*words: str) -> tuple[int, str, list[str]]:
-        status = cli.main(["plan", *words])
-        said = capsys.readouterr()
-        return status, said.out, said.err.splitlines()
-
-    return call
+    return partial(training.planned, capsys)
 
 
 def test_the_config_of_an_llm_suffices(plan, bare):

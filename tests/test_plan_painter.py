@@ -2,6 +2,7 @@
 
 import math
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from fusion import cli
 from fusion.architectures import make_painter
 from fusion.architectures.experts import evenly
 from fusion.architectures.registry import ARCHITECTURES
@@ -138,13 +138,7 @@ def plan(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("base.yaml").write_text(f"painter: {{architecture: dit, network: {OTHERS}}}\n")
     Path("run.yaml").write_text("base: base.yaml\npairing: {rows: 4}\n")
-
-    def call(*words: str) -> tuple[int, str, list[str]]:
-        status = cli.main(["plan", *words])
-        said = capsys.readouterr()
-        return status, said.out, said.err.splitlines()
-
-    return call
+    return partial(training.planned, capsys)
 
 
 def test_the_config_of_an_llm_suffices(plan, llm, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 import fusion
+from fusion import cli
 from fusion.data.batches import PackedBatches, Packing, fixed_batches
 from fusion.data.loader import Loader
 from fusion.data.shapes import World
@@ -33,6 +34,13 @@ def save_llm(folder: Path) -> Path:
     families.tiny_llm("llama").save_pretrained(folder)
     families.tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def planned(capsys, *words: str) -> tuple[int, str, list[str]]:
+    """Exit status, output and errors of `fusion plan`."""
+    status = cli.main(["plan", *words])
+    said = capsys.readouterr()
+    return status, said.out, said.err.splitlines()
 
 
 def open_samples(shard: int, shards: int) -> Mixture:

@@ -35,8 +35,8 @@ class Shares:
 
 
 class Subject(ABC):
-    """The model of a run without contents. model: what is trained; codec: its autoencoder; source: where the batches are from; attention: that
-    of the decoder, where the model has one."""
+    """The model of a run without contents. model: what is trained; codec: its autoencoder; shares: of its batches, and source: where
+    those are from."""
 
     model: nn.Module
     codec: Codec

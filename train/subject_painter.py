@@ -93,7 +93,7 @@ class PainterSubject(Subject):
 
 def imagined_painter(settings: PainterConfig) -> Painter:
     """A painter of which everything is on "meta". What a folder of texts would save is not looked at."""
-    texts = TextEncoders([load_encoder(one, device="meta") for one in settings.texts])
+    texts = TextEncoders([load_encoder(one, weights=False) for one in settings.texts])
     codec = load_codec(settings.codec, device="meta")
     with torch.device("meta"):
         network = build(settings.architecture, settings.network, Sees(codec.channels, **texts.sees))

@@ -107,16 +107,15 @@ class TextEncoder(nn.Module):
         self.tokenizer.save_pretrained(folder)
 
 
-def load_encoder(config: EncoderConfig, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None) -> TextEncoder:
-    """The encoder in a folder or on the hub, without dropout. device: "meta": only the configuration is read, weights have shapes alone, and where
-    there is no tokenizer each word is a token. Raises ValueError in one line where there is none, or it has no such layer."""
-    meta = str(device) == "meta"
+def load_encoder(config: EncoderConfig, dtype: torch.dtype = torch.float32, weights: bool = True) -> TextEncoder:
+    """The encoder in a folder or on the hub, without dropout. weights: False reads the configuration alone, puts them on "meta", and where there
+    is no tokenizer each word is a token. Raises ValueError in one line where there is none, or it has no such layer."""
     try:
         kind = transformers.AutoConfig.from_pretrained(config.path).model_type
         loaded = getattr(transformers, CLASSES.get(kind, "AutoModel"))
-        tokenizer = find_tokenizer(config.path) or Words() if meta else transformers.AutoTokenizer.from_pretrained(config.path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(config.path) if weights else find_tokenizer(config.path) or Words()
         with _without_report():
-            model = _without_weights(loaded, config.path) if meta else loaded.from_pretrained(config.path, dtype=dtype, use_safetensors=True)
+            model = loaded.from_pretrained(config.path, dtype=dtype, use_safetensors=True) if weights else _without_weights(loaded, config.path)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{config.path}: no text encoder can be loaded from there ({' '.join(str(error).split())[:200]})") from None
     if config.pooled == "own" and kind not in CLIP:
@@ -127,8 +126,7 @@ def load_encoder(config: EncoderConfig, dtype: torch.dtype = torch.float32, devi
     for part in model.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
-    encoder = TextEncoder(model, tokenizer, config)
-    return encoder if device is None or meta else encoder.to(device)
+    return TextEncoder(model, tokenizer, config)
 
 
 def _without_weights(loaded: type, path: str) -> nn.Module:
@@ -221,11 +219,6 @@ class TextEncoders(nn.ModuleList):
         self._held += _size(row)
         while self._held > KEPT and len(self._kept) > 1:
             self._held -= _size(self._kept.popitem(last=False)[1])
-
-    def forget(self) -> None:
-        """Keep nothing in memory of what was read."""
-        self._kept.clear()
-        self._held = 0
 
     def _file(self, number: int, text: str) -> Path:
         if number not in self._names:
