@@ -132,7 +132,7 @@ def compared(llm: Path, case: list[str]) -> dict[str, float]:
 def main(arguments: list[str]) -> int:
     """Compare each case, print, write down."""
     parser = argparse.ArgumentParser(prog="python -m bench.plan", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="some of them; bf16 takes an hour on CPUs without it")
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="some; bf16 is ten times as slow on CPUs without it")
     parser.add_argument("--train", nargs="+", help=argparse.SUPPRESS)  # what the process that is measured is told
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
