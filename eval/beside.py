@@ -85,7 +85,8 @@ def render(results: dict[str, Result], found: Sequence[Standing]) -> str:
     """The page as one string of HTML."""
     names = list(results)
     rows = [(one.name, *(_figure(one.scores.get(name)) for name in names), one.said) for one in found] + _text(results)
-    finer = paragraph(f"({FINER.capitalize()}: of drawings, {WORDS['drawing']}. Of edits, {WORDS['edits']}.)")
+    in_parts = [f"{FINER}, {suite}: {words}" for suite, words in WORDS.items() if any(one.name == f"{suite} ({FINER})" for one in found)]
+    finer = "".join(paragraph(f"{words[:1].upper()}{words[1:]}.") for words in in_parts)
     sections = [
         Section("Which is better at what", paragraph(_lead(names, found)) + table(rows, ("", *names, "best")) + finer),
         *(Section(suite.name.capitalize(), _details(results, suite) + _items(results, suite)) for suite in SUITES if _who(results, suite)),
@@ -109,7 +110,8 @@ def _lead(names: Sequence[str], found: Sequence[Standing]) -> str:
     said = [f"{' and '.join(who)} {'is' if len(who) == 1 else 'are'} best at {', '.join(what)}" for who, what in best.items()]
     for words, suites in (("no difference seen in", level), ("nobody can do", none)):
         said += [f"{words} {', '.join(one.name for one in suites)}"] if suites else []
-    return "; ".join(said).capitalize() + "."
+    words = "; ".join(said)
+    return f"{words[:1].upper()}{words[1:]}."  # a model's name stays as it is written
 
 
 def _text(results: dict[str, Result]) -> list[tuple]:

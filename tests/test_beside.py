@@ -79,6 +79,8 @@ def test_the_first_sentence_says_who_is_best_at_what():
     ]  # fmt: skip
     said = "B is best at drawing; a and c are best at edits, more edits; no difference seen in questions; nobody can do stories."
     assert beside._lead("abc", found) == said
+    named = [beside.Standing("drawing", {"DiT-XL": Score("", 0.9, 0.0, 1.0, 9), "b": Score("", 0.1, 0.0, 1.0, 9)}, "DiT-XL", ())]
+    assert beside._lead(["DiT-XL", "b"], named) == "DiT-XL is best at drawing."
     assert [one.said for one in found[2:5]] == ["a, with no difference seen to b, c", "none", "only a"]
 
 
@@ -88,6 +90,7 @@ def test_what_is_left_of_the_writing_is_a_row_too(evaluations):
     told = {"nothing": {"before": 2.0, "after": 3.0, "rise": 0.5}, "all": {"before": 2.0, "after": 1.5, "rise": -0.25}}
     results |= {name: replace(results[name], text=text) for name, text in told.items()}
     page = beside.render(results, beside.standings(results))
+    assert "In parts, drawing: " in page and "In parts, edits: " in page
     assert "2.00 → 3.00 (+50.0%)" in page and "2.00 → 1.50 (-25.0%)" in page and "perplexity of plain text" in page
 
 
