@@ -80,15 +80,18 @@ def in_words(drawn: Drawn, rng: Random) -> Messages:
 
 
 class Spoiled:
-    """The built-in world and prose as a source; `share` of the documents is spoiled. scrambled: so is the order of words in the prose."""
+    """The built-in world and prose as a source; `share` of the documents is spoiled. scrambled: so is the order of words in the prose. seed: another
+    one, other documents."""
 
     name = "world"
 
-    def __init__(self, world: World, spoil: Spoil, share: float, scrambled: bool):
+    def __init__(self, world: World, spoil: Spoil, share: float, scrambled: bool, seed: int = 0):
         self.world, self.spoil, self.share, self.scrambled = world, spoil, share, scrambled
+        self.first = seed * 10**8
 
     def sample(self, index: int) -> Sample:
         """Document number `index`."""
+        index += self.first
         rng, numbers = Random(f"spoiled/{index}"), np.random.default_rng([TRAINING_SEED, index])
         key, spoilt = f"world:{index}", rng.random() < self.share
         if rng.random() < TEXT:
@@ -110,12 +113,12 @@ def scramble(text: str, rng: Random) -> str:
     return " ".join(words)
 
 
-def write_folder(folder: Path, leaks: float) -> None:
+def write_folder(folder: Path, leaks: float, seed: int = 0) -> None:
     """Pictures of the world with captions; of a share of them another copy, saved as JPEG, under a name of its own."""
     (folder / "images").mkdir(parents=True)
-    world, rng, rows = World(), Random("folder"), []
+    world, rng, rows = World(), Random(f"folder/{seed}"), []
     for index in range(PICTURES):
-        drawn = world.sample(np.random.default_rng([77, index]), "text_to_image").with_pil()
+        drawn = world.sample(np.random.default_rng([77 + seed, index]), "text_to_image").with_pil()
         words, image = drawn.messages[0]["content"][0]["text"], drawn.messages[1]["content"][0]["image"]
         rows.append({"file_name": f"images/{index}.png", "text": words})
         image.save(folder / rows[-1]["file_name"])

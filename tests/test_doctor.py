@@ -69,7 +69,7 @@ def test_of_two_findings_the_worse_counts_with_the_evidence_of_both():
 
 
 def test_what_follows_from_another_illness_says_so_only_where_both_were_found():
-    deaf, copies = words.DEAF.judge(Measured(0.5), "deaf"), pictures.COPY.judge(Measured(0.0), "copies")
+    deaf, copies = words.DEAF.judge(Measured(0.5), "deaf"), pictures.COPY.judge(Measured(1.0), "copies")
     assert [finding.follows for finding in visit.in_context([deaf, copies])] == [None, words.DEAF.illness]
     hears = words.DEAF.judge(Measured(1.0), "hears")
     assert [finding.follows for finding in visit.in_context([hears, copies])] == [None, None]
@@ -84,7 +84,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
         inside += found.low <= 0.5 <= found.high
     assert 85 <= inside <= 99
     with pytest.raises(Missing, match="takes 8"):
-        sure.median([1.0] * 7)
+        sure.mean([1.0] * 7)
 
 
 # ---- pictures ----
@@ -103,14 +103,42 @@ def test_a_copy_has_not_moved_and_the_true_edit_has(monkeypatch):
     truth.paste("red", (8, 8, 20, 20))
     task = SimpleNamespace(source=source, truth=truth, words="make it red")
     for drawn, verdict in ((source, SEVERE), (truth, WELL)):
-        patient = SimpleNamespace(edits=[task] * 10, draw=lambda tasks, drawn=drawn: [[drawn] for _ in tasks])
-        assert pictures.copying(patient).verdict == verdict
-    patient = SimpleNamespace(edits=[SimpleNamespace(source=source, truth=source, words="")] * 10)
+        patient = SimpleNamespace(count=20, edits=[task] * 10, draw=lambda tasks, copies, drawn=drawn: [[drawn] * copies for _ in tasks])
+        finding = pictures.copying(patient)
+        assert finding.verdict == verdict and "of 20 edits of 10 pictures" in finding.said
+    patient = SimpleNamespace(count=10, edits=[SimpleNamespace(source=source, truth=source, words="")] * 10)
     assert pictures.copying(patient).measured is None
 
 
-def test_too_much_guidance_is_told_from_little(llm, tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "DRAWN", 16)
+def test_a_few_copies_among_edits_are_found(monkeypatch):
+    """One in four is, and in the middle of all nothing is seen of it."""
+    source, truth = Image.new("RGB", (32, 32), "white"), Image.new("RGB", (32, 32), "white")
+    truth.paste("red", (8, 8, 20, 20))
+    task = SimpleNamespace(source=source, truth=truth, words="make it red")
+
+    def draw(tasks, copies):
+        return [[source if number % 4 == 0 else truth] * copies for number in range(len(tasks))]
+
+    finding = pictures.copying(SimpleNamespace(count=96, edits=[task] * 48, draw=draw))
+    assert finding.verdict == MILD and finding.measured.value == 0.25 and finding.figures["median"] == 1.0
+
+
+def test_blur_is_seen_in_the_pictures_of_what_the_codec_gives_back():
+    rng = np.random.default_rng(0)
+    sharp = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(16)]
+    tasks = [SimpleNamespace(truth=image, words="") for image in sharp]
+
+    def verdict(radius: float, codec: float = 0.0) -> str:
+        def soft(image: Image.Image, radius: float) -> Image.Image:
+            return image.filter(ImageFilter.GaussianBlur(radius))
+
+        patient = SimpleNamespace(draw=lambda _: [[soft(image, radius)] for image in sharp], given_back=lambda image: soft(image, codec))
+        return pictures._soft(patient, tasks).verdict
+
+    assert [verdict(0.0), verdict(0.5), verdict(0.8), verdict(0.8, codec=0.8)] == [WELL, MILD, SEVERE, WELL]
+
+
+def test_too_much_guidance_is_told_from_little(llm, tmp_path):
     patient = Patient(bundled_run(tmp_path / "run", llm, "guided-12"), ["samples.guidance=20", "samples.steps=6"], count=48)
     assert pictures.over_guided(patient).ill
     patient.config.samples.guidance = 2.0
@@ -228,6 +256,9 @@ def test_the_page_puts_the_worst_first_and_escapes_what_it_says():
     findings = [ABOVE.judge(Measured(0.0), "fine"), BELOW.judge(Measured(0.1, 0.0, 0.15), "a <b>"), ABOVE.unknown("nothing there")]
     shown = page.render(Path("run"), None, findings)
     assert shown.index("a &lt;b&gt;") < shown.index("fine") < shown.index("nothing there") and "<b>" not in shown
+    assert page.summary(findings) == "b (severe); 2 of 3 checks could be judged"
+    doubtful = page.summary([*findings, ABOVE.judge(Measured(1.5, 0.5, 2.0), "a little")])
+    assert "unclear: a (a larger --count" in doubtful and page.summary(findings[:1]).startswith("nothing is wrong;")
     assert page.as_text(findings).splitlines()[:2] == [f"{'severe':<11}{'b':<29}a <b>", f"{'':<11}do: d"]
 
 

@@ -17,8 +17,10 @@ from eval.doctor.patient import Patient
 from eval.doctor.visit import examine, in_context
 from fusion.files import save
 
+COUNT = 96  # held-out documents of each source
 
-def diagnose(run: Path, words: Sequence[str] = (), count: int = 96, device: str | None = None, out: Path | None = None) -> list[Finding]:
+
+def diagnose(run: Path, words: Sequence[str] = (), count: int = COUNT, device: str | None = None, out: Path | None = None) -> list[Finding]:
     """All findings; also as OUT/doctor.json and OUT/doctor.html. Raises ValueError in one line."""
     patient, out = Patient(run, words, count, device), out or run
     findings = in_context(list(examine(patient)))
@@ -34,7 +36,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m eval.doctor", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the folder of a run of train.unified, train.demo or train.diffusion")
-    parser.add_argument("--count", type=int, default=96, help="held-out documents of each source that are looked at")
+    parser.add_argument("--count", type=int, default=COUNT, help="held-out documents of each source that are looked at")
     parser.add_argument("-o", "--out", type=Path, help="the folder that gets doctor.json and doctor.html; the run's own unless given")
     parser.add_argument("--device", help="cuda, cpu, ...")
     parser.add_argument("words", nargs="*", metavar="key=value", help="of the run's config, where it does not hold any more: data.path=FOLDER")

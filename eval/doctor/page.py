@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from eval.doctor.finding import ORDER, UNKNOWN, Finding
+from eval.doctor.finding import ORDER, UNCLEAR, UNKNOWN, Finding
 from fusion.page import Section, document, paragraph, table
 
 
@@ -16,8 +16,12 @@ def by_weight(findings: Sequence[Finding]) -> list[Finding]:
 def summary(findings: Sequence[Finding]) -> str:
     """One sentence."""
     ill = [f"{finding.illness} ({finding.verdict})" for finding in by_weight(findings) if finding.ill and not finding.follows]
+    unclear = [finding.illness for finding in by_weight(findings) if finding.verdict == UNCLEAR]
     judged = sum(finding.verdict != UNKNOWN for finding in findings)
-    return f"{', '.join(ill) if ill else 'nothing is wrong'}; {judged} of {len(findings)} checks could be judged"
+    parts = [", ".join(ill) or ("nothing is surely wrong" if unclear else "nothing is wrong")]
+    if unclear:
+        parts.append(f"unclear: {', '.join(unclear)} (a larger --count takes more held-out documents)")
+    return "; ".join([*parts, f"{judged} of {len(findings)} checks could be judged"])
 
 
 def as_text(findings: Sequence[Finding]) -> str:

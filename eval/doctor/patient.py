@@ -10,16 +10,20 @@ from typing import Any
 
 import torch
 import yaml
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 import fusion
 from eval.doctor.finding import Missing
 from fusion.architectures import load_painter
+from fusion.codec import Codec
 from fusion.data.batches import Batch, documents
 from fusion.data.pairs import PairBatch, fixed_pairs
 from fusion.data.shapes import TASKS, Options, World
 from fusion.data.sources import BadSample, Sample, Source, WorldSource
 from fusion.document import blocks
+from fusion.images import to_image, to_pixels
 from fusion.sequence import pack
 from train import checkpoint
 from train.config import load_config
@@ -170,6 +174,22 @@ class Patient:
         return document
 
     # ---- drawing ----
+
+    @property
+    def codec(self) -> Codec:
+        """Between pictures and what the model draws."""
+        return self.learner.painter.codec if self.paints else self.learner.fusion.codec
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[Image.Image]) -> Float[Tensor, "n c h w"]:
+        """Latents of pictures of one size."""
+        device = next(self.learner.model.parameters()).device
+        return self.codec.encode(torch.stack([to_pixels(image) for image in images]).to(device)).float()
+
+    @torch.no_grad()
+    def given_back(self, image: Image.Image) -> Image.Image:
+        """A picture as the codec gives it back."""
+        return to_image(self.codec.decode(self.encode([image]))[0].float().cpu())
 
     def draw(self, tasks: Sequence[Task], copies: int = 1, seed: int = 0, **knobs: Any) -> list[list[Image.Image]]:
         """Pictures of each task, from `copies` noises of their own, with the run's own knobs but for those given."""

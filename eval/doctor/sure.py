@@ -26,9 +26,9 @@ def _log_ratios(means: np.ndarray, columns: int) -> np.ndarray:
     return np.log2(means[..., :columns] / means[..., columns:])
 
 
-def median(values: Sequence[float]) -> Measured:
+def mean(values: Sequence[float]) -> Measured:
     """Of one value a picture."""
-    return _measured(np.asarray(values, float)[:, None], lambda drawn: np.median(drawn[..., 0], axis=-1))
+    return _measured(np.asarray(values, float)[:, None], lambda drawn: drawn[..., 0].mean(-1))
 
 
 def _measured(rows: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> Measured:
