@@ -210,6 +210,14 @@ def test_a_curve_that_still_falls_is_undertrained_all_the_more_where_the_rate_is
     assert finding.verdict == verdict and finding.measured.value == pytest.approx(1 - 2**-power, abs=0.01)
 
 
+def test_what_the_end_of_the_rate_takes_off_is_not_for_want_of_training(tmp_path):
+    """The error rises while the rate is up, as where the data are wrong, and falls by a third as it comes down."""
+    rows = [row | {"val/x_error": 0.03 + 0.02 * min(row["lr"] / 5e-4, 1.0) * row["seen"] / 4000} for row in falling(0.0, 0.0)]
+    finding = course.undertrained(Patient(logged(tmp_path, rows)))
+    assert course.falling([(row["seen"], row["val/x_error"]) for row in rows if row["seen"] >= 2000]).value > 0.15
+    assert finding.verdict == WELL and "before its rate came down" in finding.said
+
+
 def test_where_the_curve_is_too_rough_the_plan_of_the_run_says_whether_it_was_stopped_early(tmp_path):
     rough = [row | {"val/x_error": row["val/x_error"] * (1 + 0.1 * (-1) ** row["step"])} for row in falling(0.15, 1.0)]
     run = logged(tmp_path, [row | {"time": 60.0} for row in rough])

@@ -27,8 +27,10 @@ GREEN = Rule(
     advice="go on: resume=true with more training.documents or minutes, and let the learning rate come down to its end",
 )  # fmt: skip
 ENDED = Rule(
-    GREEN.illness, GREEN.statistic.replace("still up", "at its end"), mild=0.15, severe=0.35,
-    reason="bringing the rate down takes up to a tenth off by itself; beyond that the error falls because training is not done", advice=GREEN.advice,
+    GREEN.illness, "what a doubling of documents took off the validation error of pictures, to the end of the learning rate or before it came down, "
+    "whichever is less", mild=0.15, severe=0.35,
+    reason="bringing the rate down takes off up to a third by itself; what did not fall before it does not fall for want of training",
+    advice=GREEN.advice,
 )  # fmt: skip
 STAGES = Rule(
     GREEN.illness, "share of the documents before the curriculum's last stage that were seen", mild=1.0, severe=0.9,
@@ -57,13 +59,23 @@ def undertrained(patient: Patient) -> Finding:
         return GREEN.unknown(f"{len(late)} validations in the last half of the run, and a slope takes {POINTS}; lower training.validate_every")
     rate = _rate(patient)
     rule = GREEN if rate > 0.1 else ENDED
-    found = falling(late)
-    words = f"twice the documents take {found.value:.1%} off the error, and the learning rate ended at {rate:.0%} of its peak"
+    found, when = falling(late), ""
+    if rule is ENDED and len(before := _while_up(patient.rows, curve)) >= POINTS and falling(before).value < found.value:
+        found, when = falling(before), ", before its rate came down,"
+    words = f"twice the documents{when} take {found.value:.1%} off the error, and the learning rate ended at {rate:.0%} of its peak"
     finding, share = rule.judge(found, words, _curves(patient.rows), rate=rate), _share(patient)
     if finding.verdict == UNCLEAR and rule is GREEN:
         stopped = STOPPED.judge(Measured(share), f"{words}; it was stopped after {share:.1%} of what it was to last", finding.evidence, rate=rate)
         return stopped if stopped.ill else finding
     return finding
+
+
+def _while_up(rows: Sequence[dict], curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The last half of the curve's part over which the learning rate is at least half of its peak."""
+    rates = [(row["seen"], row["lr"]) for row in rows if "lr" in row]
+    peak = max((rate for _, rate in rates), default=0.0)
+    end = max((seen for seen, rate in rates if rate >= peak / 2), default=0)
+    return [(seen, error) for seen, error in curve if end / 2 <= seen <= end]
 
 
 def _share(patient: Patient) -> float:
