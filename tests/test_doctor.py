@@ -215,7 +215,10 @@ def test_what_the_end_of_the_rate_takes_off_is_not_for_want_of_training(tmp_path
     rows = [row | {"val/x_error": 0.03 + 0.02 * min(row["lr"] / 5e-4, 1.0) * row["seen"] / 4000} for row in falling(0.0, 0.0)]
     finding = course.undertrained(Patient(logged(tmp_path, rows)))
     assert course.falling([(row["seen"], row["val/x_error"]) for row in rows if row["seen"] >= 2000]).value > 0.15
-    assert finding.verdict == WELL and "before its rate came down" in finding.said
+    assert finding.verdict == WELL and "while its rate was up" in finding.said
+    damaged = [row | {"val/x_error": 0.02 if row["step"] == 1 else row["val/x_error"]} for row in falling(0.4, 0.0)]
+    finding = course.undertrained(Patient(logged(tmp_path, damaged)))
+    assert finding.verdict == WELL and "on the least error of the first half" in finding.said
 
 
 def test_where_the_curve_is_too_rough_the_plan_of_the_run_says_whether_it_was_stopped_early(tmp_path):

@@ -27,9 +27,9 @@ GREEN = Rule(
     advice="go on: resume=true with more training.documents or minutes, and let the learning rate come down to its end",
 )  # fmt: skip
 ENDED = Rule(
-    GREEN.illness, "what a doubling of documents took off the validation error of pictures, to the end of the learning rate or before it came down, "
-    "whichever is less", mild=0.15, severe=0.35,
-    reason="bringing the rate down takes off up to a third by itself; what did not fall before it does not fall for want of training",
+    GREEN.illness, "what the last doubling of documents took off the validation error of pictures, or off its least before, or one took off while "
+    "the learning rate was up, whichever is least", mild=0.15, severe=0.35,
+    reason="bringing the rate down takes off up to a third by itself; what did not fall before it, or was lower once, does not want training",
     advice=GREEN.advice,
 )  # fmt: skip
 STAGES = Rule(
@@ -59,10 +59,10 @@ def undertrained(patient: Patient) -> Finding:
         return GREEN.unknown(f"{len(late)} validations in the last half of the run, and a slope takes {POINTS}; lower training.validate_every")
     rate = _rate(patient)
     rule = GREEN if rate > 0.1 else ENDED
-    found, when = falling(late), ""
-    if rule is ENDED and len(before := _while_up(patient.rows, curve)) >= POINTS and falling(before).value < found.value:
-        found, when = falling(before), ", before its rate came down,"
-    words = f"twice the documents{when} take {found.value:.1%} off the error, and the learning rate ended at {rate:.0%} of its peak"
+    falls = _falls(patient.rows, curve, last["seen"])
+    said, found = min((falls if rule is ENDED else falls[:1]), key=lambda pair: pair[1].value)
+    takes = f"take {found.value:.1%} off" if found.value >= 0 else f"put {-found.value:.1%} on"
+    words = f"{said.format(takes=takes)}, and the learning rate ended at {rate:.0%} of its peak"
     finding, share = rule.judge(found, words, _curves(patient.rows), rate=rate), _share(patient)
     if finding.verdict == UNCLEAR and rule is GREEN:
         stopped = STOPPED.judge(Measured(share), f"{words}; it was stopped after {share:.1%} of what it was to last", finding.evidence, rate=rate)
@@ -70,12 +70,22 @@ def undertrained(patient: Patient) -> Finding:
     return finding
 
 
-def _while_up(rows: Sequence[dict], curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The last half of the curve's part over which the learning rate is at least half of its peak."""
+Curve = Sequence[tuple[float, float]]
+
+
+def _falls(rows: Sequence[dict], curve: Curve, seen: int) -> list[tuple[str, Measured]]:
+    """What a doubling took off: over the last half; at its end, against the least of the first half; and while the rate was up."""
+    first, late = ([point for point in curve if (point[0] < seen / 2) == early] for early in (True, False))
+    falls = [("twice the documents {takes} the error", falling(late))]
+    if first:
+        least = min(error for _, error in first)
+        falls.append(("twice the documents {takes} the least error of the first half", Measured(1 - late[-1][1] / least)))
     rates = [(row["seen"], row["lr"]) for row in rows if "lr" in row]
     peak = max((rate for _, rate in rates), default=0.0)
-    end = max((seen for seen, rate in rates if rate >= peak / 2), default=0)
-    return [(seen, error) for seen, error in curve if end / 2 <= seen <= end]
+    end = max((at for at, rate in rates if rate >= peak / 2), default=0)
+    if len(up := [point for point in curve if end / 2 <= point[0] <= end]) >= POINTS:
+        falls.append(("while its rate was up twice the documents {takes} the error", falling(up)))
+    return falls
 
 
 def _share(patient: Patient) -> float:
@@ -91,7 +101,7 @@ def _rate(patient: Patient) -> float:
     return max(0.0, rates[-1] / max(*rates, 1e-30) - floor) if rates else 0.0
 
 
-def falling(curve: Sequence[tuple[float, float]]) -> Measured:
+def falling(curve: Curve) -> Measured:
     """The share that each doubling of x takes off y: a line through log y over log2 x, with the 95% interval of its slope."""
     x, y = np.log2([seen for seen, _ in curve]), np.log2([error for _, error in curve])
     (slope, _), centred = np.polyfit(x, y, 1), x - x.mean()
