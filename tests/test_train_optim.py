@@ -77,12 +77,15 @@ def test_rates_that_mean_nothing_are_refused(model):
         Optim(rates={"llm.*": -1})
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 24, 64), (2, 64, 24)])
-def test_orthogonalised_matrices_have_singular_values_near_one(shape):
+def test_orthogonalised_matrices_have_singular_values_near_one(shape, dtype):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     left, values, right = torch.linalg.svd(x, full_matrices=False)
-    made = orthogonalise(x)
-    assert made.shape == x.shape
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        made = orthogonalise(x)
+    assert made.shape == x.shape and made.dtype == dtype
+    made = made.float()
     singular = torch.linalg.svdvals(made)
     assert singular.max() < 1.3 and singular[values > 0.1 * values.amax(-1, keepdim=True)].min() > 0.5
     # The directions stay: what comes out is the polar factor, up to those singular values.

@@ -218,7 +218,8 @@ class Trainer:
         total = Sums(*self._together(*(sum(values) for values in zip(*map(astuple, table), strict=True))))
         self._check(window, table, total, norm)
         self.optimizers.set_rate(self.factor)
-        self.optimizers.step()
+        with self.autocast:  # Muon's products, too
+            self.optimizers.step()
         self.optimizers.zero_grad()
         self.step, self.seen = self.step + 1, self.seen + counts.documents
         self.ema.update(self.step)

@@ -185,8 +185,8 @@ class Muon(Optimizer):
     """Momentum, orthogonalised: every singular value of a matrix's update becomes about 1 (Jordan 2024).
 
     As torch.optim.Muon with Nesterov momentum and adjust_lr_fn="match_rms_adamw" (0.2 sqrt(max(rows, columns)), arXiv 2502.16982), but
-    matrices of one shape go through Newton-Schulz together, in fp32 on CPUs, where bf16 products are not always faster, and where several
-    ranks train, each takes its share of them (arXiv 2502.16982, section 2.3).
+    matrices of one shape go through Newton-Schulz together, in the dtype that autocast takes where `step` is called, or fp32, and where
+    several ranks train, each takes its share of them (arXiv 2502.16982, section 2.3).
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0, steps: int = 5):
@@ -230,11 +230,12 @@ def _dealt_out(x: Tensor, steps: int) -> Tensor:
 
 
 def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
-    """(k, rows, columns) -> the same shape with singular values near 1, by Newton-Schulz iteration."""
+    """(k, rows, columns) -> the same shape with singular values near 1, by Newton-Schulz iteration; within autocast in its dtype, else in fp32."""
     a, b, c = NEWTON_SCHULZ
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
-    x = x.to(torch.bfloat16 if x.is_cuda else torch.float32)
+    device = x.device.type
+    x = x.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32)
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.mT
