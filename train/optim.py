@@ -222,11 +222,17 @@ def _dealt_out(x: Tensor, steps: int) -> Tensor:
     """`orthogonalise`, where there are several ranks with the same x, each for every n-th matrix."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return orthogonalise(x, steps)
-    updates, mine = torch.zeros_like(x), slice(dist.get_rank(), None, dist.get_world_size())
+    updates, mine = torch.zeros_like(x, dtype=_dtype_of_products(x)), slice(dist.get_rank(), None, dist.get_world_size())
     if len(x[mine]):
-        updates[mine] = orthogonalise(x[mine], steps).to(x.dtype)
-    dist.all_reduce(updates)
+        updates[mine] = orthogonalise(x[mine], steps)
+    dist.all_reduce(updates)  # of each matrix one rank's and zeros
     return updates
+
+
+def _dtype_of_products(x: Tensor) -> torch.dtype:
+    """Autocast's where it is on, or fp32."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
 
 
 def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
@@ -234,8 +240,7 @@ def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
     a, b, c = NEWTON_SCHULZ
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
-    device = x.device.type
-    x = x.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32)
+    x = x.to(_dtype_of_products(x))
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.mT
