@@ -42,25 +42,33 @@ STOPPED = Rule(
 )  # fmt: skip
 
 
+Curve = Sequence[tuple[float, float]]
+
+
 def undertrained(patient: Patient) -> Finding:
-    """By the validation curve, or by the curriculum where its last stage was not reached."""
-    last = patient.rows[-1] if patient.rows else None
-    if last is None:
+    """By the curriculum where its last stage was not reached, else by the validation curve."""
+    if not patient.rows:
         return GREEN.unknown("metrics.jsonl is missing")
-    starts = [stage.until for stage in patient.stages[:-1]]
-    if starts and last["seen"] < starts[-1]:
-        share = last["seen"] / starts[-1]
-        at = sum(last["seen"] >= start for start in starts) + 1
-        words = f"it ended after {last['seen']:,} documents, in stage {at} of {len(starts) + 1}; the last begins at {starts[-1]:,}"
-        return STAGES.judge(Measured(share), words, _curves(patient.rows))
+    return _by_stages(patient) or _by_curve(patient)
+
+
+def _by_stages(patient: Patient) -> Finding | None:
+    seen, starts = patient.rows[-1]["seen"], [stage.until for stage in patient.stages[:-1]]
+    if not starts or seen >= starts[-1]:
+        return None
+    at = sum(seen >= start for start in starts) + 1
+    words = f"it ended after {seen:,} documents, in stage {at} of {len(starts) + 1}; the last begins at {starts[-1]:,}"
+    return STAGES.judge(Measured(seen / starts[-1]), words, _curves(patient.rows))
+
+
+def _by_curve(patient: Patient) -> Finding:
+    seen = patient.rows[-1]["seen"]
     curve = [(row["seen"], row["val/x_error"]) for row in patient.rows if row.get("val/x_error", 0) > 0 and row["seen"] > 0]
-    late = [(seen, error) for seen, error in curve if seen >= last["seen"] / 2]
-    if len(late) < POINTS:
-        return GREEN.unknown(f"{len(late)} validations in the last half of the run, and a slope takes {POINTS}; lower training.validate_every")
-    rate = _rate(patient)
+    if (late := sum(at >= seen / 2 for at, _ in curve)) < POINTS:
+        return GREEN.unknown(f"{late} validations in the last half of the run, and a slope takes {POINTS}; lower training.validate_every")
+    rate, falls = _rate(patient), _falls(patient.rows, curve, seen)
     rule = GREEN if rate > 0.1 else ENDED
-    falls = _falls(patient.rows, curve, last["seen"])
-    said, found = min((falls if rule is ENDED else falls[:1]), key=lambda pair: pair[1].value)
+    said, found = min(falls if rule is ENDED else falls[:1], key=lambda pair: pair[1].value)
     takes = f"take {found.value:.1%} off" if found.value >= 0 else f"put {-found.value:.1%} on"
     words = f"{said.format(takes=takes)}, and the learning rate ended at {rate:.0%} of its peak"
     finding, share = rule.judge(found, words, _curves(patient.rows), rate=rate), _share(patient)
@@ -68,9 +76,6 @@ def undertrained(patient: Patient) -> Finding:
         stopped = STOPPED.judge(Measured(share), f"{words}; it was stopped after {share:.1%} of what it was to last", finding.evidence, rate=rate)
         return stopped if stopped.ill else finding
     return finding
-
-
-Curve = Sequence[tuple[float, float]]
 
 
 def _falls(rows: Sequence[dict], curve: Curve, seen: int) -> list[tuple[str, Measured]]:
