@@ -1,5 +1,4 @@
-"""Does the doctor find what is wrong? Runs made ill on purpose, at several severities, and healthy ones.
-`python -m eval.ill OUT [NAME ...] [--seed N]`
+"""Does the doctor find what is wrong? Runs made ill on purpose, and healthy ones. `python -m eval.ill OUT [NAME ...] [--seed N]`
 
 Every run begins with the bundled model and learns the built-in world for a minute or less on one thread, each from data (or with knobs) that is
 spoiled in one way. The doctor sees only the run's folder, with clean held-out documents.
