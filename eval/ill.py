@@ -26,6 +26,7 @@ from fusion.data.sources import Mixture, SourceConfig
 from fusion.data.sources.config import DataConfig
 from fusion.objective import Objective
 from train import program
+from train.config import load_config
 from train.curriculum import Stage
 from train.follow import Forgetting, Probe
 from train.loop import Training
@@ -180,9 +181,13 @@ class Outcome:
 
 
 def show(case: Case, out: Path, llm: Path, seed: int = 0) -> Outcome:
-    """Make a run, unless it is there, and let the doctor see it; where it is not sure, with twice as many held-out documents."""
+    """Make a run, unless it is there, and let the doctor see it; where it is not sure, with twice as many held-out documents. Raises ValueError for
+    a run that was made with another seed."""
     run, start = out / case.name, time.monotonic()
-    if not (run / "doctor.json").is_file():
+    if (run / "doctor.json").is_file():
+        if (made := load_config(Unified, run / "config.yaml").training.seed) != seed:
+            raise ValueError(f"{run} was made with seed {made}: give another folder for seed {seed}")
+    else:
         shutil.rmtree(run, ignore_errors=True)
         make(case, run, llm, seed)
     made = time.monotonic()
@@ -200,7 +205,7 @@ def base_llm(out: Path) -> Path:
 
 
 def main(argv: Sequence[str]) -> int:
-    """0 where every case was judged rightly, else 1."""
+    """0 where every case was judged rightly, 1 where not, 2 for a mistake."""
     parser = argparse.ArgumentParser("python -m eval.ill", description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, help="the folder for the runs; those that are there are not made again")
     parser.add_argument("names", nargs="*", default=[""], metavar="NAME", help="only runs whose names begin so")
@@ -210,7 +215,11 @@ def main(argv: Sequence[str]) -> int:
     llm = base_llm(options.out)
     outcomes = []
     for case in (case for case in CASES if case.name.startswith(tuple(options.names))):
-        outcomes.append(show(case, options.out, llm, options.seed))
+        try:
+            outcomes.append(show(case, options.out, llm, options.seed))
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         print(outcomes[-1].line(), flush=True)
     right = sum(outcome.right for outcome in outcomes)
     print(f"{right} of {len(outcomes)} right")

@@ -16,6 +16,7 @@ from eval.doctor.errors import misled, x_errors
 from eval.doctor.finding import MILD, SEVERE, UNCLEAR, WELL, Measured, Missing, Rule, worse
 from eval.doctor.patient import Patient, task_of
 from eval.ill import CASES, base_llm, config_of, make
+from eval.ill import main as ill
 from eval.spoiled import write_folder
 from fusion.api import BUNDLED
 from fusion.data.sources import Sample
@@ -304,6 +305,13 @@ def test_what_is_missing_is_said_check_by_check(tmp_path):
     gone = Patient(tmp_path, ["stages=[]", "data.sources=[{kind: images}]", "data.path=gone"])
     said = {finding.illness: finding.said for finding in visit.examine(gone)}
     assert "data.path=FOLDER" in said[course.LEAKING.illness]
+
+
+def test_runs_of_another_seed_are_not_taken_for_this_one(tmp_path, capsys):
+    logged(tmp_path / "healthy", [])
+    (tmp_path / "healthy" / "doctor.json").write_text("{}")
+    assert ill([str(tmp_path), "healthy", "--seed", "3"]) == 2
+    assert "was made with seed 0: give another folder for seed 3" in capsys.readouterr().err
 
 
 @pytest.mark.slow
