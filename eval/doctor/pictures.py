@@ -41,7 +41,7 @@ COPY = Rule(
     "copying the source",
     "share of edits that go less than half of the way from the source, where the true edit changes the picture",
     mild=0.1, severe=0.5,
-    reason="short of half of the way the picture is nearer to the source than to the edit that was asked for; runs that are well have 0 to 0.03, "
+    reason="short of half of the way the picture is nearer to the source than to the edit that was asked for; runs that do not copy have 0 to 0.05, "
     "and from a tenth on a person meets it again and again",
     advice="look for pairs that do not differ, and for instructions that belong to other pairs; raise samples.guidance for edits, lower "
     "image_guidance, and drop the text less often (packing.drop_text)",
