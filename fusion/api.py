@@ -222,16 +222,17 @@ def from_llm(
 ) -> Fusion:
     """Extend a pretrained decoder LLM so that it draws: its text behaviour is unchanged until it is trained.
 
-    llm: folder or hub id in Hugging Face format. codec: "pixel" (no VAE) or a diffusers autoencoder. patch_size: in latent pixels.
+    llm: folder or hub id in Hugging Face format. codec: "pixel" (no VAE) or an autoencoder in diffusers' format. patch_size: in latent pixels.
     time: adaln (PixArt), added (BAGEL) or none (FuseDiT). positions: axial (rotary), shared (one index
     per image plus 2-D sincos), or axial+sincos.
-    target: what the flow head predicts; None means x in pixel space (JiT) and v for latents. embed: of patches, linear, or conv, which looks
-    at the whole picture; head: linear; conv, which draws the inside of large patches better; or conv+reference, which also sees the picture
-    that is edited; None means conv in pixel space and linear for latents. mode: shared, the LLM's weights for text and pictures alike
-    (Transfusion); or mot, where rows of pictures have copies of their own of what `split` names: attention (its projections), norms,
-    feed_forward (LMFusion, BAGEL); or frozen, where an image stream of its own, image_width wide (None: the LLM's width), stands beside an LLM
-    that never changes. deep: what such a stream reads of the LLM at each layer: kv, the keys and values of text (FuseDiT); or hidden, the
-    hidden states of text, by projections to keys and values that it learns (Playground v3). seed: of the new weights.
+    target: what the flow head predicts; None means x in pixel space (JiT) and v for latents. embed: of patches, linear; linear+reference,
+    where a patch comes with that of the picture that is edited; or conv, which looks at the whole picture; head: linear; conv, which draws
+    the inside of large patches better; or conv+reference, which also sees the picture that is edited; None means conv in pixel space and
+    linear for latents. mode: shared, the LLM's weights for text and pictures alike (Transfusion); or mot, where rows of pictures have copies
+    of their own of what `split` names: attention (its projections), norms, feed_forward (LMFusion, BAGEL); or frozen, where an image stream
+    of its own, image_width wide (None: the LLM's width), stands beside an LLM that never changes. deep: what such a stream reads of the LLM
+    at each layer: kv, the keys and values of text (FuseDiT); or hidden, the hidden states of text, by projections to keys and values that it
+    learns (Playground v3). seed: of the new weights.
     dtype, device, device_map, max_memory, offload_folder, quantization_config: as of `load`.
     Raises ValueError in one line for models that cannot be extended.
     """

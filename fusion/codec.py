@@ -1,4 +1,4 @@
-"""Codecs: pixels to latents of unit scale and back: no VAE at all, or an autoencoder of diffusers.
+"""Codecs: pixels to latents of unit scale and back: no VAE at all, an autoencoder of diffusers, or the small one of fusion.autoencoder.
 
 A codec is frozen. What it encodes does not depend on the rest of the batch or on chance: the mode of a VAE's posterior, so that
 encoding a saved image again gives the same latents.
@@ -82,7 +82,7 @@ class Pixel(Codec):
 
 @dataclass(frozen=True)
 class Family:
-    """How one of diffusers' autoencoders maps pixels to raw latents and back, read off its class and configuration."""
+    """How an autoencoder maps pixels to raw latents and back, read off its class and configuration."""
 
     channels: Callable[[dict], int]
     downsample: Callable[[dict], int]
@@ -92,7 +92,7 @@ class Family:
 
 # Tiny maps [-1, 1] to its own [0, 1] inside, and its latents are on the scale of the VAE it distils; its latent_magnitude and
 # latent_shift only serve to store latents as bytes (diffusers, autoencoder_tiny.py and vae.py). Flux.2 folds 2x2 latents into
-# channels (pipeline_flux2.py). Qwen-Image's is a video VAE: an image is one frame.
+# channels (pipeline_flux2.py). Qwen-Image's is a video VAE: an image is one frame. ConvAutoencoder is ours.
 FAMILIES = {
     "AutoencoderKL": Family(
         channels=lambda config: config["latent_channels"],
@@ -126,14 +126,31 @@ FAMILIES = {
         encode=lambda vae, pixels: vae.encode(pixels[:, :, None]).latent_dist.mode()[:, :, 0],
         decode=lambda vae, latents: vae.decode(latents[:, :, None]).sample[:, :, 0],
     ),
+    "ConvAutoencoder": Family(
+        channels=lambda config: config["latent_channels"],
+        downsample=lambda config: config["cell"] * 2 ** (len(config["channels"]) - 1),
+        encode=lambda vae, pixels: vae.encode(pixels),
+        decode=lambda vae, latents: vae.decode(latents),
+    ),
 }
 
 
+def _class(kind: str) -> type[nn.Module]:
+    """Of a family: diffusers', but for ours, which is in the same format."""
+    if kind == "ConvAutoencoder":
+        from fusion.autoencoder import ConvAutoencoder
+
+        return ConvAutoencoder
+    import diffusers  # takes seconds, and whoever works in pixel space never needs it
+
+    return getattr(diffusers, kind)
+
+
 class Autoencoder(Codec):
-    """One of diffusers' autoencoders (see FAMILIES), with latents shifted and scaled as its configuration says."""
+    """An autoencoder in diffusers' format (see FAMILIES), with latents shifted and scaled as its configuration says."""
 
     def __init__(self, vae: nn.Module):
-        """`vae` is an instance of one of diffusers' classes in FAMILIES; it is frozen."""
+        """`vae` is an instance of one of the classes in FAMILIES; it is frozen."""
         super().__init__()
         kind = type(vae).__name__
         if kind not in FAMILIES:
@@ -262,10 +279,8 @@ def _config_file(source: str, subfolder: str, fetch: bool) -> Path | None:
 
 
 def _load_weights(source: str, subfolder: str, kind: str, dtype: torch.dtype | None) -> nn.Module:
-    import diffusers  # takes seconds, and whoever works in pixel space never needs it
-
     try:
-        vae, info = getattr(diffusers, kind).from_pretrained(
+        vae, info = _class(kind).from_pretrained(
             source, subfolder=subfolder or None, torch_dtype=dtype or torch.float32, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -277,10 +292,8 @@ def _load_weights(source: str, subfolder: str, kind: str, dtype: torch.dtype | N
 
 
 def _without_weights(kind: str, config: dict) -> nn.Module:
-    import diffusers
-
     with torch.device("meta"):
-        return getattr(diffusers, kind).from_config(config)
+        return _class(kind).from_config(config)
 
 
 class LatentCache(Codec):

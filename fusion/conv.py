@@ -206,7 +206,7 @@ class ConvEmbed(PatchEmbed):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, patches, cell, time=None, picture=None):
+    def forward(self, patches, cell, time=None, picture=None, reference=None):
         rows = super().forward(patches)
         if not len(patches):
             return rows

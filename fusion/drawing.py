@@ -65,7 +65,7 @@ class _Block:
         self.mask = model.backbone.mask(self.block.rows, Rows.cat([seen, self.block.rows]))
         self.cell = self.block.position[1:].sub(self.block.position[0]).permute(1, 2, 0)
         self.grid = torch.tensor(grids, device=model.device)
-        self.reference = self._references(branches, grids) if model.flow_head.reference else None
+        self.reference = self._references(branches, grids) if model.looks_back else None
         self.cache.freeze(self.block.ids.shape[1])
 
     def _references(self, branches: list[tuple[Prefix, int]], grids: list[tuple[int, int]]) -> Float[Tensor, "k n p"]:
@@ -87,7 +87,8 @@ class _Block:
         model, count = self.model, len(x)
         time = model.embed_time(t.to(x.device)[None])
         picture = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
-        embeds = model.embed_patches(x.flatten(0, 1), time, picture.flatten(), self.cell[:count].flatten(0, 1)).view(*x.shape[:2], -1)
+        reference = None if self.reference is None else self.reference[:count].flatten(0, 1)
+        embeds = model.embed_patches(x.flatten(0, 1), time, picture.flatten(), self.cell[:count].flatten(0, 1), reference).view(*x.shape[:2], -1)
         hidden = model.backbone(
             embeds.to(model.dtype), self.block.position[:, :count], _first(self.mask, count), model.modulate_rows(time, picture),
             self.cache.head(count), picture,

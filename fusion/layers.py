@@ -37,6 +37,8 @@ def modulate(
 class PatchEmbed(nn.Module):
     """Patch rows -> width, cast to the dtype of the weights. Input of unit scale comes out with unit RMS (`match_rms` sets another)."""
 
+    reference = False  # whether it looks at the picture that is edited
+
     def __init__(self, patch: int, width: int):
         super().__init__()
         self.proj = nn.Linear(patch, width)
@@ -53,10 +55,27 @@ class PatchEmbed(nn.Module):
         cell: Int[Tensor, "*n 2"] | None = None,
         time: Float[Tensor, "m time_width"] | None = None,
         picture: Int[Tensor, "*n"] | None = None,
+        reference: Float[Tensor, "*n patch"] | None = None,
     ) -> Float[Tensor, "*n width"]:
         """cell: row and column of each patch; time, picture: of the pictures, and which of them a patch belongs to. For embeddings that look
-        at whole pictures."""
+        at whole pictures. reference: the patch in the same place of the picture that is edited, zeros where there is none; for those that
+        look at it."""
         return self.proj(patches.to(self.proj.weight.dtype))
+
+
+class ReferenceEmbed(PatchEmbed):
+    """A patch and, beside it, that of the picture that is edited, which has no effect at first (InstructPix2Pix, arXiv 2211.09800)."""
+
+    reference = True
+
+    def __init__(self, patch: int, width: int):
+        super().__init__(patch, width)
+        self.beside = nn.Linear(patch, width, bias=False)
+        nn.init.zeros_(self.beside.weight)
+
+    def forward(self, patches, cell=None, time=None, picture=None, reference=None):
+        rows = super().forward(patches)
+        return rows if reference is None else rows + self.beside(reference.to(self.beside.weight.dtype))
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ from fusion.backbone import Backbone, RowModulation, family_of, layers_of
 from fusion.cache import bytes_of
 from fusion.conv import ConvEmbed, ConvHead
 from fusion.deep import listen
-from fusion.layers import FlowHead, Modulation, PatchEmbed, Seen, TimestepEmbedding, match_rms
+from fusion.layers import FlowHead, Modulation, PatchEmbed, ReferenceEmbed, Seen, TimestepEmbedding, match_rms
 from fusion.loading import PLACING, Placeable, check_quantised, one_line
 from fusion.lora import Lora, adapt, merge
 from fusion.mask import Rows
@@ -47,7 +47,7 @@ MODES = ("shared", "mot", "frozen")
 DEEPS = ("kv", "hidden")
 POSITIONS = ("axial", "shared", "axial+sincos")
 TARGETS = ("x", "v", "eps")
-EMBEDS = ("linear", "conv")
+EMBEDS = ("linear", "linear+reference", "conv")
 HEADS = ("linear", "conv", "conv+reference")
 # Cells of the shortest sincos wave of new models. DiT's 2 pi, with a base of 10,000, turns so slowly that neighbouring cells look alike.
 SHORTEST_WAVE = 2.0
@@ -58,7 +58,7 @@ class FusionConfig(PreTrainedConfig):
 
     text_config: the LLM's own config. patch_size: side of a patch in latent pixels. channels, downsample: of the codec's latents.
     time: adaln (PixArt), added (BAGEL) or none (FuseDiT). positions: axial rotary, one shared index plus 2-D sincos, or
-    axial+sincos. target: what the flow head predicts, x, v or eps. embed: of patches, linear or conv. head: linear, conv or
+    axial+sincos. target: what the flow head predicts, x, v or eps. embed: of patches, linear, linear+reference or conv. head: linear, conv or
     conv+reference (fusion.conv). mode: shared, one set of weights for text and pictures, or mot, with twins of the parts of layers that `split`
     names for rows of pictures, or frozen, with an image stream of image_width (None: the LLM's) beside an LLM that never changes
     (fusion.modality). deep: what such a stream reads of the LLM at each layer, keys and values, kv, or hidden states by projections of its own,
@@ -172,8 +172,8 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
         self.control_head = nn.Linear(full, config.control_tokens, bias=False)
         self.image_width = width = config.image_width or full
         time_width = None if config.time == "none" else width
-        if config.embed == "linear":
-            self.patch_embed = PatchEmbed(config.patch_width, width)
+        if config.embed != "conv":
+            self.patch_embed = (ReferenceEmbed if config.embed == "linear+reference" else PatchEmbed)(config.patch_width, width)
         else:
             self.patch_embed = ConvEmbed(config.channels, config.patch_size, width, time_width)
         self.time_embed = None if config.time == "none" else TimestepEmbedding(width)
@@ -319,11 +319,21 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
         extra = self.control_embed((ids - self.config.vocab_base).clamp(min=0))
         return torch.where(control[..., None], extra.to(embeds.dtype), embeds.to(extra.device))
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether noised patches are looked at beside those of the picture that is edited."""
+        return self.patch_embed.reference or self.flow_head.reference
+
     def embed_patches(
-        self, patches: Float[Tensor, "n p"], time: Float[Tensor, "m w"] | None, picture: Int[Tensor, " n"], cell: Int[Tensor, "n 2"]
+        self,
+        patches: Float[Tensor, "n p"],
+        time: Float[Tensor, "m w"] | None,
+        picture: Int[Tensor, " n"],
+        cell: Int[Tensor, "n 2"],
+        reference: Float[Tensor, "n p"] | None = None,
     ) -> Float[Tensor, "n d"]:
         """Patch rows, with the position of their cell (where sincos tells it) and their time (`added`); zeros beyond the image stream's width."""
-        rows = self.patch_embed(patches, cell, time, picture)
+        rows = self.patch_embed(patches, cell, time, picture, reference)
         if self.sincos:
             features = sincos(cell, rows.shape[-1], self.config.position_base, self.config.position_wave)
             rows = rows + self.config.position_scale * features
@@ -371,21 +381,23 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
         cell: Int[Tensor, "n 2"],
         patches: Float[Tensor, "n p"],
         time: Float[Tensor, "m w"] | None,
+        reference: Float[Tensor, "n p"] | None = None,
     ) -> Float[Tensor, "b t d"]:
         """Rows as they enter the decoder: token embeddings, and patches where a row belongs to a picture."""
         embeds = self.embed_tokens(ids)
         where = picture.flatten().ge(0).nonzero()[:, 0]
-        rows = self.embed_patches(patches, time, picture.flatten()[where], cell)
+        rows = self.embed_patches(patches, time, picture.flatten()[where], cell, reference)
         return embeds.flatten(0, 1).index_copy(0, where, rows.to(embeds.dtype)).view_as(embeds)
 
     def _forward_packed(self, packed: Packed) -> Output:
         rows, time = Rows.of(packed), self.embed_time(packed.time)
-        embeds = self.embed(packed.ids, packed.picture, packed.cell_of_patch, packed.patches, time)
+        noised, references, beside = packed.noised_patch, packed.references if self.looks_back else None, None
+        if self.patch_embed.reference:  # clean patches are no edits
+            beside = torch.zeros_like(packed.patches).masked_scatter(noised[:, None], references)
+        embeds = self.embed(packed.ids, packed.picture, packed.cell_of_patch, packed.patches, time, beside)
         modulation = self.modulate_rows(time, packed.picture)
         hidden = self.backbone(embeds, packed.position, self.backbone.mask(rows, rows), modulation, picture=packed.picture)
         learned = packed.labels != IGNORE
-        noised = packed.noised_patch
-        references = packed.references if self.flow_head.reference else None
         seen = Seen(packed.patches[noised], packed.grid[packed.noised_picture], references)
         prediction = self.flow_head(hidden[packed.noised][:, : self.image_width], seen, time, packed.picture_of_patch[noised])
         return Output(self.all_logits(hidden[learned]), self.column(packed.labels[learned]), prediction)

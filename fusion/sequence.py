@@ -254,9 +254,9 @@ class Packed:
 
     @cached_property
     def references(self) -> Float[Tensor, "k p"]:
-        """The patch of the reference at the place of each noised patch; zeros where its picture has none."""
-        counts = self.grid.prod(-1)
-        start = counts.cumsum(0) - counts
+        """The patch of the reference at the place of each noised patch; zeros where its picture has none. Patches of a picture lie together."""
+        place = torch.arange(len(self.patches), device=self.patches.device)
+        start = torch.zeros_like(self.reference).scatter_reduce(0, self.picture_of_patch, place, "amin", include_self=False)
         picture = self.picture_of_patch[self.noised_patch]
         reference = self.reference[picture]
         inside = self.noised_patch.nonzero()[:, 0] - start[picture]

@@ -23,6 +23,8 @@ CASES += [(family, *mode) for family in ("llama", "gemma3_text") for mode in MOD
 CASES += [("gpt2", time, "shared") for time in ("added", "none")]
 # Heads that look at the noised picture, and at others.
 CASES += [("llama", "adaln", "axial", "conv+reference"), ("gpt2", "none", "shared", "conv+reference"), ("qwen3", "adaln", "axial", "conv")]
+# An embedding that looks at the picture that is edited.
+CASES += [("llama", "adaln", "axial", "linear+reference"), ("gpt2", "added", "shared", "linear+reference")]
 # Weights by modality in families of different make: rows of experts, of norms behind the heads, of one axis (opt), of post-norms.
 CASES += [(family, "adaln", "axial", "linear", "mot") for family in ("llama", "mixtral", "gemma3_text", "olmo2")]
 CASES += [(family, "none", "shared", "linear", "mot") for family in ("gpt2", "opt")]
@@ -82,9 +84,10 @@ def tiny_fusion(
 def fresh_fusion(
     family: str, time: str = "adaln", positions: str = "axial", head: str = "linear", mode: str = "shared", attention: str | None = None
 ) -> FusionModel:
-    """The same as `from_llm` leaves it: what starts at zero is zero. The embedding is of the head's kind."""
+    """The same as `from_llm` leaves it: what starts at zero is zero. The embedding is of the head's kind; linear+reference is an embedding's."""
     llm = families.tiny_llm(family, attention, **NO_DROPOUT)
-    parts = {"time": time, "positions": positions, "embed": head.partition("+")[0], "head": head}
+    embed, head = (head, "linear") if head == "linear+reference" else (head.partition("+")[0], head)
+    parts = {"time": time, "positions": positions, "embed": embed, "head": head}
     mode, _, deep = mode.partition("+")
     parts |= {"mode": mode, "image_width": STREAM, "deep": deep or "kv"} if mode == "frozen" else {"mode": mode}
     config = FusionConfig(text_config=llm.config, patch_size=PATCH, vocab_base=families.VOCAB, **parts)

@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -90,6 +91,33 @@ def test_the_built_in_world(tmp_path):
     assert result.images == 16 and math.isfinite(result.psnr)
 
 
+def test_the_world_in_its_own_sizes_through_a_conv_autoencoder(tmp_path):
+    network, data = Network("conv", channels=(8, 16), latent_channels=3), Images(size=None, crop=32, validate=8)
+    settings = CodecRun(str(tmp_path), data=data, network=network, batch=8, images=1600, device="cpu", edge=0.0)
+    settings.optim.optimizer, settings.optim.warmup = "muon", 10
+    pictures = open_pictures(data, seed=0)
+    assert pictures.held_out.shape == (8, 3, 32, 32)
+    assert len({tuple(image.shape) for image in islice(pictures.train, 40)}) > 1
+    result = train.codec.train(settings)
+    first, last = (row["loss/l1"] for row in [read(tmp_path / "metrics.jsonl")[i] for i in (0, -2)])
+    assert last < 0.5 * first and result.psnr > 16
+    codec = load_codec(tmp_path / "codec")
+    assert (codec.channels, codec.downsample) == (3, 8)
+    assert 0.7 < codec.encode(pictures.held_out).std() < 1.3
+
+
+def test_noise_on_latents_is_up_to_what_is_set_and_unit_scale_costs_nothing():
+    settings = CodecRun(network=Network("conv", channels=(8,), latent_channels=64), device="cpu", noise=0.5)
+    vae = build(settings.network, None)
+    latents = torch.randn(6, 64, 40, 40)
+    latents = (latents - latents.mean((0, 2, 3), keepdim=True)) / latents.std((0, 2, 3), keepdim=True, correction=0)
+    seen = []
+    vae.encode, vae.decode = lambda pixels: latents, lambda noised: seen.append(noised) or torch.zeros(6, 3, 160, 160)
+    assert losses(vae, torch.zeros(6, 3, 160, 160), settings)["unit"] < 1e-9
+    deviations = (seen[0] - latents).flatten(1).std(1)
+    assert deviations.max() < 0.51 and deviations.std() > 0.05, "each image has its own"
+
+
 def test_subjects_are_held_out_whole(tmp_path):
     names = [f"{i}{tone}" for i in range(20) for tone in ("", "_1f3fb", "_1f3ff")]
     for name in names:
@@ -111,7 +139,7 @@ def test_a_signal_ends_training_with_a_saved_codec(folder, tmp_path, monkeypatch
 
     monkeypatch.setattr(train.codec, "_update", interrupted)
     result = train.codec.train(tiny(folder, out=str(tmp_path)))
-    assert result.images == 4
+    assert result.images == 4 and result.interrupted == "SIGTERM"
     assert load_codec(tmp_path / "codec").channels == 3
 
 
@@ -145,6 +173,10 @@ def test_psnr():
         (["data.size=30"], "data.size=30"),
         (["data.crop=128"], "data.crop=128"),
         (["network.channels=[16,30]"], "multiple of network.groups"),
+        (["network.kind=vq"], "choose one of kl, conv"),
+        (["network.kind=conv", "data.size=40"], "downsample 16 does not divide it"),
+        (["data.size=null", "data.path=pictures"], "choose one for a folder of images"),
+        (["data.size=null", "data.crop=64"], "at most 32"),
         (["network.chanels=[8]"], "chanels"),
         (["optim.optimizer=sgd"], "adamw"),
     ],

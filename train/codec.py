@@ -1,4 +1,4 @@
-"""Trains a small AutoencoderKL on a folder of images or the built-in world: `python -m train.codec configs/codec.yaml data.path=FOLDER`."""
+"""Trains a small autoencoder on a folder of images or the built-in world: `python -m train.codec configs/codec.yaml data.path=FOLDER`."""
 
 import math
 import sys
@@ -14,11 +14,13 @@ from diffusers import AutoencoderKL
 from einops import rearrange
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from fusion.codec import Autoencoder, round8
+from fusion.autoencoder import ConvAutoencoder
+from fusion.codec import FAMILIES, Autoencoder, round8
 from fusion.data.shapes import Options, picture
+from fusion.data.shapes.constants import PICTURE_SIZES
 from fusion.data.shapes.tasks import any_scene
 from fusion.data.sources.rows import TABLES, open_table, scan
 from fusion.data.sources.split import SUFFIXES, Split, Subjects
@@ -40,31 +42,49 @@ class CodecTrainingError(RuntimeError):
 class Images:
     """What to learn from: a folder of images with all its subfolders, or "shapes", the built-in world.
 
-    size: side of the square that images are resized and cropped to (the codec itself takes any size that its downsample divides).
+    size: side of the square that images are resized and cropped to (the codec itself takes any size that its downsample divides); null, of the
+    built-in world alone, for the sizes that it draws.
     crop: side of the random square that is cut from it to train on; a network of convolutions learns more from many small pieces.
     held_out: the share of subjects kept for validation, the same subjects that other programs hold out of the same folder.
     validate: how many held-out images are reconstructed at a time.
     """
 
     path: str = "shapes"
-    size: int = 64
+    size: int | None = 64
     crop: int = 64
     held_out: float = 0.05
     validate: int = 128
 
 
+KINDS = ("kl", "conv")
+CELL = 4
+"""Pixels along each side of conv's cells."""
+
+
 @dataclass
 class Network:
-    """The autoencoder. Each of `channels` is a resolution, halved from one to the next: downsample = 2 ** (len(channels) - 1)."""
+    """The autoencoder. kind: kl, diffusers' AutoencoderKL; or conv, fusion.autoencoder's, which learns many times as fast on a CPU.
 
+    Each of `channels` is a resolution, halved from one to the next; the first is that of the pixels, or of conv's cells of 4 x 4. layers: blocks
+    of each. groups: of kl's norms.
+    """
+
+    kind: str = "kl"
     channels: tuple[int, ...] = (16, 32, 64)
     layers: int = 1
     latent_channels: int = 4
     groups: int = 8
 
     def __post_init__(self):
-        if not self.channels or any(c % self.groups for c in self.channels):
+        if self.kind not in KINDS:
+            raise ValueError(f"network.kind={self.kind!r}: choose one of {', '.join(KINDS)}")
+        if not self.channels or (self.kind == "kl" and any(c % self.groups for c in self.channels)):
             raise ValueError(f"network.channels={list(self.channels)}: each must be a multiple of network.groups={self.groups}")
+
+    @property
+    def downsample(self) -> int:
+        """Pixels along each side of a latent."""
+        return 2 ** (len(self.channels) - 1) * (CELL if self.kind == "conv" else 1)
 
 
 @dataclass
@@ -73,7 +93,9 @@ class CodecRun:
 
     Training ends after `images` images or `minutes` minutes, whichever comes first, and the learning rate falls along whichever is
     ahead. The loss is `l1` and `mse` of the pixels, `edge` times the L1 of their differences to the right and downward neighbours
-    (what blur costs, without a perceptual network), and `kl` times the divergence of the posterior from N(0, 1) per latent number.
+    (what blur costs, without a perceptual network). Of an AutoencoderKL, `kl` times the divergence of the posterior from N(0, 1) per latent number;
+    of a ConvAutoencoder, whose latents get noise of a deviation up to `noise` before they are decoded, `unit` times what keeps them from growing
+    out of it: the squares of their channels' means and of how far the mean squares are from 1.
     """
 
     out: str = "out/codec"
@@ -84,6 +106,8 @@ class CodecRun:
     mse: float = 1.0
     edge: float = 0.5
     kl: float = 1e-4
+    noise: float = 0.4
+    unit: float = 0.01
     batch: int = 16
     images: int = 200_000
     minutes: float | None = None
@@ -95,16 +119,20 @@ class CodecRun:
     optim: Optim = field(default_factory=lambda: Optim(lr=2e-3, warmup=50, weight_decay=0.0))
 
     def __post_init__(self):
-        stride = 2 ** (len(self.network.channels) - 1)
-        if self.data.size % stride:
+        stride = self.network.downsample
+        if self.data.size is None and self.data.path != "shapes":
+            raise ValueError("data.size=null: only the built-in world has sizes of its own; choose one for a folder of images")
+        if self.data.size and self.data.size % stride:
             raise ValueError(f"data.size={self.data.size}: the network's downsample {stride} does not divide it; choose a multiple")
-        if self.data.crop % stride or self.data.crop > self.data.size:
-            raise ValueError(f"data.crop={self.data.crop}: choose a multiple of {stride}, at most data.size={self.data.size}")
+        largest = self.data.size or min(PICTURE_SIZES[0])
+        if self.data.crop % stride or self.data.crop > largest:
+            raise ValueError(f"data.crop={self.data.crop}: choose a multiple of {stride}, at most {largest}, the side of the smallest image")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run reached. psnr: of held-out images through the saved codec, dB. mean, std: of the raw latents before scaling."""
+    """What a run reached. psnr: of held-out images through the saved codec, dB. mean, std: of the raw latents before scaling. interrupted: by which
+    signal, None if it reached its end."""
 
     folder: Path
     psnr: float
@@ -113,6 +141,7 @@ class Result:
     images: int
     seconds: float
     skipped: dict[str, str]
+    interrupted: str | None = None
 
 
 # ---- images ----
@@ -133,14 +162,15 @@ def open_pictures(data: Images, seed: int) -> Pictures:
 
 
 def _world(data: Images, seed: int) -> Pictures:
-    options = Options(sizes={f"{data.size}x{data.size}": 1.0})
+    options = Options(sizes={f"{data.size}x{data.size}": 1.0}) if data.size else Options()
 
     def draw(rng: np.random.Generator) -> Iterator[Tensor]:
         while True:
             yield to_pixels(picture(any_scene(rng, options)))
 
-    held_out = islice(draw(np.random.default_rng([seed, 1])), data.validate)
-    return Pictures(draw(np.random.default_rng([seed, 0])), torch.stack(list(held_out)), {})
+    side = data.size or data.crop  # all held-out images are of one size
+    held_out = [image[:, :side, :side] for image in islice(draw(np.random.default_rng([seed, 1])), data.validate)]
+    return Pictures(draw(np.random.default_rng([seed, 0])), torch.stack(held_out), {})
 
 
 def _folder(data: Images, seed: int) -> Pictures:
@@ -188,8 +218,10 @@ def _read(paths: list[Path], size: int, seed: int, skipped: dict[str, str]) -> I
 # ---- training ----
 
 
-def build(network: Network, size: int) -> AutoencoderKL:
+def build(network: Network, size: int | None) -> AutoencoderKL | ConvAutoencoder:
     """A fresh autoencoder, without attention so that any size works."""
+    if network.kind == "conv":
+        return ConvAutoencoder(network.channels, network.layers, CELL, latent_channels=network.latent_channels)
     halvings = len(network.channels)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * halvings,
@@ -204,17 +236,35 @@ def build(network: Network, size: int) -> AutoencoderKL:
     )
 
 
-def losses(vae: AutoencoderKL, pixels: Float[Tensor, "b 3 h w"], run: CodecRun) -> dict[str, Tensor]:
+def losses(vae: nn.Module, pixels: Float[Tensor, "b 3 h w"], run: CodecRun) -> dict[str, Tensor]:
     """The parts of the loss, unweighted, and their weighted sum `total`."""
-    posterior = vae.encode(pixels).latent_dist
-    error = vae.decode(posterior.sample()).sample.float() - pixels
+    made, regular = (_with_noise if isinstance(vae, ConvAutoencoder) else _with_posterior)(vae, pixels, run)
+    error = made.float() - pixels
     parts = {
         "l1": error.abs().mean(),
         "mse": error.square().mean(),
         "edge": error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean(),
-        "kl": posterior.kl().mean() / posterior.mean[0].numel(),
-    }
-    return parts | {"total": run.l1 * parts["l1"] + run.mse * parts["mse"] + run.edge * parts["edge"] + run.kl * parts["kl"]}
+    } | regular
+    return parts | {"total": sum(getattr(run, name) * value for name, value in parts.items())}
+
+
+def _with_posterior(vae: AutoencoderKL, pixels: Float[Tensor, "b 3 h w"], run: CodecRun) -> tuple[Float[Tensor, "b 3 h w"], dict[str, Tensor]]:
+    """What is made of a sample of the posterior, and what keeps that regular."""
+    posterior = vae.encode(pixels).latent_dist
+    return vae.decode(posterior.sample()).sample, {"kl": posterior.kl().mean() / posterior.mean[0].numel()}
+
+
+def _with_noise(vae: ConvAutoencoder, pixels: Float[Tensor, "b 3 h w"], run: CodecRun) -> tuple[Float[Tensor, "b 3 h w"], dict[str, Tensor]]:
+    """What is made of latents with noise, as much of it as each image's draw says, and what keeps them of unit scale."""
+    latents = vae.encode(pixels).float()
+    deviation = run.noise * torch.rand(len(latents), 1, 1, 1, device=latents.device)
+    by_channel = (latents.square().mean(dim=(0, 2, 3)) - 1).square().mean() + latents.mean(dim=(0, 2, 3)).square().mean()
+    return vae.decode(latents + deviation * torch.randn_like(latents)), {"unit": by_channel}
+
+
+def modes(vae: nn.Module, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
+    """The raw latents without chance."""
+    return FAMILIES[type(vae).__name__].encode(vae, pixels.to(vae.device))
 
 
 def train(run: CodecRun) -> Result:
@@ -230,17 +280,17 @@ def train(run: CodecRun) -> Result:
     # Channels last is a third faster on CPUs; diffusers saves weights in their usual layout all the same.
     vae = build(run.network, run.data.size).to(run.device, memory_format=torch.channels_last)
     ema = EMA(vae, run.ema)
-    images, seconds = _loop(run, vae, ema, pictures, Metrics(out / "metrics.jsonl"))
+    images, seconds, interrupted = _loop(run, vae, ema, pictures, Metrics(out / "metrics.jsonl"))
     with ema.swapped_in():
-        mean, std = latent_scale(vae, torch.stack(list(islice(pictures.train, 32 * run.batch))))
+        mean, std = latent_scale(vae, torch.stack([_piece(image, run.data.crop) for image in islice(pictures.train, 32 * run.batch)]))
         vae.register_to_config(shift_factor=mean, scaling_factor=1 / std)
         Autoencoder(vae).save(out / "codec")
         value = psnr(reconstruct(vae, pictures.held_out), pictures.held_out)
-    return Result(out, value, mean, std, images, seconds, pictures.skipped)
+    return Result(out, value, mean, std, images, seconds, pictures.skipped, interrupted)
 
 
-def _loop(run: CodecRun, vae: AutoencoderKL, ema: EMA, pictures: Pictures, metrics: Metrics) -> tuple[int, float]:
-    """Returns how many images were seen, and the seconds it took."""
+def _loop(run: CodecRun, vae: nn.Module, ema: EMA, pictures: Pictures, metrics: Metrics) -> tuple[int, float, str | None]:
+    """Returns how many images were seen, the seconds it took, and the signal that ended it, if one did."""
     optimizers, means = Optimizers(vae, run.optim), Means()
     began, step, progress = time.monotonic(), 0, 0.0
     with Interrupts() as interrupts, _bar(run.images) as bar:
@@ -263,7 +313,7 @@ def _loop(run: CodecRun, vae: AutoencoderKL, ema: EMA, pictures: Pictures, metri
                     value = _validate(vae, pictures.held_out, Path(run.out) / "samples" / f"step_{step}")
                 metrics.log(step, seen, time.monotonic() - began, **{"val/psnr": value})
                 bar.write(f"step {step}: PSNR of held-out images {value:.2f} dB")
-    return step * run.batch, time.monotonic() - began
+    return step * run.batch, time.monotonic() - began, interrupts.asked
 
 
 def _bar(images: int) -> tqdm:
@@ -271,7 +321,7 @@ def _bar(images: int) -> tqdm:
     return tqdm(total=images, unit="img", bar_format=shape, smoothing=0.05)
 
 
-def _update(run: CodecRun, vae: AutoencoderKL, optimizers: Optimizers, pictures: Pictures, step: int) -> dict[str, float]:
+def _update(run: CodecRun, vae: nn.Module, optimizers: Optimizers, pictures: Pictures, step: int) -> dict[str, float]:
     """One step of the optimizer; returns the parts of the loss."""
     pixels = torch.stack([_piece(image, run.data.crop) for image in islice(pictures.train, run.batch)])
     pixels = pixels.to(run.device, memory_format=torch.channels_last)
@@ -296,10 +346,10 @@ def _piece(image: Float[Tensor, "3 h w"], crop: int) -> Float[Tensor, "3 crop cr
 
 
 @torch.no_grad()
-def reconstruct(vae: AutoencoderKL, pixels: Float[Tensor, "n 3 h w"], batch: int = 32) -> Float[Tensor, "n 3 h w"]:
+def reconstruct(vae: nn.Module, pixels: Float[Tensor, "n 3 h w"], batch: int = 32) -> Float[Tensor, "n 3 h w"]:
     """Encode (mode), decode, round to 8 bits; on the CPU."""
-    parts = (vae.decode(vae.encode(x.to(vae.device)).latent_dist.mode()).sample.cpu() for x in pixels.split(batch))
-    return round8(torch.cat(list(parts)))
+    decode = FAMILIES[type(vae).__name__].decode
+    return round8(torch.cat([decode(vae, modes(vae, x)).cpu() for x in pixels.split(batch)]))
 
 
 def psnr(a: Float[Tensor, "n 3 h w"], b: Float[Tensor, "n 3 h w"]) -> float:
@@ -309,13 +359,13 @@ def psnr(a: Float[Tensor, "n 3 h w"], b: Float[Tensor, "n 3 h w"]) -> float:
 
 
 @torch.no_grad()
-def latent_scale(vae: AutoencoderKL, pixels: Float[Tensor, "n 3 h w"], batch: int = 32) -> tuple[float, float]:
+def latent_scale(vae: nn.Module, pixels: Float[Tensor, "n 3 h w"], batch: int = 32) -> tuple[float, float]:
     """Mean and standard deviation of the raw latents of images, over all channels and places."""
-    latents = torch.cat([vae.encode(x.to(vae.device)).latent_dist.mode().cpu() for x in pixels.split(batch)])
+    latents = torch.cat([modes(vae, x).cpu() for x in pixels.split(batch)])
     return latents.mean().item(), latents.std().item()
 
 
-def _validate(vae: AutoencoderKL, held_out: Float[Tensor, "n 3 h w"], folder: Path) -> float:
+def _validate(vae: nn.Module, held_out: Float[Tensor, "n 3 h w"], folder: Path) -> float:
     """The PSNR of held-out images, and a picture of the first eight: original, reconstruction, difference times four."""
     made = reconstruct(vae, held_out)
     rows = torch.stack([held_out[:8], made[:8], (4 * (made - held_out)[:8]).clamp(-1, 1)])

@@ -1,4 +1,4 @@
-"""The demo: pretrains a small LLM, teaches it to draw, edit and look, scores it, writes a report. `python -m train.demo [key=value ...]`"""
+"""The demo: pretrains a small LLM and a codec, teaches it to draw, edit and look, scores it, reports. `python -m train.demo [key=value ...]`"""
 
 import json
 import shutil
@@ -23,6 +23,8 @@ from fusion.data.sources import Mixture, WorldSource
 from fusion.objective import Objective
 from train import checkpoint, program, showcase
 from train.checkpoint import steps
+from train.codec import CodecRun
+from train.codec import train as train_codec
 from train.config import ConfigError, load, load_config
 from train.curriculum import HELD_OUT_SEED, TRAINING_SEED, Curriculum, Stage, Texts
 from train.learner import UnifiedLearner
@@ -33,6 +35,8 @@ from train.ranks import INTERRUPTED, run_ranks
 from train.samples import Sampler, Samples, ask, from_samples
 from train.unified import Model, build, first_samples
 
+CODEC = Path("codec", "config.json")
+"""In the folder of a codec's run: what is written last."""
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 
 
@@ -74,8 +78,8 @@ class Scoring:
 @dataclass
 class Demo:
     """The demo: the folder it writes; how many documents it trains on, and the minutes after which it stops doing so, those of the
-    language model included; and the settings of its parts. processes: that learn to draw together on CPUs, each with packing.rows of
-    its own; on a GPU one does it all. held_out: documents of each task for validation.
+    language model and the codec included; and the settings of its parts. codec: null where `model.codec` is not made here. processes: that learn
+    to draw together on CPUs, each with packing.rows of its own; on a GPU one does it all. held_out: documents of each task for validation.
     """
 
     out: str = "out/demo"
@@ -83,6 +87,7 @@ class Demo:
     minutes: float = 15.0
     processes: int = 1
     llm: Pretraining = field(default_factory=lambda: Pretraining(out="${out}/llm"))
+    codec: CodecRun | None = None
     model: Model = field(default_factory=lambda: Model(llm="${out}/llm", max_side=64, max_patches=64))
     world: WorldConfig = field(default_factory=WorldConfig)
     packing: Packing = field(default_factory=Packing)
@@ -112,6 +117,8 @@ def demo(config: Demo) -> Summary | Outcome:
     out = Path(config.out)
     begin(config, out)
     language_model(config)
+    if stopped := autoencoder(config):
+        return Summary(0, 0, 0.0, stopped)
     corpus = read_corpus(config.llm.data, config.llm.seed)
     summary = learn(config, corpus) if torch.cuda.is_available() or config.processes == 1 else learn_together(config)
     if summary.interrupted:
@@ -135,8 +142,9 @@ def begin(config: Demo, out: Path) -> None:
         aside = next(path for number in count(1) if not (path := Path(f"{out}-{number}")).exists())
         out.rename(aside)
         print(f"{out}: begins anew, for the demo there has other settings; it is in {aside} now")
-        if before.llm == config.llm and (aside / "llm" / "config.json").is_file():
-            shutil.copytree(aside / "llm", out / "llm")
+        for part, file in (("llm", "config.json"), ("codec", CODEC)):
+            if getattr(before, part) == getattr(config, part) and (aside / part / file).is_file():
+                shutil.copytree(aside / part, out / part)
     program.describe(out, config, "train.demo", "Demo: a language model learns to draw")
 
 
@@ -168,6 +176,28 @@ def language_model(config: Demo) -> None:
     print(f"held-out perplexity {last['perplexity']:.2f}, {times:.1f} times below the {last['unigram_perplexity']:.1f} of single words")
 
 
+def autoencoder(config: Demo) -> str | None:
+    """Train the codec, or keep the one that is there; the signal that came in between, if one did."""
+    if config.codec is None:
+        return None
+    out = Path(config.codec.out)
+    if (out / CODEC).is_file():
+        print(f"{out}: the codec is there")
+    else:
+        left = max(config.minutes - minutes_of(config.llm.out), 1e-6)
+        result = train_codec(replace(config.codec, minutes=min(config.codec.minutes or left, left)))
+        if result.interrupted:
+            shutil.rmtree(out)  # of a codec half trained nothing is gone on with
+            return result.interrupted
+    print(f"PSNR of held-out pictures through the codec {read(out / 'metrics.jsonl')[-1]['val/psnr']:.1f} dB")
+    return None
+
+
+def minutes_of(folder: str) -> float:
+    """That the run in a folder took."""
+    return read(Path(folder, "metrics.jsonl"))[-1]["time"] / 60
+
+
 def learn(config: Demo, corpus: Corpus, rank: int = 0, world: int = 1) -> Summary:
     """Teach it to draw, alone or as one of several ranks, and save the model."""
     model = build(config.model)
@@ -194,7 +224,7 @@ def trainer_for(config: Demo, model: Fusion, corpus: Corpus, rank: int = 0, worl
     open_samples = partial(_mixture, curriculum, seed)  # a partial of a function, for the workers get it by pickling
     batches = PackedBatches(open_samples, model.processor, config.packing, seed, rank, world)
     held_out, groups = watched(config, model, corpus)
-    spent = read(Path(config.llm.out, "metrics.jsonl"))[-1]["time"] / 60
+    spent = minutes_of(config.llm.out) + (minutes_of(config.codec.out) if config.codec else 0.0)
     settings = replace(config.training, minutes=max(config.training.minutes - spent, 1e-6))
     sampler = Sampler(model, groups, config.samples)
     loader = Loader(batches, config.training.workers)
