@@ -256,7 +256,8 @@ def show(config: Demo, model: Fusion, corpus: Corpus) -> Outcome:
     evaluation = shapes.evaluate(model, scoring.count, shapes.SPLITS[scoring.split], progress=True, **scoring.knobs)
     shapes.save(evaluation, out / "scores")
     text = kept(config.llm.out, out / "model", corpus.held_out[: scoring.texts])
-    extra = showcase.sections(model, evaluation, text, scoring.targets, scoring.knobs, out / "model")
+    trained = Path(config.codec.out) if config.codec else None
+    extra = showcase.sections(model, evaluation, text, scoring.targets, scoring.knobs, out / "model", trained)
     return Outcome(evaluation, text, out / "model", report.write(out, extra))
 
 

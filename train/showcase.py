@@ -10,7 +10,8 @@ from eval.page import score_table, triptych
 from eval.shapes import Answered, Edited, Evaluation
 from eval.text import Kept
 from fusion.api import Fusion
-from fusion.page import Section, code, gallery, paragraph, story, table
+from fusion.page import Section, code, figure, gallery, paragraph, story, table
+from train.metrics import read
 
 PROMPTS = (
     "draw a red circle", "draw a green square on a beige ground", "draw a red circle left of a blue square",
@@ -24,8 +25,10 @@ SEEDS = 6  # pictures of one prompt: a row of the page
 DRAWINGS, EDITS, QUESTIONS, DESCRIBED = 30, 10, 18, 6  # how many are shown
 
 
-def sections(model: Fusion, evaluation: Evaluation, kept: Kept, targets: dict[str, float], knobs: dict, model_folder: Path) -> list[Section]:
-    """The sections in the order of the page."""
+def sections(
+    model: Fusion, evaluation: Evaluation, kept: Kept, targets: dict[str, float], knobs: dict, model_folder: Path, codec_run: Path | None = None
+) -> list[Section]:
+    """The sections in the order of the page. codec_run: the run folder of the codec, if it was trained here."""
     return [
         Section("Scores", scores(evaluation, targets)),
         Section("Drawn on request", drawings(model, knobs)),
@@ -35,6 +38,7 @@ def sections(model: Fusion, evaluation: Evaluation, kept: Kept, targets: dict[st
         Section("Descriptions", descriptions(model, [one.image for one in evaluation.answered[::7][:DESCRIBED]], knobs)),
         Section("Questions", gallery((one.image, answer(one)) for one in evaluation.answered[:QUESTIONS])),
         Section("Text kept", text(kept, targets.get("text_rise"))),
+        *([Section("What the codec keeps", codec(codec_run))] if codec_run else []),
         Section("Going on", code(commands(model_folder))),
     ]
 
@@ -99,6 +103,14 @@ def text(kept: Kept, most: float | None) -> str:
     rows = [("the language model", kept.before), ("after learning to draw", kept.after)]
     words = f"{kept.tokens:,} tokens of held-out text, the same for both. It {'rose' if kept.rise > 0 else 'fell'} by {abs(kept.rise):.1%}.{said}"
     return paragraph(words) + table(rows, ("held-out perplexity", "per token"))
+
+
+def codec(run: Path) -> str:
+    """Held-out pictures through the codec when it was trained."""
+    _, sheet = max((int(sheet.parent.name.removeprefix("step_")), sheet) for sheet in run.glob("samples/step_*/reconstructions.png"))
+    quality = read(run / "metrics.jsonl")[-1]["val/psnr"]
+    caption = f"pictures, what is left of them, and four times the difference; PSNR {quality:.1f} dB"
+    return paragraph("Held-out pictures, encoded and decoded: no drawing of this model is sharper.") + figure(sheet, caption)
 
 
 def commands(folder: Path) -> str:
