@@ -30,6 +30,7 @@ READING_ORDER = [
     "flow",
     "solvers",
     "cache",
+    "autoencoder",
     "codec",
     "modality",
     "prefix_cache",
