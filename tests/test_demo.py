@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import fusion
+import train.codec
 from fusion.data.sources import Mixture
 from train import demo
 from train.config import load_config
@@ -25,7 +26,7 @@ TINY = [
     "llm.context=64", "llm.vocab_size=400", "llm.precision=fp32", "packing.length=384", "packing.rows=2", "packing.lookahead=16",
     "training.workers=0", "training.log_every=1", "training.precision=fp32", "training.compile=false", "training.sample_every=4",
     "training.validate_every=100", "held_out=2", "samples.held_out=1", "samples.steps=1", "samples.max_new_tokens=4", "scoring.count=12",
-    "scoring.steps=1", "scoring.texts=2", "scoring.split=development",
+    "scoring.steps=1", "scoring.texts=2", "scoring.split=development", "codec.network.channels=[8,8]", "codec.images=32",
 ]  # fmt: skip
 
 
@@ -45,7 +46,8 @@ def test_the_demo_from_nothing_to_a_report_with_an_interruption(tmp_path, monkey
     rows = read(out / "metrics.jsonl")
     assert rows[-1]["seen"] >= 120 and [row["step"] for row in rows if "loss/total" in row] == list(range(1, rows[-1]["step"] + 1))
     page = (out / "report.html").read_text()
-    named = ("Samples on the way", "Scores", "Drawn on request", "Scored pictures", "Edits", "Descriptions", "Questions", "Text kept", "Going on")
+    named = ("Samples on the way", "Scores", "Drawn on request", "Scored pictures", "Edits", "Descriptions", "Questions", "Text kept")
+    named += ("What the codec keeps", "Going on")
     assert all(f"<h2>{section}</h2>" in page for section in named) and page.count("<h2>A story: ") == 2
     assert not (out / "skipped.txt").exists()
     assert isinstance(fusion.load(out / "model").draw("draw a red circle", steps=1)[0], Image.Image)
@@ -55,10 +57,29 @@ def test_the_demo_from_nothing_to_a_report_with_an_interruption(tmp_path, monkey
 
     demo.begin(load_config(demo.Demo, demo.CONFIG, [*argv, "documents=20"]), out)
     assert "begins anew" in capsys.readouterr().out
-    assert {path.name for path in out.iterdir()} == {"config.yaml", "run.json", "llm"}
+    assert {path.name for path in out.iterdir()} == {"config.yaml", "run.json", "llm", "codec"}
     demo.begin(load_config(demo.Demo, demo.CONFIG, [*argv, "documents=20", "llm.width=32"]), out)
-    assert {path.name for path in out.iterdir()} == {"config.yaml", "run.json"}
+    assert {path.name for path in out.iterdir()} == {"config.yaml", "run.json", "codec"}
     assert (tmp_path / "demo-1" / "report.html").read_text() and (tmp_path / "demo-2" / "llm").is_dir()
+
+
+def test_a_codec_half_trained_is_nothing_to_go_on_with(tmp_path, monkeypatch, capsys):
+    out, update = tmp_path / "demo", train.codec._update
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return update(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.codec, "_update", interrupted)
+        assert demo.main([f"out={out}", *TINY]) == 130
+    assert "stopped by SIGINT" in capsys.readouterr().out
+    assert (out / "llm").is_dir() and not (out / "codec").exists()
+    config = load_config(demo.Demo, demo.CONFIG, [f"out={out}", *TINY])
+    assert demo.autoencoder(config) is None and (out / "codec" / demo.CODEC).is_file()
+    assert "PSNR of held-out pictures" in capsys.readouterr().out
+    assert demo.autoencoder(config) is None and "the codec is there" in capsys.readouterr().out
+    assert demo.autoencoder(replace(config, codec=None)) is None
 
 
 def test_two_processes_learn_together_stop_together_and_go_on(tmp_path, capfd):

@@ -199,6 +199,7 @@ def test_weights_are_obeyed():
         ({"tasks": {"chat": 0}}, "tasks"), ({"counts": {1: -1, 2: 2}}, "counts"), ({"counts": {1: 1}, "held_out": True}, "held-out"),
         ({"colours": {"pink": 1}}, "pink"), ({"colours": {"red": 1}, "held_out": True}, "colours"),
         ({"distinct": True, "held_out": True, "counts": {2: 1}}, "distinct"),
+        ({"open": 1.2}, "open=1.2"),
         ({"distinct": True, "colours": {"red": 1, "blue": 1}}, "4 objects of distinct colours need 4 colours, got 2"),
     ],
 )  # fmt: skip
@@ -227,6 +228,12 @@ def test_placed_captions_say_where_several_objects_stand():
         asked = sample.expectation
         assert all(want.colour and want.shape for want in asked.wanted)
         assert len(asked.wanted) == 1 or asked.relations or all(want.place for want in asked.wanted)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_captions_leave_colours_or_shapes_open_as_often_as_asked(share):
+    drawn = [sample.expectation.wanted for sample in samples("text_to_image", 400, Options(open=share))]
+    assert abs(sum(not all(want.colour and want.shape for want in wanted) for wanted in drawn) / len(drawn) - share) < 0.07
 
 
 def test_an_unknown_task_is_named():

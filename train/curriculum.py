@@ -21,6 +21,7 @@ class Stage:
     sizes: dict[str, float] | None = None
     colours: dict[str, float] | None = None
     placed: bool | None = None
+    open: float | None = None
     distinct: bool | None = None
 
     def __post_init__(self):

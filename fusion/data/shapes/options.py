@@ -31,6 +31,7 @@ class Options:
     `tasks` by name, `counts` by number of objects (1 to 4), `sizes` by "width x height" as in "48x32",
     `colours` by name: those in which scenes begin, as edits bring in and questions ask about any.
     `placed`: captions of text_to_image and edits always tell where several objects stand (of two equal ones: how).
+    `open`: of other captions of these tasks, the share that leaves colours or shapes open ("two circles").
     `distinct`: no two objects of a scene begin in one colour.
     `held_out` draws only scenes with a held-out pair of kinds, and examples only of held-out rules: for evaluation, never for training.
     ValueError for unknown names and for weights that are negative or all zero.
@@ -41,6 +42,7 @@ class Options:
     sizes: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_SIZES))
     colours: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_COLOURS))
     placed: bool = False
+    open: float = 0.08
     distinct: bool = False
     held_out: bool = False
 
@@ -49,6 +51,8 @@ class Options:
         _check("counts", self.counts, DEFAULT_COUNTS)
         _check("sizes", self.sizes, _SIZES)
         _check("colours", self.colours, COLOURS)
+        if not 0 <= self.open <= 1:
+            raise ValueError(f"open={self.open}: a share of the world's captions, from 0 to 1")
         if self.held_out and sum(weight for count, weight in self.counts.items() if count > 1) <= 0:
             raise ValueError("held-out combinations are pairs: give a weight to counts of 2 or more")
         if self.held_out and self.colours != DEFAULT_COLOURS:

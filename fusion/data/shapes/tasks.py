@@ -35,7 +35,7 @@ def any_scene(rng: np.random.Generator, options: Options) -> Scene:
 def text_to_image(rng: np.random.Generator, options: Options) -> Sample:
     """The user asks for a picture; the assistant answers with just the picture."""
     scene = any_scene(rng, options)
-    told = caption(rng, scene, placed=options.placed)
+    told = caption(rng, scene, options.open, options.placed)
     messages = (user(ask_for_picture(rng, told.text)), assistant(render(scene)))
     return Sample("text_to_image", messages, (scene,), told.claims, held_out=scene.held_out)
 
@@ -76,7 +76,7 @@ def edits(rng: np.random.Generator, options: Options) -> Sample:
     """The user asks for one to three changes in turn, of a picture shown or of one just drawn on request."""
     scene, change = first_edit(rng, options)
     if chance(rng, 0.25):
-        told = caption(rng, scene, placed=options.placed)
+        told = caption(rng, scene, options.open, options.placed)
         messages, claims = [user(ask_for_picture(rng, told.text)), assistant(render(scene))], told.claims
     else:
         messages, claims = [], None
