@@ -172,10 +172,12 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
         self.control_head = nn.Linear(full, config.control_tokens, bias=False)
         self.image_width = width = config.image_width or full
         time_width = None if config.time == "none" else width
-        if config.embed != "conv":
-            self.patch_embed = (ReferenceEmbed if config.embed == "linear+reference" else PatchEmbed)(config.patch_width, width)
-        else:
+        if config.embed == "conv":
             self.patch_embed = ConvEmbed(config.channels, config.patch_size, width, time_width)
+        elif config.embed == "linear+reference":
+            self.patch_embed = ReferenceEmbed(config.patch_width, width)
+        else:
+            self.patch_embed = PatchEmbed(config.patch_width, width)
         self.time_embed = None if config.time == "none" else TimestepEmbedding(width)
         self.modulation = self.modulation_table = None
         if config.time == "adaln":
