@@ -172,6 +172,18 @@ def test_compiled_layers_compute_the_same(llm, tmp_path, root):
         assert [row[key] for row in compiled if key in row] == pytest.approx([row[key] for row in eager if key in row], rel=1e-3)
 
 
+def test_where_nothing_can_be_compiled_layers_run_as_they_are(llm, tmp_path, monkeypatch, capsys):
+    def no_compiler(function):
+        raise RuntimeError("g++: not found\n  File deep inside")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    batches = training.held_out(fusion.from_llm(llm, dtype=torch.float32).processor)
+    training.make(llm, tmp_path / "run", training.Given(batches[:1]), compile=True, documents=4).fit()
+    told = [line for line in capsys.readouterr().err.splitlines() if "training.compile" in line]
+    assert told == ["training.compile: torch.compile does not work here, and layers run as they are (RuntimeError: g++: not found)"]
+    assert read(tmp_path / "run" / "metrics.jsonl")[-1]["step"] > 0
+
+
 PROGRAM = """
 import sys
 from pathlib import Path

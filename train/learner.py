@@ -105,6 +105,16 @@ class UnifiedLearner(Learner):
         return compiled(layers_of(self.model.llm))
 
 
+def compiles(device: torch.device) -> str | None:
+    """None where torch.compile works on a device, or else why not, in one line: it needs a C++ compiler, on GPUs Triton, and not every machine has
+    them. The first time on a machine it takes some seconds, which compiling anything else would take as well."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(64, device=device))
+    except Exception as error:  # whatever can be amiss with a toolchain
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+    return None
+
+
 @contextmanager
 def compiled(layers: Sequence[nn.Module]) -> Iterator[None]:
     """Inside, each of the layers runs compiled."""

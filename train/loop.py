@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -25,7 +26,7 @@ from train.devices import this_device
 from train.ema import EMA
 from train.follow import Tracked, trackers
 from train.interrupt import Interrupts
-from train.learner import Learner
+from train.learner import Learner, compiles
 from train.log import Counts, Log, Moment, Sums
 from train.optim import Optim, Optimizers, rate
 from train.precision import autocast, bf16_is_faster
@@ -46,9 +47,9 @@ class Training:
     per step. ema: decay of the averaged weights, which are the ones that are saved. precision: auto takes bf16 where it is faster.
     sharded: the ranks share out weights, averages and optimizer states (train.shards) instead of each having all of them; so they do too
     when accelerate is told to launch FSDP. recompute: keep little of each layer for the backward pass, for a third more operations. compile:
-    compile the layers of the decoder. conv_from: documents before which a convolutional head rests: while it learns to draw, the decoder does
-    not learn what to (docs/log.md). workers: processes that make batches. The `_every` are in steps, 0 for never; save_minutes: a checkpoint
-    after so many too; keep: checkpoints kept. trackers: of tensorboard, wandb and trackio, which show what metrics.jsonl has and the samples, in
+    compile the layers of the decoder, where torch can. conv_from: documents before which a convolutional head rests: while it learns to draw, the
+    decoder does not learn what to (docs/log.md). workers: processes that make batches. The `_every` are in steps, 0 for never; save_minutes: a
+    checkpoint after so many too; keep: checkpoints kept. trackers: of tensorboard, wandb and trackio, which show what metrics.jsonl has and the samples, in
     the run's folder `tracked` or where they keep things; null for TensorBoard where it is installed. Whoever makes a file `save` or `stop` in
     the run's folder has a checkpoint written, or the run stopped as by a signal, after the next step.
     """
@@ -160,7 +161,7 @@ class Trainer:
             self.log.tracked = Tracked(self.accelerator, self.run, self.step)
         asked = None
         recomputed = self.learner.recomputed() if self.settings.recompute else nullcontext()
-        compiled = self.learner.compiled() if self.settings.compile else nullcontext()
+        compiled = self.learner.compiled() if self.settings.compile and self._compiles() else nullcontext()
         with Interrupts() as interrupts, closing(self.log), recomputed, compiled:
             self._look_at_the_clock(interrupts)
             while self.progress < 1 and not asked:
@@ -174,6 +175,13 @@ class Trainer:
             self._end()
         self.loader.close()
         return Summary(self.step, self.seen, self.seconds, asked)
+
+    def _compiles(self) -> bool:
+        """Whether layers can be compiled here; where they cannot, that is told, and the run goes on without."""
+        why = compiles(self.device)
+        if why and self.main:
+            self.log.bar.write(f"training.compile: torch.compile does not work here, and layers run as they are ({why})", file=sys.stderr)
+        return why is None
 
     @property
     def seconds(self) -> float:
