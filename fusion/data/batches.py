@@ -185,9 +185,10 @@ def fill_row(waiting: list[Sized], length: int) -> list[Sized]:
 
     The oldest goes first so that none waits for ever.
     """
-    oldest = next(index for index, item in enumerate(waiting) if len(item) <= length)
-    row, room = [waiting[oldest]], length - len(waiting[oldest])
-    left = sorted((len(item), index) for index, item in enumerate(waiting) if index != oldest)
+    sizes = [len(item) for item in waiting]
+    oldest = next(index for index, size in enumerate(sizes) if size <= length)
+    row, room = [waiting[oldest]], length - sizes[oldest]
+    left = sorted((size, index) for index, size in enumerate(sizes) if index != oldest)
     while place := bisect_right(left, room, key=itemgetter(0)):
         size, index = left.pop(place - 1)
         row.append(waiting[index])

@@ -8,6 +8,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -46,8 +47,13 @@ class Item:
     part: int = 0
     before: dict | None = None  # the state of the samples just before this one was read
 
-    def __len__(self) -> int:
+    @cached_property
+    def size(self) -> int:
+        """Of the content: asked for again and again while it waits."""
         return len(self.content)
+
+    def __len__(self) -> int:
+        return self.size
 
 
 class Shard(ABC):
