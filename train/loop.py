@@ -49,9 +49,9 @@ class Training:
     when accelerate is told to launch FSDP. recompute: keep little of each layer for the backward pass, for a third more operations. compile:
     compile the layers of the decoder, where torch can. conv_from: documents before which a convolutional head rests: while it learns to draw, the
     decoder does not learn what to (docs/log.md). workers: processes that make batches. The `_every` are in steps, 0 for never; save_minutes: a
-    checkpoint after so many too; keep: checkpoints kept. trackers: of tensorboard, wandb and trackio, which show what metrics.jsonl has and the samples, in
-    the run's folder `tracked` or where they keep things; null for TensorBoard where it is installed. Whoever makes a file `save` or `stop` in
-    the run's folder has a checkpoint written, or the run stopped as by a signal, after the next step.
+    checkpoint after so many too; keep: checkpoints kept. trackers: of tensorboard, wandb and trackio, which show what metrics.jsonl has and the
+    samples, in the run's folder `tracked` or where they keep things; null for TensorBoard where it is installed. Whoever makes a file `save` or
+    `stop` in the run's folder has a checkpoint written, or the run stopped as by a signal, after the next step.
     """
 
     documents: int | None = 100_000
