@@ -111,7 +111,8 @@ def compiles(device: torch.device) -> str | None:
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(64, device=device))
     except Exception as error:  # whatever can be amiss with a toolchain
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+        first, *_ = str(error).strip().splitlines() or ["no reason given"]
+        return f"{type(error).__name__}: {first}"
     return None
 
 
