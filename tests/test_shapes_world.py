@@ -199,7 +199,7 @@ def test_weights_are_obeyed():
         ({"tasks": {"chat": 0}}, "tasks"), ({"counts": {1: -1, 2: 2}}, "counts"), ({"counts": {1: 1}, "held_out": True}, "held-out"),
         ({"colours": {"pink": 1}}, "pink"), ({"colours": {"red": 1}, "held_out": True}, "colours"),
         ({"distinct": True, "held_out": True, "counts": {2: 1}}, "distinct"),
-        ({"open": 1.2}, "open=1.2"),
+        ({"open": 1.2}, "open=1.2"), ({"described": -0.1}, "described=-0.1"), ({"questions": {"why": 1}}, "why"),
         ({"distinct": True, "colours": {"red": 1, "blue": 1}}, "4 objects of distinct colours need 4 colours, got 2"),
     ],
 )  # fmt: skip
@@ -221,6 +221,39 @@ def test_distinct_scenes_begin_with_no_colour_twice(task):
     begun = [sample.scenes[0].kinds for sample in samples(task, 200, Options(distinct=True))]
     assert max(map(len, begun)) == 4
     assert all(len({colour for _, colour in kinds}) == len(kinds) for kinds in begun)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_pictures_are_described_among_the_questions_as_often_as_asked(share):
+    drawn = samples("questions", 400, Options(described=share))
+    told = [len(sample.messages) // 2 - len(sample.questions) for sample in drawn]
+    assert set(told) <= {0, 1} and abs(sum(told) / len(drawn) - share) < 0.07
+    for sample, described in zip(drawn, told, strict=True):
+        answers = {question.answer for question in sample.questions}
+        descriptions = [text for role, text in blocks(sample, "text") if role == "assistant" and text not in answers]
+        assert len(descriptions) == described and all(sample.scenes[0].things[0].colour in text for text in descriptions)
+        assert len(blocks(sample, "image")) == 1
+
+
+@pytest.mark.parametrize("kinds", [{"exists": 1}, {"where": 1}, {"count": 3, "shape": 1}])
+def test_questions_are_of_the_kinds_that_have_a_weight(kinds):
+    drawn = [question.kind for sample in samples("questions", 200, Options(questions=kinds)) for question in sample.questions]
+    assert set(drawn) == set(kinds)
+    assert all(abs(drawn.count(kind) / len(drawn) - weight / sum(kinds.values())) < 0.1 for kind, weight in kinds.items())
+
+
+def test_questions_ask_for_the_colours_of_the_scenes_alone():
+    drawn = samples("questions", 300, Options(colours={"red": 1, "blue": 1}, questions={"exists": 1, "count": 1}))
+    asked = {word for sample in drawn for question in sample.questions for word in re.findall(r"[a-z]+", question.text)}
+    assert asked & set(COLOURS) == {"red", "blue"}
+    right = [question.answer for sample in drawn for question in sample.questions if question.kind == "exists"]
+    assert 0.4 < right.count("no") / len(right) < 0.6
+
+
+@pytest.mark.parametrize("colours", [{"red": 1}, {"red": 1, "blue": 1}])
+def test_few_colours_leave_something_to_ask(colours):
+    options = Options(colours=colours, counts={4: 1}, questions={"exists": 1, "where": 1})
+    assert all(sample.questions for sample in samples("questions", 200, options))
 
 
 def test_placed_captions_say_where_several_objects_stand():

@@ -12,7 +12,7 @@ from fusion.data.sources.config import DataConfig, open_sources
 @dataclass
 class Stage:
     """What comes until document number `until`, None for ever. text: the share of plain text. The others say what the world draws as
-    in fusion.data.shapes.Options (tasks, counts, sizes and colours are weights); what is left out is as the world has it."""
+    in fusion.data.shapes.Options (tasks, counts, sizes, colours and questions are weights); what is left out is as the world has it."""
 
     until: int | None = None
     text: float = 0.0
@@ -20,6 +20,8 @@ class Stage:
     counts: dict[int, float] | None = None
     sizes: dict[str, float] | None = None
     colours: dict[str, float] | None = None
+    questions: dict[str, float] | None = None
+    described: float | None = None
     placed: bool | None = None
     open: float | None = None
     distinct: bool | None = None

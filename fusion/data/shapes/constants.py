@@ -49,6 +49,8 @@ EDIT_COUNTS = {
     "add": (2, 3), "remove": (3, 4),
 }  # fmt: skip
 
+QUESTION_KINDS = ("count", "colour", "shape", "exists", "where")
+
 # A kind is what an object is, wherever it stands: (shape, colour).
 Kind = tuple[str, str]
 KINDS: tuple[Kind, ...] = tuple((shape, colour) for shape in SHAPES for colour in COLOURS)

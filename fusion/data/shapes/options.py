@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from fusion.data.shapes.constants import COLOURS, EDIT_COUNTS, KINDS, PICTURE_SIZES, Kind
+from fusion.data.shapes.constants import COLOURS, EDIT_COUNTS, KINDS, PICTURE_SIZES, QUESTION_KINDS, Kind
 
 DEFAULT_TASKS = {
     "text_to_image": 0.45, "edits": 0.2, "questions": 0.1, "image_to_text": 0.08, "stories": 0.07, "chat": 0.1,
@@ -13,6 +13,7 @@ OPTIONAL_TASKS = ("examples",)  # drawn where they are given a weight
 DEFAULT_COUNTS = {1: 0.35, 2: 0.35, 3: 0.15, 4: 0.15}
 DEFAULT_SIZES = {"32x32": 0.8, "48x32": 0.1, "32x48": 0.1}
 DEFAULT_COLOURS = dict.fromkeys(COLOURS, 1.0)
+DEFAULT_QUESTIONS = dict.fromkeys(QUESTION_KINDS, 1.0)
 _SIZES = {f"{width}x{height}": (width, height) for width, height in PICTURE_SIZES}
 
 
@@ -29,7 +30,9 @@ class Options:
     """What the world draws. Weights need not sum to 1; an entry that is left out is never drawn.
 
     `tasks` by name, `counts` by number of objects (1 to 4), `sizes` by "width x height" as in "48x32",
-    `colours` by name: those in which scenes begin, as edits bring in and questions ask about any.
+    `colours` by name: those in which scenes begin, as edits bring in any, and for which questions ask.
+    `questions` by kind: count, colour, shape, exists, where.
+    `described`: of documents with questions, the share in which the picture is described, too, before, between or after them.
     `placed`: captions of text_to_image and edits always tell where several objects stand (of two equal ones: how).
     `open`: of other captions of these tasks, the share that leaves colours or shapes open ("two circles").
     `distinct`: no two objects of a scene begin in one colour.
@@ -41,6 +44,8 @@ class Options:
     counts: Mapping[int, float] = field(default_factory=lambda: dict(DEFAULT_COUNTS))
     sizes: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_SIZES))
     colours: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_COLOURS))
+    questions: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_QUESTIONS))
+    described: float = 0.0
     placed: bool = False
     open: float = 0.08
     distinct: bool = False
@@ -51,8 +56,11 @@ class Options:
         _check("counts", self.counts, DEFAULT_COUNTS)
         _check("sizes", self.sizes, _SIZES)
         _check("colours", self.colours, COLOURS)
+        _check("questions", self.questions, QUESTION_KINDS)
         if not 0 <= self.open <= 1:
             raise ValueError(f"open={self.open}: a share of the world's captions, from 0 to 1")
+        if not 0 <= self.described <= 1:
+            raise ValueError(f"described={self.described}: a share of the documents with questions, from 0 to 1")
         if self.held_out and sum(weight for count, weight in self.counts.items() if count > 1) <= 0:
             raise ValueError("held-out combinations are pairs: give a weight to counts of 2 or more")
         if self.held_out and self.colours != DEFAULT_COLOURS:
@@ -67,6 +75,11 @@ class Options:
     def picture_sizes(self) -> dict[tuple[int, int], float]:
         """The weights of `sizes` by (width, height) in pixels."""
         return {_SIZES[name]: weight for name, weight in self.sizes.items()}
+
+    @cached_property
+    def asked_colours(self) -> tuple[str, ...]:
+        """Those of `colours` that have a weight."""
+        return tuple(name for name in COLOURS if self.colours.get(name, 0.0) > 0)
 
     @cached_property
     def kinds(self) -> dict[Kind, float]:

@@ -1,21 +1,23 @@
 """Questions about pictures with short answers: count, colour, shape, exists, where."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from fusion.data.shapes.chance import chance, pick
-from fusion.data.shapes.constants import COLOURS, KINDS, OPPOSITE, RELATIONS, SHAPES
+from fusion.data.shapes.chance import chance, pick, weighted
+from fusion.data.shapes.constants import COLOURS, KINDS, OPPOSITE, QUESTION_KINDS, RELATIONS, SHAPES
 from fusion.data.shapes.edits import unique
 from fusion.data.shapes.expect import Question
 from fusion.data.shapes.scene import Scene, relation
 from fusion.data.shapes.words import NUMBERS, PLACE_WORDS, RELATION_WORDS, a, plural
 
-_COLOUR_NAMES = tuple(COLOURS)
+ALL_COLOURS = tuple(COLOURS)
+EVEN = dict.fromkeys(QUESTION_KINDS, 1.0)
+_TRIES = 100  # at finding another question about a scene
 
 
-def count(rng: np.random.Generator, scene: Scene) -> Question:
-    """How many objects, of one shape, of one colour, or of one kind."""
+def count(rng: np.random.Generator, scene: Scene, colours: Sequence[str] = ALL_COLOURS) -> Question:
+    """How many objects, of one shape, of one of the colours, or of one kind."""
     style = rng.random()
     if style < 0.35:
         noun, number = pick(rng, ("objects", "shapes", "things")), len(scene.things)
@@ -23,7 +25,7 @@ def count(rng: np.random.Generator, scene: Scene) -> Question:
         shape = pick(rng, scene.things).shape if chance(rng, 0.75) else pick(rng, SHAPES)
         noun, number = plural(shape), sum(thing.shape == shape for thing in scene.things)
     elif style < 0.85:
-        colour = pick(rng, scene.things).colour if chance(rng, 0.75) else pick(rng, _COLOUR_NAMES)
+        colour = pick(rng, scene.things).colour if chance(rng, 0.75) else pick(rng, colours)
         noun, number = f"{colour} {pick(rng, ('shapes', 'objects'))}", sum(thing.colour == colour for thing in scene.things)
     else:
         kind = pick(rng, scene.things).kind
@@ -43,7 +45,7 @@ def _spot(rng: np.random.Generator, scene: Scene, index: int) -> str:
     return pick(rng, PLACE_WORDS[scene.things[index].place])
 
 
-def colour(rng: np.random.Generator, scene: Scene) -> Question:
+def colour(rng: np.random.Generator, scene: Scene, colours: Sequence[str] = ALL_COLOURS) -> Question:
     """The colour of the ground or of one object, named by its shape or its place."""
     if chance(rng, 0.25):
         return Question("colour", f"what colour is the {pick(rng, ('ground', 'background'))}?", scene.ground)
@@ -54,7 +56,7 @@ def colour(rng: np.random.Generator, scene: Scene) -> Question:
     return Question("colour", f"what colour is {noun}?", thing.colour)
 
 
-def shape(rng: np.random.Generator, scene: Scene) -> Question:
+def shape(rng: np.random.Generator, scene: Scene, colours: Sequence[str] = ALL_COLOURS) -> Question:
     """The shape of one object, named by its colour or its place."""
     index = int(rng.random() * len(scene.things))
     thing = scene.things[index]
@@ -64,23 +66,25 @@ def shape(rng: np.random.Generator, scene: Scene) -> Question:
     return Question("shape", f"{pick(rng, ('what', 'which'))} shape is {_spot(rng, scene, index)}?", thing.shape)
 
 
-def exists(rng: np.random.Generator, scene: Scene) -> Question:
-    """Whether there is a kind, a shape or a colour; as often yes as no, and often no for a near miss."""
+def exists(rng: np.random.Generator, scene: Scene, colours: Sequence[str] = ALL_COLOURS) -> Question:
+    """Whether there is a kind, a shape or one of the colours; as often yes as no, and often no for a near miss."""
     style, yes, thing = rng.random(), chance(rng, 0.5), pick(rng, scene.things)
     if style < 0.2:
         shapes = [name for name in SHAPES if (name in [thing.shape for thing in scene.things]) == yes]
         noun, answer = (a(pick(rng, shapes)), yes) if shapes else (a(thing.shape), True)
     elif style < 0.4:
-        noun = thing.colour if yes else pick(rng, [c for c in COLOURS if c not in [thing.colour for thing in scene.things]])
-        noun, answer = f"something {noun}", yes
+        missing = [name for name in colours if name not in [thing.colour for thing in scene.things]]
+        noun, answer = (thing.colour, True) if yes or not missing else (pick(rng, missing), False)
+        noun = f"something {noun}"
     else:
-        near = [kind for kind in KINDS if kind not in scene.kinds and (kind[0] == thing.shape or kind[1] == thing.colour)]
-        kind, answer = (thing.kind if yes else pick(rng, near)), yes
+        known = [kind for kind in KINDS if kind not in scene.kinds and kind[1] in colours]
+        near = [kind for kind in known if kind[0] == thing.shape or kind[1] == thing.colour]
+        kind, answer = (thing.kind, True) if yes or not near else (pick(rng, near), False)
         noun = a(f"{kind[1]} {kind[0]}")
     return Question("exists", pick(rng, ("is there {}?", "is there {} in the picture?", "do you see {}?")).format(noun), _yes(answer))
 
 
-def where(rng: np.random.Generator, scene: Scene) -> Question | None:
+def where(rng: np.random.Generator, scene: Scene, colours: Sequence[str] = ALL_COLOURS) -> Question | None:
     """At which place an object stands, or whether it is left of, right of, above or below another."""
     clear = unique(scene)
     if not clear:
@@ -103,17 +107,21 @@ def _yes(truth: bool) -> str:
     return "yes" if truth else "no"
 
 
-QUESTIONS: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
-    "count": count, "colour": colour, "shape": shape, "exists": exists, "where": where,
-}  # fmt: skip
-_KINDS = tuple(QUESTIONS)
+QUESTIONS: dict[str, Callable[..., Question | None]] = {"count": count, "colour": colour, "shape": shape, "exists": exists, "where": where}
 
 
-def ask(rng: np.random.Generator, scene: Scene, number: int) -> tuple[Question, ...]:
-    """`number` different questions about the scene."""
+def ask(
+    rng: np.random.Generator, scene: Scene, number: int, kinds: Mapping[str, float] = EVEN, colours: Sequence[str] = ALL_COLOURS
+) -> tuple[Question, ...]:
+    """`number` different questions about the scene, of the kinds as they are weighted; fewer where it does not give so many.
+
+    colours: those that are asked for whether they are there or not.
+    """
     asked: dict[str, Question] = {}
-    while len(asked) < number:
-        question = QUESTIONS[pick(rng, _KINDS)](rng, scene)
+    for _ in range(_TRIES):
+        question = QUESTIONS[weighted(rng, kinds)](rng, scene, colours)
         if question is not None:
             asked[question.text] = question
+        if len(asked) == number:
+            break
     return tuple(asked.values())

@@ -4,17 +4,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fusion.data.shapes.chance import chance, pick, weighted
+from fusion.data.shapes.chance import chance, pick, weighted, whole
 from fusion.data.shapes.chat import turns_in_words
 from fusion.data.shapes.edit_words import happening, request
 from fusion.data.shapes.edits import Change, any_edit, try_edit
 from fusion.data.shapes.examples import examples
+from fusion.data.shapes.expect import Question
 from fusion.data.shapes.options import Options
 from fusion.data.shapes.questions import ask
 from fusion.data.shapes.render import render
 from fusion.data.shapes.sample import Sample, assistant, user
 from fusion.data.shapes.scene import Scene, sample_scene
-from fusion.data.shapes.words import NUMBERS, ask_for_picture, caption, describe, user_style
+from fusion.data.shapes.words import NUMBERS, Caption, ask_for_picture, caption, describe, user_style
 
 DESCRIBE = ("describe the picture", "describe this picture", "what is in the picture?", "what do you see?", "what does the picture show?",
             "tell me what you see", "what is this a picture of?")  # fmt: skip
@@ -42,22 +43,42 @@ def text_to_image(rng: np.random.Generator, options: Options) -> Sample:
 
 def image_to_text(rng: np.random.Generator, options: Options) -> Sample:
     """The user shows a picture; the assistant describes it, in detail if asked to."""
-    scene, detail = any_scene(rng, options), chance(rng, 0.4)
-    told = describe(rng, scene, detail)
-    prompt = user_style(rng, pick(rng, DESCRIBE_IN_DETAIL if detail else DESCRIBE))
+    scene = any_scene(rng, options)
+    prompt, told = _description(rng, scene)
     messages = (_shown(rng, scene, prompt), assistant(told.text))
     return Sample("image_to_text", messages, (scene,), told.claims, held_out=scene.held_out)
 
 
 def questions(rng: np.random.Generator, options: Options) -> Sample:
-    """One to four questions about one picture, each answered in a few words before the next is asked."""
-    scene = any_scene(rng, options)
-    asked = ask(rng, scene, weighted(rng, {1: 0.25, 2: 0.25, 3: 0.25, 4: 0.25}))
+    """One to four questions about one picture, each answered in a few words before the next is asked; among them it may be described."""
+    asked = ()
+    while not asked:
+        scene = any_scene(rng, options)
+        asked = ask(rng, scene, weighted(rng, {1: 0.25, 2: 0.25, 3: 0.25, 4: 0.25}), options.questions, options.asked_colours)
+    turns: list[Question | None] = list(asked)
+    if options.described and chance(rng, options.described):
+        turns.insert(whole(rng, 0, len(asked)), None)
     messages = []
-    for question in asked:
-        text = question.text if chance(rng, 0.5) else question.text.capitalize()
-        messages += [user(text) if messages else _shown(rng, scene, text), assistant(question.answer)]
+    for question in turns:
+        text, answer = _described(rng, scene) if question is None else (_asked(rng, question), question.answer)
+        messages += [user(text) if messages else _shown(rng, scene, text), assistant(answer)]
     return Sample("questions", tuple(messages), (scene,), questions=asked, held_out=scene.held_out)
+
+
+def _asked(rng: np.random.Generator, question: Question) -> str:
+    return question.text if chance(rng, 0.5) else question.text.capitalize()
+
+
+def _described(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
+    prompt, told = _description(rng, scene)
+    return prompt, told.text
+
+
+def _description(rng: np.random.Generator, scene: Scene) -> tuple[str, Caption]:
+    """What a user says who wants to be told of a picture, and what there is to tell."""
+    detail = chance(rng, 0.4)
+    told = describe(rng, scene, detail)
+    return user_style(rng, pick(rng, DESCRIBE_IN_DETAIL if detail else DESCRIBE)), told
 
 
 def first_edit(rng: np.random.Generator, options: Options, kind: str | None = None) -> tuple[Scene, Change]:
