@@ -55,7 +55,7 @@ def questions(rng: np.random.Generator, options: Options) -> Sample:
     while not asked:
         scene = any_scene(rng, options)
         asked = ask(rng, scene, weighted(rng, {1: 0.25, 2: 0.25, 3: 0.25, 4: 0.25}), options.questions, options.asked_colours)
-    turns: list[Question | None] = list(asked)
+    turns: list[Question | None] = list(asked)  # None: the picture is described
     if options.described and chance(rng, options.described):
         turns.insert(whole(rng, 0, len(asked)), None)
     messages = []
