@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from fusion.data.shapes.chance import chance, pick, weighted
-from fusion.data.shapes.constants import COLOURS, KINDS, OPPOSITE, QUESTION_KINDS, RELATIONS, SHAPES
+from fusion.data.shapes.constants import COLOURS, KINDS, OPPOSITE, RELATIONS, SHAPES
 from fusion.data.shapes.edits import unique
 from fusion.data.shapes.expect import Question
+from fusion.data.shapes.options import DEFAULT_QUESTIONS
 from fusion.data.shapes.scene import Scene, relation
 from fusion.data.shapes.words import NUMBERS, PLACE_WORDS, RELATION_WORDS, a, plural
 
 ALL_COLOURS = tuple(COLOURS)
-EVEN = dict.fromkeys(QUESTION_KINDS, 1.0)
 _TRIES = 100  # at finding another question about a scene
 
 
@@ -111,7 +111,7 @@ QUESTIONS: dict[str, Callable[..., Question | None]] = {"count": count, "colour"
 
 
 def ask(
-    rng: np.random.Generator, scene: Scene, number: int, kinds: Mapping[str, float] = EVEN, colours: Sequence[str] = ALL_COLOURS
+    rng: np.random.Generator, scene: Scene, number: int, kinds: Mapping[str, float] = DEFAULT_QUESTIONS, colours: Sequence[str] = ALL_COLOURS
 ) -> tuple[Question, ...]:
     """`number` different questions about the scene, of the kinds as they are weighted; fewer where it does not give so many.
 
