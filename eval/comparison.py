@@ -147,7 +147,7 @@ def resolve(comparison: Comparison, contender: Contender, seed: int) -> Diffusio
     shared = comparison.unified if contender.architecture is None else comparison.painter
     config = replace(shared, run=run, resume=True, training=replace(shared.training, seed=seed))
     if contender.architecture is None:
-        return replace(config, model=replace(config.model, **contender.model))
+        return replace(config, model=type(config.model).of(vars(config.model) | contender.model))
     network = match(comparison, contender)
     return replace(config, painter=replace(config.painter, architecture=contender.architecture, network=network))
 

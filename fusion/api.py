@@ -4,7 +4,7 @@ import copy
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,29 +16,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fusion import presets as named
 from fusion.backbone import family_of
+from fusion.checked import SettingError, takes
 from fusion.codec import Codec, load_codec
-from fusion.flow import PATHS
 from fusion.generate import Event, Generator, ImageDone, TextPiece
 from fusion.images import fit_size, open_image
 from fusion.loading import DeviceMap, PlacingError, dtype_of
-from fusion.lora import Lora
-from fusion.modality import PARTS
-from fusion.model import (
-    DEEPS,
-    EMBEDS,
-    FORMAT_VERSION,
-    HEADS,
-    MODES,
-    POSITIONS,
-    SHORTEST_WAVE,
-    TARGETS,
-    TIMES,
-    BaseError,
-    FusionConfig,
-    FusionModel,
-)
+from fusion.model import SHORTEST_WAVE, BaseError, FusionConfig, FusionModel
 from fusion.processor import FusionProcessor
 from fusion.sampling import Sampling
+from fusion.settings import FORMAT_VERSION, Lora, ModelSettings, NetworkSettings
 
 Output = list[str | PILImage.Image]
 BUNDLED = Path(__file__).parent / "bundled"
@@ -196,22 +182,11 @@ class Fusion:
         return self
 
 
+@takes(ModelSettings)
 def from_llm(
     llm: str | Path,
     codec: str | Path | Codec = "pixel",
-    patch_size: int = 8,
-    time: str = "adaln",
-    positions: str = "axial",
-    target: str | None = None,
-    embed: str | None = None,
-    head: str | None = None,
-    path: str = "linear",
-    mode: str = "shared",
-    split: Sequence[str] = PARTS,
-    image_width: int | None = None,
-    deep: str = "kv",
-    max_side: int = 1024,
-    max_patches: int = 4096,
+    *,
     dtype: torch.dtype | str | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
@@ -219,37 +194,26 @@ def from_llm(
     max_memory: dict | None = None,
     offload_folder: str | Path | None = None,
     quantization_config: Any = None,
+    **settings,
 ) -> Fusion:
     """Extend a pretrained decoder LLM so that it draws: its text behaviour is unchanged until it is trained.
 
-    llm: folder or hub id in Hugging Face format. codec: "pixel" (no VAE) or an autoencoder in diffusers' format. patch_size: in latent pixels.
-    time: adaln (PixArt), added (BAGEL) or none (FuseDiT). positions: axial (rotary), shared (one index
-    per image plus 2-D sincos), or axial+sincos.
-    target: what the flow head predicts; None means x in pixel space (JiT) and v for latents. embed: of patches, linear; linear+reference,
-    where a patch comes with that of the picture that is edited; or conv, which looks at the whole picture; head: linear; conv, which draws
-    the inside of large patches better; or conv+reference, which also sees the picture that is edited; None means conv in pixel space and
-    linear for latents. mode: shared, the LLM's weights for text and pictures alike (Transfusion); or mot, where rows of pictures have copies
-    of their own of what `split` names: attention (its projections), norms, feed_forward (LMFusion, BAGEL); or frozen, where an image stream
-    of its own, image_width wide (None: the LLM's width), stands beside an LLM that never changes. deep: what such a stream reads of the LLM
-    at each layer: kv, the keys and values of text (FuseDiT); or hidden, the hidden states of text, by projections to keys and values that it
-    learns (Playground v3). seed: of the new weights.
-    dtype, device, device_map, max_memory, offload_folder, quantization_config: as of `load`.
-    Raises ValueError in one line for models that cannot be extended.
+    llm: folder or hub id in Hugging Face format. codec: "pixel" (no VAE) or an autoencoder in diffusers' format.
+    seed: of the new weights. settings: fields of fusion.settings.ModelSettings, below. dtype, device, device_map, max_memory,
+    offload_folder, quantization_config: as of `load`.
+    Raises ValueError in one line for models that cannot be extended, and for settings that cannot be.
     """
-    check_settings(time, positions, target, embed, head, path, mode, split, image_width, deep)
+    chosen = ModelSettings.of(settings)
     dtype, placing = dtype_of(dtype), _placing(device, device_map, max_memory, offload_folder, quantization_config)
     device = None if placing else device
     text_config = llm_config(llm)
+    chosen.check_llm(text_config)
     codec = codec if isinstance(codec, Codec) else load_codec(codec, dtype=dtype, device=device)
     tokenizer = AutoTokenizer.from_pretrained(llm)
     decoder = AutoModelForCausalLM.from_pretrained(llm, config=text_config, dtype=dtype or "auto").to(device)
-    processor = FusionProcessor.from_tokenizer(
-        tokenizer, decoder.get_output_embeddings().out_features, codec.downsample * patch_size, max_side, max_patches
-    )
-    config = fusion_config(
-        text_config, codec, processor.vocab_base, len(processor.control_tokens), patch_size=patch_size, time=time, positions=positions, target=target,
-        embed=embed, head=head, path=path, mode=mode, split=split, image_width=image_width, deep=deep, max_side=max_side,
-    )  # fmt: skip
+    vocabulary, stride = decoder.get_output_embeddings().out_features, codec.downsample * chosen.patch_size
+    processor = FusionProcessor.from_tokenizer(tokenizer, vocabulary, stride, chosen.max_side, chosen.max_patches)
+    config = fusion_config(text_config, codec, chosen, processor.vocab_base, len(processor.control_tokens))
     config._attn_implementation = decoder.config._attn_implementation
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -264,33 +228,22 @@ def llm_config(llm: str | Path):
     return text_config
 
 
-def check_settings(
-    time: str, positions: str, target: str | None, embed: str | None, head: str | None, path: str, mode: str, split: Sequence[str],
-    image_width: int | None, deep: str,
-) -> None:  # fmt: skip
-    """ValueError in one line for a setting of `from_llm` that is no choice."""
-    _check(time=(time, TIMES), positions=(positions, POSITIONS), target=(target or "x", TARGETS), path=(path, PATHS), mode=(mode, MODES))
-    _check(embed=(embed or "conv", EMBEDS), head=(head or "conv", HEADS), deep=(deep, DEEPS))
-    _check(**{f"split[{i}]": (part, PARTS) for i, part in enumerate(split)})
-    _check_stream(mode, image_width, deep)
-
-
 def fusion_config(
-    text_config, codec: Codec, vocab_base: int, control_tokens: int, *, positions: str, target: str | None, embed: str | None, head: str | None,
-    patch_size: int, max_side: int, **settings,
-) -> FusionConfig:  # fmt: skip
-    """The config of an extended LLM, with what `from_llm` chooses where it is not told. settings: time, path, mode, split, image_width and deep."""
-    in_pixels = codec.downsample == 1
+    text_config, codec: Codec, settings: ModelSettings, vocab_base: int, control_tokens: int
+) -> FusionConfig:
+    """The config of an LLM that is extended by these settings. SettingError where they do not fit LLM or codec."""
+    rotary = family_of(text_config).positions == "rotary"
     return FusionConfig(
-        text_config=text_config, patch_size=patch_size, channels=codec.channels, downsample=codec.downsample,
-        positions=positions if family_of(text_config).positions == "rotary" else "shared",
-        target=target or ("x" if in_pixels else "v"),
-        embed=embed or ("conv" if in_pixels else "linear"),
-        head=head or ("conv" if in_pixels else "linear"),
-        # The longest wave is twice the widest picture, so that no two cells look alike; small grids get a few octaves all the same.
-        position_base=max(16.0, max_side / (codec.downsample * patch_size)), position_wave=SHORTEST_WAVE,
-        vocab_base=vocab_base, control_tokens=control_tokens, **settings,
-    )  # fmt: skip
+        text_config=text_config,
+        channels=codec.channels,
+        downsample=codec.downsample,
+        # The longest wave is twice the widest image, so that no two cells look alike; small grids get a few octaves too.
+        position_base=max(16.0, settings.max_side / (codec.downsample * settings.patch_size)),
+        position_wave=SHORTEST_WAVE,
+        vocab_base=vocab_base,
+        control_tokens=control_tokens,
+        **settings.part(NetworkSettings) | ({} if rotary else {"positions": "shared"}),
+    )
 
 
 def load(
@@ -324,6 +277,8 @@ def load(
         codec = load_codec(folder, dtype=dtype, device=model.device if placing else device)
     except (BaseError, PlacingError):
         raise
+    except SettingError as error:
+        raise SettingError(f"{folder / 'config.json'}: {error}") from None
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: the model is incomplete ({' '.join(str(error).split())[:200]}): copy or save it again") from None
     return Fusion((model if placing else model.to(device)).eval(), processor, codec)
@@ -366,19 +321,6 @@ def _without_dropout(config):
         if isinstance(value, float) and any(mark in name for mark in ("dropout", "pdrop", "layerdrop")):
             setattr(config, name, 0.0)
     return config
-
-
-def _check(**choices: tuple[Any, Iterable]) -> None:
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise ValueError(f"{name}={value!r}: choose one of {', '.join(allowed)}")
-
-
-def _check_stream(mode: str, image_width: int | None, deep: str) -> None:
-    if deep != "kv" and mode != "frozen":
-        raise ValueError(f"deep={deep!r} is for mode='frozen': in {mode!r} there is no image stream beside the language model")
-    if image_width is not None and mode != "frozen":
-        raise ValueError(f"image_width={image_width} is for mode='frozen': in {mode!r} pictures are as wide as the language model")
 
 
 def _batch(prompt) -> tuple[list, bool]:

@@ -1,27 +1,11 @@
 """Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685) on the language model, by peft: put in, merged into the weights, or taken from them."""
 
-from dataclasses import dataclass
-
 import peft
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-TARGETS = ("attention", "linear")
-
-
-@dataclass(frozen=True)
-class Lora:
-    """rank: of what is added to a matrix; alpha: it counts alpha / rank times. targets: the projections of attention, or all linear layers of
-    the decoder's layers (experts that are one tensor are no linear layers). Raises ValueError for what is no such thing."""
-
-    rank: int = 8
-    alpha: float = 16.0
-    targets: str = "linear"
-
-    def __post_init__(self):
-        if self.rank < 1 or self.alpha <= 0 or self.targets not in TARGETS:
-            raise ValueError(f"lora rank={self.rank}, alpha={self.alpha}, targets={self.targets!r}: targets are one of {', '.join(TARGETS)}")
+from fusion.settings import Lora
 
 
 def adapt(layers: nn.ModuleList, attention: str, settings: Lora) -> None:

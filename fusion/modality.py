@@ -18,8 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-PARTS = ("attention", "norms", "feed_forward")
-"""What of a layer can be split: the projections of attention, all norms, the feed-forward or its experts."""
+from fusion.settings import PARTS
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,6 @@ def twins(llm: nn.Module, layers: nn.ModuleList, family, parts: Sequence[str]) -
 def stream(llm: nn.Module, layers: nn.ModuleList, family, width: int) -> nn.ModuleList:
     """The same places, with fresh modules of an image stream that is `width` wide: a row's first numbers, the rest of it stays zero."""
     full, deep = llm.get_input_embeddings().embedding_dim, (2 * len(layers)) ** -0.5
-    if width > full:
-        raise ValueError(f"image_width={width}: the image stream is at most as wide as the language model, {full}")
 
     def norm() -> Narrow:
         return Narrow(nn.RMSNorm(width, eps=1e-6), width, full - width)

@@ -6,10 +6,9 @@ the noised blocks. New tokens have rows of their own (`control_embed`, `control_
 
 import copy
 import hashlib
-import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -30,84 +29,69 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from fusion.backbone import Backbone, RowModulation, family_of, layers_of
 from fusion.cache import bytes_of
+from fusion.checked import SettingError, shown, takes
 from fusion.conv import ConvEmbed, ConvHead
 from fusion.deep import listen
 from fusion.layers import FlowHead, Modulation, PatchEmbed, ReferenceEmbed, Seen, TimestepEmbedding, match_rms
 from fusion.loading import PLACING, Placeable, check_quantised, one_line
-from fusion.lora import Lora, adapt, merge
+from fusion.lora import adapt, merge
 from fusion.mask import Rows
-from fusion.modality import PARTS, stream, twins
+from fusion.modality import stream, twins
 from fusion.patches import sincos
 from fusion.prefix_cache import PrefixCache
 from fusion.sequence import IGNORE, Packed
+from fusion.settings import BEFORE, Lora, SavedSettings
 
-FORMAT_VERSION = 1
-TIMES = ("adaln", "added", "none")
-MODES = ("shared", "mot", "frozen")
-DEEPS = ("kv", "hidden")
-POSITIONS = ("axial", "shared", "axial+sincos")
-TARGETS = ("x", "v", "eps")
-EMBEDS = ("linear", "linear+reference", "conv")
-HEADS = ("linear", "conv", "conv+reference")
 # Cells of the shortest sincos wave of new models. DiT's 2 pi, with a base of 10,000, turns so slowly that neighbouring cells look alike.
 SHORTEST_WAVE = 2.0
+FOREIGN = (
+    frozenset(vars(PreTrainedConfig()))
+    | frozenset(vars(GenerationConfig()))
+    | {"attn_implementation", "experts_implementation", "per_layer_config", "quantization_config"}
+    | {"auto_map", "tie_word_embeddings"}
+)
+"""What any config of Hugging Face may hold, and whatever reads or writes one may set."""
 
 
 class FusionConfig(PreTrainedConfig):
-    """Everything that rebuilds a FusionModel.
+    """Everything that rebuilds a FusionModel: the LLM's own config and, as attributes, fusion.settings.SavedSettings.
 
-    text_config: the LLM's own config. patch_size: side of a patch in latent pixels. channels, downsample: of the codec's latents.
-    time: adaln (PixArt), added (BAGEL) or none (FuseDiT). positions: axial rotary, one shared index plus 2-D sincos, or
-    axial+sincos. target: what the flow head predicts, x, v or eps. embed: of patches, linear, linear+reference or conv. head: linear, conv or
-    conv+reference (fusion.conv). mode: shared, one set of weights for text and pictures, or mot, with twins of the parts of layers that `split`
-    names for rows of pictures, or frozen, with an image stream of image_width (None: the LLM's) beside an LLM that never changes
-    (fusion.modality). deep: what such a stream reads of the LLM at each layer, keys and values, kv, or hidden states by projections of its own,
-    hidden (fusion.deep). lora: low-rank adapters of an LLM that is frozen but for them, as fields of fusion.lora.Lora. base, base_weights: where
-    the LLM's own weights lie if they are not in the model's folder, and their fingerprint. vocab_base: the id of the first control token;
-    control_tokens: how many there are. position_scale, position_base, position_wave: base and shortest wave (cells) of the sincos features.
+    A setting of None that the codec decides is resolved. Raises SettingError, one line, for values that cannot be, and for
+    names that are neither settings nor Hugging Face's.
     """
 
     model_type = "fusion"
     sub_configs = {"text_config": AutoConfig}
 
-    def __init__(
-        self,
-        text_config=None,
-        patch_size: int = 8,
-        channels: int = 3,
-        downsample: int = 1,
-        time: str = "adaln",
-        positions: str = "axial",
-        target: str = "x",
-        path: str = "linear",
-        embed: str = "linear",
-        head: str = "linear",
-        mode: str = "shared",
-        split: Sequence[str] = PARTS,
-        image_width: int | None = None,
-        deep: str = "kv",
-        lora: dict | None = None,
-        base: str | None = None,
-        base_weights: str | None = None,
-        vocab_base: int = 0,
-        control_tokens: int = 3,
-        position_scale: float = 1.0,
-        position_base: float = 10000.0,
-        position_wave: float = 2 * math.pi,
-        format_version: int = FORMAT_VERSION,
-        **kwargs,
-    ):
-        # A copy: Hugging Face writes choices (attention, experts) into the sub-configs of a composite model, and a live LLM keeps its own.
-        self.text_config = AutoConfig.for_model(**text_config) if isinstance(text_config, dict) else copy.deepcopy(text_config)
-        self.patch_size, self.channels, self.downsample = patch_size, channels, downsample
-        self.time, self.positions, self.target, self.path = time, positions, target, path
-        self.embed, self.head = embed, head
-        self.mode, self.split, self.image_width, self.deep = mode, list(split), image_width, deep
-        self.lora, self.base, self.base_weights = lora, base, base_weights
-        self.vocab_base, self.control_tokens = vocab_base, control_tokens
-        self.position_scale, self.position_base, self.position_wave = position_scale, position_base, position_wave
-        self.format_version = format_version
-        super().__init__(**kwargs)
+    @takes(SavedSettings)
+    def __init__(self, text_config: PreTrainedConfig | dict | None = None, **settings):
+        """Check and keep the settings. text_config: the LLM's config, which is copied."""
+        foreign = {name: settings.pop(name) for name in [*settings] if _is_foreign(name)}
+        if not isinstance(text_config, PreTrainedConfig | dict | None):
+            raise SettingError(f"text_config={shown(text_config)}: give the config of an LLM")
+        saved = SavedSettings.of(settings)
+        # A copy: Hugging Face writes choices (attention, experts) into sub-configs, and a live LLM keeps its own.
+        made = AutoConfig.for_model(**text_config) if isinstance(text_config, dict) else copy.deepcopy(text_config)
+        self.text_config = made
+        self._keep(saved)
+        super().__init__(**foreign)
+
+    def _keep(self, saved: SavedSettings) -> None:
+        for name, value in vars(saved.resolved(saved.downsample)).items():
+            setattr(self, name, value)
+        if self.text_config is not None:
+            saved.check_llm(self.text_config)
+
+    def check(self) -> None:
+        """Raise SettingError for attributes that were set to what cannot be."""
+        self._keep(SavedSettings(**{field.name: getattr(self, field.name) for field in fields(SavedSettings)}))
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """Make a config from its JSON; settings that older folders lack are what they were then. Raises as the class."""
+        made = super().from_dict({**BEFORE, **config_dict}, **kwargs)
+        (made[0] if isinstance(made, tuple) else made).check()  # keyword arguments have been set by now
+        return made
 
     @property
     def patch_width(self) -> int:
@@ -140,6 +124,10 @@ class Output:
     prediction: Float[Tensor, "n p"]
 
 
+def _is_foreign(name: str) -> bool:
+    return name.startswith("_") or name in FOREIGN or isinstance(getattr(PreTrainedConfig, name, None), str | property)
+
+
 class BaseError(ValueError):
     """The LLM that a model lies beside is not there, or another; the message is one line that says what to do."""
 
@@ -164,6 +152,7 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
     _supports_attention_backend = True
 
     def __init__(self, config: FusionConfig, llm: PreTrainedModel | None = None):
+        config.check()
         super().__init__(config)
         family = family_of(config.text_config)
         self.llm = AutoModelForCausalLM.from_config(config.text_config) if llm is None else llm

@@ -141,7 +141,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(tmp_path, llm):
     made = fusion.from_llm(llm, max_side=64)
     with pytest.raises(ValueError, match="the LLM's weights learn"):
         made.save_pretrained(tmp_path / "small", base=llm)
-    with pytest.raises(ValueError, match="targets='mlp': targets are one of attention, linear"):
+    with pytest.raises(ValueError, match="targets='mlp': choose one of attention, linear"):
         made.add_lora(targets="mlp")
     with pytest.raises(ValueError, match="no adapters to merge"):
         made.merge_lora()

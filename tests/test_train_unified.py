@@ -163,5 +163,5 @@ def test_training_goes_on_from_a_saved_model(llm, tmp_path):
 
 @pytest.mark.parametrize("share", [0.0, 1.5])
 def test_a_share_that_does_not_shrink_is_refused(share):
-    with pytest.raises(ValueError, match=rf"^shrink={share}: a factor above 0"):
+    with pytest.raises(ValueError, match=rf"^shrink={share}: give a number above 0 and at most 1"):
         unified.Model(shrink=share)

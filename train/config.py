@@ -11,6 +11,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fusion.checked import Checked, kinds, shown, wanted
+
 Config = TypeVar("Config")
 
 
@@ -101,8 +103,11 @@ def _read_word(word: str) -> Any:
 
 
 def _one_line(error: Exception) -> str:
-    """OmegaConf appends lines about its own types; keep the key and the first line."""
+    """OmegaConf appends lines about its own types; keep the key and the first line, or say what a checked field may be."""
     if not isinstance(error, OmegaConfBaseException):
         return " ".join(str(error).split())
+    kind = error.object_type
+    if isinstance(kind, type) and issubclass(kind, Checked) and error.key in kinds(kind):
+        return f"{error.full_key}={shown(error.value)}: {wanted(kind, error.key)}"
     problem = str(error).partition("\n")[0]
     return f"{error.full_key}: {problem}" if error.full_key else problem

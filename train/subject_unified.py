@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fusion.api import check_settings, fusion_config, llm_config
+from fusion.api import fusion_config, llm_config
 from fusion.backbone import layers_of
 from fusion.codec import Codec, load_codec
 from fusion.images import fit_size
-from fusion.lora import Lora
 from fusion.model import FusionModel
 from fusion.objective import latents, losses
 from fusion.picture import draw_packed
@@ -23,7 +22,6 @@ from train.subject import BATCHES, Shares, Subject
 from train.unified import Model, Unified, batches
 
 SIZE = (0,) * 5  # tokens of a size text that is assumed
-SETTINGS = ("time", "positions", "target", "embed", "head", "path", "mode", "split", "image_width", "deep")
 LLM = ("LLM embeddings", "LLM layers", "LLM norms", "LLM head", "LoRA")
 OURS = {
     "twins": "weights for pictures", "control": "new tokens", "patch": "pictures in", "time": "time", "modulation": "time", "flow": "pictures out",
@@ -39,8 +37,6 @@ class UnifiedSubject(Subject):
         settings = config.model
         if settings.start:
             raise ValueError("model.start: a saved model is not imagined: leave it out, and give the settings that it was made with")
-        said = {name: getattr(settings, name) for name in SETTINGS}
-        check_settings(**said)
         self.config, self.text_config = config, llm_config(settings.llm)
         self.codec: Codec = load_codec(settings.codec, device="meta")
         self.processor = _processor(settings, self.text_config.vocab_size, self.codec)
@@ -48,14 +44,14 @@ class UnifiedSubject(Subject):
         if self.processor:
             base, control = self.processor.vocab_base, len(self.processor.control_tokens)
         self.control = self.processor.control if self.processor else Control(base, base + 1, base + 2)
-        made = fusion_config(self.text_config, self.codec, base, control, patch_size=settings.patch_size, max_side=settings.max_side, **said)
+        made = fusion_config(self.text_config, self.codec, settings, base, control)
         with torch.device("meta"):
             self.model = FusionModel(made)
             if any(".experts." in name for name, _ in self.model.named_parameters()):
                 kind = self.text_config.model_type
                 raise ValueError(f"{settings.llm}: which experts of {kind} compute depends on its weights, so that it cannot be planned")
             if settings.lora:
-                self.model.add_lora(Lora(**vars(settings.lora)))
+                self.model.add_lora(settings.lora)
         self.attention = attention if settings.attention == "auto" else settings.attention
         # FlexAttention has no backward pass on CPUs, where all this is imagined.
         self.imagined_attention = "sdpa" if self.attention == "flex_attention" else self.attention

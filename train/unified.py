@@ -5,23 +5,24 @@ from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 import fusion
 from eval import emoji, report
 from fusion.api import Fusion
+from fusion.checked import about, checked
 from fusion.codec import LatentCache
 from fusion.data.batches import PackedBatches, Packing, fixed_batches
 from fusion.data.loader import Loader
 from fusion.data.shapes import World
 from fusion.data.sources import Mixture, Sample, Source, WorldSource
 from fusion.data.sources.config import DataConfig
-from fusion.lora import Lora
-from fusion.modality import PARTS
 from fusion.objective import Objective
 from fusion.page import Section
 from fusion.processor import FusionProcessor
+from fusion.settings import Lora, ModelSettings, check_lora
 from train import program
 from train.curriculum import Stage, open_data
 from train.follow import Forgetting, Probe
@@ -35,42 +36,33 @@ from train.samples import Sampler, Samples, ask, from_samples
 EVALUATIONS = {"emoji": emoji.sections}
 
 
-@dataclass
-class Model:
-    """The model that is trained: arguments of fusion.from_llm. attention: of the decoder, auto takes what is fast on the device.
+@checked
+class Model(ModelSettings):
+    """The model that is trained: settings of fusion.from_llm, and what is done with it. SettingError for what cannot be.
 
-    start: the folder of a saved model to go on from; of the settings only attention, lora and latents are then looked at, and llm as the one
-    that it came from. null to begin with the LLM.
-    shrink: factor on the LLM's hidden matrices before training begins, for LLMs whose weights keep them from learning what is new (Ash and
-    Adams, arXiv 1910.08475); the demo's tiny one tells colours apart with 0.3 (docs/log.md), larger ones were not tried.
-    lora: adapters of the LLM, which is frozen but for them (fusion.lora), as {rank: 8, alpha: 16, targets: linear}; null for none.
-    latents: a folder in which the latents of training images are kept, so that each is encoded once; None encodes at every step.
+    With `start`, of the settings only attention, lora and latents are looked at, and llm as the one that the model came
+    from. shrink is for LLMs whose weights keep them from learning what is new (Ash and Adams, arXiv 1910.08475); the
+    demo's tiny one tells colours apart with 0.3 (docs/log.md), larger ones were not tried.
     """
 
-    llm: str = "???"
-    start: str | None = None
-    codec: str = "pixel"
-    patch_size: int = 8
-    time: str = "adaln"
-    positions: str = "axial"
-    target: str | None = None
-    embed: str | None = None
-    head: str | None = None
-    path: str = "linear"
-    mode: str = "shared"
-    split: list[str] = field(default_factory=lambda: list(PARTS))
-    image_width: int | None = None
-    deep: str = "kv"
-    max_side: int = 1024
-    max_patches: int = 4096
-    attention: str = "auto"
-    shrink: float = 1.0
-    lora: Lora | None = None
-    latents: str | None = None
+    llm: str = field(default="???", metadata=about("folder or hub id of a decoder LLM"))
+    start: str | None = field(default=None, metadata=about("folder of a saved model to go on from; None takes the LLM"))
+    codec: str = field(default="pixel", metadata=about("pixel, no VAE; or folder or hub id of a diffusers autoencoder"))
+    attention: Literal["auto", "sdpa", "eager", "matmul", "flex_attention"] = field(
+        default="auto", metadata=about("of the decoder; auto is what is fast on the device")
+    )
+    shrink: float = field(
+        default=1.0, metadata=about("factor on the LLM's hidden matrices before training begins", above=0, most=1)
+    )
+    lora: Lora | None = field(default=None, metadata=about("adapters of the LLM, which is frozen but for them"))
+    latents: str | None = field(
+        default=None, metadata=about("folder that keeps latents of training images; None encodes at every step")
+    )
 
     def __post_init__(self):
-        if not 0 < self.shrink <= 1:
-            raise ValueError(f"shrink={self.shrink}: a factor above 0, and at most 1, which leaves the LLM as it is")
+        super().__post_init__()
+        if self.lora and not self.start:
+            check_lora(vars(self.lora), self.mode)
 
 
 @dataclass
@@ -153,11 +145,7 @@ def attention_here(kind: str) -> str:
 
 
 def _extended(settings: Model) -> Fusion:
-    names = (
-        "codec", "patch_size", "time", "positions", "target", "path", "embed", "head", "mode", "split", "image_width", "deep",
-        "max_side", "max_patches",
-    )  # fmt: skip
-    model = fusion.from_llm(settings.llm, dtype=torch.float32, **{name: getattr(settings, name) for name in names})
+    model = fusion.from_llm(settings.llm, settings.codec, dtype=torch.float32, **settings.part(ModelSettings))
     if settings.shrink != 1:
         pretrained = [part for part in (model.model.llm, model.model.twins) if part is not None]
         torch._foreach_mul_([p.data for part in pretrained for p in hidden_matrices(part)], settings.shrink)
