@@ -10,9 +10,11 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -64,15 +66,11 @@ class FusionConfig(PreTrainedConfig):
     sub_configs = {"text_config": AutoConfig}
 
     @takes(SavedSettings)
-    def __init__(self, text_config: PreTrainedConfig | dict | None = None, **settings):
-        """Check and keep the settings. text_config: the LLM's config, which is copied."""
+    def __init__(self, text_config=None, **settings):
+        """Check and keep the settings. text_config: the LLM's config or its dict, which is copied."""
         foreign = {name: settings.pop(name) for name in [*settings] if _is_foreign(name)}
-        if not isinstance(text_config, PreTrainedConfig | dict | None):
-            raise SettingError(f"text_config={shown(text_config)}: give the config of an LLM")
         saved = SavedSettings.of(settings)
-        # A copy: Hugging Face writes choices (attention, experts) into sub-configs, and a live LLM keeps its own.
-        made = AutoConfig.for_model(**text_config) if isinstance(text_config, dict) else copy.deepcopy(text_config)
-        self.text_config = made
+        self.text_config = _copied(text_config)
         self._keep(saved)
         super().__init__(**foreign)
 
@@ -122,6 +120,18 @@ class Output:
     logits: Float[Tensor, "l v"]
     labels: Int[Tensor, " l"]
     prediction: Float[Tensor, "n p"]
+
+
+def _copied(text_config: Any) -> PreTrainedConfig | None:
+    """The LLM's config, or what its dict makes. A copy: Hugging Face writes choices (attention, experts) into
+    sub-configs, and a live LLM keeps its own. SettingError for anything else."""
+    if text_config is None or isinstance(text_config, PreTrainedConfig):
+        return copy.deepcopy(text_config)
+    try:
+        return AutoConfig.for_model(**text_config)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise SettingError(f"text_config={shown(text_config)}: give the config of an LLM ({said})") from None
 
 
 def _is_foreign(name: str) -> bool:
