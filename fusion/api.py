@@ -123,7 +123,7 @@ class Fusion:
         what they were until they are trained. seed: of the new weights."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model.add_lora(Lora(rank, alpha, targets))
+            self.model.add_lora(Lora(rank=rank, alpha=alpha, targets=targets))
         return self
 
     def merge_lora(self) -> "Fusion":

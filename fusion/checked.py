@@ -29,10 +29,10 @@ def about(
     return {"doc": doc, "least": least, "above": above, "most": most}
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 def checked(cls: type[Made]) -> type[Made]:
-    """Decorate a class that derives from Checked: it becomes a frozen dataclass."""
-    made = dataclass(frozen=True)(cls)
+    """Decorate a class that derives from Checked: it becomes a frozen dataclass of keyword arguments."""
+    made = dataclass(frozen=True, kw_only=True)(cls)
     made.__init__.__no_type_check__ = True  # whoever checks types as functions are called would say less than we do
     return made
 

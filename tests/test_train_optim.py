@@ -20,7 +20,8 @@ from train.optim import Muon, Optim, Optimizers, hidden_matrices, orthogonalise,
 @pytest.fixture
 def model() -> FusionModel:
     llm = families.tiny_llm("llama")
-    return FusionModel.from_llm(llm, FusionConfig(text_config=llm.config, vocab_base=families.VOCAB))
+    config = FusionConfig(text_config=llm.config, vocab_base=families.VOCAB, embed="linear", head="linear")
+    return FusionModel.from_llm(llm, config)
 
 
 def names_of(model, parameters) -> set[str]:

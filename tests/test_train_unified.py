@@ -104,7 +104,7 @@ def test_a_frozen_llm_is_left_where_it_is_and_training_goes_on_from_a_checkpoint
 @pytest.mark.parametrize(
     ("word", "line"),
     [
-        ("model.lora={rank: 0}", "lora rank=0"),
+        ("model.lora={rank: 0}", "rank=0: give an integer from 1 to 4096"),
         ("training.optim.rates={llms.*: 0}", "no parameter is called 'llms.*'"),
         ("model.split=[mlp]", "'mlp': choose one of attention, norms, feed_forward"),
         ("data.sources=[]", "data.sources is empty"),

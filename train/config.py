@@ -5,13 +5,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_origin
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fusion.checked import Checked, kinds, shown, wanted
+from fusion.checked import Checked, element, kinds, shown, wanted, wanted_of
 
 Config = TypeVar("Config")
 
@@ -109,5 +109,7 @@ def _one_line(error: Exception) -> str:
     kind = error.object_type
     if isinstance(kind, type) and issubclass(kind, Checked) and error.key in kinds(kind):
         return f"{error.full_key}={shown(error.value)}: {wanted(kind, error.key)}"
+    if (one := element(error.ref_type)) is not None and get_origin(one) is Literal:
+        return f"{error.full_key}={shown(error.value)}: {wanted_of(one)}"
     problem = str(error).partition("\n")[0]
     return f"{error.full_key}: {problem}" if error.full_key else problem
