@@ -101,7 +101,15 @@ def config_of(case: Case, run: Path, llm: Path, seed: int = 0) -> Unified:
     sources = [SourceConfig("images", prompts=["{text}"], describe=0.0)] if leaks else []
     return Unified(
         run=str(run),
-        model=Model(llm=str(llm), patch_size=16, positions="axial+sincos", time="added", embed="linear", head="conv+reference", max_side=64),
+        model=Model(
+            llm=str(llm),
+            patch_size=16,
+            positions="axial+sincos",
+            time="added",
+            embed="linear",
+            head="conv+reference",
+            max_side=64,
+        ),
         stages=[] if leaks else [Stage(tasks=TASKS, sizes={"32x32": 1.0})],
         data=DataConfig(path=str(run / "data"), held_out=0.25, sources=sources),
         packing=Packing(length=384, short=128, rows=2, lookahead=64, noised_copies=4),

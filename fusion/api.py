@@ -199,8 +199,8 @@ def from_llm(
     """Extend a pretrained decoder LLM so that it draws: its text behaviour is unchanged until it is trained.
 
     llm: folder or hub id in Hugging Face format. codec: "pixel" (no VAE) or an autoencoder in diffusers' format.
-    seed: of the new weights. settings: fields of fusion.settings.ModelSettings, below. dtype, device, device_map, max_memory,
-    offload_folder, quantization_config: as of `load`.
+    seed: of the new weights. settings: fields of fusion.settings.ModelSettings, below.
+    dtype, device, device_map, max_memory, offload_folder, quantization_config: as of `load`.
     Raises ValueError in one line for models that cannot be extended, and for settings that cannot be.
     """
     chosen = ModelSettings.of(settings)
@@ -237,7 +237,7 @@ def fusion_config(
         text_config=text_config,
         channels=codec.channels,
         downsample=codec.downsample,
-        # The longest wave is twice the widest image, so that no two cells look alike; small grids get a few octaves too.
+        # The longest wave is twice the widest image, so that no two cells look alike; small grids get some octaves too.
         position_base=max(16.0, settings.max_side / (codec.downsample * settings.patch_size)),
         position_wave=SHORTEST_WAVE,
         vocab_base=vocab_base,

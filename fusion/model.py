@@ -58,8 +58,8 @@ FOREIGN = (
 class FusionConfig(PreTrainedConfig):
     """Everything that rebuilds a FusionModel: the LLM's own config and, as attributes, fusion.settings.SavedSettings.
 
-    A setting of None that the codec decides is resolved. Raises SettingError, one line, for values that cannot be, and for
-    names that are neither settings nor Hugging Face's.
+    A setting of None that the codec decides is resolved. Raises SettingError, one line, for values that cannot be, and
+    for names that are neither settings nor Hugging Face's.
     """
 
     model_type = "fusion"
@@ -86,7 +86,7 @@ class FusionConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """Make a config from its JSON; settings that older folders lack are what they were then. Raises as the class."""
+        """Make a config from its JSON; settings that older folders lack are what they were then. Raises as it does."""
         made = super().from_dict({**BEFORE, **config_dict}, **kwargs)
         (made[0] if isinstance(made, tuple) else made).check()  # keyword arguments have been set by now
         return made

@@ -103,7 +103,7 @@ def _read_word(word: str) -> Any:
 
 
 def _one_line(error: Exception) -> str:
-    """OmegaConf appends lines about its own types; keep the key and the first line, or say what a checked field may be."""
+    """OmegaConf appends lines about its own types; keep the key and first line, or say what a checked field may be."""
     if not isinstance(error, OmegaConfBaseException):
         return " ".join(str(error).split())
     kind = error.object_type

@@ -38,7 +38,7 @@ EVALUATIONS = {"emoji": emoji.sections}
 
 @checked
 class Model(ModelSettings):
-    """The model that is trained: settings of fusion.from_llm, and what is done with it. SettingError for what cannot be.
+    """The model that is trained: settings of fusion.from_llm, and what is done with it. Raises SettingError.
 
     With `start`, of the settings only attention, lora and latents are looked at, and llm as the one that the model came
     from. shrink is for LLMs whose weights keep them from learning what is new (Ash and Adams, arXiv 1910.08475); the
