@@ -15,7 +15,8 @@ from eval.page import Score
 from eval.quality import WORDS
 from eval.results import Result, compared, read_result, verdict
 from eval.scores import mean_score
-from eval.suites import SUITES, Suite
+from eval.suite import Suite
+from eval.suites import SUITES
 from fusion.files import save
 from fusion.page import Section, document, paragraph, picture, table
 

@@ -10,7 +10,8 @@ from statistics import mean, stdev
 
 from eval.page import Score, score_table
 from eval.scores import Z, as_text
-from eval.suites import SUITES, Row, Suite
+from eval.suite import Row, Suite
+from eval.suites import SUITES
 from fusion.page import Section, document, paragraph, picture, table
 
 SHOWN, EXTREMES = 72, 12  # pixels on screen of a sample, and how many of the best and of the worst stand on top

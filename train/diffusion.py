@@ -3,13 +3,18 @@
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from eval import report, shapes
+from eval import report, scorecard
 from eval.page import score_table
+from eval.scorecard import Scorecard
+from eval.subjects import Painted
+from eval.suite import SPLITS
+from eval.suites import OVERALL, Drawing
 from fusion.architectures.experts import Router, watched
 from fusion.architectures.painter import Painter, PainterConfig, make_painter
 from fusion.data.loader import Loader
@@ -53,15 +58,16 @@ class Sampling:
 
 @dataclass
 class Scoring:
-    """GenEval in miniature of the finished painter, on the built-in world's prompts. count: prompts, 0 for none; split: see eval.shapes."""
+    """GenEval in miniature of the finished painter, on the built-in world's prompts. count: prompts, 0 for none; split: see eval.suite."""
 
     count: int = 0
     split: str = "scored"
 
     def __post_init__(self):
-        if self.split not in shapes.SPLITS or 0 < self.count < shapes.LEAST or self.count < 0:
-            splits = ", ".join(shapes.SPLITS)
-            raise ValueError(f"count={self.count}, split={self.split!r}: count is 0 or at least {shapes.LEAST}, and split one of {splits}")
+        least = scorecard.LEAST
+        if self.split not in SPLITS or 0 < self.count < least or self.count < 0:
+            rule = f"count is 0 or at least {least}, and split one of {', '.join(SPLITS)}"
+            raise ValueError(f"count={self.count}, split={self.split!r}: {rule}")
 
 
 @dataclass
@@ -186,7 +192,7 @@ def train(config: Diffusion) -> Summary:
     summary = trainer_for(config, painter, ranks.process_index, ranks.num_processes).fit()
     if ranks.is_main_process and not summary.interrupted:
         painter.save_pretrained(run / "model")
-        report.write(run, score(config, painter) if config.scoring.count else [])
+        report.write(run, scored(config, painter) if config.scoring.count else [])
     return summary
 
 
@@ -214,19 +220,26 @@ def batches(config: Diffusion, stride: int, rank: int = 0, world: int = 1) -> Pa
     return PairBatches(open_samples, stride, config.pairing, seed, rank, world)
 
 
-def score(config: Diffusion, painter: Painter) -> list[Section]:
+def scored(config: Diffusion, painter: Painter) -> list[Section]:
     """GenEval in miniature as sections of the report; also in RUN/scores."""
-    knobs, seed = config.samples.knobs, shapes.SPLITS[config.scoring.split]
-    drawn = shapes.evaluate_drawing(lambda prompts, first: painter.images(prompts, first, size=shapes.SIZE, **knobs), config.scoring.count, seed)
-    scores = shapes.drawing_scores(drawn)
-    shapes.save_scores(scores, {"drawings": shapes.drawing_sheet(drawn)}, Path(config.run, "scores"))
-    count = config.scoring.count
-    words = f"{count} prompts of the built-in world ({config.scoring.split}); a picture is right when the judge finds all that it asks for."
-    pictures = ((one.image, f"{one.asked.prompt}: {'right' if one.verdict.ok else 'wrong'}") for one in drawn[:SHOWN])
+    card = score(config, painter)
+    card.save(Path(config.run, "scores"))
+    drawn = card.answers[Drawing.name]
+    words = (
+        f"{len(drawn)} prompts of the built-in world ({config.scoring.split}); "
+        "an image is right when the judge finds all that it asks for."
+    )
+    shown = ((images[-1], f"{row.asked}: {'right' if row.values['right'] == 1 else 'wrong'}") for row, images in drawn)
     return [
-        Section("GenEval in miniature", paragraph(words) + score_table([*scores.main, *scores.details])),
-        Section("Scored pictures", gallery(pictures)),
+        Section(OVERALL, paragraph(words) + score_table([*card.figures.values(), *card.details])),
+        Section("Scored pictures", gallery(islice(shown, SHOWN))),
     ]
+
+
+def score(config: Diffusion, painter: Painter) -> Scorecard:
+    """Ask the painter for the images of GenEval in miniature."""
+    counts, seed = scorecard.drawing_counts(config.scoring.count), SPLITS[config.scoring.split]
+    return scorecard.score(Painted(painter, config.samples.knobs), counts, seed)
 
 
 def main(argv: list[str]) -> int:
