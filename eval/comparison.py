@@ -15,7 +15,7 @@ import fusion
 from eval import scorecard, subjects
 from eval.cost import flops, kept_bytes, parameters
 from eval.suite import SPLITS
-from eval.suites import SIZE
+from eval.suites import SIZE, drawing_counts
 from fusion.architectures import load_painter
 from fusion.architectures.conditioning import Conditioning
 from fusion.architectures.encoders import TextEncoders, load_encoder
@@ -213,7 +213,7 @@ def perform(comparison: Comparison, contender: Contender, seed: int) -> Record |
     if summary.interrupted:
         return summary
     learner, subject = finished(config, comparison.scored.knobs)
-    counts, split = scorecard.drawing_counts(comparison.scored.count), SPLITS[comparison.scored.split]
+    counts, split = drawing_counts(comparison.scored.count), SPLITS[comparison.scored.split]
     card = scorecard.score(subject, counts, split, progress=True)
     facts = json.loads(Path(config.run, "run.json").read_text(encoding="utf-8"))
     record = Record(

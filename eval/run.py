@@ -67,10 +67,15 @@ def fingerprint(suite: Suite, count: int, seed: int) -> str:
 # ---- asking ----
 
 
+def asked(subject: Subject, settings: Settings) -> list[Suite]:
+    """The suites of which items are asked, and that the subject can answer."""
+    return [suite for suite in SUITES if settings.counts[suite.name] and suite.needs <= subject.can]
+
+
 def ask(subject: Subject, settings: Settings, out: Path, shard: tuple[int, int] = (0, 1)) -> None:
     """Ask for what is not there yet of this shard's part, which is every n-th item, and keep each batch when it is done."""
     work = []
-    for suite in (suite for suite in SUITES if suite.needs <= subject.can):
+    for suite in asked(subject, settings):
         known = {row.number for row in rows_of(out, suite)}
         mine = suite.numbered(settings.counts[suite.name], settings.seed)[shard[0] :: shard[1]]
         work.append((suite, [one for one in mine if one.number not in known]))
@@ -112,7 +117,7 @@ def slug(suite: Suite) -> str:
 
 def result(subject: Subject, settings: Settings, out: Path, text: dict | None) -> Result:
     """Everything that is known. ValueError while a suite is not complete."""
-    rows = {suite.name: rows_of(out, suite) for suite in SUITES if suite.needs <= subject.can}
+    rows = {suite.name: rows_of(out, suite) for suite in asked(subject, settings)}
     for name, found in rows.items():
         if len(found) < settings.counts[name]:
             raise ValueError(f"{out}: {len(found)} of {settings.counts[name]} items of {name} are there; run the other shards, then this again")

@@ -22,7 +22,6 @@ from eval.suites import OVERALL, SUITES, Drawing, Edits, Intents, Questions
 from fusion.data.shapes import WORLD_VERSION
 from fusion.files import save
 
-LEAST = 12  # prompts with which every category of drawing has one that is held out
 FIGURES = {
     "overall": (Drawing.name, OVERALL),
     "seen": (Drawing.name, f"{OVERALL}, seen pairs"),
@@ -96,18 +95,6 @@ def _png(image: Image.Image) -> bytes:
     data = io.BytesIO()
     image.save(data, "PNG")
     return data.getvalue()
-
-
-def drawing_counts(count: int) -> dict[str, int]:
-    """How many items are asked where only drawing is scored. ValueError for fewer than LEAST."""
-    if count < LEAST:
-        raise ValueError(f"count={count}: give at least {LEAST}, so that every category has a prompt")
-    return {Drawing.name: count}
-
-
-def counts_of(count: int) -> dict[str, int]:
-    """How many items of each suite are asked: `count` drawings and questions, and half as many edits and decisions to draw."""
-    return drawing_counts(count) | {Edits.name: count // 2, Questions.name: count, Intents.name: count // 2}
 
 
 def score(subject: Subject, counts: Mapping[str, int], seed: int, progress: bool = False) -> Scorecard:

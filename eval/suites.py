@@ -28,6 +28,7 @@ from fusion.data.shapes.vision import read
 
 SIZE = (32, 32)  # of the images asked for: the world's most frequent
 OVERALL = "GenEval in miniature"
+LEAST = 12  # prompts with which every category of drawing has one that is held out
 SAME = 8  # of 255: a pixel that differs by less was copied
 
 
@@ -407,7 +408,23 @@ SUITES: tuple[Suite, ...] = (
     Stories(),
     Examples(),
 )
+
+
+def drawing_counts(count: int) -> dict[str, int]:
+    """How many items are asked where only drawing is scored. ValueError for fewer than LEAST."""
+    if count < LEAST:
+        raise ValueError(f"count={count}: give at least {LEAST}, so that every category has a prompt")
+    return {Drawing.name: count}
+
+
+def counts_of(count: int) -> dict[str, int]:
+    """How many items of each suite are asked: `count` drawings and questions, and half as many edits and decisions to draw."""
+    return drawing_counts(count) | {Edits.name: count // 2, Questions.name: count, Intents.name: count // 2}
+
+
 COUNTS: dict[str, Callable[[Suite], int]] = {
     "quick": lambda suite: 96 if suite.name in ("drawing", "questions") else 48,
     "full": lambda suite: 480,
+    "demo": lambda suite: counts_of(200).get(suite.name, 0),
 }
+"""How many items of a suite are asked, by what eval.run calls that; `demo` is what train.demo asks."""

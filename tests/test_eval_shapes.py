@@ -16,6 +16,7 @@ from eval.scores import mean_of, mean_score, wilson
 from eval.sheet import WRONG, Cell, contact_sheet
 from eval.subjects import Unified
 from eval.suite import SPLITS
+from eval.suites import counts_of
 from eval.text import encode, kept
 from fusion.api import Fusion
 from fusion.data.shapes import (
@@ -94,7 +95,7 @@ def scripted(right: bool, seed: int = 0) -> Scripted:
 
 
 def scored(model: Scripted) -> scorecard.Scorecard:
-    return scorecard.score(Unified(model, {}), scorecard.counts_of(COUNT), SPLITS["scored"])
+    return scorecard.score(Unified(model, {}), counts_of(COUNT), SPLITS["scored"])
 
 
 def test_a_model_that_knows_everything_scores_one():
@@ -153,7 +154,7 @@ def test_targets_stand_beside_their_figures():
 
 def test_too_few_prompts_are_refused():
     with pytest.raises(ValueError, match="at least 12"):
-        scorecard.counts_of(3)
+        counts_of(3)
 
 
 def test_sheets_frame_what_is_wrong_in_red():

@@ -11,6 +11,7 @@ import fusion
 from eval import scorecard
 from eval.subjects import Unified
 from eval.suite import SPLITS
+from eval.suites import counts_of
 from fusion.mask import Rows, block_mask, visible
 from fusion.sequence import Packed
 from tests.architectures import SMALL, condition, stir
@@ -95,7 +96,7 @@ def test_the_bundled_model_draws_there():
     for one, other in zip(alone, together, strict=True):
         far = (torch.tensor(list(one.tobytes())) - torch.tensor(list(other.tobytes()))).abs()
         assert far.max() <= 2  # of 255
-    figures = scorecard.score(Unified(model, {}), scorecard.counts_of(60), SPLITS["development"]).figures
+    figures = scorecard.score(Unified(model, {}), counts_of(60), SPLITS["development"]).figures
     assert figures["colours_present"].value > 0.6 and figures["when_to_draw"].value > 0.9, figures
 
 

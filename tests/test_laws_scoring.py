@@ -12,7 +12,7 @@ import fusion
 from eval import run, scorecard, suite
 from eval.subjects import Subject, Unified
 from eval.suite import SPLITS
-from eval.suites import SUITES
+from eval.suites import SUITES, counts_of
 from fusion.architectures import load_painter, make_painter
 from fusion.architectures.encoders import EncoderConfig
 from fusion.architectures.painter import PainterConfig
@@ -132,9 +132,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def few(monkeypatch):
     """Suites of eval.run as long as the demo's, in other batches."""
-    counts = dict.fromkeys((one.name for one in SUITES), 0) | scorecard.counts_of(COUNT)
-    monkeypatch.setattr(run, "SUITES", [one for one in SUITES if counts[one.name]])
-    monkeypatch.setitem(run.COUNTS, "quick", lambda one: counts[one.name])
+    monkeypatch.setitem(run.COUNTS, "demo", lambda one: counts_of(COUNT).get(one.name, 0))
 
 
 def agree(card: scorecard.Scorecard, result) -> None:
@@ -152,10 +150,12 @@ def test_the_demo_and_eval_run_say_the_same_of_a_model(folder, few, tmp_path, mo
     card = demo.score(scoring, fusion.load(folder / "model", dtype=torch.float32))
     monkeypatch.setattr(suite, "BATCH", 5)
     knobs = {"steps": 2, "guidance": 2.0}
-    agree(card, run.evaluate(str(folder / "model"), tmp_path / "whole", split="development", knobs=knobs))
+    agree(card, run.evaluate(str(folder / "model"), tmp_path / "whole", suite="demo", split="development", knobs=knobs))
     for shard in ((0, 2), (1, 2)):
-        run.evaluate(str(folder / "model"), tmp_path / "parts", split="development", knobs=knobs, shard=shard)
-    agree(card, run.evaluate(str(folder / "model"), tmp_path / "parts", split="development", knobs=knobs))
+        run.evaluate(
+            str(folder / "model"), tmp_path / "parts", suite="demo", split="development", knobs=knobs, shard=shard
+        )
+    agree(card, run.evaluate(str(folder / "model"), tmp_path / "parts", suite="demo", split="development", knobs=knobs))
     assert len({images[-1].tobytes() for _, images in card.answers["drawing"]}) == COUNT
     assert all(images[0].size == images[1].size for _, images in card.answers["edits"])
 
@@ -166,7 +166,7 @@ def test_a_painter_s_run_and_eval_run_say_the_same_of_it(folder, few, tmp_path, 
     card = diffusion.score(config, load_painter(folder / "painter"))
     monkeypatch.setattr(suite, "BATCH", 5)
     knobs = {"steps": 2, "guidance": 2.0}
-    agree(card, run.evaluate(str(folder / "painter"), tmp_path / "out", split="development", knobs=knobs))
+    agree(card, run.evaluate(str(folder / "painter"), tmp_path / "out", suite="demo", split="development", knobs=knobs))
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from eval import report, scorecard
 from eval.scorecard import Scorecard
 from eval.subjects import Unified
 from eval.suite import SPLITS
+from eval.suites import counts_of
 from eval.text import Kept, kept
 from fusion.api import Fusion
 from fusion.data.batches import PackedBatches, Packing, fixed_batches
@@ -266,7 +267,7 @@ def show(config: Demo, model: Fusion, corpus: Corpus) -> Outcome:
 
 def score(scoring: Scoring, model: Fusion, progress: bool = False) -> Scorecard:
     """Ask the model for images, edits, answers and whether to draw."""
-    counts, seed = scorecard.counts_of(scoring.count), SPLITS[scoring.split]
+    counts, seed = counts_of(scoring.count), SPLITS[scoring.split]
     return scorecard.score(Unified(model, scoring.knobs), counts, seed, progress)
 
 

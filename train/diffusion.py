@@ -14,7 +14,7 @@ from eval.page import score_table
 from eval.scorecard import Scorecard
 from eval.subjects import Painted
 from eval.suite import SPLITS
-from eval.suites import OVERALL, Drawing
+from eval.suites import LEAST, OVERALL, Drawing, drawing_counts
 from fusion.architectures.experts import Router, watched
 from fusion.architectures.painter import Painter, PainterConfig, make_painter
 from fusion.data.loader import Loader
@@ -64,9 +64,8 @@ class Scoring:
     split: str = "scored"
 
     def __post_init__(self):
-        least = scorecard.LEAST
-        if self.split not in SPLITS or 0 < self.count < least or self.count < 0:
-            rule = f"count is 0 or at least {least}, and split one of {', '.join(SPLITS)}"
+        if self.split not in SPLITS or 0 < self.count < LEAST or self.count < 0:
+            rule = f"count is 0 or at least {LEAST}, and split one of {', '.join(SPLITS)}"
             raise ValueError(f"count={self.count}, split={self.split!r}: {rule}")
 
 
@@ -238,7 +237,7 @@ def scored(config: Diffusion, painter: Painter) -> list[Section]:
 
 def score(config: Diffusion, painter: Painter) -> Scorecard:
     """Ask the painter for the images of GenEval in miniature."""
-    counts, seed = scorecard.drawing_counts(config.scoring.count), SPLITS[config.scoring.split]
+    counts, seed = drawing_counts(config.scoring.count), SPLITS[config.scoring.split]
     return scorecard.score(Painted(painter, config.samples.knobs), counts, seed)
 
 
