@@ -14,8 +14,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from eval.page import Score
 from eval.sheet import Cell, contact_sheet
+from eval.statistics import Score
 from eval.subjects import Subject
 from eval.suite import Answer
 from eval.suites import OVERALL, SUITES, Drawing, Edits, Intents, Questions

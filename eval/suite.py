@@ -12,8 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from eval.page import Score
-from eval.scores import mean_score
+from eval.statistics import Score, mean_score
 from eval.subjects import Subject
 from fusion.data.shapes import SCORED_SEED
 

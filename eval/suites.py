@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from eval import quality
-from eval.scores import mean_of, mean_score
+from eval.statistics import mean_of, mean_score
 from eval.suite import Answer, Numbered, Row, Suite
 from fusion.data.shapes import (
     COLOURS,

@@ -8,7 +8,7 @@ import jaxtyping
 import pytest
 
 from eval import beside, run
-from eval.page import Score
+from eval.statistics import Score
 from eval.suite import SPLITS
 from eval.suites import SUITES
 from tests.test_eval_run import COUNT, Ignorant, Perfect, evaluated

@@ -12,7 +12,6 @@ from PIL import Image
 
 import fusion
 from eval import scorecard
-from eval.scores import mean_of, mean_score, wilson
 from eval.sheet import WRONG, Cell, contact_sheet
 from eval.subjects import Unified
 from eval.suite import SPLITS
@@ -115,20 +114,6 @@ def test_a_model_that_gets_everything_wrong_scores_zero():
     figures = scored(scripted(False)).figures
     assert figures.pop("edits_kept").value < 0.1
     assert {score.value for score in figures.values()} == {0.0} and len(figures) == 7
-
-
-def test_the_mean_over_categories_counts_each_the_same():
-    few, many = mean_score("few", [True]), mean_score("many", [False] * 9)
-    both = mean_of("both", [few, many])
-    assert both.value == 0.5 and both.count == 10
-
-
-def test_wilson_against_the_published_formula_and_at_the_ends():
-    assert wilson(0.5, 100) == pytest.approx((0.40383, 0.59617), abs=1e-5)
-    assert wilson(0, 10) == pytest.approx((0, 0.27753), abs=1e-5)
-    assert wilson(1, 10) == pytest.approx((0.72247, 1), abs=1e-5)
-    with pytest.raises(ValueError, match="nothing to score"):
-        mean_score("empty", [])
 
 
 def test_development_prompts_are_others():
