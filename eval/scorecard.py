@@ -3,7 +3,6 @@
 Both ask through eval.suite, so that the same subject has the same figures on the same items.
 """
 
-import io
 import json
 import time
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from eval.suite import Answer
 from eval.suites import OVERALL, SUITES, Drawing, Edits, Intents, Questions
 from fusion.data.shapes import WORLD_VERSION
 from fusion.files import save
+from fusion.page import png
 
 FIGURES = {
     "overall": (Drawing.name, OVERALL),
@@ -75,7 +75,7 @@ class Scorecard:
         """Contact sheets of drawings and of edits, what is not right framed in red."""
         shown = {"drawings": self.answers.get(Drawing.name, []), "edits": self.answers.get(Edits.name, [])}
         cells = {
-            name: [Cell(tuple(images), row.asked, row.values["right"] == 1) for row, images in answers]
+            name: [Cell(images, [row.asked], row.values["right"] == 1) for row, images in answers]
             for name, answers in shown.items()
         }
         return {name: contact_sheet(found) for name, found in cells.items() if found}
@@ -85,16 +85,10 @@ class Scorecard:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         files = {folder / "scores.json": (json.dumps(self.as_json(), indent=1) + "\n").encode()}
-        files |= {folder / f"{name}.png": _png(sheet) for name, sheet in self.sheets().items()}
+        files |= {folder / f"{name}.png": png(sheet) for name, sheet in self.sheets().items()}
         for path, data in files.items():
             save(data, path)
         return list(files)
-
-
-def _png(image: Image.Image) -> bytes:
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return data.getvalue()
 
 
 def score(subject: Subject, counts: Mapping[str, int], seed: int, progress: bool = False) -> Scorecard:

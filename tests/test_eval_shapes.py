@@ -12,7 +12,7 @@ from PIL import Image
 
 import fusion
 from eval import scorecard
-from eval.sheet import WRONG, Cell, contact_sheet
+from eval.sheet import FRAME, RIGHT, SIDE, WRONG, Cell, contact_sheet
 from eval.subjects import Unified
 from eval.suite import SPLITS
 from eval.suites import counts_of
@@ -128,7 +128,7 @@ def test_scores_and_sheets_are_kept(tmp_path):
     paths = scored(scripted(True)).save(tmp_path)
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["seed"] == SPLITS["scored"] and scores["overall"]["count"] == COUNT and len(scores["details"]) > 20
-    assert Image.open(tmp_path / "drawings.png").width == Image.open(tmp_path / "edits.png").width == 1200
+    assert 1000 < Image.open(tmp_path / "drawings.png").width <= 1200 and Image.open(tmp_path / "edits.png").width <= 1200
     assert {path.name for path in tmp_path.iterdir()} == {"scores.json", "drawings.png", "edits.png"} == {p.name for p in paths}
 
 
@@ -143,11 +143,24 @@ def test_too_few_prompts_are_refused():
 
 
 def test_sheets_frame_what_is_wrong_in_red():
-    picture = Image.new("RGB", (32, 32), "white")
-    right, wrong = contact_sheet([Cell((picture,), "a circle", True)]), contact_sheet([Cell((picture, picture), "a circle", False)])
-    assert WRONG not in dict(map(reversed, right.getcolors(2**20)))
-    side = 32 * 3 + 2 * 4
-    assert dict(map(reversed, wrong.getcolors(2**20)))[WRONG] == side**2 - (32 * 3) ** 2  # one of the two pictures
+    image = Image.new("RGB", (32, 32), "white")
+    right, wrong, unjudged = (
+        dict(map(reversed, contact_sheet([Cell([image] * count, ["a circle"], verdict)]).getcolors(2**20)))
+        for count, verdict in ((1, True), (2, False), (1, None))
+    )
+    ring = (SIDE + 2 * FRAME) ** 2 - SIDE**2
+    assert WRONG not in right and right[RIGHT] == ring
+    assert wrong[WRONG] == wrong[RIGHT] == ring  # one of the two images each
+    assert not {WRONG, RIGHT} & set(unjudged)
+
+
+def test_sheets_have_every_cell_once_and_break_rows_at_their_width():
+    cells = [Cell([Image.new("RGB", (16, 16), (200, number, 0))], [f"number {number}"], labels=["drawn"]) for number in range(7)]
+    for width in (300, 1200):
+        sheet = contact_sheet(cells, width)
+        found = dict(map(reversed, sheet.getcolors(2**20)))
+        assert sheet.width <= width and {found[200, number, 0] for number in range(7)} == {SIDE**2}
+    assert contact_sheet(cells[:1], 10).width > 10  # a cell is never cut
 
 
 TEXTS = ["a red circle left of a blue square.", "how many circles are there? two.", "make the square orange.", "a"]

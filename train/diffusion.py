@@ -22,16 +22,17 @@ from fusion.data.pairs import PairBatch, PairBatches, Pairing, fixed_pairs
 from fusion.data.sources import Mixture
 from fusion.data.sources.config import DataConfig
 from fusion.document import blocks
+from fusion.files import save
 from fusion.flow import flow_loss, x_error
 from fusion.objective import FlowObjective, Losses
-from fusion.page import Section, gallery, paragraph
+from fusion.page import Section, gallery, paragraph, png
 from train import program
 from train.curriculum import Stage, open_data
 from train.learner import Learner, compiled
 from train.log import Counts
 from train.loop import Summary, Trainer, Training
 from train.ranks import this_rank
-from train.samples import Prompt, ask, from_samples, sheet, write
+from train.samples import Prompt, ask, from_samples, sheet
 from train.unified import Validation, first_samples
 
 SHOWN = 60  # of the scored pictures, on the page
@@ -172,7 +173,7 @@ class Sampler:
         for name, prompts in self.groups.items():
             texts = ["\n".join(text_of(prompt)) for prompt in prompts]
             images = self.painter.images(texts, self.settings.seed, **self.settings.knobs)
-            write(sheet(prompts, [[image] for image in images]), Path(folder, f"{name}.png"))
+            save(png(sheet(prompts, [[image] for image in images])), Path(folder, f"{name}.png"))
 
 
 def text_of(prompt: Prompt) -> list[str]:
