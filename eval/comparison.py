@@ -22,6 +22,7 @@ from fusion.architectures.encoders import TextEncoders, load_encoder
 from fusion.architectures.experts import evenly
 from fusion.architectures.registry import Sees, matched
 from fusion.codec import load_codec
+from fusion.sampling import Sampling
 from train import diffusion, unified
 from train.diffusion import Diffusion, PainterLearner, Scoring
 from train.learner import Learner, UnifiedLearner
@@ -60,8 +61,8 @@ class Scored(Scoring):
 
     count: int = 100
     split: str = "development"
-    steps: int = 20
-    guidance: float = 3.0
+    steps: int = Sampling.steps
+    guidance: float = Sampling.guidance
 
     @property
     def knobs(self) -> dict:

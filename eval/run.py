@@ -29,8 +29,9 @@ from eval.suites import COUNTS, SUITES
 from eval.text import kept_texts
 from fusion.data.shapes import WORLD_VERSION
 from fusion.files import save
+from fusion.sampling import Sampling
 
-KNOBS = {"steps": 20, "guidance": 3.0}
+KNOBS = {"steps": Sampling.steps, "guidance": Sampling.guidance}  # those that every subject knows
 RESULTS, SETTINGS = "results.json", "settings.json"
 
 

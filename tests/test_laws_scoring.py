@@ -162,7 +162,7 @@ def test_the_demo_and_eval_run_say_the_same_of_a_model(folder, few, tmp_path, mo
 
 def test_a_painter_s_run_and_eval_run_say_the_same_of_it(folder, few, tmp_path, monkeypatch):
     scoring = diffusion.Scoring(count=COUNT, split="development")
-    config = diffusion.Diffusion(scoring=scoring, samples=diffusion.Sampling(steps=2, guidance=2.0))
+    config = diffusion.Diffusion(scoring=scoring, samples=diffusion.PainterSamples(steps=2, guidance=2.0))
     card = diffusion.score(config, load_painter(folder / "painter"))
     monkeypatch.setattr(suite, "BATCH", 5)
     knobs = {"steps": 2, "guidance": 2.0}

@@ -25,6 +25,7 @@ from fusion.data.loader import Loader
 from fusion.data.shapes import TASKS, Options, World
 from fusion.data.sources import Mixture, WorldSource
 from fusion.objective import Objective
+from fusion.sampling import Sampling
 from train import checkpoint, program, showcase
 from train.checkpoint import steps
 from train.codec import CodecRun
@@ -36,7 +37,7 @@ from train.llm import Corpus, Pretraining, PretrainingError, pretrain, read_corp
 from train.loop import STATE, NotFinite, Summary, Trainer, Training
 from train.metrics import read
 from train.ranks import INTERRUPTED, run_ranks
-from train.samples import Sampler, Samples, ask, from_samples
+from train.samples import ImageSampling, Sampler, Samples, ask, from_samples
 from train.unified import Model, build, first_samples
 
 CODEC = Path("codec", "config.json")
@@ -52,31 +53,22 @@ class WorldConfig:
 
 
 @dataclass
-class Scoring:
+class Scoring(ImageSampling):
     """How the finished model is scored and shown. count: prompts; split: scored, or development while anything is being chosen.
 
-    texts: held-out texts whose perplexity is compared. steps, solver, shift, guidance, image_guidance: see fusion.sampling.Sampling.
+    texts: held-out texts whose perplexity is compared. image_guidance: see fusion.sampling.Sampling.
     targets: by name of eval.scorecard.FIGURES, and text_rise, the largest share by which the perplexity may rise.
     """
 
     count: int = 200
     split: str = "scored"
     texts: int = 160
-    steps: int = 20
-    solver: str = "euler"
-    shift: float = 1.0
-    guidance: float = 3.0
-    image_guidance: float = 1.0
+    image_guidance: float = Sampling.image_guidance
     targets: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.split not in SPLITS:
             raise ValueError(f"split={self.split!r}: choose one of {', '.join(SPLITS)}")
-
-    @property
-    def knobs(self) -> dict:
-        """What goes to Fusion's methods."""
-        return {name: getattr(self, name) for name in ("steps", "solver", "shift", "guidance", "image_guidance")}
 
 
 @dataclass

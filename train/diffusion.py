@@ -32,29 +32,20 @@ from train.learner import Learner, compiled
 from train.log import Counts
 from train.loop import Summary, Trainer, Training
 from train.ranks import this_rank
-from train.samples import Prompt, ask, from_samples, sheet
+from train.samples import ImageSampling, Prompt, ask, from_samples, sheet
 from train.unified import Validation, first_samples
 
 SHOWN = 60  # of the scored pictures, on the page
 
 
 @dataclass
-class Sampling:
-    """What is drawn at intervals. prompts: texts. held_out: pairs of each source that are drawn again, beside the true picture. seed,
-    steps, solver, shift, guidance: see fusion.architectures.painter.Painter.images."""
+class PainterSamples(ImageSampling):
+    """What is drawn at intervals, and how. prompts: texts. held_out: pairs of each source that are drawn again, beside the true
+    image. seed: of the first."""
 
     prompts: list[str] = field(default_factory=list)
     held_out: int = 8
     seed: int = 0
-    steps: int = 20
-    solver: str = "euler"
-    shift: float = 1.0
-    guidance: float = 3.0
-
-    @property
-    def knobs(self) -> dict:
-        """What goes to Painter.images."""
-        return {name: getattr(self, name) for name in ("steps", "solver", "shift", "guidance")}
 
 
 @dataclass
@@ -88,7 +79,7 @@ class Diffusion:
     balance: float = 0.01
     training: Training = field(default_factory=Training)
     validation: Validation = field(default_factory=Validation)
-    samples: Sampling = field(default_factory=Sampling)
+    samples: PainterSamples = field(default_factory=PainterSamples)
     scoring: Scoring = field(default_factory=Scoring)
 
 
@@ -163,7 +154,7 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 class Sampler:
     """Writes one sheet per group of prompts into a folder: `sampler(folder)`."""
 
-    def __init__(self, painter: Painter, groups: dict[str, list[Prompt]], settings: Sampling):
+    def __init__(self, painter: Painter, groups: dict[str, list[Prompt]], settings: PainterSamples):
         self.painter, self.settings = painter, settings
         self.groups = {name: prompts for name, prompts in groups.items() if prompts}
 

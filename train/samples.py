@@ -14,26 +14,40 @@ from fusion.document import blocks
 from fusion.files import save
 from fusion.images import open_image
 from fusion.page import png
+from fusion.presets import KNOBS
+from fusion.sampling import Sampling
 
 
 @dataclass
-class Samples:
+class ImageSampling:
+    """How images are drawn, as a config says it: names, meanings and defaults are those of fusion.sampling.Sampling."""
+
+    steps: int = Sampling.steps
+    solver: str = Sampling.solver
+    shift: float = Sampling.shift
+    guidance: float = Sampling.guidance
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """Arguments of whatever draws."""
+        return {name: getattr(self, name) for name in KNOBS if hasattr(self, name)}
+
+
+@dataclass
+class Samples(ImageSampling):
     """What is sampled at intervals. prompts: texts. held_out: documents of each source whose last answer is given again, beside the
-    true one. seed, steps, guidance, image_guidance, max_new_tokens: see fusion.sampling.Sampling."""
+    true one. seed, image_guidance, max_new_tokens: see fusion.sampling.Sampling."""
 
     prompts: list[str] = field(default_factory=list)
     held_out: int = 8
     seed: int = 0
-    steps: int = 20
-    guidance: float = 3.0
-    image_guidance: float = 1.0
+    image_guidance: float = Sampling.image_guidance
     max_new_tokens: int = 64
 
     @property
     def knobs(self) -> dict[str, Any]:
         """What goes to Fusion.generate."""
-        names = ("steps", "guidance", "image_guidance", "max_new_tokens")
-        return {name: getattr(self, name) for name in names} | {"max_images": 2}
+        return super().knobs | {"max_new_tokens": self.max_new_tokens, "max_images": 2}
 
 
 @dataclass(frozen=True)
