@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from eval.page import Score
 from eval.quality import WORDS
 from eval.results import Result, compared, read_result, verdict
-from eval.scores import mean_score
-from eval.suites import SUITES, Suite
+from eval.statistics import Score, mean_score
+from eval.suite import Suite
+from eval.suites import SUITES
 from fusion.files import save
 from fusion.page import Section, document, paragraph, picture, table
 

@@ -1,25 +1,23 @@
 """Trains contenders of one size on the same data, one page about them: `python -m eval.compare configs/compare/NAME.yaml [key=value ...]`"""
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 from transformers.utils import logging
 
 from eval.charts import COLOURS, Line, chart, compact
 from eval.comparison import Comparison, Contender, Record, known, perform, place
 from eval.report import span
+from eval.statistics import student
 from fusion.files import save
 from fusion.page import Section, document, figure, paragraph, table
 from train.config import load
 from train.loop import NotFinite, Summary
 
-# Two-sided 95% of Student's t by degrees of freedom.
-STUDENT = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 SHOWN = 96  # pixels on screen of a sample
 
 
@@ -38,7 +36,7 @@ def interval(values: Sequence[float]) -> Interval:
     """The mean with its interval by Student's t."""
     if len(values) < 2:
         return Interval(mean(values), None)
-    return Interval(mean(values), STUDENT.get(len(values) - 1, 1.96) * stdev(values) / math.sqrt(len(values)))
+    return Interval(mean(values), student(values))
 
 
 def ranks(records: Sequence[Record], key) -> dict[str, Interval]:

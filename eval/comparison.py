@@ -12,14 +12,17 @@ import torch
 from PIL import Image
 
 import fusion
-from eval import shapes
+from eval import scorecard, subjects
 from eval.cost import flops, kept_bytes, parameters
+from eval.suite import SPLITS
+from eval.suites import SIZE, drawing_counts
 from fusion.architectures import load_painter
 from fusion.architectures.conditioning import Conditioning
 from fusion.architectures.encoders import TextEncoders, load_encoder
 from fusion.architectures.experts import evenly
 from fusion.architectures.registry import Sees, matched
 from fusion.codec import load_codec
+from fusion.sampling import Sampling
 from train import diffusion, unified
 from train.diffusion import Diffusion, PainterLearner, Scoring
 from train.learner import Learner, UnifiedLearner
@@ -58,8 +61,8 @@ class Scored(Scoring):
 
     count: int = 100
     split: str = "development"
-    steps: int = 20
-    guidance: float = 3.0
+    steps: int = Sampling.steps
+    guidance: float = Sampling.guidance
 
     @property
     def knobs(self) -> dict:
@@ -109,7 +112,7 @@ class Record:
 
     settings: a fingerprint of everything it depends on but the code, whose commit stands beside it. parameters: learned numbers. forward:
     operations per picture of a forward pass; training: of a step. kept: bytes kept for the backward pass per picture. seconds: of
-    training. curve: (step, pictures seen, seconds, validation error of x). scores: as eval.shapes.DrawingScores.
+    training. curve: (step, pictures seen, seconds, validation error of x). scores: those of drawing, as eval.scorecard has them.
     """
 
     contender: str
@@ -210,26 +213,27 @@ def perform(comparison: Comparison, contender: Contender, seed: int) -> Record |
     summary = program.train(config)
     if summary.interrupted:
         return summary
-    learner, draw = finished(config, comparison.scored.knobs)
-    drawn = shapes.evaluate_drawing(draw, comparison.scored.count, shapes.SPLITS[comparison.scored.split], progress=True)
+    learner, subject = finished(config, comparison.scored.knobs)
+    counts, split = drawing_counts(comparison.scored.count), SPLITS[comparison.scored.split]
+    card = scorecard.score(subject, counts, split, progress=True)
     facts = json.loads(Path(config.run, "run.json").read_text(encoding="utf-8"))
     record = Record(
         contender.name, seed, fingerprint(config, comparison.scored), facts["commit"], facts["device"], parameters(learner.model, trained=True),
-        *costs(config, learner), summary.seconds, summary.seen, summary.steps, curve(config), asdict(shapes.drawing_scores(drawn)),
+        *costs(config, learner), summary.seconds, summary.seen, summary.steps, curve(config), card.as_json(),
     )  # fmt: skip
-    keep(comparison, contender, record, strip(draw(comparison.prompts, 0)))
+    prompts = comparison.prompts
+    keep(comparison, contender, record, strip(subject.draw(prompts, range(len(prompts)), SIZE)))
     return record
 
 
-def finished(config: Diffusion | Unified, knobs: dict) -> tuple[Learner, shapes.Draw]:
-    """What came of a run, and how it draws."""
+def finished(config: Diffusion | Unified, knobs: dict) -> tuple[Learner, subjects.Subject]:
+    """What came of a run, to be measured and to be asked."""
     folder = Path(config.run, "model")
     if isinstance(config, Diffusion):
         painter = load_painter(folder)
-        return PainterLearner(painter), lambda prompts, seed: painter.images(prompts, seed, size=shapes.SIZE, **knobs)
+        return PainterLearner(painter), subjects.Painted(painter, knobs)
     model = fusion.load(folder, dtype=torch.float32)
-    settings = {"image_size": shapes.SIZE, **knobs}
-    return UnifiedLearner(model), lambda prompts, seed: model._images([[prompt] for prompt in prompts], seed, settings)
+    return UnifiedLearner(model), subjects.Unified(model, knobs)
 
 
 def costs(config: Diffusion | Unified, learner: Learner) -> tuple[float, float, float]:

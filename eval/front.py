@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, variance
 
-from eval.scores import Z
+from eval.statistics import Z
 from fusion.sampling import Sampling
 
 QUARTER = 0.25  # of the default's cost: what `fast` may take

@@ -19,9 +19,8 @@ from tqdm import tqdm
 
 from eval.disturb import DISTURBANCES, Pixels
 from eval.judged import page, sheet
-from eval.page import Score
 from eval.run import commit
-from eval.scores import mean_score, wilson
+from eval.statistics import Score, clustered_share, mean_score
 from fusion.data.shapes import COLOURS, PICTURE_SIZES, SHAPES, WORLD_VERSION, Expectation, Scene, judge, render
 from fusion.data.shapes.chance import pick
 from fusion.data.shapes.scene import sample_scene
@@ -68,25 +67,14 @@ class Tally:
     def scores(self) -> dict[str, Score | None]:
         """By name; precision is None where nothing was named."""
         return {
-            "precision": share_of("precision", self.right, self.named), "recall": share_of("recall", self.right, self.there),
+            "precision": clustered_share("precision", self.right, self.named),
+            "recall": clustered_share("recall", self.right, self.there),
             "exact": mean_score("exact", self.exact), "false passed": mean_score("false passed", self.passed),
         }  # fmt: skip
 
 
 def _distance(one: Sequence[float], two: Sequence[float]) -> float:
     return max(abs(a - b) for a, b in zip(one, two))
-
-
-def share_of(name: str, hits: Sequence[int], totals: Sequence[int]) -> Score | None:
-    """Hits of totals over clusters (the objects of a scene, which are read well or badly together): Wilson's interval for as many objects as would
-    vary as much if they were independent; where all are hit, or none, for as many as there are clusters. None without any total."""
-    count = sum(totals)
-    if not count:
-        return None
-    share, clusters = sum(hits) / count, sum(map(bool, totals))
-    spread = sum((hit - share * total) ** 2 for hit, total in zip(hits, totals)) * clusters / max(1, clusters - 1)
-    effective = min(count, share * (1 - share) * count**2 / spread) if spread else clusters
-    return Score(name, share, *wilson(share, effective), count)
 
 
 def near_miss(rng: np.random.Generator, scene: Scene) -> Expectation:

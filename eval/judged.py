@@ -8,7 +8,7 @@ from PIL import Image
 
 from eval.charts import Line, chart
 from eval.disturb import DISTURBANCES
-from eval.sheet import CELL, FRAME, GAP, Cell, contact_sheet
+from eval.sheet import GAP, Cell, cell_width, contact_sheet
 from fusion.data.shapes import COLOURS, SHAPES
 from fusion.page import Section, document, gallery, paragraph, table
 
@@ -118,5 +118,5 @@ def sheet(found: "Found") -> Image.Image:
     for index, (name, by_strength) in enumerate(found.shown.items()):
         shown = {strength: pictures[index % len(pictures)] for strength, pictures in by_strength.items()}
         said = [f"{name}, {strength:g}" if strength else "undisturbed" for strength in shown]
-        cells += [Cell((Image.fromarray(pixels),), words, ok) for words, (pixels, ok) in zip(said, shown.values(), strict=True)]
-    return contact_sheet(cells, len(shown) * (CELL + 2 * FRAME + GAP) + GAP)  # every way in a row of its own
+        cells += [Cell([Image.fromarray(pixels)], [words], ok) for words, (pixels, ok) in zip(said, shown.values(), strict=True)]
+    return contact_sheet(cells, len(shown) * (cell_width(1, framed=True) + GAP) + GAP)  # every way in a row of its own

@@ -1,28 +1,13 @@
 """What pages of evaluations and runs have beyond fusion/page.py: scores with their intervals, and edits as triptychs."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from PIL import ImageChops
 
 from eval.charts import interval
+from eval.statistics import Score
 from fusion.page import Picture, figure
-
-
-@dataclass(frozen=True)
-class Score:
-    """A share of things done right: its confidence interval, of how many, and the target it is held against.
-
-    value, low, high and target lie in [0, 1].
-    """
-
-    name: str
-    value: float
-    low: float
-    high: float
-    count: int | None = None
-    target: float | None = None
 
 
 def score_table(scores: Iterable[Score]) -> str:
@@ -46,6 +31,16 @@ def score_table(scores: Iterable[Score]) -> str:
 def _verdict(score: Score) -> str:
     met = score.value >= score.target
     return f'<span class="{"met" if met else "missed"}">{"✓" if met else "✗"} {score.target:.2f}</span>'
+
+
+def as_text(scores: Sequence[Score], digits: int = 2) -> str:
+    """A line for each score, for a terminal."""
+    width = max(len(score.name) for score in scores)
+    return "\n".join(f"{score.name:<{width}}  {score.value:.{digits}f}{_range(score, digits)}" for score in scores)
+
+
+def _range(score: Score, digits: int) -> str:
+    return "" if score.count is None else f"   {score.low:.{digits}f}-{score.high:.{digits}f}   of {score.count}"
 
 
 def amplified(before: Picture, after: Picture, gain: int = 4) -> Picture:

@@ -1,16 +1,15 @@
 """What an evaluation found: its figures as JSON, its page, and how it compares item by item with another."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
-from statistics import mean, stdev
 
-from eval.page import Score, score_table
-from eval.scores import Z, as_text
-from eval.suites import SUITES, Row, Suite
+from eval.page import as_text, score_table
+from eval.statistics import Difference, Score, paired
+from eval.suite import Row, Suite
+from eval.suites import SUITES
 from fusion.page import Section, document, paragraph, picture, table
 
 SHOWN, EXTREMES = 72, 12  # pixels on screen of a sample, and how many of the best and of the worst stand on top
@@ -59,16 +58,11 @@ def read_result(folder: Path) -> Result:
 # ---- item by item ----
 
 
-@dataclass(frozen=True)
-class Paired:
-    """By how much one subject's items are better than another's, with a 95% interval of the mean difference; better, worse: how many items."""
+@dataclass(frozen=True, kw_only=True)
+class Paired(Difference):
+    """By how much one subject's items of a suite are better than another's."""
 
     suite: str
-    difference: float
-    half: float
-    better: int
-    worse: int
-    count: int
 
 
 def compared(one: Result, other: Result, suite: Suite, value: str) -> Paired | None:
@@ -76,10 +70,9 @@ def compared(one: Result, other: Result, suite: Suite, value: str) -> Paired | N
     same = one.settings["prompts"].get(suite.name) == other.settings["prompts"].get(suite.name)
     if not same or suite.name not in one.rows or suite.name not in other.rows:
         return None
-    theirs = {row.number: row.values[value] for row in other.rows[suite.name]}
-    gains = [row.values[value] - theirs[row.number] for row in one.rows[suite.name]]
-    half = Z * stdev(gains) / math.sqrt(len(gains))
-    return Paired(suite.name, mean(gains), half, sum(g > 0 for g in gains), sum(g < 0 for g in gains), len(gains))
+    rows, theirs = one.rows[suite.name], {row.number: row.values[value] for row in other.rows[suite.name]}
+    difference = paired([row.values[value] for row in rows], [theirs[row.number] for row in rows])
+    return Paired(suite=suite.name, **vars(difference))
 
 
 def against(one: Result, other: Result) -> list[Paired]:

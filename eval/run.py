@@ -23,14 +23,15 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from eval.results import Result, against, read_result, render
-from eval.shapes import SPLITS
 from eval.subjects import Subject, load_subject, with_preset
-from eval.suites import COUNTS, SUITES, Row, Suite
+from eval.suite import SPLITS, Answer, Row, Suite
+from eval.suites import COUNTS, SUITES
 from eval.text import kept_texts
 from fusion.data.shapes import WORLD_VERSION
 from fusion.files import save
+from fusion.sampling import Sampling
 
-KNOBS = {"steps": 20, "guidance": 3.0}
+KNOBS = {"steps": Sampling.steps, "guidance": Sampling.guidance}  # those that every subject knows
 RESULTS, SETTINGS = "results.json", "settings.json"
 
 
@@ -67,32 +68,38 @@ def fingerprint(suite: Suite, count: int, seed: int) -> str:
 # ---- asking ----
 
 
+def asked(subject: Subject, settings: Settings) -> list[Suite]:
+    """The suites of which items are asked, and that the subject can answer."""
+    return [suite for suite in SUITES if settings.counts[suite.name] and suite.needs <= subject.can]
+
+
 def ask(subject: Subject, settings: Settings, out: Path, shard: tuple[int, int] = (0, 1)) -> None:
-    """Ask for what is not there yet of this shard's part, and keep each batch when it is done."""
-    chosen = [suite for suite in SUITES if suite.needs <= subject.can]
+    """Ask for what is not there yet of this shard's part, which is every n-th item, and keep each batch when it is done."""
     work = []
-    for suite in chosen:
-        items, known = suite.items(settings.counts[suite.name], settings.seed), {row.number for row in rows_of(out, suite)}
-        work += [(suite, first, batch) for first, batch in suite.batches(items) if first not in known]
-    mine = work[shard[0] :: shard[1]]
-    with tqdm(total=sum(len(batch) for _, _, batch in mine), unit="items", disable=not mine) as bar:
-        for suite, first, batch in mine:
+    for suite in asked(subject, settings):
+        known = {row.number for row in rows_of(out, suite)}
+        mine = suite.numbered(settings.counts[suite.name], settings.seed)[shard[0] :: shard[1]]
+        work.append((suite, [one for one in mine if one.number not in known]))
+    total = sum(len(items) for _, items in work)
+    with tqdm(total=total, unit="items", disable=not total) as bar:
+        for suite, items in work:
             bar.set_description(suite.name)
-            keep(out, suite, first, suite.ask(subject, first, batch, settings.seed))
-            bar.update(len(batch))
+            for answers in suite.answers(subject, items):
+                keep(out, suite, answers)
+                bar.update(len(answers))
 
 
-def keep(out: Path, suite: Suite, first: int, done) -> None:
-    """Pictures as PNG files, then the batch's rows as one file, whole or not at all."""
+def keep(out: Path, suite: Suite, answers: Sequence[Answer]) -> None:
+    """Write images as PNG files, then the rows of the batch as one file, whole or not at all, named by the first of them."""
     place, rows = out / "samples" / slug(suite), []
     place.mkdir(parents=True, exist_ok=True)
-    for row, images in done:
+    for row, images in answers:
         names = [f"{row.number:04}{ascii_lowercase[number] if len(images) > 1 else ''}.png" for number in range(len(images))]
         for name, image in zip(names, images, strict=True):
             image.save(place / f"{name}.tmp", format="PNG")
             os.replace(place / f"{name}.tmp", place / name)
         rows.append(asdict(row) | {"images": [f"samples/{slug(suite)}/{name}" for name in names]})
-    save(("".join(json.dumps(row) + "\n" for row in rows)).encode(), place / f"{first:04}.jsonl")
+    save(("".join(json.dumps(row) + "\n" for row in rows)).encode(), place / f"{rows[0]['number']:04}.jsonl")
 
 
 def rows_of(out: Path, suite: Suite) -> list[Row]:
@@ -111,7 +118,7 @@ def slug(suite: Suite) -> str:
 
 def result(subject: Subject, settings: Settings, out: Path, text: dict | None) -> Result:
     """Everything that is known. ValueError while a suite is not complete."""
-    rows = {suite.name: rows_of(out, suite) for suite in SUITES if suite.needs <= subject.can}
+    rows = {suite.name: rows_of(out, suite) for suite in asked(subject, settings)}
     for name, found in rows.items():
         if len(found) < settings.counts[name]:
             raise ValueError(f"{out}: {len(found)} of {settings.counts[name]} items of {name} are there; run the other shards, then this again")
@@ -174,7 +181,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("-o", "--out", type=Path, required=True, help="the folder that is written, or gone on with")
     parser.add_argument("--against", type=Path, help="a folder that this program wrote, of another model: both are compared item by item")
     parser.add_argument("--llm", help="the language model that the model was made of: its perplexity, before and after")
-    parser.add_argument("--shard", default="0/1", help="i/n: this process asks for every n-th batch, from number i on")
+    parser.add_argument("--shard", default="0/1", help="i/n: this process asks for every n-th item, from number i on")
     parser.add_argument("--device", help="cuda, cpu, ...")
     parser.add_argument("knobs", nargs="*", metavar="knob=value", help="of the sampler: steps=20 guidance=3 solver=heun ..., or preset=fast")
     return parser.parse_intermixed_args(argv)

@@ -126,8 +126,9 @@ def sheet(names: Sequence[str], drawn: Sequence[Mapping[str, Sequence[Drawn]]]) 
     cells = []
     for kind in drawn[0]:
         for same in list(zip(*(one[kind] for one in drawn), strict=True))[: SHOWN // 2]:
-            before = (same[0].before,) if same[0].before else ()
-            cells.append(Cell((*before, same[0].wanted, *(one.drawn for one in same)), f"{same[0].words}: wanted, {', '.join(names)}", True))
+            before = {"before": same[0].before} if same[0].before else {}
+            shown = before | {"wanted": same[0].wanted} | {name: one.drawn for name, one in zip(names, same, strict=True)}
+            cells.append(Cell(list(shown.values()), [same[0].words], labels=list(shown)))
     return contact_sheet(cells)
 
 

@@ -23,8 +23,8 @@ import numpy as np
 from eval.cost import passes
 from eval.front import Judged
 from eval.subjects import Subject
-from eval.suites import Drawing, Edits, Suite
-from fusion.data.shapes import evaluation_edits, evaluation_prompts
+from eval.suite import Answer, Numbered, Suite
+from eval.suites import Drawing, Edits
 from fusion.files import save
 from fusion.sampling import Sampling
 from fusion.solvers import SOLVERS
@@ -51,18 +51,22 @@ class Part:
 
     name: str
     suite: Suite
-    made: Callable[[int, int], Sequence]
     size: int
 
 
-PARTS = {"draw": Part("drawing", Drawing(), evaluation_prompts, 24), "edits": Part("edits", Edits(), evaluation_edits, 28)}
+PARTS = {"draw": Part("drawing", Drawing(), 24), "edits": Part("edits", Edits(), 28)}
 
 
 @cache
-def chunk(part: Part, number: int, seed: int) -> Sequence:
-    """The items of a chunk, those that can be asked together side by side."""
-    items = part.made((number + 1) * part.size, seed)[number * part.size :]
-    return sorted(items, key=lambda item: str(part.suite.alike(item)))
+def chunk(part: Part, number: int, seed: int) -> list[Numbered]:
+    """The items of a chunk."""
+    return part.suite.numbered((number + 1) * part.size, seed)[number * part.size :]
+
+
+def answered(part: Part, subject: Subject, items: Sequence[Numbered]) -> list[Answer]:
+    """What comes of items of a part, in their order."""
+    answers = [one for batch in part.suite.answers(subject, items) for one in batch]
+    return sorted(answers, key=lambda answer: answer[0].number)
 
 
 @cache
@@ -253,9 +257,8 @@ class Search:
         return found
 
     def _ask(self, part: Part, setting: Sampling, knobs: dict, number: int) -> Tried:
-        began, values = time.monotonic(), []
-        subject = self.subject_of(self.knobs(setting))
-        for first, batch in part.suite.batches(chunk(part, number, self.seed)):
-            values += [row.values for row, _ in part.suite.ask(subject, number * part.size + first, batch, self.seed)]
+        began = time.monotonic()
+        answers = answered(part, self.subject_of(self.knobs(setting)), chunk(part, number, self.seed))
+        values = [row.values for row, _ in answers]
         seconds = round(time.monotonic() - began, 3)
         return Tried(knobs, part.name, number, seconds, [one["quality"] for one in values], [one["right"] for one in values])

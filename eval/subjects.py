@@ -25,22 +25,23 @@ Pair = tuple[Image.Image, Image.Image]
 
 
 class Subject:
-    """can: which of draw, edit, follow, answer, decide, describe and tell it does. knobs: of its sampler. Row i of a call uses seed + i."""
+    """can: which of draw, edit, follow, answer, decide, describe and tell it does. knobs: of its sampler. Every method takes a seed for
+    each row, and what comes of a row depends on the row and its seed alone."""
 
     can: frozenset[str] = frozenset({"draw"})
 
     def __init__(self, kind: str, knobs: dict[str, Any]):
         self.kind, self.knobs = kind, knobs
 
-    def draw(self, prompts: Sequence[str], seed: int, size: Size) -> list[Image.Image]:
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], size: Size) -> list[Image.Image]:
         """A picture of each prompt, (width, height) in pixels."""
         raise NotImplementedError
 
-    def edit(self, images: Sequence[Image.Image], instructions: Sequence[str], seed: int) -> list[Image.Image]:
+    def edit(self, images: Sequence[Image.Image], instructions: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """Each image, all of one size, after its instruction."""
         raise NotImplementedError
 
-    def compose(self, sources: Sequence[Sequence[Image.Image]], instructions: Sequence[str], seed: int) -> list[Image.Image]:
+    def compose(self, sources: Sequence[Sequence[Image.Image]], instructions: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """A picture out of each row's, of any size and number, after its instruction: of the size at which the last of the first row is read."""
         raise NotImplementedError
 
@@ -48,23 +49,23 @@ class Subject:
         """(width, height) at which it reads an image."""
         raise NotImplementedError
 
-    def follow(self, examples: Sequence[Sequence[Pair]], images: Sequence[Image.Image], seed: int) -> list[Image.Image]:
+    def follow(self, examples: Sequence[Sequence[Pair]], images: Sequence[Image.Image], seeds: Sequence[int]) -> list[Image.Image]:
         """Each image, all of one size, changed as its examples, pictures before and after, are; without examples, as it thinks fit."""
         raise NotImplementedError
 
-    def answer(self, images: Sequence[Image.Image], questions: Sequence[str], seed: int) -> list[str]:
+    def answer(self, images: Sequence[Image.Image], questions: Sequence[str], seeds: Sequence[int]) -> list[str]:
         """What it says to a question about each image."""
         raise NotImplementedError
 
-    def describe(self, images: Sequence[Image.Image], seed: int) -> list[str]:
+    def describe(self, images: Sequence[Image.Image], seeds: Sequence[int]) -> list[str]:
         """What it says each image shows."""
         raise NotImplementedError
 
-    def tell(self, prompts: Sequence[str], seed: int) -> list[list[str | Image.Image]]:
+    def tell(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[list[str | Image.Image]]:
         """The story, texts and pictures in turn, that each prompt asks for."""
         raise NotImplementedError
 
-    def decide(self, messages: Sequence[dict], seed: int, size: Size) -> list[bool]:
+    def decide(self, messages: Sequence[dict], seeds: Sequence[int], size: Size) -> list[bool]:
         """Whether it draws a picture when a user begins with each message."""
         raise NotImplementedError
 
@@ -78,41 +79,41 @@ class Unified(Subject):
         super().__init__("unified model", knobs)
         self.model = model
 
-    def draw(self, prompts, seed, size):
+    def draw(self, prompts, seeds, size):
         # There is no picture to be guided by, and a branch for it would only cost time.
-        return self.model._images([[prompt] for prompt in prompts], seed, {"image_size": size, **self.knobs, "image_guidance": 1.0})
+        return self.model._images([[prompt] for prompt in prompts], seeds, {"image_size": size, **self.knobs, "image_guidance": 1.0})
 
-    def edit(self, images, instructions, seed):
+    def edit(self, images, instructions, seeds):
         prompts = [[image, words] for image, words in zip(images, instructions, strict=True)]
-        return self.model._images(prompts, seed, {**self.knobs, "image_size": images[0].size})
+        return self.model._images(prompts, seeds, {**self.knobs, "image_size": images[0].size})
 
-    def compose(self, sources, instructions, seed):
+    def compose(self, sources, instructions, seeds):
         prompts = [[*images, words] for images, words in zip(sources, instructions, strict=True)]
-        return self.model._images(prompts, seed, {**self.knobs, "image_size": self.fitted(sources[0][-1])})
+        return self.model._images(prompts, seeds, {**self.knobs, "image_size": self.fitted(sources[0][-1])})
 
     def fitted(self, image):
         return self.model.fitted_size(image)
 
-    def follow(self, examples, images, seed):
+    def follow(self, examples, images, seeds):
         prompts = [laid_out(pairs, image) for pairs, image in zip(examples, images, strict=True)]
-        return self.model._images(prompts, seed, {**self.knobs, "image_size": images[0].size})
+        return self.model._images(prompts, seeds, {**self.knobs, "image_size": images[0].size})
 
-    def answer(self, images, questions, seed, length: int = ANSWER):
+    def answer(self, images, questions, seeds, length: int = ANSWER):
         prompts = [[image, words] for image, words in zip(images, questions, strict=True)]
-        replies = self.model.generate(prompts, seed, **{**self.knobs, "max_images": 0, "max_new_tokens": length})
+        replies = self.model.generate(prompts, seeds, **{**self.knobs, "max_images": 0, "max_new_tokens": length})
         return ["".join(reply) for reply in replies]
 
-    def describe(self, images, seed):
-        return self.answer(images, ["Describe this picture."] * len(images), seed, DESCRIPTION)
+    def describe(self, images, seeds):
+        return self.answer(images, ["Describe this picture."] * len(images), seeds, DESCRIPTION)
 
-    def tell(self, prompts, seed):
+    def tell(self, prompts, seeds):
         limits = {"max_images": PICTURES, "max_new_tokens": STORY, "image_guidance": 1.0}
-        return self.model.generate([[prompt] for prompt in prompts], seed, **{**self.knobs, **limits})
+        return self.model.generate([[prompt] for prompt in prompts], seeds, **{**self.knobs, **limits})
 
-    def decide(self, messages, seed, size):
+    def decide(self, messages, seeds, size):
         # What counts is whether an answer comes to a picture at all: it is drawn in one step, and nothing is written behind it.
         quick = {"image_size": size, "steps": 1, "solver": "euler", "guidance": 1.0, "image_guidance": 1.0, "max_new_tokens": OPENING}
-        events = self.model._events([[one] for one in messages], seed, {**self.knobs, **quick, "max_images": 1}, only_image=True)
+        events = self.model._events([[one] for one in messages], seeds, {**self.knobs, **quick, "max_images": 1}, only_image=True)
         drew = {event.row for event in events if isinstance(event, ImageDone)}
         return [row in drew for row in range(len(messages))]
 
@@ -124,8 +125,8 @@ class Painted(Subject):
         super().__init__(painter.config.architecture, knobs)
         self.painter = painter
 
-    def draw(self, prompts, seed, size):
-        return self.painter.images(list(prompts), seed, size=size, **self.knobs)
+    def draw(self, prompts, seeds, size):
+        return self.painter.images(list(prompts), seeds, size=size, **self.knobs)
 
 
 class Piped(Subject):
@@ -135,8 +136,8 @@ class Piped(Subject):
         super().__init__(kind, knobs)
         self.pipe = pipe
 
-    def draw(self, prompts, seed, size):
-        images = [self._one(prompt, seed + row) for row, prompt in enumerate(prompts)]
+    def draw(self, prompts, seeds, size):
+        images = [self._one(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         return [image if image.size == tuple(size) else image.resize(size, Image.Resampling.BOX) for image in images]
 
     def _one(self, prompt: str, seed: int) -> Image.Image:

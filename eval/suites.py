@@ -1,18 +1,15 @@
 """Suites of the built-in world: what a subject is asked, what the judge says of each answer, and the shares that come of it."""
 
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate, chain, groupby
+from collections.abc import Callable, Sequence
+from itertools import accumulate, chain
 
 import numpy as np
 from PIL import Image
 
 from eval import quality
-from eval.page import Score
-from eval.scores import mean_of, mean_score
-from eval.subjects import Subject
+from eval.statistics import mean_of, mean_score
+from eval.suite import Answer, Numbered, Row, Suite
 from fusion.data.shapes import (
     COLOURS,
     SHAPES,
@@ -29,73 +26,15 @@ from fusion.data.shapes import (
 from fusion.data.shapes.rules import right
 from fusion.data.shapes.vision import read
 
-SIZE = (32, 32)  # of the pictures asked for: the world's most frequent
-BATCH = 32  # items asked at once
+SIZE = (32, 32)  # of the images asked for: the world's most frequent
+OVERALL = "GenEval in miniature"
+LEAST = 12  # prompts with which every category of drawing has one that is held out
 SAME = 8  # of 255: a pixel that differs by less was copied
 
 
-@dataclass(frozen=True)
-class Row:
-    """What came of one item. asked: in words; said: the answer, if it was words. groups: what the item counts in. values: in [0, 1], by name."""
-
-    suite: str
-    number: int
-    asked: str
-    groups: list[str]
-    values: dict[str, float]
-    said: str | None = None
-    images: list[str] = field(default_factory=list)
-
-
-Done = tuple[Row, list[Image.Image]]
-"""A row without its images' names, and the images: what was shown, then what was made."""
-
-
-class Suite(ABC):
-    """name: of the suite. needs: what a subject has to do for it. main: the value that two subjects are compared by. finer: one that tells subjects
-    apart of which few are all right, as eval.quality has it; None where the main one does. A suite's own scores are the means of its values; by
-    group, those of the main one."""
-
-    name: str
-    needs: frozenset[str]
-    main: str = "right"
-    finer: str | None = None
-    words: dict[str, str]
-
-    @abstractmethod
-    def items(self, count: int, seed: int) -> list:
-        """What is asked; number i is the i-th."""
-
-    @abstractmethod
-    def ask(self, subject: Subject, first: int, items: Sequence, seed: int) -> list[Done]:
-        """Ask for items number `first` and on, which `batches` put together; each uses seed + its number."""
-
-    @abstractmethod
-    def text(self, item) -> str:
-        """What is asked, for the fingerprint of all that is."""
-
-    def alike(self, item) -> object:
-        """Items of one batch agree in it."""
-        return None
-
-    def batches(self, items: Sequence) -> Iterator[tuple[int, Sequence]]:
-        """(number of the first, items) of at most BATCH."""
-        start = 0
-        for _, group in groupby(items, self.alike):
-            together = list(group)
-            for offset in range(0, len(together), BATCH):
-                yield start + offset, together[offset : offset + BATCH]
-            start += len(together)
-
-    def scores(self, rows: Sequence[Row]) -> list[Score]:
-        """The means of all values that there are, then the main one's by group."""
-        values = {said: [row.values[name] for row in rows if name in row.values] for name, said in self.words.items()}
-        return [mean_score(said, found) for said, found in values.items() if found] + self.by_group(rows)
-
-    def by_group(self, rows: Sequence[Row]) -> list[Score]:
-        """The main value's means."""
-        groups = dict.fromkeys(group for row in rows for group in row.groups)
-        return [mean_score(f"{self.name}: {group}", [row.values[self.main] for row in rows if group in row.groups]) for group in groups]
+def unpacked(batch: Sequence[Numbered]) -> tuple[list, list[int]]:
+    """The items and the seeds of a batch."""
+    return [one.item for one in batch], [one.seed for one in batch]
 
 
 class Drawing(Suite):
@@ -105,21 +44,24 @@ class Drawing(Suite):
     words = {"colours": "all asked colours present"}
 
     def items(self, count, seed):
-        return list(evaluation_prompts(count, seed))
+        return evaluation_prompts(count, seed)
 
     def text(self, item):
         return item.prompt
 
-    def ask(self, subject, first, items, seed):
-        images = subject.draw([item.prompt for item in items], seed + first, SIZE)
-        return [(self._row(first + place, item, image), [image]) for place, (item, image) in enumerate(zip(items, images, strict=True))]
+    def ask(self, subject, batch):
+        items, seeds = unpacked(batch)
+        images = subject.draw([item.prompt for item in items], seeds, SIZE)
+        return [(self._row(one, image), [image]) for one, image in zip(batch, images, strict=True)]
 
-    def _row(self, number: int, item, image: Image.Image) -> Row:
+    def _row(self, one: Numbered, image: Image.Image) -> Row:
+        item = one.item
         verdict = judge.check(image, item.expectation)
         values = {"right": float(verdict.ok), "quality": quality.of_drawing(verdict, item.expectation)}
         values |= {"colours": float(verdict.colours_present)} if item.expectation.colours else {}
         category = item.category.replace("_", " ")
-        return Row(self.name, number, item.prompt, [f"{category}, held out" if item.held_out else category], values)
+        groups = [f"{category}, held out" if item.held_out else category]
+        return Row(self.name, one.number, item.prompt, groups, values, reasons=list(verdict.reasons))
 
     def scores(self, rows):
         found = self.by_group(rows)
@@ -128,9 +70,16 @@ class Drawing(Suite):
         whole = {}
         for row in rows:
             whole.setdefault(row.groups[0].removesuffix(", held out"), []).append(row.values["right"])
-        overall = mean_of("GenEval in miniature", [mean_score(name, values) for name, values in whole.items()])
-        parts = [mean_of(f"GenEval in miniature, {name} pairs", part) for name, part in (("seen", seen), ("held-out", held_out)) if part]
-        return [overall, *parts, mean_score(self.words["colours"], [row.values["colours"] for row in rows if "colours" in row.values]), *found]
+        overall = mean_of(OVERALL, [mean_score(name, values) for name, values in whole.items()])
+        parts = [
+            mean_of(f"{OVERALL}, {name} pairs", part) for name, part in (("seen", seen), ("held-out", held_out)) if part
+        ]
+        return [
+            overall,
+            *parts,
+            mean_score(self.words["colours"], [row.values["colours"] for row in rows if "colours" in row.values]),
+            *found,
+        ]
 
 
 class Edits(Suite):
@@ -140,7 +89,7 @@ class Edits(Suite):
     words = {"right": "edits done", "kept": "pixels kept in edits", "copied": "edits that copy the source"}
 
     def items(self, count, seed):
-        return sorted(evaluation_edits(count, seed), key=self.alike)
+        return evaluation_edits(count, seed)
 
     def alike(self, item):
         return item.image.shape
@@ -148,19 +97,19 @@ class Edits(Suite):
     def text(self, item):
         return item.instruction
 
-    def ask(self, subject, first, items, seed):
+    def ask(self, subject, batch):
+        items, seeds = unpacked(batch)
         before = [Image.fromarray(item.image) for item in items]
-        after = subject.edit(before, [item.instruction for item in items], seed + first)
-        return [
-            (self._row(first + place, item, old, new), [old, new])
-            for place, (item, old, new) in enumerate(zip(items, before, after, strict=True))
-        ]
+        after = subject.edit(before, [item.instruction for item in items], seeds)
+        return [(self._row(one, old, new), [old, new]) for one, old, new in zip(batch, before, after, strict=True)]
 
-    def _row(self, number: int, item, before: Image.Image, after: Image.Image) -> Row:
+    def _row(self, one: Numbered, before: Image.Image, after: Image.Image) -> Row:
+        item = one.item
         verdict = judge.edit_done(before, after, item.edit)
         values = {"right": float(verdict.done), "quality": quality.of_edit(verdict), "kept": float(verdict.kept)}
         values["copied"] = float(copied(before, after))
-        return Row(self.name, number, item.instruction, [item.kind, "held out" if item.held_out else "seen"], values)
+        groups = [item.kind, "held out" if item.held_out else "seen"]
+        return Row(self.name, one.number, item.instruction, groups, values, reasons=list(verdict.reasons))
 
 
 def copied(before: Image.Image, after: Image.Image) -> bool:
@@ -173,7 +122,9 @@ def copied(before: Image.Image, after: Image.Image) -> bool:
 
 def apart(answers: Sequence[Image.Image], wanted: Sequence[Image.Image]) -> bool:
     """Whether two answers are nearer to the two pictures wanted in their order than exchanged: what always answers the same is near neither."""
-    one, two, first, second = (np.asarray(image.convert("RGB").resize(wanted[0].size), dtype=float) for image in (*answers, *wanted))
+    one, two, first, second = (
+        np.asarray(image.convert("RGB").resize(wanted[0].size), dtype=float) for image in (*answers, *wanted)
+    )
     return bool(((one - two) * (first - second)).sum() > 0)
 
 
@@ -181,10 +132,14 @@ class Drift(Suite):
     """Five edits in turn, each of what came of the one before: small changes add up, and an edit counts if all before it were done too."""
 
     name, needs = "five edits in turn", frozenset({"edit"})
-    words = {"right": "edits done before one failed, of five", "all": "chains with all five done", "kept": "pixels kept in the fifth edit"}
+    words = {
+        "right": "edits done before one failed, of five",
+        "all": "chains with all five done",
+        "kept": "pixels kept in the fifth edit",
+    }
 
     def items(self, count, seed):
-        return sorted(evaluation_chains(count, seed), key=self.alike)
+        return evaluation_chains(count, seed)
 
     def alike(self, item):
         return item.image.shape
@@ -192,19 +147,21 @@ class Drift(Suite):
     def text(self, item):
         return "; then ".join(item.instructions)
 
-    def ask(self, subject, first, items, seed):
-        pictures = [[Image.fromarray(item.image)] for item in items]
+    def ask(self, subject, batch):
+        items, seeds = unpacked(batch)
+        made = [[Image.fromarray(item.image)] for item in items]
         for turn in range(len(items[0].instructions)):
-            after = subject.edit([seen[-1] for seen in pictures], [item.instructions[turn] for item in items], seed + first)
-            for seen, image in zip(pictures, after, strict=True):
+            after = subject.edit([seen[-1] for seen in made], [item.instructions[turn] for item in items], seeds)
+            for seen, image in zip(made, after, strict=True):
                 seen.append(image)
-        return [(self._row(first + place, item, seen), seen) for place, (item, seen) in enumerate(zip(items, pictures, strict=True))]
+        return [(self._row(one, seen), seen) for one, seen in zip(batch, made, strict=True)]
 
-    def _row(self, number: int, item, seen: list[Image.Image]) -> Row:
+    def _row(self, one: Numbered, seen: list[Image.Image]) -> Row:
+        item = one.item
         verdicts = [judge.edit_done(*pair, edit) for *pair, edit in zip(seen, seen[1:], item.edits)]
         done = list(accumulate((float(verdict.done) for verdict in verdicts), min))
         values = {"right": sum(done) / len(done), "all": done[-1], "kept": float(verdicts[-1].kept)}
-        return Row(self.name, number, self.text(item), ["held out" if item.held_out else "seen"], values)
+        return Row(self.name, one.number, self.text(item), ["held out" if item.held_out else "seen"], values)
 
 
 class Examples(Suite):
@@ -219,7 +176,7 @@ class Examples(Suite):
     }  # fmt: skip
 
     def items(self, count, seed):
-        return sorted(evaluation_examples(count, seed), key=self.alike)
+        return evaluation_examples(count, seed)
 
     def alike(self, item):
         return item.shown.source.picture_size
@@ -228,16 +185,19 @@ class Examples(Suite):
         scenes = [scene for shown in (item.shown, item.other) for pair in shown.pairs for scene in pair]
         return f"{item.shown.rule.words}; {item.other.rule.words}: {[*scenes, item.shown.source]}"
 
-    def ask(self, subject, first, items, seed):
+    def ask(self, subject, batch):
+        items, seeds = unpacked(batch)
         sources = [picture(item.shown.source) for item in items]
-        shown, other = ([[tuple(map(picture, pair)) for pair in one.pairs] for one in ones] for ones in zip(*((i.shown, i.other) for i in items)))
-        made = [subject.follow(examples, sources, seed + first) for examples in (shown, other, [()] * len(items))]
+        shown = [drawn_pairs(item.shown.pairs) for item in items]
+        other = [drawn_pairs(item.other.pairs) for item in items]
+        made = [subject.follow(examples, sources, seeds) for examples in (shown, other, [()] * len(items))]
         return [
-            (self._row(first + place, item, source, answers), [*chain(*pairs), source, *answers])
-            for place, (item, source, pairs, answers) in enumerate(zip(items, sources, shown, zip(*made, strict=True), strict=True))
+            (self._row(one, source, answers), [*chain(*pairs), source, *answers])
+            for one, source, pairs, answers in zip(batch, sources, shown, zip(*made, strict=True), strict=True)
         ]
 
-    def _row(self, number: int, item, source: Image.Image, answers: Sequence[Image.Image]) -> Row:
+    def _row(self, one: Numbered, source: Image.Image, answers: Sequence[Image.Image]) -> Row:
+        item = one.item
         rule, other = item.shown.rule, item.other.rule
         done, misled, without = (float(right(rule, item.shown.source, answer)) for answer in answers)
         followed = float(right(other, item.shown.source, answers[1]))
@@ -245,7 +205,12 @@ class Examples(Suite):
         values |= {"apart": float(apart(answers[:2], [picture(item.shown.after), picture(item.other.after)]))}
         values |= {"copied": float(copied(source, answers[0]))}
         asked = f"{rule.words}; last two pictures: from examples that {other.words}, and from none"
-        return Row(self.name, number, asked, [rule.kind, "held out" if item.held_out else "seen"], values)
+        return Row(self.name, one.number, asked, [rule.kind, "held out" if item.held_out else "seen"], values)
+
+
+def drawn_pairs(pairs: Sequence[Sequence]) -> list[tuple[Image.Image, ...]]:
+    """Pairs of scenes as images."""
+    return [tuple(map(picture, pair)) for pair in pairs]
 
 
 class Stories(Suite):
@@ -258,25 +223,38 @@ class Stories(Suite):
     }  # fmt: skip
 
     def items(self, count, seed):
-        return list(evaluation_stories(count, seed))
+        return evaluation_stories(count, seed)
 
     def text(self, item):
         return item.prompt
 
-    def ask(self, subject, first, items, seed):
-        told = subject.tell([item.prompt for item in items], seed + first)
-        return [self._done(first + place, item, parts) for place, (item, parts) in enumerate(zip(items, told, strict=True))]
+    def ask(self, subject, batch):
+        items, seeds = unpacked(batch)
+        told = subject.tell([item.prompt for item in items], seeds)
+        return [self._answer(one, parts) for one, parts in zip(batch, told, strict=True)]
 
-    def _done(self, number: int, item, parts: Sequence) -> Done:
+    def _answer(self, one: Numbered, parts: Sequence) -> Answer:
+        item = one.item
         pictures = [part for part in parts if isinstance(part, Image.Image)]
         words = "".join(part if isinstance(part, str) else " [picture] " for part in parts)
-        values = {"first": float(bool(pictures) and judge.check(pictures[0], item.first).ok), "several": float(len(pictures) > 1)}
+        values = {
+            "first": float(bool(pictures) and judge.check(pictures[0], item.first).ok),
+            "several": float(len(pictures) > 1),
+        }
         behind = words.partition("[picture]")[2]
-        stays = {seen.kind for seen in read(pictures[0]).objects if not spoken_of(seen.kind, behind)} if pictures else set()
+        stays = (
+            {seen.kind for seen in read(pictures[0]).objects if not spoken_of(seen.kind, behind)} if pictures else set()
+        )
         if stays:
-            values["kept"] = len(stays & {seen.kind for seen in read(pictures[-1]).objects}) / len(stays) if len(pictures) > 1 else 0.0
+            values["kept"] = (
+                len(stays & {seen.kind for seen in read(pictures[-1]).objects}) / len(stays)
+                if len(pictures) > 1
+                else 0.0
+            )
         values["right"] = float(min(values.values()) == 1)
-        return Row(self.name, number, item.prompt, ["held out" if item.held_out else "seen"], values, words), pictures
+        return Row(
+            self.name, one.number, item.prompt, ["held out" if item.held_out else "seen"], values, words
+        ), pictures
 
 
 class Questions(Suite):
@@ -286,20 +264,21 @@ class Questions(Suite):
     words = {"right": "questions"}
 
     def items(self, count, seed):
-        return list(evaluation_questions(count, seed))
+        return evaluation_questions(count, seed)
 
     def text(self, item):
         return item.question.text
 
-    def ask(self, subject, first, items, seed):
+    def ask(self, subject, batch):
+        items, seeds = unpacked(batch)
         images = [Image.fromarray(item.image) for item in items]
-        replies = subject.answer(images, [item.question.text for item in items], seed + first)
-        done = []
-        for place, (item, image, reply) in enumerate(zip(items, images, replies, strict=True)):
-            right = float(judge.answer_right(item.question, reply))
-            asked = f"{item.question.text} ({item.question.answer})"
-            done.append((Row(self.name, first + place, asked, [item.kind], {"right": right}, reply), [image]))
-        return done
+        replies = subject.answer(images, [item.question.text for item in items], seeds)
+        return [(self._row(one, reply), [image]) for one, image, reply in zip(batch, images, replies, strict=True)]
+
+    def _row(self, one: Numbered, reply: str) -> Row:
+        question = one.item.question
+        values = {"right": float(judge.answer_right(question, reply))}
+        return Row(self.name, one.number, f"{question.text} ({question.answer})", [one.item.kind], values, reply)
 
 
 class Intents(Suite):
@@ -309,24 +288,23 @@ class Intents(Suite):
     words = {"right": "draws when asked and only then"}
 
     def items(self, count, seed):
-        return list(evaluation_intents(count, seed))
+        return evaluation_intents(count, seed)
 
     def text(self, item):
         return said(item.message)
 
-    def ask(self, subject, first, items, seed):
+    def ask(self, subject, batch):
+        items, seeds = unpacked(batch)
         messages = [with_pil(item.message) for item in items]
-        drew = subject.decide(messages, seed + first, SIZE)
-        return [
-            (
-                Row(
-                    self.name, first + place, said(item.message), ["asked for a picture" if item.draw else "not asked for one"],
-                    {"right": float(choice == item.draw)}, "draws" if choice else "writes",
-                ),
-                [block["image"] for block in message["content"] if block["type"] == "image"],
-            )
-            for place, (item, message, choice) in enumerate(zip(items, messages, drew, strict=True))
-        ]  # fmt: skip
+        drew = subject.decide(messages, seeds, SIZE)
+        shown = ([block["image"] for block in message["content"] if block["type"] == "image"] for message in messages)
+        return [(self._row(one, choice), images) for one, choice, images in zip(batch, drew, shown, strict=True)]
+
+    def _row(self, one: Numbered, drew: bool) -> Row:
+        item = one.item
+        group = "asked for a picture" if item.draw else "not asked for one"
+        values = {"right": float(drew == item.draw)}
+        return Row(self.name, one.number, said(item.message), [group], values, "draws" if drew else "writes")
 
 
 def said(message: dict) -> str:
@@ -336,7 +314,10 @@ def said(message: dict) -> str:
 
 def with_pil(message: dict) -> dict:
     """The message with its pictures as images."""
-    blocks = [block | {"image": Image.fromarray(block["image"])} if block["type"] == "image" else block for block in message["content"]]
+    blocks = [
+        block | {"image": Image.fromarray(block["image"])} if block["type"] == "image" else block
+        for block in message["content"]
+    ]
     return {**message, "content": blocks}
 
 
@@ -347,7 +328,7 @@ class Descriptions(Suite):
     words = {"named": "objects named in descriptions"}
 
     def items(self, count, seed):
-        return sorted(evaluation_edits(count, seed), key=self.alike)
+        return evaluation_edits(count, seed)
 
     def alike(self, item):
         return item.image.shape
@@ -355,14 +336,17 @@ class Descriptions(Suite):
     def text(self, item):
         return " ".join(sorted(" ".join(kind[::-1]) for kind in item.before.kinds))
 
-    def ask(self, subject, first, items, seed):
+    def ask(self, subject, batch):
+        items, seeds = unpacked(batch)
         images = [Image.fromarray(item.image) for item in items]
-        done = []
-        for place, (item, image, words) in enumerate(zip(items, images, subject.describe(images, seed + first), strict=True)):
-            named = overlap(kinds_in(words), set(item.before.kinds))
-            objects = f"{len(item.before.things)} object{'s' if len(item.before.things) > 1 else ''}"
-            done.append((Row(self.name, first + place, self.text(item), [objects], {"named": named}, words), [image]))
-        return done
+        told = subject.describe(images, seeds)
+        return [(self._row(one, words), [image]) for one, image, words in zip(batch, images, told, strict=True)]
+
+    def _row(self, one: Numbered, words: str) -> Row:
+        item = one.item
+        named = overlap(kinds_in(words), set(item.before.kinds))
+        objects = f"{len(item.before.things)} object{'s' if len(item.before.things) > 1 else ''}"
+        return Row(self.name, one.number, self.text(item), [objects], {"named": named}, words)
 
 
 class RoundTrip(Suite):
@@ -372,20 +356,26 @@ class RoundTrip(Suite):
     words = {"named": "objects that come back from a drawing"}
 
     def items(self, count, seed):
-        full = (item for item in evaluation_prompts(4 * count, seed) if all(one.shape and one.colour for one in item.expectation.wanted))
+        full = (
+            item
+            for item in evaluation_prompts(4 * count, seed)
+            if all(one.shape and one.colour for one in item.expectation.wanted)
+        )
         return list(full)[:count]
 
     def text(self, item):
         return item.prompt
 
-    def ask(self, subject, first, items, seed):
-        images = subject.draw([item.prompt for item in items], seed + first, SIZE)
-        done = []
-        for place, (item, image, words) in enumerate(zip(items, images, subject.describe(images, seed + first), strict=True)):
-            asked = {(one.shape, one.colour) for one in item.expectation.wanted}
-            row = Row(self.name, first + place, item.prompt, [item.category.replace("_", " ")], {"named": overlap(kinds_in(words), asked)}, words)
-            done.append((row, [image]))
-        return done
+    def ask(self, subject, batch):
+        items, seeds = unpacked(batch)
+        images = subject.draw([item.prompt for item in items], seeds, SIZE)
+        told = subject.describe(images, seeds)
+        return [(self._row(one, words), [image]) for one, image, words in zip(batch, images, told, strict=True)]
+
+    def _row(self, one: Numbered, words: str) -> Row:
+        item = one.item
+        named = overlap(kinds_in(words), {(wanted.shape, wanted.colour) for wanted in item.expectation.wanted})
+        return Row(self.name, one.number, item.prompt, [item.category.replace("_", " ")], {"named": named}, words)
 
 
 KIND = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})(?:e?s)?\b", re.IGNORECASE)
@@ -407,5 +397,34 @@ def overlap(one: set, other: set) -> float:
     return len(one & other) / len(one | other) if one | other else 1.0
 
 
-SUITES: tuple[Suite, ...] = (Drawing(), Edits(), Questions(), Intents(), Descriptions(), RoundTrip(), Drift(), Stories(), Examples())
-COUNTS: dict[str, Callable[[Suite], int]] = {"quick": lambda suite: 96 if suite.name in ("drawing", "questions") else 48, "full": lambda suite: 480}
+SUITES: tuple[Suite, ...] = (
+    Drawing(),
+    Edits(),
+    Questions(),
+    Intents(),
+    Descriptions(),
+    RoundTrip(),
+    Drift(),
+    Stories(),
+    Examples(),
+)
+
+
+def drawing_counts(count: int) -> dict[str, int]:
+    """How many items are asked where only drawing is scored. ValueError for fewer than LEAST."""
+    if count < LEAST:
+        raise ValueError(f"count={count}: give at least {LEAST}, so that every category has a prompt")
+    return {Drawing.name: count}
+
+
+def counts_of(count: int) -> dict[str, int]:
+    """How many items of each suite are asked: `count` drawings and questions, and half as many edits and decisions to draw."""
+    return drawing_counts(count) | {Edits.name: count // 2, Questions.name: count, Intents.name: count // 2}
+
+
+COUNTS: dict[str, Callable[[Suite], int]] = {
+    "quick": lambda suite: 96 if suite.name in ("drawing", "questions") else 48,
+    "full": lambda suite: 480,
+    "demo": lambda suite: counts_of(200).get(suite.name, 0),
+}
+"""How many items of a suite are asked, by what eval.run calls that; `demo` is what train.demo asks."""

@@ -19,8 +19,8 @@ from transformers.utils import logging
 from eval.front import chosen
 from eval.run import RESULTS, begin, commit, fingerprint
 from eval.search import DEPTHS, FRESH, OPTIONS, PARTS, Budget, Ledger, Search
-from eval.shapes import SPLITS
 from eval.subjects import Subject, Unified, load_subject
+from eval.suite import SPLITS
 from eval.tuned import Found, in_words, render
 from fusion import presets
 from fusion.api import Fusion, place

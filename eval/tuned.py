@@ -11,9 +11,9 @@ from PIL import Image
 from eval import quality
 from eval.charts import Dots, scatter
 from eval.front import RULE, Judged, front, gain
-from eval.search import DEPTHS, PARTS, Part, chunk
+from eval.search import DEPTHS, PARTS, Part, answered, chunk
 from eval.subjects import Subject
-from eval.suites import Row
+from eval.suite import Row
 from fusion.page import Section, document, gallery, paragraph, table
 from fusion.sampling import Sampling
 
@@ -132,12 +132,12 @@ def chart(found: Found) -> str:
 
 def samples(found: Found, part: Part, subject_of: Callable[[dict], Subject]) -> str:
     """The first items that were judged, with the default and with each preset."""
-    first, batch = next(part.suite.batches(chunk(part, DEPTHS[-1], found.settings["seed"])))
+    items = chunk(part, DEPTHS[-1], found.settings["seed"])[:SAMPLES]
     drawn: dict[Sampling, list[tuple[Row, list[Image.Image]]]] = {}
     for one in found.shown.values():
         if one.setting not in drawn:
             subject = subject_of(knobs_of(one.setting, found.searched))
-            drawn[one.setting] = part.suite.ask(subject, DEPTHS[-1] * part.size + first, batch[:SAMPLES], found.settings["seed"])
+            drawn[one.setting] = answered(part, subject, items)
     shown = ""
     for item, (row, images) in enumerate(drawn[found.judged[0].setting]):
         answers = [(name, drawn[one.setting][item]) for name, one in found.shown.items()]

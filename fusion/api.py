@@ -23,7 +23,7 @@ from fusion.images import fit_size, open_image
 from fusion.loading import DeviceMap, PlacingError, dtype_of
 from fusion.model import SHORTEST_WAVE, BaseError, FusionConfig, FusionModel
 from fusion.processor import FusionProcessor
-from fusion.sampling import Sampling
+from fusion.sampling import Sampling, row_seeds
 from fusion.settings import FORMAT_VERSION, Lora, ModelSettings, NetworkSettings
 
 Output = list[str | PILImage.Image]
@@ -48,12 +48,12 @@ class Fusion:
 
     # ---- generation ----
 
-    def generate(self, prompt, seed: int = 0, **knobs) -> Output | list[Output]:
+    def generate(self, prompt, seed: int | Sequence[int] = 0, **knobs) -> Output | list[Output]:
         """Continue a prompt with text and images; the model decides when to draw, how large, and when to stop.
 
-        prompt: a string; a list of strings and images (one user turn); chat messages; or a list of any of the last two (a batch: row
-        i uses seed + i and equals running it alone with that seed). knobs: see fusion.sampling.Sampling; preset="fast" sets those of one of
-        the model's `presets` that are not given beside it.
+        prompt: a string; a list of strings and images (one user turn); chat messages; or a list of any of the last two (a batch:
+        row i uses seed + i, or seed[i], and equals running it alone with that seed). knobs: see fusion.sampling.Sampling;
+        preset="fast" sets those of one of the model's `presets` that are not given beside it.
         """
         prompts, batched = _batch(prompt)
         outputs: list[Output] = [[] for _ in prompts]
@@ -91,18 +91,18 @@ class Fusion:
         limit = self.processor
         return fit_size(*image.size, limit.stride, limit.max_patches * limit.stride**2, limit.max_side)
 
-    def _images(self, prompts: list, seed: int, knobs: dict) -> list[PILImage.Image]:
+    def _images(self, prompts: list, seed: int | Sequence[int], knobs: dict) -> list[PILImage.Image]:
         events = self._events(prompts, seed, knobs, force_image=True, only_image=True)
         done = {event.row: event.image for event in events if isinstance(event, ImageDone)}
         if len(done) < len(prompts):
             raise ValueError("the prompt leaves no room for an image in the model's context: shorten it or ask for a smaller image_size")
         return [done[row] for row in range(len(prompts))]
 
-    def _events(self, prompts: list, seed: int, knobs: dict, **how) -> Iterator[Event]:
+    def _events(self, prompts: list, seed: int | Sequence[int], knobs: dict, **how) -> Iterator[Event]:
         settings = self._settings(knobs)
         documents = [self.processor.document(prompt, prompt=True) for prompt in prompts]
         generator = Generator(self.model, self.processor, self.codec, settings, **how)
-        return generator.events(documents, [seed + row for row in range(len(documents))])
+        return generator.events(documents, row_seeds(seed, len(documents)))
 
     def _settings(self, knobs: dict) -> Sampling:
         known = {field.name for field in fields(Sampling)} | {"preset"}

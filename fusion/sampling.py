@@ -1,5 +1,6 @@
 """The knobs of generation, and how one token is chosen."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,14 @@ class Sampling:
     def flow_guidance(self) -> Guidance:
         """The guidance of the flow."""
         return Guidance(self.guidance, self.image_guidance, self.guidance_interval)
+
+
+def row_seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    """Seeds of the `count` rows of a batch: seed, seed + 1, ..., or those given, one a row; ValueError for another number of them."""
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed + row for row in range(count)]
+    if len(seeds) != count:
+        raise ValueError(f"{len(seeds)} seeds for {count} rows: give one for each, or a single number")
+    return seeds
 
 
 def choose(

@@ -32,9 +32,9 @@ class Stub(Subject):
         super().__init__("stub", {})
         self.asked = []
 
-    def draw(self, prompts, seed, size):
-        self.asked += [(prompt, seed + row) for row, prompt in enumerate(prompts)]
-        return [Image.new("RGB", size, tuple(np.random.default_rng(seed + row).integers(0, 256, 3).tolist())) for row in range(len(prompts))]
+    def draw(self, prompts, seeds, size):
+        self.asked += zip(prompts, seeds, strict=True)
+        return [Image.new("RGB", size, tuple(np.random.default_rng(seed).integers(0, 256, 3).tolist())) for seed in seeds]
 
 
 def stubbed(monkeypatch) -> Stub:

@@ -8,8 +8,8 @@ import jaxtyping
 import pytest
 
 from eval import beside, run
-from eval.page import Score
-from eval.shapes import SPLITS
+from eval.statistics import Score
+from eval.suite import SPLITS
 from eval.suites import SUITES
 from tests.test_eval_run import COUNT, Ignorant, Perfect, evaluated
 
@@ -19,10 +19,10 @@ class Painter(Perfect):
 
     can = frozenset({"draw"})
 
-    def draw(self, prompts, seed, size):
-        right = super().draw(prompts, seed, size)
-        wrong = Ignorant.draw(self, prompts, seed, size)
-        return [right[i] if (seed + i) % 2 else wrong[i] for i in range(len(prompts))]
+    def draw(self, prompts, seeds, size):
+        right = super().draw(prompts, seeds, size)
+        wrong = Ignorant.draw(self, prompts, seeds, size)
+        return [right[i] if seed % 2 else wrong[i] for i, seed in enumerate(seeds)]
 
 
 @pytest.fixture(scope="module")

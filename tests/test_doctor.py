@@ -11,13 +11,14 @@ import pytest
 from PIL import Image, ImageFilter
 
 from eval.doctor import __main__ as program
-from eval.doctor import course, looks, page, pictures, sure, visit, words
+from eval.doctor import course, looks, page, pictures, visit, words
 from eval.doctor.errors import misled, x_errors
-from eval.doctor.finding import MILD, SEVERE, UNCLEAR, WELL, Measured, Missing, Rule, worse
+from eval.doctor.finding import MILD, SEVERE, UNCLEAR, WELL, Rule, worse
 from eval.doctor.patient import Patient, task_of
 from eval.ill import CASES, base_llm, config_of, make
 from eval.ill import main as ill
 from eval.spoiled import write_folder
+from eval.statistics import Measured
 from fusion.api import BUNDLED
 from fusion.data.sources import Sample
 from tests import training
@@ -74,18 +75,6 @@ def test_what_follows_from_another_illness_says_so_only_where_both_were_found():
     assert [finding.follows for finding in visit.in_context([deaf, copies])] == [None, words.DEAF.illness]
     hears = words.DEAF.judge(Measured(1.0), "hears")
     assert [finding.follows for finding in visit.in_context([hears, copies])] == [None, None]
-
-
-def test_intervals_hold_the_truth_about_as_often_as_they_say():
-    rng = np.random.default_rng(1)
-    inside = 0
-    for _ in range(100):
-        under = rng.uniform(1, 2, 40)
-        found = sure.ratio(0.5 * under + rng.normal(0, 0.1, 40), under)
-        inside += found.low <= 0.5 <= found.high
-    assert 85 <= inside <= 99
-    with pytest.raises(Missing, match="takes 8"):
-        sure.mean([1.0] * 7)
 
 
 # ---- pictures ----

@@ -58,7 +58,7 @@ def test_grids_are_named_by_prompts_and_read_in_order(folder, subject):
     assert list(tree(folder)) == ["a.png", "b-2.png"]
     assert subject.asked == [("a red cat in a hat", seed) for seed in range(4)] + [("a red cat", seed) for seed in range(4, 8)]
     parts = pictures(folder / "b-2.png", 4)
-    alone = judges.Stub().draw(["a red cat"] * 4, 4, (SIZE, SIZE))
+    alone = judges.Stub().draw(["a red cat"] * 4, range(4, 8), (SIZE, SIZE))
     assert [np.asarray(part).tolist() for part in parts] == [np.asarray(one).tolist() for one in alone]
     grid = Image.open(folder / "b-2.png")
     assert grid.size == (16, 16) and [grid.getpixel(at) for at in ((0, 0), (15, 0), (0, 15), (15, 15))] == [one.getpixel((0, 0)) for one in alone]
@@ -231,7 +231,7 @@ def test_a_judge_is_asked_once_about_a_picture(folder, questions, tmp_path, monk
     words = [CAT[1], RED[1], HAT[1]]
     assert parrot.asked == [((SIZE, SIZE), words)] * 4 + [((SIZE, SIZE), words[:2])] * 4
     first = json.loads((tmp_path / "results.json").read_text())
-    red = [one.getpixel((0, 0))[0] > 127 for one in judges.Stub().draw([""] * 8, 0, (1, 1))]
+    red = [one.getpixel((0, 0))[0] > 127 for one in judges.Stub().draw([""] * 8, range(8), (1, 1))]
     assert first["prompts"]["a"]["pictures"] == red[:4] and first["prompts"]["b-2"]["pictures"] == red[4:] and 0 < sum(red) < 8
     (tmp_path / "results.json").unlink()
     assert scored(folder, "--judge", "parrot") == 0 and len(parrot.asked) == 8

@@ -29,10 +29,10 @@ class Editor(Subject):
     def fitted(self, image):
         return image.width // 2, image.height // 2
 
-    def compose(self, sources, instructions, seed):
-        rows = enumerate(zip(instructions, sources, strict=True))
-        self.asked.append([(words, [image.size for image in images], seed + row) for row, (words, images) in rows])
-        return [Image.new("RGB", self.fitted(sources[0][-1]), (0, 0, seed + row)) for row in range(len(sources))]
+    def compose(self, sources, instructions, seeds):
+        rows = zip(instructions, sources, seeds, strict=True)
+        self.asked.append([(words, [image.size for image in images], seed) for words, images, seed in rows])
+        return [Image.new("RGB", self.fitted(sources[0][-1]), (0, 0, seed)) for seed in seeds]
 
 
 @pytest.fixture

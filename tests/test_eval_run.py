@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 import fusion
-from eval import run, suites
+from eval import run, suite, suites
 from eval.results import read_result
-from eval.shapes import SPLITS
 from eval.subjects import Subject, load_subject
-from eval.suites import SUITES, Edits, Row, copied, kinds_in, overlap
+from eval.suite import SPLITS, Row
+from eval.suites import SUITES, Edits, copied, kinds_in, overlap
 from fusion.data.shapes import picture, render
 from fusion.data.shapes.vision import read
 from tests import pipelines, training
@@ -26,7 +26,7 @@ UNTOLD = ("rules done without examples", "rules done from examples of another") 
 def few(monkeypatch, unchecked):
     """Small suites, in several batches, drawn without shape checks: they are drawn many times."""
     monkeypatch.setitem(run.COUNTS, "quick", lambda suite: COUNT)
-    monkeypatch.setattr(suites, "BATCH", 10)
+    monkeypatch.setattr(suite, "BATCH", 10)
 
 
 def key(pairs, source):
@@ -52,51 +52,51 @@ class Perfect(Subject):
         self.replies = {(item.image.tobytes(), item.question.text): item.question.answer for item in questions}
         self.draws = {suites.said(item.message): item.draw for item in intents}
 
-    def draw(self, prompts, seed, size):
+    def draw(self, prompts, seeds, size):
         return [self.drawn[prompt] for prompt in prompts]
 
-    def edit(self, images, instructions, seed):
+    def edit(self, images, instructions, seeds):
         pairs = zip(images, instructions, strict=True)
         return [Image.fromarray(self.edited[image.tobytes(), words]) for image, words in pairs]
 
-    def follow(self, examples, images, seed):
+    def follow(self, examples, images, seeds):
         return [self.followed.get(key(pairs, image), image) for pairs, image in zip(examples, images, strict=True)]
 
-    def answer(self, images, questions, seed):
+    def answer(self, images, questions, seeds):
         return [self.replies[image.tobytes(), words] for image, words in zip(images, questions, strict=True)]
 
-    def describe(self, images, seed):
+    def describe(self, images, seeds):
         return [", ".join(f"a {one.colour} {one.shape}" for one in read(image).objects) for image in images]
 
-    def tell(self, prompts, seed):
+    def tell(self, prompts, seeds):
         return [self.stories[prompt] for prompt in prompts]
 
-    def decide(self, messages, seed, size):
+    def decide(self, messages, seeds, size):
         return [self.draws[suites.said(message)] for message in messages]
 
 
 class Ignorant(Perfect):
     """Draws nothing, copies what is to be edited, always says the same, and draws when it should not."""
 
-    def draw(self, prompts, seed, size):
+    def draw(self, prompts, seeds, size):
         return [Image.new("RGB", size, "white") for _ in prompts]
 
-    def edit(self, images, instructions, seed):
+    def edit(self, images, instructions, seeds):
         return list(images)
 
-    def answer(self, images, questions, seed):
+    def answer(self, images, questions, seeds):
         return ["perhaps"] * len(images)
 
-    def follow(self, examples, images, seed):
+    def follow(self, examples, images, seeds):
         return list(images)
 
-    def tell(self, prompts, seed):
+    def tell(self, prompts, seeds):
         return [["once", Image.new("RGB", (32, 32), "white")] for _ in prompts]
 
-    def describe(self, images, seed):
+    def describe(self, images, seeds):
         return ["a white circle"] * len(images)
 
-    def decide(self, messages, seed, size):
+    def decide(self, messages, seeds, size):
         return [not self.draws[suites.said(message)] for message in messages]
 
 
@@ -132,7 +132,7 @@ def test_what_a_story_does_not_speak_of_has_to_stay():
     words = [part for part in item.told if isinstance(part, str)]
 
     def values(*parts):
-        row, _ = suites.Stories()._done(0, item, parts)
+        row, _ = suites.Stories()._answer(suite.Numbered(0, 0, item), parts)
         return row.values
 
     assert values(words[0], pictures[0], "and then", pictures[0])["right"] == 1
@@ -145,18 +145,20 @@ def test_what_a_story_does_not_speak_of_has_to_stay():
 
 
 def test_what_does_not_look_at_examples_cannot_follow_two_rules_at_once():
-    suite = suites.Examples()
-    items = suite.items(COUNT, 0)
-    rows, shown = zip(*(done for first, batch in suite.batches(items) for done in suite.ask(Guessing(items), first, batch, 0)))
-    assert {score.value for score in suite.scores(rows)[:2]} == {1.0, 0.0} and suite.scores(rows)[0].name == suite.words["right"]
+    examples = suites.Examples()
+    items = examples.numbered(COUNT, 0)
+    subject = Guessing([one.item for one in items])
+    rows, shown = zip(*(answer for batch in examples.answers(subject, items) for answer in batch))
+    scores = examples.scores(rows)
+    assert {score.value for score in scores[:2]} == {1.0, 0.0} and scores[0].name == examples.words["right"]
     assert all(row.values == {"right": 1, "both": 0, "other": 1, "without": 1, "apart": 0, "copied": 0} for row in rows)
     assert {len(images) for images in shown} == {8} and {group for row in rows for group in row.groups} >= {"seen", "held out", "add", "swap"}
 
 
 def test_blank_pictures_follow_no_rule():
-    suite, blank = suites.Examples(), Perfect()
-    blank.follow = lambda examples, images, seed: [Image.new("RGB", image.size, "white") for image in images]
-    rows = [row for first, batch in suite.batches(suite.items(COUNT, 0)) for row, _ in suite.ask(blank, first, batch, 0)]
+    examples, blank = suites.Examples(), Perfect()
+    blank.follow = lambda examples, images, seeds: [Image.new("RGB", image.size, "white") for image in images]
+    rows = [row for batch in examples.answers(blank, examples.numbered(COUNT, 0)) for row, _ in batch]
     assert len(rows) == COUNT and not any(any(row.values.values()) for row in rows)
 
 
@@ -167,7 +169,7 @@ class Guessing(Subject):
         super().__init__("guessing", {})
         self.after = {key((), item.shown.source): picture(item.shown.after) for item in items}
 
-    def follow(self, examples, images, seed):
+    def follow(self, examples, images, seeds):
         return [self.after[key((), image)] for image in images]
 
 
@@ -175,7 +177,7 @@ def test_it_goes_on_where_it_was_stopped_and_shares_its_work(monkeypatch, tmp_pa
     whole = evaluated(monkeypatch, tmp_path / "whole", Perfect())
 
     class Breaks(Perfect):
-        def answer(self, images, questions, seed):
+        def answer(self, images, questions, seeds):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -215,12 +217,12 @@ def test_results_say_all_that_they_depend_on(monkeypatch, tmp_path):
     assert again.scores["edits"][0].value == 1 and len(again.rows["edits"]) == COUNT
 
 
-def test_batches_have_pictures_of_one_size_and_numbers_that_follow():
-    items = Edits().items(COUNT, 0)
+def test_batches_have_images_of_one_size_and_every_item_once():
+    items = Edits().numbered(COUNT, 0)
     batches = list(Edits().batches(items))
-    assert [first for first, _ in batches] == [sum(len(batch) for _, batch in batches[:n]) for n in range(len(batches))]
-    assert all(len({item.image.shape for item in batch}) == 1 for _, batch in batches) and len(batches) > 3
-    assert sum(len(batch) for _, batch in batches) == COUNT
+    assert all(len({one.item.image.shape for one in batch}) == 1 for batch in batches) and len(batches) > 3
+    assert sorted(one.number for batch in batches for one in batch) == list(range(COUNT))
+    assert all(one.seed == one.number for one in items)
 
 
 def test_kinds_are_found_in_words_and_copies_in_pixels():
@@ -268,7 +270,7 @@ def test_a_pipeline_draws_and_does_no_more(folders, tmp_path):
 
 def test_rows_draw_with_seeds_of_their_own(folders):
     subject = load_subject(folders / "model", {"steps": 2})
-    many, one = subject.draw(["a cat"] * 3, 5, (32, 32)), subject.draw(["a cat"], 7, (32, 32))
+    many, one = subject.draw(["a cat"] * 3, [5, 6, 7], (32, 32)), subject.draw(["a cat"], [7], (32, 32))
     assert abs(np.asarray(many[2], dtype=int) - np.asarray(one[0], dtype=int)).max() <= 1
 
 

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 import fusion
-from eval import shapes
-from eval.scores import mean_of, mean_score, wilson
-from eval.sheet import WRONG, Cell, contact_sheet
+from eval import scorecard
+from eval.sheet import FRAME, RIGHT, SIDE, WRONG, Cell, contact_sheet
+from eval.subjects import Unified
+from eval.suite import SPLITS
+from eval.suites import counts_of
 from eval.text import encode, kept
 from fusion.api import Fusion
 from fusion.data.shapes import (
@@ -91,81 +93,74 @@ def scripted(right: bool, seed: int = 0) -> Scripted:
     return Scripted(Pictures(drawn + edited), replies, draws)
 
 
+def scored(model: Scripted) -> scorecard.Scorecard:
+    return scorecard.score(Unified(model, {}), counts_of(COUNT), SPLITS["scored"])
+
+
 def test_a_model_that_knows_everything_scores_one():
-    scores = shapes.score(scripted(True), COUNT)
-    assert {score.name: score.value for score in [*scores.main, *scores.details]} == {
-        score.name: 1.0 for score in [*scores.main, *scores.details]
-    }
-    assert (scores.overall.count, scores.edits_done.count, scores.questions.count, scores.when_to_draw.count) == (28, 14, 28, 14)
-    assert scores.seen.count + scores.held_out.count == 28 and scores.colours_present.count < 28
-    assert {"single object", "position", "position, held out", "edit: swap", "question: where"} <= {score.name for score in scores.details}
-    assert scores.overall.low < 1 == scores.overall.high
+    card = scored(scripted(True))
+    figures, details = card.figures, {score.name: score for score in card.details}
+    assert list(figures) == list(scorecard.FIGURES) and {score.value for score in figures.values()} == {1.0}
+    assert details.pop("edits that copy the source").value == 0 and {score.value for score in details.values()} == {1.0}
+    counts = {name: figures[name].count for name in ("overall", "edits_done", "questions", "when_to_draw")}
+    assert counts == {"overall": 28, "edits_done": 14, "questions": 28, "when_to_draw": 14}
+    assert figures["seen"].count + figures["held_out"].count == 28 and figures["colours_present"].count < 28
+    names = {"drawing: single object", "drawing: position", "drawing: position, held out", "edits: swap", "questions: where"}
+    assert names <= details.keys()
+    assert figures["overall"].low < 1 == figures["overall"].high
 
 
 def test_a_model_that_gets_everything_wrong_scores_zero():
-    scores = shapes.score(scripted(False), COUNT)
-    wrong = ("overall", "seen", "held_out", "colours_present", "edits_done", "questions", "when_to_draw")
-    assert [getattr(scores, name).value for name in wrong] == [0] * len(wrong)
-    assert scores.edits_kept.value < 0.1
-
-
-def test_the_mean_over_categories_counts_each_the_same():
-    few, many = mean_score("few", [True]), mean_score("many", [False] * 9)
-    both = mean_of("both", [few, many])
-    assert both.value == 0.5 and both.count == 10
-
-
-def test_wilson_against_the_published_formula_and_at_the_ends():
-    assert wilson(0.5, 100) == pytest.approx((0.40383, 0.59617), abs=1e-5)
-    assert wilson(0, 10) == pytest.approx((0, 0.27753), abs=1e-5)
-    assert wilson(1, 10) == pytest.approx((0.72247, 1), abs=1e-5)
-    with pytest.raises(ValueError, match="nothing to score"):
-        mean_score("empty", [])
+    figures = scored(scripted(False)).figures
+    assert figures.pop("edits_kept").value < 0.1
+    assert {score.value for score in figures.values()} == {0.0} and len(figures) == 7
 
 
 def test_development_prompts_are_others():
     scored, development = (
-        [one.prompt for one in evaluation_prompts(200, shapes.SPLITS[split]) if one.category in ("position", "attribute_binding")]
+        [one.prompt for one in evaluation_prompts(200, SPLITS[split]) if one.category in ("position", "attribute_binding")]
         for split in ("scored", "development")
     )
     assert not set(scored) & set(development)
 
 
-def test_a_real_model_is_scored_alike_in_batches_of_any_size(folder, monkeypatch):
-    model = fusion.load(folder / "model")
-    for name, parameter in model.model.named_parameters():
-        if "flow_head" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    whole = shapes.evaluate(model, 12, steps=2)
-    monkeypatch.setattr(shapes, "BATCH", 5)
-    parts = shapes.evaluate(model, 12, steps=2)
-    assert len({one.image.tobytes() for one in whole.drawn}) == 12
-    for one, other in zip(whole.drawn + whole.edited, parts.drawn + parts.edited, strict=True):
-        gap = np.abs(np.asarray(one.image, dtype=int) - np.asarray(other.image, dtype=int))
-        assert gap.max() <= 1
-    assert [one.reply for one in whole.answered] == [one.reply for one in parts.answered]
-    assert all(one.image.size == one.before.size for one in whole.edited)
-
-
 def test_scores_and_sheets_are_kept(tmp_path):
-    shapes.save(shapes.evaluate(scripted(True), COUNT), tmp_path)
+    paths = scored(scripted(True)).save(tmp_path)
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert scores["seed"] == shapes.SPLITS["scored"] and scores["overall"]["count"] == COUNT
-    assert Image.open(tmp_path / "drawings.png").width == Image.open(tmp_path / "edits.png").width == 1200
-    assert {path.name for path in tmp_path.iterdir()} == {"scores.json", "drawings.png", "edits.png"}
+    assert scores["seed"] == SPLITS["scored"] and scores["overall"]["count"] == COUNT and len(scores["details"]) > 20
+    assert 1000 < Image.open(tmp_path / "drawings.png").width <= 1200 and Image.open(tmp_path / "edits.png").width <= 1200
+    assert {path.name for path in tmp_path.iterdir()} == {"scores.json", "drawings.png", "edits.png"} == {p.name for p in paths}
+
+
+def test_targets_stand_beside_their_figures():
+    targets = {score.name: score.target for score in scored(scripted(True)).with_targets({"edits_done": 0.4})}
+    assert targets.pop("edits done") == 0.4 and set(targets.values()) == {None}
 
 
 def test_too_few_prompts_are_refused():
     with pytest.raises(ValueError, match="at least 12"):
-        shapes.evaluate(scripted(True), 3)
+        counts_of(3)
 
 
 def test_sheets_frame_what_is_wrong_in_red():
-    picture = Image.new("RGB", (32, 32), "white")
-    right, wrong = contact_sheet([Cell((picture,), "a circle", True)]), contact_sheet([Cell((picture, picture), "a circle", False)])
-    assert WRONG not in dict(map(reversed, right.getcolors(2**20)))
-    side = 32 * 3 + 2 * 4
-    assert dict(map(reversed, wrong.getcolors(2**20)))[WRONG] == side**2 - (32 * 3) ** 2  # one of the two pictures
+    image = Image.new("RGB", (32, 32), "white")
+    right, wrong, unjudged = (
+        dict(map(reversed, contact_sheet([Cell([image] * count, ["a circle"], verdict)]).getcolors(2**20)))
+        for count, verdict in ((1, True), (2, False), (1, None))
+    )
+    ring = (SIDE + 2 * FRAME) ** 2 - SIDE**2
+    assert WRONG not in right and right[RIGHT] == ring
+    assert wrong[WRONG] == wrong[RIGHT] == ring  # one of the two images each
+    assert not {WRONG, RIGHT} & set(unjudged)
+
+
+def test_sheets_have_every_cell_once_and_break_rows_at_their_width():
+    cells = [Cell([Image.new("RGB", (16, 16), (200, number, 0))], [f"number {number}"], labels=["drawn"]) for number in range(7)]
+    for width in (300, 1200):
+        sheet = contact_sheet(cells, width)
+        found = dict(map(reversed, sheet.getcolors(2**20)))
+        assert sheet.width <= width and {found[200, number, 0] for number in range(7)} == {SIDE**2}
+    assert contact_sheet(cells[:1], 10).width > 10  # a cell is never cut
 
 
 TEXTS = ["a red circle left of a blue square.", "how many circles are there? two.", "make the square orange.", "a"]

@@ -126,7 +126,7 @@ def test_a_picture_of_another_size_is_not_gone_on_with(prompts, subject, tmp_pat
     drawn(prompts, out)
     Image.new("RGB", (8, 8)).save(out / "00001/samples/00001.png")
     assert drawn(prompts, out) == 1 and "00001.png is 8x8, not 16x16" in error(capsys)
-    subject.draw = lambda prompts, seed, size: [Image.new("RGB", (8, 8))] * len(prompts)
+    subject.draw = lambda prompts, seeds, size: [Image.new("RGB", (8, 8))] * len(prompts)
     assert drawn(prompts, tmp_path / "small") == 1 and "drew 8x8 for 16x16" in error(capsys)
 
 

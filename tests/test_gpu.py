@@ -8,7 +8,10 @@ import torch
 from torch.nn.attention.flex_attention import create_mask
 
 import fusion
-from eval import shapes
+from eval import scorecard
+from eval.subjects import Unified
+from eval.suite import SPLITS
+from eval.suites import counts_of
 from fusion.mask import Rows, block_mask, visible
 from fusion.sequence import Packed
 from tests.architectures import SMALL, condition, stir
@@ -93,8 +96,8 @@ def test_the_bundled_model_draws_there():
     for one, other in zip(alone, together, strict=True):
         far = (torch.tensor(list(one.tobytes())) - torch.tensor(list(other.tobytes()))).abs()
         assert far.max() <= 2  # of 255
-    scores = shapes.evaluate(model, 60, shapes.SPLITS["development"]).scores
-    assert scores.colours_present.value > 0.6 and scores.when_to_draw.value > 0.9, scores
+    figures = scorecard.score(Unified(model, {}), counts_of(60), SPLITS["development"]).figures
+    assert figures["colours_present"].value > 0.6 and figures["when_to_draw"].value > 0.9, figures
 
 
 def test_what_is_offloaded_draws_as_what_is_not(tmp_path):

@@ -7,9 +7,8 @@ import pytest
 
 from eval import judge as program
 from eval.disturb import DISTURBANCES
-from eval.judge import Tally, measure, near_miss, share_of
+from eval.judge import Tally, measure, near_miss
 from eval.judged import page, sheet, stands
-from eval.scores import wilson
 from fusion.data.shapes import judge, render
 from fusion.data.shapes.scene import sample_scene
 from fusion.data.shapes.words import all_of
@@ -38,16 +37,6 @@ def test_shifted_colours_are_one_vector_of_the_length_that_is_said():
     grey = np.full((8, 8, 3), 128, dtype=np.uint8)
     moved = shift.done(grey, 40, np.random.default_rng(1)).astype(float) - grey
     assert np.ptp(moved, axis=(0, 1)).max() == 0 and np.linalg.norm(moved[0, 0]) == pytest.approx(40, abs=1)
-
-
-def test_shares_count_objects_and_their_intervals_scenes():
-    hits, totals = [4, 0, 4, 0, 2, 4], [4, 4, 4, 4, 2, 4]
-    score = share_of("recall", hits, totals)
-    assert score.value == 14 / 22 and score.count == 22
-    low, high = wilson(14 / 22, 22)
-    assert score.low < low and score.high > high, "objects of one scene are no independent trials"
-    assert share_of("recall", [3, 3], [3, 3]).low == wilson(1.0, 2)[0]
-    assert share_of("precision", [0, 0], [0, 0]) is None
 
 
 def test_clean_scenes_are_read_and_near_misses_are_not_passed():

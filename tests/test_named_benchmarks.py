@@ -92,7 +92,7 @@ def test_oneig_s_pictures_are_grids_without_loss(subject, tmp_path):
     out = tmp_path / "out"
     drawn("oneig", data(tmp_path, "oneig"), out)
     grid = Image.open(out / "human" / "stub" / "000.webp").convert("RGB")
-    alone = subject.draw(["a man"] * 4, 4, (SIZE, SIZE))
+    alone = subject.draw(["a man"] * 4, range(4, 8), (SIZE, SIZE))
     assert grid.size == (16, 16) and [grid.getpixel(at) for at in ((0, 0), (15, 0), (0, 15), (15, 15))] == [one.getpixel((0, 0)) for one in alone]
 
 

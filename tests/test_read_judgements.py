@@ -2,11 +2,10 @@
 
 import csv
 import json
-import math
 
 import pytest
 
-from eval.benchmarks import marks, means, read
+from eval.benchmarks import marks, read
 from tests.judges import error
 
 
@@ -28,15 +27,6 @@ def refused(capsys, tmp_path, *words) -> str:
     assert read.main([*map(str, words), "-o", str(tmp_path / "refused.json")]) == 1
     assert not (tmp_path / "refused.json").exists()
     return error(capsys)
-
-
-def test_an_interval_is_a_normal_one_on_any_scale():
-    score = means.averaged("", [1.0, 2.0, 3.0, 6.0])
-    half = 1.959964 * math.sqrt((4 + 1 + 0 + 9) / 3 / 4)
-    assert (score.value, score.low, score.high, score.count) == (3.0, pytest.approx(3 - half), pytest.approx(3 + half), 4)
-    assert (means.averaged("", [5.0]).low, means.averaged("", [5.0]).high) == (5.0, 5.0)
-    both = means.over("", [score, score])
-    assert (both.value, both.count) == (3.0, 8) and both.high == pytest.approx(3 + half / math.sqrt(2))
 
 
 # ---- T2I-CompBench ----

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from eval import charts, report
-from eval.page import Score, amplified, score_table, triptych
+from eval.page import amplified, score_table, triptych
+from eval.statistics import Score
 from fusion import page
 
 VOID = {"img", "meta", "br"}

@@ -49,7 +49,7 @@ def test_two_runs_beside_each_other(two, tmp_path, capsys):
     assert shared["after"] != shared["perplexity of prose, before"] and shared["trained"] > frozen["trained"] > 0
     page = (tmp_path / "report.html").read_text()
     assert page.count("<figcaption>wanted") == page.count("<figcaption>frozen") == 2 and "Validation error of x" in page
-    assert Image.open(tmp_path / "samples.png").width == 1200
+    assert Image.open(tmp_path / "samples.png").width <= 1200
     assert "from their names, median PSNR, dB" in capsys.readouterr().out
 
 

@@ -13,7 +13,11 @@ import torch
 from transformers.utils import logging
 
 import fusion
-from eval import report, shapes
+from eval import report, scorecard
+from eval.scorecard import Scorecard
+from eval.subjects import Unified
+from eval.suite import SPLITS
+from eval.suites import counts_of
 from eval.text import Kept, kept
 from fusion.api import Fusion
 from fusion.data.batches import PackedBatches, Packing, fixed_batches
@@ -21,6 +25,7 @@ from fusion.data.loader import Loader
 from fusion.data.shapes import TASKS, Options, World
 from fusion.data.sources import Mixture, WorldSource
 from fusion.objective import Objective
+from fusion.sampling import Sampling
 from train import checkpoint, program, showcase
 from train.checkpoint import steps
 from train.codec import CodecRun
@@ -32,7 +37,7 @@ from train.llm import Corpus, Pretraining, PretrainingError, pretrain, read_corp
 from train.loop import STATE, NotFinite, Summary, Trainer, Training
 from train.metrics import read
 from train.ranks import INTERRUPTED, run_ranks
-from train.samples import Sampler, Samples, ask, from_samples
+from train.samples import ImageSampling, Sampler, Samples, ask, from_samples
 from train.unified import Model, build, first_samples
 
 CODEC = Path("codec", "config.json")
@@ -48,31 +53,22 @@ class WorldConfig:
 
 
 @dataclass
-class Scoring:
+class Scoring(ImageSampling):
     """How the finished model is scored and shown. count: prompts; split: scored, or development while anything is being chosen.
 
-    texts: held-out texts whose perplexity is compared. steps, solver, shift, guidance, image_guidance: see fusion.sampling.Sampling.
-    targets: by field of eval.shapes.ShapesScores, and text_rise, the largest share by which the perplexity may rise.
+    texts: held-out texts whose perplexity is compared. image_guidance: see fusion.sampling.Sampling.
+    targets: by name of eval.scorecard.FIGURES, and text_rise, the largest share by which the perplexity may rise.
     """
 
     count: int = 200
     split: str = "scored"
     texts: int = 160
-    steps: int = 20
-    solver: str = "euler"
-    shift: float = 1.0
-    guidance: float = 3.0
-    image_guidance: float = 1.0
+    image_guidance: float = Sampling.image_guidance
     targets: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.split not in shapes.SPLITS:
-            raise ValueError(f"split={self.split!r}: choose one of {', '.join(shapes.SPLITS)}")
-
-    @property
-    def knobs(self) -> dict:
-        """What goes to Fusion's methods."""
-        return {name: getattr(self, name) for name in ("steps", "solver", "shift", "guidance", "image_guidance")}
+        if self.split not in SPLITS:
+            raise ValueError(f"split={self.split!r}: choose one of {', '.join(SPLITS)}")
 
 
 @dataclass
@@ -106,7 +102,7 @@ class Failed(RuntimeError):
 class Outcome:
     """What came of the demo."""
 
-    evaluation: shapes.Evaluation
+    card: Scorecard
     kept: Kept
     model: Path
     report: Path
@@ -253,22 +249,29 @@ def watched(config: Demo, model: Fusion, corpus: Corpus) -> tuple[dict, dict]:
 def show(config: Demo, model: Fusion, corpus: Corpus) -> Outcome:
     """Score the model, let it draw, edit, describe and tell, and write the report."""
     out, scoring = Path(config.out), config.scoring
-    evaluation = shapes.evaluate(model, scoring.count, shapes.SPLITS[scoring.split], progress=True, **scoring.knobs)
-    shapes.save(evaluation, out / "scores")
+    card = score(scoring, model, progress=True)
+    card.save(out / "scores")
     text = kept(config.llm.out, out / "model", corpus.held_out[: scoring.texts])
     trained = Path(config.codec.out) if config.codec else None
-    extra = showcase.sections(model, evaluation, text, scoring.targets, scoring.knobs, out / "model", trained)
-    return Outcome(evaluation, text, out / "model", report.write(out, extra))
+    extra = showcase.sections(model, card, text, scoring.targets, scoring.knobs, out / "model", trained)
+    return Outcome(card, text, out / "model", report.write(out, extra))
+
+
+def score(scoring: Scoring, model: Fusion, progress: bool = False) -> Scorecard:
+    """Ask the model for images, edits, answers and whether to draw."""
+    counts, seed = counts_of(scoring.count), SPLITS[scoring.split]
+    return scorecard.score(Unified(model, scoring.knobs), counts, seed, progress)
 
 
 def summary_of(outcome: Outcome, config: Demo) -> str:
     """What a person at the terminal wants to know."""
     lines = []
-    for score in shapes.with_targets(outcome.evaluation.scores, config.scoring.targets):
-        target = "" if score.target is None else f"   target {score.target:.2f} {'met' if score.value >= score.target else 'missed'}"
-        lines.append(f"{score.name:<32} {score.value:.2f}{target}")
+    for figure in outcome.card.with_targets(config.scoring.targets):
+        verdict = "met" if figure.target is None or figure.value >= figure.target else "missed"
+        target = "" if figure.target is None else f"   target {figure.target:.2f} {verdict}"
+        lines.append(f"{figure.name:<36} {figure.value:.2f}{target}")
     text = outcome.kept
-    lines.append(f"{'text perplexity':<32} {text.before:.2f} -> {text.after:.2f} ({text.rise:+.1%})")
+    lines.append(f"{'text perplexity':<36} {text.before:.2f} -> {text.after:.2f} ({text.rise:+.1%})")
     last = read(Path(config.out, "metrics.jsonl"))[-1]
     lines.append(f"{last['seen']:,} documents in {last['time'] / 60:.1f} minutes")
     return "\n".join([*lines, f"model   {outcome.model}", f"report  {outcome.report}"])

@@ -3,13 +3,18 @@
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from eval import report, shapes
+from eval import report, scorecard
 from eval.page import score_table
+from eval.scorecard import Scorecard
+from eval.subjects import Painted
+from eval.suite import SPLITS
+from eval.suites import LEAST, OVERALL, Drawing, drawing_counts
 from fusion.architectures.experts import Router, watched
 from fusion.architectures.painter import Painter, PainterConfig, make_painter
 from fusion.data.loader import Loader
@@ -17,51 +22,43 @@ from fusion.data.pairs import PairBatch, PairBatches, Pairing, fixed_pairs
 from fusion.data.sources import Mixture
 from fusion.data.sources.config import DataConfig
 from fusion.document import blocks
+from fusion.files import save
 from fusion.flow import flow_loss, x_error
 from fusion.objective import FlowObjective, Losses
-from fusion.page import Section, gallery, paragraph
+from fusion.page import Section, gallery, paragraph, png
 from train import program
 from train.curriculum import Stage, open_data
 from train.learner import Learner, compiled
 from train.log import Counts
 from train.loop import Summary, Trainer, Training
 from train.ranks import this_rank
-from train.samples import Prompt, ask, from_samples, sheet, write
+from train.samples import ImageSampling, Prompt, ask, from_samples, sheet
 from train.unified import Validation, first_samples
 
 SHOWN = 60  # of the scored pictures, on the page
 
 
 @dataclass
-class Sampling:
-    """What is drawn at intervals. prompts: texts. held_out: pairs of each source that are drawn again, beside the true picture. seed,
-    steps, solver, shift, guidance: see fusion.architectures.painter.Painter.images."""
+class PainterSamples(ImageSampling):
+    """What is drawn at intervals, and how. prompts: texts. held_out: pairs of each source that are drawn again, beside the true
+    image. seed: of the first."""
 
     prompts: list[str] = field(default_factory=list)
     held_out: int = 8
     seed: int = 0
-    steps: int = 20
-    solver: str = "euler"
-    shift: float = 1.0
-    guidance: float = 3.0
-
-    @property
-    def knobs(self) -> dict:
-        """What goes to Painter.images."""
-        return {name: getattr(self, name) for name in ("steps", "solver", "shift", "guidance")}
 
 
 @dataclass
 class Scoring:
-    """GenEval in miniature of the finished painter, on the built-in world's prompts. count: prompts, 0 for none; split: see eval.shapes."""
+    """GenEval in miniature of the finished painter, on the built-in world's prompts. count: prompts, 0 for none; split: see eval.suite."""
 
     count: int = 0
     split: str = "scored"
 
     def __post_init__(self):
-        if self.split not in shapes.SPLITS or 0 < self.count < shapes.LEAST or self.count < 0:
-            splits = ", ".join(shapes.SPLITS)
-            raise ValueError(f"count={self.count}, split={self.split!r}: count is 0 or at least {shapes.LEAST}, and split one of {splits}")
+        if self.split not in SPLITS or 0 < self.count < LEAST or self.count < 0:
+            rule = f"count is 0 or at least {LEAST}, and split one of {', '.join(SPLITS)}"
+            raise ValueError(f"count={self.count}, split={self.split!r}: {rule}")
 
 
 @dataclass
@@ -82,7 +79,7 @@ class Diffusion:
     balance: float = 0.01
     training: Training = field(default_factory=Training)
     validation: Validation = field(default_factory=Validation)
-    samples: Sampling = field(default_factory=Sampling)
+    samples: PainterSamples = field(default_factory=PainterSamples)
     scoring: Scoring = field(default_factory=Scoring)
 
 
@@ -157,7 +154,7 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 class Sampler:
     """Writes one sheet per group of prompts into a folder: `sampler(folder)`."""
 
-    def __init__(self, painter: Painter, groups: dict[str, list[Prompt]], settings: Sampling):
+    def __init__(self, painter: Painter, groups: dict[str, list[Prompt]], settings: PainterSamples):
         self.painter, self.settings = painter, settings
         self.groups = {name: prompts for name, prompts in groups.items() if prompts}
 
@@ -167,7 +164,7 @@ class Sampler:
         for name, prompts in self.groups.items():
             texts = ["\n".join(text_of(prompt)) for prompt in prompts]
             images = self.painter.images(texts, self.settings.seed, **self.settings.knobs)
-            write(sheet(prompts, [[image] for image in images]), Path(folder, f"{name}.png"))
+            save(png(sheet(prompts, [[image] for image in images])), Path(folder, f"{name}.png"))
 
 
 def text_of(prompt: Prompt) -> list[str]:
@@ -186,7 +183,7 @@ def train(config: Diffusion) -> Summary:
     summary = trainer_for(config, painter, ranks.process_index, ranks.num_processes).fit()
     if ranks.is_main_process and not summary.interrupted:
         painter.save_pretrained(run / "model")
-        report.write(run, score(config, painter) if config.scoring.count else [])
+        report.write(run, scored(config, painter) if config.scoring.count else [])
     return summary
 
 
@@ -214,19 +211,26 @@ def batches(config: Diffusion, stride: int, rank: int = 0, world: int = 1) -> Pa
     return PairBatches(open_samples, stride, config.pairing, seed, rank, world)
 
 
-def score(config: Diffusion, painter: Painter) -> list[Section]:
+def scored(config: Diffusion, painter: Painter) -> list[Section]:
     """GenEval in miniature as sections of the report; also in RUN/scores."""
-    knobs, seed = config.samples.knobs, shapes.SPLITS[config.scoring.split]
-    drawn = shapes.evaluate_drawing(lambda prompts, first: painter.images(prompts, first, size=shapes.SIZE, **knobs), config.scoring.count, seed)
-    scores = shapes.drawing_scores(drawn)
-    shapes.save_scores(scores, {"drawings": shapes.drawing_sheet(drawn)}, Path(config.run, "scores"))
-    count = config.scoring.count
-    words = f"{count} prompts of the built-in world ({config.scoring.split}); a picture is right when the judge finds all that it asks for."
-    pictures = ((one.image, f"{one.asked.prompt}: {'right' if one.verdict.ok else 'wrong'}") for one in drawn[:SHOWN])
+    card = score(config, painter)
+    card.save(Path(config.run, "scores"))
+    drawn = card.answers[Drawing.name]
+    words = (
+        f"{len(drawn)} prompts of the built-in world ({config.scoring.split}); "
+        "an image is right when the judge finds all that it asks for."
+    )
+    shown = ((images[-1], f"{row.asked}: {'right' if row.values['right'] == 1 else 'wrong'}") for row, images in drawn)
     return [
-        Section("GenEval in miniature", paragraph(words) + score_table([*scores.main, *scores.details])),
-        Section("Scored pictures", gallery(pictures)),
+        Section(OVERALL, paragraph(words) + score_table([*card.figures.values(), *card.details])),
+        Section("Scored pictures", gallery(islice(shown, SHOWN))),
     ]
+
+
+def score(config: Diffusion, painter: Painter) -> Scorecard:
+    """Ask the painter for the images of GenEval in miniature."""
+    counts, seed = drawing_counts(config.scoring.count), SPLITS[config.scoring.split]
+    return scorecard.score(Painted(painter, config.samples.knobs), counts, seed)
 
 
 def main(argv: list[str]) -> int:

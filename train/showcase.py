@@ -5,9 +5,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from eval import shapes
 from eval.page import score_table, triptych
-from eval.shapes import Answered, Edited, Evaluation
+from eval.scorecard import Scorecard
+from eval.suite import SPLITS, Answer
+from eval.suites import Drawing, Edits, Questions
 from eval.text import Kept
 from fusion.api import Fusion
 from fusion.page import Section, code, figure, gallery, paragraph, story, table
@@ -26,33 +27,38 @@ DRAWINGS, EDITS, QUESTIONS, DESCRIBED = 30, 10, 18, 6  # how many are shown
 
 
 def sections(
-    model: Fusion, evaluation: Evaluation, kept: Kept, targets: dict[str, float], knobs: dict, model_folder: Path, codec_run: Path | None = None
+    model: Fusion,
+    card: Scorecard,
+    kept: Kept,
+    targets: dict[str, float],
+    knobs: dict,
+    model_folder: Path,
+    codec_run: Path | None = None,
 ) -> list[Section]:
     """The sections in the order of the page. codec_run: the run folder of the codec, if it was trained here."""
+    answers = card.answers
+    asked = [images[0] for _, images in answers[Questions.name]]
     return [
-        Section("Scores", scores(evaluation, targets)),
+        Section("Scores", scores(card, targets)),
         Section("Drawn on request", drawings(model, knobs)),
-        Section("Scored pictures", as_scored(evaluation)),
-        Section("Edits", "".join(edit(one) for one in evaluation.edited[:EDITS])),
+        Section("Scored pictures", as_scored(answers[Drawing.name])),
+        Section("Edits", "".join(edit(one) for one in answers[Edits.name][:EDITS])),
         *stories(model, knobs),
-        Section("Descriptions", descriptions(model, [one.image for one in evaluation.answered[::7][:DESCRIBED]], knobs)),
-        Section("Questions", gallery((one.image, answer(one)) for one in evaluation.answered[:QUESTIONS])),
+        Section("Descriptions", descriptions(model, asked[::7][:DESCRIBED], knobs)),
+        Section("Questions", gallery(map(answered, answers[Questions.name][:QUESTIONS]))),
         Section("Text kept", text(kept, targets.get("text_rise"))),
         *([Section("What the codec keeps", codec(codec_run))] if codec_run else []),
         Section("Going on", code(commands(model_folder))),
     ]
 
 
-def scores(evaluation: Evaluation, targets: dict[str, float]) -> str:
+def scores(card: Scorecard, targets: dict[str, float]) -> str:
     """The main scores against their targets, and by category."""
-    found = evaluation.scores
-    split = {seed: name for name, seed in shapes.SPLITS.items()}.get(found.seed, f"seed {found.seed}")
-    words = (
-        f"{len(evaluation.drawn)} pictures, {len(evaluation.edited)} edits, {len(evaluation.answered)} answers and {len(evaluation.decided)} "
-        f"openings ({split} prompts), judged from pixels alone in {found.seconds:.0f} s."
-    )
-    details = f"<details><summary>by category</summary>{score_table(found.details)}</details>"
-    return paragraph(words) + score_table(shapes.with_targets(found, targets)) + details
+    split = {seed: name for name, seed in SPLITS.items()}.get(card.seed, f"seed {card.seed}")
+    counts = ", ".join(f"{name} {len(answers)}" for name, answers in card.answers.items())
+    words = f"Items asked: {counts} ({split}), judged from pixels alone in {card.seconds:.0f} s."
+    details = f"<details><summary>by category</summary>{score_table(card.details)}</details>"
+    return paragraph(words) + score_table(card.with_targets(targets)) + details
 
 
 def drawings(model: Fusion, knobs: dict) -> str:
@@ -63,20 +69,21 @@ def drawings(model: Fusion, knobs: dict) -> str:
     return gallery(shown)
 
 
-def as_scored(evaluation: Evaluation) -> str:
-    """The first of the scored pictures, each with the judge's word."""
-    shown = []
-    for one in evaluation.drawn[:DRAWINGS]:
-        mark = "✓" if one.verdict.ok else "✗"
-        shown.append((one.image, f"{mark} {one.asked.prompt}" + ("" if one.verdict.ok else f" ({one.verdict.reasons[0]})")))
-    right = sum(one.verdict.ok for one in evaluation.drawn[:DRAWINGS])
-    return paragraph(f"The first {len(shown)} of {len(evaluation.drawn)} prompts, {right} of them right.") + gallery(shown)
+def as_scored(drawn: Sequence[Answer]) -> str:
+    """The first of the scored images, each with the judge's word."""
+    shown, right = [], 0
+    for row, images in drawn[:DRAWINGS]:
+        right += row.values["right"] == 1
+        mark, why = ("✓", "") if row.values["right"] == 1 else ("✗", f" ({row.reasons[0]})")
+        shown.append((images[-1], f"{mark} {row.asked}{why}"))
+    return paragraph(f"The first {len(shown)} of {len(drawn)} prompts, {right} of them right.") + gallery(shown)
 
 
-def edit(one: Edited) -> str:
+def edit(answer: Answer) -> str:
     """Before, after and difference, with the judge's word."""
-    mark, why = ("✓", "") if one.verdict.done else ("✗", one.verdict.reasons[0].removeprefix("after: ") + "; ")
-    return triptych(one.before, one.image, caption=f"{mark} {one.asked.instruction} ({why}{one.verdict.kept:.0%} of the rest kept)")
+    row, (before, after) = answer
+    mark, why = ("✓", "") if row.values["right"] == 1 else ("✗", row.reasons[0].removeprefix("after: ") + "; ")
+    return triptych(before, after, caption=f"{mark} {row.asked} ({why}{row.values['kept']:.0%} of the rest kept)")
 
 
 def stories(model: Fusion, knobs: dict) -> list[Section]:
@@ -91,10 +98,10 @@ def descriptions(model: Fusion, images: Sequence[Image.Image], knobs: dict) -> s
     return gallery([(image, "".join(reply)) for image, reply in zip(images, replies, strict=True)])
 
 
-def answer(one: Answered) -> str:
-    """Question and answer, with the right one where they differ."""
-    question = f"{one.asked.question.text} {one.reply}"
-    return f"✓ {question}" if one.right else f"✗ {question} (right: {one.asked.question.answer})"
+def answered(answer: Answer) -> tuple[Image.Image, str]:
+    """The image of a question, and in words the question with the right answer, and the model's."""
+    row, images = answer
+    return images[0], f"{'✓' if row.values['right'] == 1 else '✗'} {row.asked} → {row.said}"
 
 
 def text(kept: Kept, most: float | None) -> str:

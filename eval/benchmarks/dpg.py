@@ -29,8 +29,7 @@ from eval.benchmarks.grid import complete, files_in, grid, save_png
 from eval.benchmarks.questions import Question, Questions, Verdict, lacks_a_parent, read_questions, verdict
 from eval.benchmarks.server import judge_of
 from eval.benchmarks.vqa import Judge
-from eval.page import Score
-from eval.scores import mean_score
+from eval.statistics import Score, mean_score
 from fusion.files import save
 from fusion.images import open_image
 

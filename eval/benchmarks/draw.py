@@ -43,7 +43,7 @@ def wanted(layout: Layout, shard: tuple[int, int] = (0, 1)) -> list[int]:
 
 
 def batches(places: Sequence[int], most: int) -> Iterator[list[int]]:
-    """At most so many that follow each other: row r of a batch is drawn with the seed of its first plus r."""
+    """At most so many that follow each other."""
     batch: list[int] = []
     for place in places:
         if batch and (place != batch[-1] + 1 or len(batch) == most):
@@ -59,7 +59,8 @@ def draw(subject: Subject, layout: Layout, seed: int, size: tuple[int, int], bat
     places = wanted(layout, shard)
     with tqdm(total=len(places), unit="pictures", disable=not places) as bar:
         for together in batches(places, batch):
-            images = subject.draw([layout.prompts[place // layout.n] for place in together], seed + together[0], size)
+            prompts = [layout.prompts[place // layout.n] for place in together]
+            images = subject.draw(prompts, [seed + place for place in together], size)
             for place, image in zip(together, images, strict=True):
                 if image.size != size:
                     raise ValueError(f"the model drew {image.width}x{image.height} for {size[0]}x{size[1]}: give a --size that it can draw")

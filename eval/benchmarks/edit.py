@@ -128,7 +128,7 @@ Loaded = tuple[int, list[Image.Image]]
 
 
 def together(loaded: Iterator[Loaded], fitted: Callable[[Image.Image], tuple[int, int]], most: int) -> Iterator[list[Loaded]]:
-    """At most so many whose numbers follow each other and whose answers are of one size: row r is drawn with the seed of its first plus r."""
+    """At most so many whose numbers follow each other and whose answers are of one size."""
     batch: list[Loaded] = []
     for number, images in loaded:
         if batch and (number != batch[-1][0] + 1 or len(batch) == most or fitted(images[-1]) != fitted(batch[0][1][-1])):
@@ -145,7 +145,7 @@ def run(subject: Subject, edits: Sequence[Edit], out: Path, seed: int, most: int
     with tqdm(total=len(numbers), unit="edits", disable=not numbers) as bar:
         for batch in together(((number, edits[number].sources()) for number in numbers), subject.fitted, most):
             words = [edits[number].words for number, _ in batch]
-            drawn = subject.compose([images for _, images in batch], words, seed + batch[0][0])
+            drawn = subject.compose([images for _, images in batch], words, [seed + number for number, _ in batch])
             for (number, images), image in zip(batch, drawn, strict=True):
                 source = images[-1]
                 if edits[number].beside:

@@ -26,8 +26,7 @@ from eval.benchmarks.detections import Detections, digest_of, read_detections, w
 from eval.benchmarks.detector import Judge, load_judge
 from eval.benchmarks.grid import complete, files_in, grid, save_png
 from eval.benchmarks.rules import CLASSES, Rules, kept, mistakes
-from eval.page import Score
-from eval.scores import mean_of, wilson
+from eval.statistics import Score, mean_of, wilson
 from fusion.files import save
 from fusion.images import open_image
 from train.config import load_config

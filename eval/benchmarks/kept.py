@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.scores import Z, wilson
+from eval.statistics import Z, wilson
 from fusion.page import Section, document, paragraph, table
 
 MEAN, PERPLEXITY, WEIGHTED, BITS = "mean", "perplexity", "weighted_perplexity", "bits_per_byte"

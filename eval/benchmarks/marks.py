@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmarks.inputs import json_in, text_in
-from eval.benchmarks.means import averaged, over
-from eval.page import Score
+from eval.statistics import Score, averaged, over
 
 GEDIT = ("background_change", "color_alter", "material_alter", "motion_change", "ps_human", "style_change", "subject-add", "subject-remove",
          "subject-replace", "text_change", "tone_transfer")  # fmt: skip

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from eval.benchmarks.inputs import text_in
-from eval.benchmarks.means import averaged
-from eval.page import Score
+from eval.statistics import Score, averaged
 
 METRICS = ("alignment", "diversity", "reasoning", "style")
 FARTHEST = {"EN": 100, "ZH": 50}

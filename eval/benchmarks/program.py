@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from transformers.utils import logging
 
-from eval.page import Score
-from eval.scores import as_text
+from eval.page import as_text
+from eval.statistics import Score
 
 
 def run(

@@ -26,10 +26,9 @@ from eval.benchmarks import program
 from eval.benchmarks.asked import file_of
 from eval.benchmarks.inputs import json_in, text_in
 from eval.benchmarks.marks import gedit, imgedit, kris
-from eval.benchmarks.means import averaged
 from eval.benchmarks.named import read_atoms
 from eval.benchmarks.oneig import oneig
-from eval.page import Score
+from eval.statistics import Score, averaged
 from fusion.files import save
 
 WISE = {"culture": range(1, 401), "time": range(401, 568), "space": range(568, 701), "biology": range(701, 801),

@@ -23,7 +23,7 @@ from eval.benchmarks.inputs import keep, kept_in
 from eval.benchmarks.named import read_atoms
 from eval.benchmarks.server import judge_of
 from eval.benchmarks.vqa import Judge
-from eval.page import Score
+from eval.statistics import Score
 from fusion.files import save
 from fusion.images import open_image
 

@@ -9,9 +9,9 @@ from PIL import Image
 
 from eval.charts import Line, chart, side_by_side
 from eval.doctor import looks
-from eval.doctor.finding import UNCLEAR, Finding, Measured, Rule
+from eval.doctor.finding import UNCLEAR, Finding, Rule
 from eval.doctor.patient import Patient
-from eval.scores import Z
+from eval.statistics import Measured, Z
 from fusion.data.sources import BadSample, Sample, Source
 from fusion.data.sources.table import TableSource
 from fusion.document import blocks

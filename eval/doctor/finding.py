@@ -3,34 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from eval.statistics import Measured
+
 SEVERE, MILD, UNCLEAR, WELL, UNKNOWN = "severe", "mild", "unclear", "well", "not judged"
 ORDER = (SEVERE, MILD, UNCLEAR, WELL, UNKNOWN)
 
 
 class Missing(ValueError):
     """What a check needs is not there, or too little of it; one line."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A statistic with its 95% interval; one that has no chance in it has none."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def least(self) -> float:
-        """The lower end of the interval, or the value."""
-        return self.value if self.low is None else self.low
-
-    @property
-    def most(self) -> float:
-        """The upper end of the interval, or the value."""
-        return self.value if self.high is None else self.high
-
-    def __neg__(self) -> "Measured":
-        return Measured(-self.value, -self.most, -self.least)
 
 
 @dataclass(frozen=True)

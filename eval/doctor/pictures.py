@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from eval import statistics
 from eval.charts import Line, chart, side_by_side
-from eval.doctor import looks, sure
+from eval.doctor import looks
 from eval.doctor.errors import x_errors
-from eval.doctor.finding import Finding, Measured, Rule, worse
+from eval.doctor.finding import Finding, Rule, worse
 from eval.doctor.patient import Patient, Task
+from eval.statistics import Measured
 from fusion.flow import PATHS
 from fusion.page import figure, gallery, paragraph
 
@@ -29,7 +31,7 @@ def _guidance(patient: Patient) -> float:
 
 def _some(patient: Patient, tasks: Sequence[Task], share: float = 0.5) -> list[Task]:
     """As many as a share of the held-out documents that are looked at of each source: more of those, surer figures."""
-    return list(tasks[: max(sure.LEAST, int(share * patient.count))])
+    return list(tasks[: max(statistics.LEAST, int(share * patient.count))])
 
 
 def _copies(patient: Patient, tasks: Sequence[Task]) -> int:
@@ -56,7 +58,7 @@ def copying(patient: Patient) -> Finding:
         return COPY.unknown("no held-out edit changes a pixel")
     edited = patient.draw(tasks, copies=_copies(patient, tasks))
     moved = np.array([[_moved(task, image) for image in images] for task, images in zip(tasks, edited, strict=True)])
-    found = sure.mean((moved < HALF).mean(axis=1))
+    found = statistics.resampled_mean((moved < HALF).mean(axis=1))
     shown = list(zip(tasks, edited, moved, strict=True))[:SHOWN]
     evidence = "".join(_edit(task, images[0], f"{way[0]:.2f}") for task, images, way in shown)
     words = f"where the true edit changes something, {found.value:.0%} of {moved.size} edits of {len(tasks)} pictures go less than half of the way"
@@ -96,7 +98,7 @@ def collapsed(patient: Patient) -> Finding:
     open_left = x_errors(patient, [task.sample for task in tasks], 0.98, 1.0)[0].mean(-1)
     if len(open_left) != len(spread):  # documents with several pictures: what they leave open on average
         open_left = open_left.mean().expand(len(spread))
-    found = sure.ratio(spread, open_left.numpy())
+    found = statistics.resampled_ratio(spread, open_left.numpy())
     guided = np.mean([_spread(patient, images) for images in patient.draw(tasks, copies=SEEDS)]) / float(open_left.mean())
     rows = "".join(f"{paragraph(task.words)}{gallery([(image, '') for image in images])}" for task, images in list(zip(tasks, drawn))[:4])
     words = f"pictures of one prompt differ by {found.value:.2f} of what the words leave open (with its own guidance by {guided:.2f})"
@@ -128,7 +130,7 @@ def over_guided(patient: Patient) -> Finding:
     drawn = {one: patient.draw(tasks, copies=_copies(patient, tasks), guidance=one) for one in scales}
     looked = {one: np.array([np.mean([looks.look(image) for image in images], axis=0) for images in rows]) for one, rows in drawn.items()}
     true = np.array([looks.look(task.truth) for task in tasks])
-    over_true, over_unguided = sure.excess(looked[scale], true), sure.excess(looked[scale], looked[1.0])
+    over_true, over_unguided = statistics.resampled_excess(looked[scale], true), statistics.resampled_excess(looked[scale], looked[1.0])
     evidence = _by_guidance(looked, true)
     for at, task in enumerate(tasks[:4]):
         row = [(rows[at][0], f"guidance {one:g}") for one, rows in drawn.items()]
@@ -172,7 +174,7 @@ def blurred(patient: Patient) -> Finding:
     errors, times = x_errors(patient, [task.sample for task in tasks], 0.05, 0.2)
     path = PATHS[patient.learner.painter.config.path if patient.paints else patient.learner.model.config.path]
     noisy = (path.sigma(times) / path.alpha(times)).square()
-    found = sure.ratio(errors.mean(-1).numpy(), noisy.mean(-1).numpy())
+    found = statistics.resampled_ratio(errors.mean(-1).numpy(), noisy.mean(-1).numpy())
     words = f"at t = 0.05 to 0.2 the network's pictures are {found.value:.2f} times as far from the true ones as the noisy ones are"
     return worse(NOISE.judge(found, words, low_noise=found.value), _soft(patient, _some(patient, tasks)))
 
@@ -182,6 +184,6 @@ def _soft(patient: Patient, tasks: list[Task]) -> Finding:
     drawn = [one for one, in patient.draw(tasks)]
     true = [patient.given_back(task.truth) for task in tasks]
     details = [[[looks.detail(looks.values(image)) + looks.FAINT] for image in images] for images in (drawn, true)]
-    found = sure.excess(*details)
+    found = statistics.resampled_excess(*details)
     shown = [pair for image, task in list(zip(drawn, tasks))[:SHOWN] for pair in ((image, task.words), (task.truth, "true"))]
     return SOFT.judge(found, f"drawn pictures have {2**found.value:.2f} times the detail of the true ones", gallery(shown), detail=found.value)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from eval.doctor import course, pictures, words
 from eval.doctor.finding import Finding, Missing, Rule
 from eval.doctor.patient import Patient
+from eval.statistics import TooFew
 
 CHECKS: list[tuple[Rule, Callable[[Patient], Finding]]] = [
     (course.LEAKING, course.leaking),
@@ -35,7 +36,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
     for rule, check in CHECKS:
         try:
             yield check(patient)
-        except Missing as missing:
+        except (Missing, TooFew) as missing:
             yield rule.unknown(str(missing))
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from eval import statistics
 from eval.charts import Line, chart, side_by_side
-from eval.doctor import sure
 from eval.doctor.errors import misled, x_errors
-from eval.doctor.finding import WELL, Finding, Measured, Missing, Rule
+from eval.doctor.finding import WELL, Finding, Missing, Rule
 from eval.doctor.patient import Patient, Task
-from eval.scores import wilson
+from eval.statistics import Measured, wilson
 from eval.text import encode, perplexity
 from fusion.data.batches import fixed_batches
 from fusion.data.sources import Sample
@@ -49,7 +49,7 @@ def deaf(patient: Patient) -> Finding:
     heard = {kind: _heard(patient, pairs) for kind, pairs in kinds.items()}
     heard["all together"] = np.concatenate(list(heard.values()))
     kinds["all together"] = [pair for pairs in kinds.values() for pair in pairs]
-    shares = {kind: sure.ratio(found[:, 0], np.ones(len(found))) for kind, found in heard.items()}
+    shares = {kind: statistics.resampled_ratio(found[:, 0], np.ones(len(found))) for kind, found in heard.items()}
     worst = min(shares, key=lambda kind: shares[kind].most)
     _, cost, right = heard[worst].mean(0)
     said = f"{worst}: another document's words are worse {shares[worst].value:.0%} of the time, and cost {cost / right:+.1%} of the error"

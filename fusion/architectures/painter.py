@@ -22,6 +22,7 @@ from fusion.architectures.registry import Sees, build
 from fusion.codec import Codec, load_codec, round8
 from fusion.flow import PATHS, estimate
 from fusion.images import to_image
+from fusion.sampling import Sampling, row_seeds
 from fusion.solvers import SOLVERS, Guidance, schedule
 
 CONFIG, WEIGHTS = "painter.json", "network.safetensors"
@@ -82,29 +83,37 @@ class Painter(nn.Module):
 
     @torch.no_grad()
     def images(
-        self, prompts: Sequence[str], seed: int = 0, size: tuple[int, int] | None = None, steps: int = 25, guidance: float = 3.0,
-        negative: str = "", solver: str = "euler", shift: float = 1.0, interval: tuple[float, float] = (0.0, 1.0),
-    ) -> list[Image.Image]:  # fmt: skip
-        """A picture for each prompt; picture i starts from the noise of seed + i, whatever else is drawn with it.
+        self,
+        prompts: Sequence[str],
+        seed: int | Sequence[int] = 0,
+        size: tuple[int, int] | None = None,
+        steps: int = Sampling.steps,
+        guidance: float = Sampling.guidance,
+        negative: str = "",
+        solver: str = Sampling.solver,
+        shift: float = Sampling.shift,
+        interval: tuple[float, float] = Sampling.guidance_interval,
+    ) -> list[Image.Image]:
+        """Draw an image for each prompt; image i starts from the noise of seed + i, or of seed[i], whatever else is drawn with it.
 
-        size: (width, height) in pixels, multiples of `stride`. guidance: scale against the picture of `negative`, 1 for none, within `interval` of
-        times. Raises ValueError for sizes that do not fit, unknown solvers and prompts that are no texts.
+        size: (width, height) in pixels, multiples of `stride`. guidance: scale against the image of `negative`, 1 for none, within
+        `interval` of times. Raises ValueError for sizes that do not fit, unknown solvers and prompts that are no texts.
         """
         if wrong := next((prompt for prompt in [*prompts, negative] if not isinstance(prompt, str)), None):
             raise ValueError(f"a prompt is a text, not a {type(wrong).__name__}")
         if solver not in SOLVERS:
             raise ValueError(f"solver={solver!r}: choose one of {', '.join(SOLVERS)}")
-        noise = self._noise(len(prompts), seed, size or tuple(self.config.size))
+        noise = self._noise(row_seeds(seed, len(prompts)), size or tuple(self.config.size))
         guided = Guidance(text=guidance, interval=tuple(interval))
         velocity = self._velocity(self.texts([*prompts, *[negative] * len(prompts)]), guided)
         latents = SOLVERS[solver](velocity, noise, schedule(steps, shift), self.flow_path)
         return [to_image(pixels) for pixels in round8(self.codec.decode(latents))]
 
-    def _noise(self, count: int, seed: int, size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
+    def _noise(self, seeds: Sequence[int], size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
         if any(side < 1 or side % self.stride for side in size):
             raise ValueError(f"size={tuple(size)}: width and height are multiples of {self.stride} for this painter")
         shape = self.codec.channels, size[1] // self.codec.downsample, size[0] // self.codec.downsample
-        generators = (torch.Generator().manual_seed(seed + row) for row in range(count))
+        generators = (torch.Generator().manual_seed(seed) for seed in seeds)
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(self.device)
 
     def _velocity(self, both: Conditioning, guidance: Guidance):
