@@ -48,7 +48,6 @@ def recovered(scene):
     )
 
 
-@pytest.mark.slow
 def test_ten_thousand_scenes_are_recovered_exactly(unchecked):
     rng = np.random.default_rng(0)
     sizes = {size: 9 if size == (32, 32) else 0.25 for size in PICTURE_SIZES}
