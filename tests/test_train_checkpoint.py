@@ -39,14 +39,15 @@ def test_a_write_that_fails_leaves_the_old_ones(tmp_path):
 
 
 def test_at_every_moment_of_saving_a_whole_checkpoint_is_there(tmp_path, monkeypatch):
-    """Should the power fail before any sync, rename or deletion, the newest whole checkpoint is the old one or the new one."""
+    """Should the power fail before or after any sync, rename or deletion, the newest whole checkpoint is the old one or the new one."""
     checkpoint.save(tmp_path, 1, write("one"), keep=1)
     found = []
 
     def watched(real):
         def function(*args, **kwargs):
             found.append(newest_of(tmp_path))
-            return real(*args, **kwargs)
+            real(*args, **kwargs)
+            found.append(newest_of(tmp_path))
 
         return function
 
