@@ -1,6 +1,7 @@
 """The driver of Hugging Face decoders: adapters, hooks, masks in each backend's form, the cache of a prefix, attention as two products."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -70,6 +71,30 @@ def test_the_modulation_is_that_of_the_design():
     assert_close(seen["entered"], expected, 1e-6)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@torch.no_grad()
+def test_attention_and_feed_forward_have_gates_of_their_own(family):
+    """What each adds to the residual stream of an image grows by the gate of its own module: the third vector and the sixth."""
+    model = copy.deepcopy(tiny_fusion(family))
+    packed = packed_rows([[drawing()]], times=0.3)
+    model.modulation_table[:, 2] = 0.25
+    model.modulation_table[:, 5] = -0.5
+    layer, seen = model.llm.base_model.layers[1], {}
+    vector_of = {FAMILIES[family].attention_gate: 2, FAMILIES[family].feed_forward_gate: 5}
+
+    def keep(name, when, module, args, output):
+        seen[name, when] = output[0] if isinstance(output, tuple) else output
+
+    for name in vector_of:
+        layer.get_submodule(name).register_forward_hook(partial(keep, name, "before"), prepend=True)
+        layer.get_submodule(name).register_forward_hook(partial(keep, name, "after"))
+    answer(model, packed)
+    vectors = model.modulation(model.embed_time(packed.time)) + model.modulation_table[1]
+    for name, vector in vector_of.items():
+        gate = torch.where(packed.picture[..., None] >= 0, vectors[packed.picture.clamp(min=0), vector], 0.0)
+        assert_close(seen[name, "after"], seen[name, "before"] * (1 + gate), 1e-6)
+
+
 # ---- positions ----
 
 
@@ -87,6 +112,26 @@ def test_positions_of_pictures_turn_with_their_cells(family):
 def _rows(model, packed, position=None):
     embeds = model.embed(packed.ids, packed.picture, packed.cell_of_patch, packed.patches, model.embed_time(packed.time))
     return embeds, packed.position if position is None else position, model.backbone.mask(Rows.of(packed), Rows.of(packed))
+
+
+@pytest.mark.parametrize("family", ["llama", "cohere2", "gpt_oss", "gemma3_text"])
+@torch.no_grad()
+def test_each_channel_turns_with_its_own_axis(family):
+    """With time, row and column in this order: a channel's rotation is the model's own at that position, on every row."""
+    model, packed, turned = copy.deepcopy(tiny_fusion(family)), packed_rows([[drawing()]]), []
+    rotary = model.llm.base_model.rotary_emb
+    rotary.register_forward_hook(lambda module, args, kwargs, output: turned.append((args, kwargs, output)), with_kwargs=True)
+    model.backbone(*_rows(model, packed), None)
+    axes = frequency_axes(type(rotary), model.llm.config)
+    time, row, column = packed.position
+    patches = packed.picture >= 0
+    assert (row != column)[patches].any() and {0, 1, 2} == set(axes.tolist())
+    for args, kwargs, output in turned:
+        others = {key: value for key, value in kwargs.items() if key != "position_ids"}
+        own = [rotary.forward(args[0], position, *args[2:], **others) for position in (time, row, column)]
+        for part, found in enumerate(output):
+            for axis in range(3):
+                assert torch.equal(found[..., axes == axis], own[axis][part][..., axes == axis]), "time row column".split()[axis]
 
 
 @pytest.mark.parametrize(("family", "order"), [("llama", "halves"), ("cohere2", "pairs"), ("gpt_oss", "once"), ("gemma3_text", "halves")])

@@ -175,6 +175,15 @@ def test_a_page_longer_than_a_row_is_cut_between_its_parts(processor):
     assert words == [int(i) for i in whole.ids[whole.picture < 0] if i < families.VOCAB]
 
 
+@pytest.mark.parametrize("copies", [1, 2, 4])
+def test_a_page_is_cut_so_that_every_noised_copy_fits(processor, copies):
+    """Rows filled to the brim: four images of 16 patches, whose noised copies take most of the room."""
+    rng = random.Random(0)
+    page = Sample(None, [block for _ in range(4) for block in (text("a red circle"), image(picture(rng, 32, 32)))], "pages", "page:1")
+    cuts = documents(page, processor, Packing(length=128, tail=0, noised_copies=copies), rng, guidance=False)
+    assert all(len(cut) <= 128 for cut in cuts) and sum(sum(cut.noised_picture) for cut in cuts) == 4 * copies
+
+
 def test_a_long_text_is_cut_inside(processor):
     words = "a red circle left of a blue square. " * 60
     cuts = documents(Sample(None, [text(words)], "text", "text:1"), processor, PACKING, random.Random(0))
@@ -246,6 +255,30 @@ def test_held_out_batches_hold_every_sample_whole(processor):
     assert all((row != IGNORE).any() for batch in batches for row in batch.packed.labels)
     again = fixed_batches(samples, processor, PACKING)
     assert all(torch.equal(a.packed.ids, b.packed.ids) for a, b in zip(batches, again, strict=True))
+
+
+def test_held_out_documents_keep_their_tails_each_by_a_draw_of_its_own(processor):
+    """Of many documents that draw, about as many as `tail` says keep the clean copy of their last image; the seed says which."""
+
+    def kept(seed: int) -> list[bool]:
+        samples = [Tasks().sample(4 * number, random.Random(number)) for number in range(60)]
+        batches = fixed_batches(samples, processor, Packing(length=128, rows=4, tail=0.5), seed)
+        keys = [key for batch in batches for key in batch.keys]
+        tails = [bool(clean) for batch in batches for clean in _clean_copies(batch.packed)]
+        return [tail for _, tail in sorted(zip(keys, tails, strict=True))]
+
+    first, again, other = kept(1), kept(1), kept(2)
+    assert len(first) == 60 and 15 < sum(first) < 45 and again == first != other
+
+
+def _clean_copies(packed) -> list[int]:
+    """Clean images of each document, in row order."""
+    counts = []
+    for row, doc in zip(packed.picture, packed.doc, strict=True):
+        for index in range(int(doc.max()) + 1):
+            pictures = row[(doc == index) & (row >= 0)].unique()
+            counts.append(int((~packed.noised_picture[pictures]).sum()))
+    return counts
 
 
 def test_bad_settings_are_one_line():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench import attention, measure, sampling, training
+from bench import attention, measure, mutations, sampling, training
 from bench.subject import subject
 from fusion.sequence import IGNORE
 
@@ -76,6 +76,45 @@ def test_results_say_how_they_came_about(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["sampling", "--rounds", "2"])
     text = measure.write("sampling", {"ratio": 1.1}).read_text()
     assert '"command": "python -m bench.sampling --rounds 2"' in text and '"ratio": 1.1' in text and '"device"' in text
+
+
+def test_what_mutations_exchange_is_still_in_the_source(root):
+    for mutation in mutations.MUTATIONS:
+        source = (root / mutations.SOURCES[mutation.source]).read_text(encoding="utf-8")
+        assert mutations.mutated(mutation, root) != source, mutation.name
+        assert (root / mutations.TESTS[mutation.tests]).is_file(), mutation.name
+    assert len({mutation.name for mutation in mutations.MUTATIONS}) == len(mutations.MUTATIONS)
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A source file of one function, and tests of it that look at one side of its limit alone."""
+    (tmp_path / "limit.py").write_text("def small(x):\n    return x <= 3\n")
+    (tmp_path / "test_limit.py").write_text("import limit\n\n\ndef test_small():\n    assert limit.small(3)\n")
+    monkeypatch.setattr(mutations, "SOURCES", {"limit": "limit.py"})
+    monkeypatch.setattr(mutations, "TESTS", {"limit": "test_limit.py"})
+    return tmp_path
+
+
+def test_a_fault_that_a_test_sees_is_killed_and_any_other_survives(tree, capsys):
+    before = (tree / "limit.py").read_text()
+    lower, higher = (mutations.Mutation(to, "limit", "limit", "<= 3", f"<= {to}") for to in ("2", "4"))
+    assert mutations.first_failure(tree, ["limit"]) is None
+    found = mutations.try_all([lower, higher], tree)
+    assert found == {"2": "test_limit.py::test_small", "4": None} and (tree / "limit.py").read_text() == before
+    figures = mutations.record([lower, higher], found)
+    assert (figures["tried"], figures["killed"], figures["survived"]) == (2, 1, ["4"])
+    assert "SURVIVED" in capsys.readouterr().out
+
+
+def test_a_fault_that_cannot_be_made_or_run_is_told(tree):
+    for old, count in (("< 3", 0), ("small", 2)):
+        (tree / "limit.py").write_text("def small(x):\n    return x <= 3\n\n\nsmall(1)\n")
+        with pytest.raises(ValueError, match=f"^one: limit.py holds this {count} times instead of once: '{old}'"):
+            mutations.mutated(mutations.Mutation("one", "limit", "limit", old, "large"), tree)
+    with pytest.raises(RuntimeError, match="could not be run"):
+        mutations.try_all([mutations.Mutation("one", "limit", "limit", "return", "return return")], tree)
+    assert "return return" not in (tree / "limit.py").read_text()
 
 
 def test_both_kinds_of_attention_are_run_and_counted():

@@ -303,7 +303,6 @@ def test_runs_of_another_seed_are_not_taken_for_this_one(tmp_path, capsys):
     assert "was made with seed 0: give another folder for seed 3" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_painter_is_examined_too(tmp_path, root, capsys):
     llm, run = training.save_llm(tmp_path / "llm"), tmp_path / "run"
     settings = [
@@ -318,7 +317,6 @@ def test_a_painter_is_examined_too(tmp_path, root, capsys):
     assert findings[pictures.COLLAPSED.illness].measured is not None and findings[words.DEAF.illness].measured is not None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "check"), [("silent-most", words.silent), ("leaks-half", course.leaking)])
 def test_a_run_made_ill_is_found_ill(llm, tmp_path, name, check):
     case = replace(CASE[name], documents=180 if name.startswith("silent") else 100, rate=2.0)

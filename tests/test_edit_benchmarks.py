@@ -163,7 +163,6 @@ def test_a_folder_of_another_run_is_refused(editor, tmp_path, capsys):
     assert made(words, tmp_path / "out", "--seed", "1") == 1 and "another seed" in error(capsys)
 
 
-@pytest.mark.slow
 def test_the_bundled_model_edits_a_picture_of_any_size(tmp_path):
     folder = tmp_path / "KRIS_Bench/compose"
     folder.mkdir(parents=True)

@@ -1,15 +1,17 @@
 """Laws 4 and 5: what the cached, batched sampler computes is what training computed, step for step; and how much work it does."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from fusion.codec import Pixel
 from fusion.drawing import Canvas, draw
 from fusion.flow import PATHS, estimate
-from fusion.objective import latents
+from fusion.objective import Objective, latents, losses
 from fusion.prefix import Prefix
 from fusion.sampling import Sampling
-from fusion.sequence import Picture, Piece, Tokens, layout, pack
+from fusion.sequence import IGNORE, Picture, Piece, Tokens, layout, pack
 from fusion.solvers import SOLVERS, schedule, steps
 from tests.mixed import (
     CASES,
@@ -40,6 +42,10 @@ def patches_of(piece: Picture) -> torch.Tensor:
     return latents(pack([[layout([piece], CONTROL)]]), Pixel(), PATCH).patches[: piece.grid[0] * piece.grid[1]]
 
 
+def targets_of(pieces: list[Piece]) -> list[Picture]:
+    return [piece for piece in pieces if isinstance(piece, Picture) and piece.target]
+
+
 def noise(piece: Picture) -> torch.Tensor:
     return torch.randn(patches_of(piece).shape, generator=torch.Generator().manual_seed(sum(piece.size_ids)))
 
@@ -65,13 +71,19 @@ def integrated(model, velocity, start: torch.Tensor, settings: Sampling) -> list
     return [state.x_hat for state in walk]
 
 
-@cases
-@torch.no_grad()
-def test_the_sampler_reads_and_draws_what_training_did(case):
-    """A document grown word by word and drawn image by image, against one packed pass over all of it."""
-    model, pieces = tiny_fusion(*case), story()
-    targets = [piece for piece in pieces if isinstance(piece, Picture) and piece.target]
-    prefix, hidden, ends, drawn = Prefix(model, CONTROL, 1), [], [0], []
+@dataclass(frozen=True)
+class Grown:
+    """A document as the sampler read and drew it. hidden: the state at the end of each part that was read; ends: clean text rows up to there.
+    drawn: x_hat of each target image after every solver step."""
+
+    hidden: torch.Tensor
+    ends: torch.Tensor
+    drawn: list[list[torch.Tensor]]
+
+
+def grown(model, pieces: list[Piece], noises: list[torch.Tensor], settings: Sampling) -> Grown:
+    """Grow a document word by word, drawing its target images from the given noise; true pixels are what is read on from."""
+    prefix, hidden, ends, drawn, noises = Prefix(model, CONTROL, 1), [], [0], [], iter(noises)
 
     def spell(ids):
         """The beginning of a text at once, as a prompt is read, its last three tokens one by one, as an answer is written."""
@@ -88,25 +100,67 @@ def test_the_sampler_reads_and_draws_what_training_did(case):
             continue
         spell((CONTROL.image_start, *piece.size_ids))
         if piece.target:
-            canvas = Canvas({"full": (prefix, 0)}, piece.grid, noise(piece))
-            drawn.append([step.x_hat[0] for step in draw(model, [canvas], UNGUIDED)])
+            canvas = Canvas({"full": (prefix, 0)}, piece.grid, next(noises))
+            drawn.append([step.x_hat[0] for step in draw(model, [canvas], settings)])
         prefix.writers[0].clean_picture(0, piece.grid)
         prefix.read([patches_of(piece)])
         hidden.append(prefix.last)
         ends.append(ends[-1] + 1)
+    return Grown(torch.cat(hidden), torch.tensor(ends[1:]), drawn)
 
+
+def texts_of(packed) -> torch.Tensor:
+    """The clean text rows of a batch of one row."""
+    return ((packed.picture[0] < 0) & ~packed.noised[0]).nonzero()[:, 0]
+
+
+@cases
+@torch.no_grad()
+def test_the_sampler_reads_and_draws_what_training_did(case):
+    """A document grown word by word and drawn image by image, against one packed pass over all of it."""
+    model, pieces = tiny_fusion(*case), story()
+    targets = targets_of(pieces)
+    sampled = grown(model, pieces, [noise(piece) for piece in targets], UNGUIDED)
     packed = packed_rows([[pieces]])
     with routing_margins(model) as margins:
         expected = answer(model, packed)
-    texts = ((packed.picture[0] < 0) & ~packed.noised[0]).nonzero()[:, 0]
-    read = texts[torch.tensor(ends[1:]) - 1]
+    texts = texts_of(packed)
+    read = texts[sampled.ends - 1]
     assert read[-1] == texts[-1]
-    assert_close(torch.cat(hidden), expected.hidden[0, read])
-    assert_close(model.all_logits(torch.cat(hidden)), expected.logits[0, read])
+    assert_close(sampled.hidden, expected.hidden[0, read])
+    assert_close(model.all_logits(sampled.hidden), expected.logits[0, read])
     trained = integrated(model, uncached(model, pieces), torch.cat([noise(piece) for piece in targets]), UNGUIDED)
-    for sampled, together in zip(zip(*drawn, strict=True), trained, strict=True):
-        assert_close(torch.cat(sampled), together, CLOSED_LOOP)
+    for step, together in zip(zip(*sampled.drawn, strict=True), trained, strict=True):
+        assert_close(torch.cat(step), together, CLOSED_LOOP)
     assert not margins or min(margins) > TOLERANCE
+
+
+PURE_NOISE = Objective(mean=100.0, std=0.0)  # all times are 1: where the sampler begins
+
+
+@pytest.mark.parametrize("case", [("llama", "adaln", "axial"), ("gemma3_text", "added", "axial"), ("gpt2", "added", "shared")], ids="-".join)
+@torch.no_grad()
+def test_the_objective_trains_what_the_sampler_computes(case):
+    """What `losses` asks the model is what a sampler asks it: the logits of every text row, and x_hat of every image's first step."""
+    model, pieces = tiny_fusion(*case), story()
+    clean, asked = latents(pack([[layout(pieces, CONTROL)]]), Pixel(), PATCH), []
+    hook = model.register_forward_hook(lambda module, args, kwargs, output: asked.append((kwargs["packed"], output)), with_kwargs=True)
+    found = losses(model, clean, PURE_NOISE, torch.Generator().manual_seed(0))
+    hook.remove()
+    packed, output = asked[0]
+    assert (found.time == 1).all() and len(found.time) == 2
+    noises = packed.patches[packed.noised_patch].split(packed.grid[packed.noised_picture].prod(-1).tolist())
+    sampled = grown(model, pieces, list(noises), Sampling(steps=1, guidance=1.0))
+    assert_close(torch.cat([steps[0] for steps in sampled.drawn]), output.prediction)
+    assert found.x_error.tolist() == pytest.approx(
+        [(steps[0] - patches_of(piece)).square().mean().item() for steps, piece in zip(sampled.drawn, targets_of(pieces), strict=True)], rel=1e-4
+    )
+    read = texts_of(packed)[sampled.ends - 1]
+    labels = packed.labels[0, read]
+    learned = labels != IGNORE
+    place = (packed.labels[0] != IGNORE).cumsum(0)[read] - 1
+    assert learned.sum() > 10
+    assert_close(model.all_logits(sampled.hidden)[learned], output.logits[place[learned]])
 
 
 @cases

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -108,18 +108,31 @@ def test_the_tree_is_there():
     assert place("nowhere") is None
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=str)
-def test_imports_point_upwards_in_the_reading_order(path):
-    below = [name for name in imported(path) if name.split(".")[0] in PROGRAMS]
-    assert not below, f"{path} imports {below}: the library does not know its programs"
+def refuse(offenders: Iterable[str]) -> None:
+    """Fail with all offenders of a rule at once."""
+    if lines := list(offenders):
+        pytest.fail("\n".join(lines), pytrace=False)
+
+
+def test_imports_point_upwards_in_the_reading_order():
+    refuse(line for path in LIBRARY for line in downward(path))
+
+
+def downward(path: Path) -> Iterator[str]:
+    """What a file of the library imports from below it."""
+    if below := [name for name in imported(path) if name.split(".")[0] in PROGRAMS]:
+        yield f"{path} imports {below}: the library does not know its programs"
     if path.name == "__init__.py":
         return
     here = place(module(path))
-    assert here is not None, f"{path} has no place in READING_ORDER of {Path(__file__).name}"
+    if here is None:
+        yield f"{path} has no place in READING_ORDER of {Path(__file__).name}"
+        return
     for name in imported(path):
         if name.startswith("fusion."):
             there = place(name.removeprefix("fusion."))
-            assert there is None or there <= here, f"{path} imports {name}, which comes after it"
+            if there is not None and there > here:
+                yield f"{path} imports {name}, which comes after it"
 
 
 def test_no_imports_go_in_circles():
@@ -136,24 +149,32 @@ def test_no_imports_go_in_circles():
     assert set(TopologicalSorter(graph).static_order()) == set(modules)  # a circle raises CycleError, which shows it
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=str)
-def test_files_and_functions_are_short(path):
-    lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
-    assert lines <= LONGEST_FILE, f"{path} has {lines} lines"
-    long = {
-        node.name: length
+def test_files_are_short():
+    lines = {path: len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    refuse(f"{path} has {count} lines" for path, count in lines.items() if count > LONGEST_FILE)
+
+
+def test_functions_are_short():
+    refuse(
+        f"{path}: {node.name} has {length} lines"
+        for path in SOURCES
         for node in nodes(path, ast.FunctionDef, ast.AsyncFunctionDef)
         if (length := node.end_lineno - node.lineno + 1) > LONGEST_FUNCTION
-    }
-    assert not long, f"{path}: functions over {LONGEST_FUNCTION} lines: {long}"
+    )
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=str)
-def test_a_file_begins_with_its_purpose_in_one_line(path):
+def test_a_file_begins_with_its_purpose_in_one_line():
+    refuse(line for path in SOURCES for line in unclear_purpose(path))
+
+
+def unclear_purpose(path: Path) -> Iterator[str]:
+    """What is wrong with the first line of a file's docstring."""
     docstring = ast.get_docstring(tree(path)) or ""
     first, *rest = docstring.splitlines() or [""]
-    assert len(first) > 10 and not (rest and rest[0].strip()), f"{path}: say in the docstring's first line what the file is"
-    assert len(first) <= 150, f"{path}: the first line has {len(first)} characters"
+    if len(first) <= 10 or (rest and rest[0].strip()):
+        yield f"{path}: say in the docstring's first line what the file is"
+    if len(first) > 150:
+        yield f"{path}: the first line has {len(first)} characters"
 
 
 def public(body: list[ast.stmt]) -> list:
@@ -164,29 +185,37 @@ def public(body: list[ast.stmt]) -> list:
     ]
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=str)
-def test_public_names_have_docstrings(path):
-    bare = [node.name for node in public(tree(path).body) if not ast.get_docstring(node)]
-    assert not bare, f"{path}: no docstring on {bare}"
+def test_public_names_have_docstrings():
+    bare = ((path, node.name) for path in LIBRARY for node in public(tree(path).body) if not ast.get_docstring(node))
+    refuse(f"{path}: no docstring on {name}" for path, name in bare)
 
 
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE_CALLS = {"torch.load", "torch.save", "eval", "exec", "os.system"}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=str)
-def test_nothing_is_unpickled_or_evaluated(path):
+def test_nothing_is_unpickled_or_evaluated():
+    refuse(f"{path} uses {unsafe(path)}; weights are safetensors, state is JSON" for path in SOURCES if unsafe(path))
+
+
+def unsafe(path: Path) -> list[str]:
+    """Modules and functions of a file that run what they read."""
     modules = {name.split(".")[0] for name in imported(path)} & UNSAFE_MODULES
     calls = {ast.unparse(node.func) for node in nodes(path, ast.Call)} & UNSAFE_CALLS
-    assert not modules | calls, f"{path} uses {sorted(modules | calls)}; weights are safetensors, state is JSON"
+    return sorted(modules | calls)
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=str)
-def test_annotations_stay_readable_to_the_shape_checker(path):
-    assert "__future__.annotations" not in set(imported(path)), f"{path}: postponed annotations hide shapes from jaxtyping"
+def test_annotations_stay_readable_to_the_shape_checker():
+    refuse(line for path in LIBRARY for line in unreadable(path))
+
+
+def unreadable(path: Path) -> Iterator[str]:
+    """What keeps jaxtyping from a file's annotations."""
+    if "__future__.annotations" in set(imported(path)):
+        yield f"{path}: postponed annotations hide shapes from jaxtyping"
     decorators = [ast.unparse(mark) for node in nodes(path, ast.FunctionDef, ast.ClassDef) for mark in node.decorator_list]
-    marked = [mark for mark in decorators if "jaxtyped" in mark]
-    assert not marked, f"{path}: shapes are checked by the tests' import hook, not by a decorator"
+    if any("jaxtyped" in mark for mark in decorators):
+        yield f"{path}: shapes are checked by the tests' import hook, not by a decorator"
 
 
 # Paths of one machine, put together here so that this file does not match itself.
@@ -198,7 +227,6 @@ PROSE = [
 ]
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *PROSE], ids=str)
-def test_no_path_of_somebodys_machine(path):
-    found = MACHINE_PATHS.findall((ROOT / path).read_text(encoding="utf-8"))
-    assert not found, f"{path} names {found}"
+def test_no_path_of_somebodys_machine():
+    texts = ((path, (ROOT / path).read_text(encoding="utf-8")) for path in (*SOURCES, *PROSE))
+    refuse(f"{path} names {found}" for path, text in texts if (found := MACHINE_PATHS.findall(text)))

@@ -1,6 +1,7 @@
 """FusionModel: rows in and out, losses that reach every weight, checkpointing, configs, adapters around it."""
 
 import copy
+import math
 from dataclasses import replace
 
 import peft
@@ -10,6 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from fusion import objective
 from fusion.codec import Pixel
+from fusion.flow import LINEAR
 from fusion.model import FusionConfig, FusionModel
 from fusion.objective import Objective, add_noise, latents, losses, losses_at
 from fusion.patches import patchify
@@ -213,6 +215,46 @@ def test_a_share_of_times_is_uniform_and_the_rest_logit_normal():
     low = (times < 0.5).float().mean()  # a logit-normal time is never there
     assert low == pytest.approx(0.1, abs=0.01)
     assert not (Objective(mean=3.0, std=0.5).sample_times(20_000, torch.Generator().manual_seed(0)) < 0.5).any()
+
+
+@pytest.mark.parametrize("times", ["uniform", "logit_normal"])
+def test_the_shift_of_the_objective_moves_training_times_towards_noise(times):
+    """By the logarithm of the shift in log SNR, whatever the distribution; the generator draws the same."""
+    plain, moved = (
+        Objective(times=times, shift=factor).sample_times(1000, torch.Generator().manual_seed(0)) for factor in (1.0, 3.0)
+    )
+    assert (moved > plain).all()
+    torch.testing.assert_close(LINEAR.log_snr(moved), LINEAR.log_snr(plain) - math.log(3.0), atol=1e-3, rtol=0)
+
+
+@torch.no_grad()
+def test_the_objective_puts_noise_into_noised_blocks_alone():
+    """Clean copies reach the model as they were and at time 0; noised blocks as the mixture at the time that is told with them."""
+    model, clean = tiny_fusion("llama"), latents(packed_rows([[drawing(), story()]]), Pixel(), PATCH)
+    given = []
+    hook = model.register_forward_pre_hook(lambda module, args, kwargs: given.append(kwargs["packed"]), with_kwargs=True)
+    losses(model, clean, Objective(), torch.Generator().manual_seed(0))
+    hook.remove()
+    noised, where = given[0], clean.noised_patch
+    assert not noised.time[~clean.noised_picture].any() and torch.equal(noised.patches[~where], clean.patches[~where])
+    times = noised.time[clean.noised_picture]
+    assert len(times.unique()) == len(times) and ((times > 0) & (times < 1)).all()
+    time = noised.time[clean.picture_of_patch][where][:, None]
+    noise = (noised.patches[where] - (1 - time) * clean.patches[where]) / time
+    assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
+
+
+@torch.no_grad()
+def test_each_loss_is_divided_by_its_own_count(packed):
+    """A batch that is there twice has the loss of one; more text alone does not change what pictures weigh, nor the other way round."""
+    found = losses(tiny_fusion("llama"), packed, Objective(w_text=0.5, w_flow=2.0), torch.Generator().manual_seed(0))
+    text, pictures = found.text_count, found.flow_count
+    assert text != pictures and found.text > 0 and found.flow > 0
+    assert found.total(text, pictures) == pytest.approx(0.5 * (found.text / text).item() + 2.0 * (found.flow / pictures).item())
+    longer = replace(found, text=2 * found.text)
+    assert longer.total(2 * text, pictures) == pytest.approx(found.total(text, pictures).item())
+    more = replace(found, flow=2 * found.flow)
+    assert more.total(text, 2 * pictures) == pytest.approx(found.total(text, pictures).item())
 
 
 def test_the_clamp_of_the_loss_is_that_of_the_objective():

@@ -39,7 +39,6 @@ def two(pictures, tmp_path_factory):
     return [place / "shared", place / "frozen"]
 
 
-@pytest.mark.slow
 def test_two_runs_beside_each_other(two, tmp_path, capsys):
     assert runs.main([str(tmp_path), *map(str, two), "--count", "2"]) == 0
     results = json.loads((tmp_path / "results.json").read_text())

@@ -68,6 +68,17 @@ def test_nothing_predicts_the_first_token_and_no_label_is_the_end_of_an_image():
     assert (laid.labels == CONTROL.image_start).sum() == 1  # the document begins with the other
 
 
+@pytest.mark.parametrize("noised", [False, True])
+def test_a_patch_row_never_has_a_label_whatever_is_written_behind_it(noised):
+    writer = Writer(CONTROL)
+    writer.open_picture((20, 21), learned=True)
+    writer.patches(0, (2, 2), noised, writer.order, writer.position)
+    writer.text(QUESTION.ids, learned=True)
+    ids, labels, *_, pictures = writer.take()
+    assert (labels[pictures >= 0] == IGNORE).all()
+    assert labels[ids == 21].tolist() == [CONTROL.image_patch] and labels[-3:].tolist() == [4, 5, IGNORE]
+
+
 def test_learn_text_false_leaves_no_label():
     assert (layout([QUESTION, ANSWER, shown(target=True)], CONTROL, learn_text=False).labels == IGNORE).all()
 

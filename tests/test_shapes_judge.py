@@ -20,8 +20,9 @@ from fusion.data.shapes import (
     render,
 )
 from fusion.data.shapes.edits import EDITS, try_edit
-from fusion.data.shapes.scene import sample_scene
-from fusion.data.shapes.vision import connected
+from fusion.data.shapes.expect import Wanted
+from fusion.data.shapes.scene import Scene, Thing, sample_scene
+from fusion.data.shapes.vision import Seen, connected
 from fusion.data.shapes.words import all_of, wanted
 
 COUNTS = {1: 1, 2: 1, 3: 1, 4: 1}
@@ -47,7 +48,6 @@ def recovered(scene):
     )
 
 
-@pytest.mark.slow
 def test_ten_thousand_scenes_are_recovered_exactly(unchecked):
     rng = np.random.default_rng(0)
     sizes = {size: 9 if size == (32, 32) else 0.25 for size in PICTURE_SIZES}
@@ -282,3 +282,95 @@ def test_answers_are_compared_by_their_words():
     question = Question("shape", "what shape is the red one?", "circle")
     assert all(judge.answer_right(question, reply) for reply in ("circle", "Circle.", "a circle", " circle "))
     assert not any(judge.answer_right(question, reply) for reply in ("", "square", "circle square", "a", "circles"))
+
+
+# ---- limits, each on both sides ----
+
+
+def placed(*things: tuple[str, str, int, int, int], ground: str = "white", size: tuple[int, int] = (32, 32)) -> np.ndarray:
+    """The pixels of objects given as (shape, colour, pixels, x, y), x and y the upper left corner of the box."""
+    objects = tuple(Thing(shape, colour, "small", "middle", pixels, x, y) for shape, colour, pixels, x, y in things)
+    return render(Scene(*size, ground, "single" if len(things) == 1 else "grid", objects))
+
+
+def object_at(x: float, y: float) -> Seen:
+    """An object as read, 10 pixels wide, with its centre at (x, y)."""
+    return Seen("square", "red", "small", (x, y), (x - 5, y - 5, x + 5, y + 5), 100.0, 1.0)
+
+
+WAYS = {"left of": (1, 0), "right of": (-1, 0), "above": (0, 1), "below": (0, -1)}  # the way to the second object
+
+
+@pytest.mark.parametrize(("how", "way"), WAYS.items())
+def test_related_objects_stand_a_quarter_of_the_side_apart(how, way):
+    middle = object_at(50, 50)
+    for distance, related in ((25.0, True), (24.9, False), (60.0, True), (-60.0, False)):
+        assert judge.holds(how, middle, object_at(50 + distance * way[0], 50 + distance * way[1]), side=100) == related
+
+
+@pytest.mark.parametrize(("how", "way"), WAYS.items())
+def test_related_objects_stand_closer_across_than_a_quarter_of_the_side(how, way):
+    middle = object_at(50, 50)
+    for sideways, related in ((24.9, True), (-24.9, True), (25.0, False), (-25.0, False), (45.0, False)):
+        other = object_at(50 + 45 * way[0] + sideways * way[1], 50 + 45 * way[1] + sideways * way[0])
+        assert judge.holds(how, middle, other, side=100) == related
+
+
+def test_diagonal_neighbours_are_in_no_relation():
+    image = placed(("square", "red", 10, 3, 3), ("circle", "blue", 10, 19, 19))
+    wanted_kinds = (Wanted("square", "red"), Wanted("circle", "blue"))
+    assert judge.check(image, Expectation(wanted_kinds)).ok
+    for how in WAYS:
+        assert not judge.check(image, Expectation(wanted_kinds, relations=((0, how, 1),))).relations_right
+
+
+@pytest.mark.parametrize("way", [(1, 0), (-1, 0), (0, 1), (0, -1)])
+def test_the_middle_is_the_middle_third_and_half_a_pixel_more(way):
+    for distance, there in ((0, True), (5, True), (6, False)):
+        image = placed(("square", "red", 12, 10 + distance * way[0], 10 + distance * way[1]))
+        assert judge.check(image, Expectation((Wanted("square", "red", place="middle"),))).ok == there
+
+
+STAYS = ("circle", "blue", 10, 19, 19)
+BEFORE = placed(("square", "red", 10, 3, 3), STAYS)
+RECOLOUR = Edit("recolour", ("square", "red"), colour="green")
+
+
+@pytest.mark.parametrize(("pixels", "same"), [(0, True), (2, True), (3, False)])
+def test_an_edited_object_and_those_that_stay_keep_their_places(pixels, same):
+    """Within 0.07 of the shorter side, which is 2 pixels of 32."""
+    for x, y in ((pixels, 0), (0, pixels)):
+        edited = placed(("square", "green", 10, 3 + x, 3 + y), STAYS)
+        assert judge.edit_done(BEFORE, edited, RECOLOUR).done == same
+        other_moved = placed(("square", "green", 10, 3, 3), ("circle", "blue", 10, 19 - x, 19 - y))
+        assert judge.edit_done(BEFORE, other_moved, RECOLOUR).done == same
+
+
+@pytest.mark.parametrize(("pixels", "same"), [(10, True), (13, True), (14, False), (7, True), (15, False)])
+def test_an_edited_object_and_those_that_stay_keep_their_sizes(pixels, same):
+    """Within 0.12 of the shorter side, which is 3 pixels of 32, whatever the edit; the middle stays where it was."""
+
+    def around(corner: int) -> int:
+        return corner + (10 - pixels) // 2
+
+    def done(edit: Edit, *after: tuple, before: np.ndarray = BEFORE) -> bool:
+        return judge.edit_done(before, placed(*after), edit).done
+
+    assert done(RECOLOUR, ("square", "green", pixels, around(3), around(3)), STAYS) == same
+    assert done(RECOLOUR, ("square", "green", 10, 3, 3), ("circle", "blue", pixels, around(19), around(19))) == same
+    to_place = Edit("move", ("square", "red"), place="top right")
+    assert done(to_place, ("square", "red", pixels, around(19), around(3)), STAYS) == same
+    swap = Edit("swap", ("square", "red"), other=("circle", "blue"))
+    assert done(swap, ("square", "red", pixels, around(19), around(19)), ("circle", "blue", 10, 3, 3)) == same
+    alone = placed(("square", "red", 10, 8, 11))
+    to_the_right = Edit("move", ("square", "red"), direction="right")
+    assert done(to_the_right, ("square", "red", pixels, around(14), around(11)), before=alone) == same
+
+
+@pytest.mark.parametrize(("difference", "same"), [(8, True), (9, False)])
+def test_a_pixel_is_kept_within_8_of_255(difference, same):
+    edited = placed(("square", "green", 10, 3, 3), STAYS)
+    for channel in range(3):
+        changed = edited.copy()
+        changed[0, 31, channel] -= difference
+        assert (judge.edit_done(BEFORE, changed, RECOLOUR).kept == 1) == same

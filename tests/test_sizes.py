@@ -59,6 +59,16 @@ def test_a_size_that_is_not_allowed_is_not_in_the_grammar(text):
     assert (32, 64) in grammar
 
 
+def test_the_smallest_side_is_never_below_the_limit(text):
+    """Of 20 pixels and a stride of 8 the smallest side is 24, in what is allowed and in what can be drawn."""
+    grammar = SizeGrammar(text.plain, 8, 20, 40, 25)
+    assert (24, 24) in grammar and grammar.parse(text.plain("24x40")) == (24, 40)
+    for size in [(16, 24), (24, 16), (16, 16)]:
+        assert size not in grammar
+        with pytest.raises(ValueError, match="are not an allowed image size"):
+            grammar.parse(text.plain(f"{size[0]}x{size[1]}"))
+
+
 def test_half_a_size_is_no_size(text):
     grammar = SizeGrammar(text.plain, 8, 16, 64, 32)
     with pytest.raises(ValueError, match="are not an allowed image size"):

@@ -9,6 +9,7 @@ from fusion.tokens import SafeTokenizer
 from tests.spellings import TOKENIZERS
 
 CONTROL = {"<|image_start|>": 1000, "<|image_patch|>": 1001, "<|image_end|>": 1002, "<|end|>": 1003}
+SPACED = {"byte_level_with_space", "sentencepiece_bpe", "unigram", "slow"}  # those that begin a text with a space of their own
 EXACT = {"byte_level", "byte_level_chatml", "sentencepiece_bpe"}  # those that spell any text and give it back to the letter
 
 
@@ -98,6 +99,22 @@ def test_templates_write_control_tokens(text):
 def test_templates_are_spelled_as_the_tokenizer_does(text):
     template = f"{text.tokenizer.eos_token}make a red circle{text.tokenizer.eos_token}"
     assert list(text.marked(template)) == text.tokenizer.encode(template, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("after_text", [False, True])
+def test_behind_a_control_token_a_text_begins_anew(text, after_text):
+    """It is spelled as a text of its own, with the space that a tokenizer may put there, whatever stood before the token."""
+    image_end = CONTROL["<|image_end|>"]
+    assert text.marked("<|image_end|>a red circle", after_text) == (image_end, *text.plain("a red circle"))
+    begun = text.plain("left of", after_text)
+    assert text.marked("left of<|image_end|>a red circle", after_text) == (*begun, image_end, *text.plain("a red circle"))
+
+
+def test_text_that_continues_a_text_gets_no_space_of_its_own(text):
+    """And only some tokenizers have one: those for which the rule behind control tokens makes a difference are among the tested."""
+    assert text.marked("red", after_text=True) == text.plain("red", after_text=True)
+    begins = text.plain("red") != text.plain("red", after_text=True)
+    assert begins == (text.kind in SPACED)
 
 
 def test_no_token_is_put_before_or_after_a_text(text):

@@ -1,6 +1,8 @@
 """Checkpoints: whole or not there, the newest complete one is found, old ones go only when a new one is safe; and metrics.jsonl."""
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -34,6 +36,61 @@ def test_a_write_that_fails_leaves_the_old_ones(tmp_path):
     assert checkpoint.newest(tmp_path).name == "step_1"
     checkpoint.save(tmp_path, 2, write("two"), keep=1)  # the leftovers of the failure are in nobody's way
     assert checkpoint.steps(tmp_path) == [2] and not list(tmp_path.glob("*.partial"))
+
+
+def test_at_every_moment_of_saving_a_whole_checkpoint_is_there(tmp_path, monkeypatch):
+    """Should the power fail before or after any sync, rename or deletion, the newest whole checkpoint is the old one or the new one."""
+    checkpoint.save(tmp_path, 1, write("one"), keep=1)
+    found = []
+
+    def watched(real):
+        def function(*args, **kwargs):
+            found.append(newest_of(tmp_path))
+            real(*args, **kwargs)
+            found.append(newest_of(tmp_path))
+
+        return function
+
+    for module, name in ((os, "fsync"), (os, "replace"), (shutil, "rmtree")):
+        monkeypatch.setattr(module, name, watched(getattr(module, name)))
+    checkpoint.save(tmp_path, 2, write("two"), keep=1)
+    monkeypatch.undo()
+    assert None not in found and set(found) == {"step_1", "step_2"} and found == sorted(found)
+    assert checkpoint.steps(tmp_path) == [2]
+
+
+def newest_of(folder) -> str | None:
+    """The name of the newest whole checkpoint, without what is said of others."""
+    whole = [step for step in checkpoint.steps(folder) if checkpoint.what_is_missing(folder / f"step_{step}") is None]
+    return f"step_{whole[-1]}" if whole else None
+
+
+def test_a_checkpoint_is_on_disk_before_its_name_and_its_name_before_the_old_one_goes(tmp_path, monkeypatch):
+    """Files and their folder are synced, then renamed, then the folder that holds the name is synced, and last the old one is deleted."""
+    checkpoint.save(tmp_path, 1, write("one"), keep=1)
+    events, sync, rename, delete = [], os.fsync, os.replace, shutil.rmtree
+
+    def synced(handle):
+        events.append(("sync", os.fstat(handle).st_ino))
+        sync(handle)
+
+    def renamed(source, target):
+        events.append(("rename", os.path.basename(target)))
+        rename(source, target)
+
+    def deleted(path, *args, **kwargs):
+        events.append(("delete", os.path.basename(path)))
+        delete(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    monkeypatch.setattr(shutil, "rmtree", deleted)
+    final = checkpoint.save(tmp_path, 2, write("two"), keep=1)
+    monkeypatch.undo()
+    named, gone = events.index(("rename", "step_2")), events.index(("delete", "step_1"))
+    for path in (final / "weights.txt", final / checkpoint.MARKER, final):
+        assert ("sync", path.stat().st_ino) in events[:named], path
+    assert ("sync", tmp_path.stat().st_ino) in events[named:gone]
 
 
 @pytest.mark.parametrize(

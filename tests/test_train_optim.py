@@ -44,6 +44,16 @@ def test_only_matrices_of_linear_layers_decay(model):
     assert not any(name.endswith("bias") or name.startswith("modulation") for name in decaying)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_embeddings_that_are_the_output_layer_too_do_not_decay(optimizer):
+    llm = families.tiny_llm("llama", tie_word_embeddings=True)
+    tied = FusionModel.from_llm(llm, FusionConfig(text_config=llm.config, vocab_base=families.VOCAB))
+    assert tied.llm.lm_head.weight is tied.llm.model.embed_tokens.weight
+    groups = Optimizers(tied, Optim(optimizer=optimizer, weight_decay=0.1)).groups
+    (decay,) = {group["weight_decay"] for group in groups if any(p is tied.llm.lm_head.weight for p in group["params"])}
+    assert decay == 0.0
+
+
 def test_muon_takes_the_decoders_matrices_and_nothing_else(model):
     chosen = names_of(model, hidden_matrices(model))
     assert len(chosen) == 2 * 7

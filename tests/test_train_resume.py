@@ -119,7 +119,6 @@ def test_checkpoints_by_the_clock(llm, tmp_path):
     assert checkpoint.steps(tmp_path / "checkpoints") == list(range(1, summary.steps + 1))
 
 
-@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_been(llm, tmp_path):
     killing.run(llm, tmp_path / "straight")
     kills = killing.until_done(llm, tmp_path / "killed", random.Random(0), most=3)
