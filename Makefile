@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 
 help:
 	@echo "make demo      pretrain a small LLM, teach it to draw, write out/demo/report.html"
-	@echo "make test      every test that needs no GPU   (ARGS='tests/test_mask.py -x' for some)"
+	@echo "make test      every test that needs no GPU   (ARGS='tests/sequence/test_mask.py -x' for some)"
 	@echo "make gpu-test  the tests that need one"
 	@echo "make lint      ruff over everything          (make format repairs what it can)"
 	@echo "make clean     remove .venv, caches and build products; out/ stays"

@@ -15,10 +15,10 @@ import diffusers
 import torch
 
 from bench import measure
-from fusion.architectures.conditioning import Conditioning
-from fusion.architectures.folders import PAGES, save_diffusers
-from fusion.architectures.registry import ARCHITECTURES
-from tests.architectures import REFERENCES, stir
+from fusion.diffusion.checkpoints import PAGES, save_diffusers
+from fusion.diffusion.networks.conditioning import Conditioning
+from fusion.diffusion.registry import ARCHITECTURES
+from fusion.testing.reference_networks import REFERENCES, stir
 
 BATCH, SIDE, WORDS, TEXT, POOLED = 4, 32, 64, 512, 256
 TARGET = 1.05

@@ -14,9 +14,9 @@ import time
 import torch
 
 from bench import measure
-from eval.cost import flops, imagined
-from fusion.architectures.parts import Attention
-from fusion.architectures.sana import LinearAttention
+from fusion.diffusion.networks.blocks import Attention
+from fusion.diffusion.networks.sana import LinearAttention
+from fusion.generation.cost import flops, imagined
 
 WIDTH, HEADS, LINEAR_HEADS = 1536, 24, 48
 SIDES = (64, 128, 256, 512)  # of latents in patches of 2

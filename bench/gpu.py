@@ -1,7 +1,7 @@
 """Training steps on a CUDA device: tokens per second, share of the chip's speed, memory against what was planned. `python -m bench.gpu`
 
 The model has SmolLM2-135M's shape and random weights, and learns to draw pictures of noise, 128 x 128 pixels in patches of 8, in rows of 1,024
-tokens, in bf16. Each way to compute attention and layers trains for some steps of train.loop's own, on batches made beforehand. The share of the
+tokens, in bf16. Each way to compute attention and layers trains for some steps of fusion.training.trainer's own, on batches made beforehand. The share of the
 chip's speed counts operations as `fusion plan` does, those of a second forward pass too.
 """
 
@@ -18,10 +18,10 @@ import torch
 
 from bench import measure
 from bench.lora import save_llm, save_pictures
-from train import unified
-from train.config import load_config
-from train.devices import DEVICES, name_of
-from train.forecast import forecast
+from fusion.common.config import load_config
+from fusion.planning.forecast import forecast
+from fusion.recipes import unified
+from fusion.training.devices import DEVICES, name_of
 
 WARM_UP = 4  # steps that do not count
 SETTINGS = [
@@ -56,7 +56,7 @@ class Timed:
 
 
 def measured(words: list[str], steps: int, device: str) -> dict[str, float]:
-    """Median seconds of a step, and what follows from them. device: one of train.devices."""
+    """Median seconds of a step, and what follows from them. device: one of fusion.training.devices."""
     config = load_config(unified.Unified, None, words)
     planned = forecast(config, device=device)
     torch.cuda.reset_peak_memory_stats()
@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     device = name_of(torch.device("cuda")) if torch.cuda.is_available() else None
     if device is None:
-        print(f"error: no CUDA device here that train.devices knows: {', '.join(name for name in DEVICES if name != 'cpu')}", file=sys.stderr)
+        print(f"error: no CUDA device here that fusion.training.devices knows: {', '.join(name for name in DEVICES if name != 'cpu')}", file=sys.stderr)
         return 1
     figures = {}
     with tempfile.TemporaryDirectory() as place:

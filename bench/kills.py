@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 
 from bench import measure
-from tests import killing, training
+from fusion.testing import killed_runs as killing
+from fusion.testing import tiny_runs as training
 
 
 def main(arguments: list[str]) -> int:

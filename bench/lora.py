@@ -1,7 +1,7 @@
 """What adapters of rank 8 on all linear layers of SmolLM2-135M take: memory, size on disk, what merging changes. `python -m bench.lora`
 
 The model has exactly SmolLM2-135M's shape, with random weights; pictures are 128 x 128 pixels in patches of 8, 256 tokens each, in two rows of
-1,024 tokens, and layers are computed again in the backward pass. Memory is the growth of the process that trains for two steps of train.loop's
+1,024 tokens, and layers are computed again in the backward pass. Memory is the growth of the process that trains for two steps of fusion.training.trainer's
 own, as in bench.plan.
 """
 
@@ -18,10 +18,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench import measure
 from bench.plan import growth
-from fusion.data.shapes import plain_text
-from fusion.lora import Lora
-from train import unified
-from train.tokenizer import train_tokenizer
+from fusion.recipes import unified
+from fusion.recipes.tokenizer import train_tokenizer
+from fusion.unified.lora import Lora
+from fusion.worlds.shapes import plain_text
 
 MEMORY, DISK, MERGED = 6.0, 20.0, 1e-5  # targets: GiB, MB, and of a standard deviation of the logits
 PICTURES = 16

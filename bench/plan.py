@@ -1,8 +1,8 @@
 """What `fusion plan` says of memory against what training then takes, on CPU. `python -m bench.plan`
 
-A Llama of 110 M parameters with random weights, and a DiT of 115 M that reads with it, learn the built-in world for two steps of train.loop's
+A Llama of 110 M parameters with random weights, and a DiT of 115 M that reads with it, learn the built-in world for two steps of fusion.training.trainer's
 own, each in a process of its own. What is measured is the growth of its largest resident memory over that of the same process before there was a
-model: with a malloc that gives freed memory back (train.plan.GIVES_BACK), and as glibc's is, which does not find room for aligned blocks in the
+model: with a malloc that gives freed memory back (fusion.planning.plan.GIVES_BACK), and as glibc's is, which does not find room for aligned blocks in the
 holes that others of their size left.
 """
 
@@ -19,14 +19,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench import measure
-from fusion.architectures import make_painter
-from fusion.data.shapes import plain_text
-from train import diffusion, unified
-from train.config import load_config
-from train.forecast import Run, forecast
-from train.loop import Trainer
-from train.plan import GIVES_BACK, GLIBC
-from train.tokenizer import train_tokenizer
+from fusion.common.config import load_config
+from fusion.diffusion import make_painter
+from fusion.planning.forecast import Run, forecast
+from fusion.planning.plan import GIVES_BACK, GLIBC
+from fusion.recipes import diffusion, unified
+from fusion.recipes.tokenizer import train_tokenizer
+from fusion.training.trainer import Trainer
+from fusion.worlds.shapes import plain_text
 
 TARGET = 0.15  # of the measured growth
 STEPS = 2  # the second has the optimizer's state from its beginning

@@ -17,14 +17,14 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from bench import measure
-from bench.subject import PATCH, SIDE, subject
-from fusion.api import Fusion
-from fusion.layers import Seen
-from fusion.mask import Rows
-from fusion.patches import cells
-from fusion.prefix import Arranged, Prefix
-from fusion.prefix_cache import PrefixCache
-from fusion.sequence import Tokens, picture_rows
+from bench.tiny_model import PATCH, SIDE, subject
+from fusion.generation.api import Fusion
+from fusion.generation.prefix import Arranged, Prefix
+from fusion.nn.kv_cache import PrefixCache
+from fusion.nn.layers import Seen
+from fusion.sequence.mask import Rows
+from fusion.sequence.packed import Tokens, picture_rows
+from fusion.sequence.patches import cells
 
 STEPS, PREFIX, GRID = 16, 32, (SIDE // PATCH, SIDE // PATCH)
 TARGET = 1.2

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 
 from bench import measure
-from bench.subject import HEADS, LAYERS, PATCH, SIDE, WIDTH, subject
-from fusion.api import Fusion
-from fusion.data.batches import Batch
-from fusion.objective import Objective
-from fusion.sequence import Picture, Tokens, layout, pack
-from train.learner import UnifiedLearner
-from train.loop import Trainer, Training
-from train.optim import Optim
+from bench.tiny_model import HEADS, LAYERS, PATCH, SIDE, WIDTH, subject
+from fusion.data.packing import Batch
+from fusion.generation.api import Fusion
+from fusion.sequence.packed import Picture, Tokens, layout, pack
+from fusion.training.learner import UnifiedLearner
+from fusion.training.optim import Optim
+from fusion.training.trainer import Trainer, Training
+from fusion.unified.objective import Objective
 
 ROWS, TEXT = 32, 16
 PATCHES, NUMBERS = (SIDE // PATCH) ** 2, 3 * PATCH**2

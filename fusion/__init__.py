@@ -2,11 +2,11 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
 
-from fusion.api import Fusion, from_llm, load
-from fusion.generate import ImageDone, ImagePreview, TextPiece
-from fusion.model import FusionConfig, FusionModel
-from fusion.processor import FusionProcessor
-from fusion.sampling import Sampling
+from fusion.generation.api import Fusion, from_llm, load
+from fusion.generation.interleaved import ImageDone, ImagePreview, TextPiece
+from fusion.generation.sampling import Sampling
+from fusion.sequence.processor import FusionProcessor
+from fusion.unified.model import FusionConfig, FusionModel
 
 AutoConfig.register(FusionConfig.model_type, FusionConfig)
 AutoModel.register(FusionConfig, FusionModel)

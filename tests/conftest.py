@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests import families
+from fusion.testing import tiny_llms as families
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,21 +31,21 @@ def _threads():
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
-    """The byte-level BPE tokenizer of tests/families.py; treat it as read-only, or copy it."""
+    """The byte-level BPE tokenizer of fusion/testing/tiny_llms.py; treat it as read-only, or copy it."""
     return families.tiny_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def packed():
     """Two rows of all that a document can have; treat it as read-only."""
-    from tests.mixed import everything
+    from fusion.testing.mixed_documents import everything
 
     return everything()
 
 
 @pytest.fixture
 def tiny_llm():
-    """`tiny_llm(family, **config_overrides)`: a fresh random language model of the family (see tests/families.py)."""
+    """`tiny_llm(family, **config_overrides)`: a fresh random language model of the family (see fusion/testing/tiny_llms.py)."""
     return families.tiny_llm
 
 
@@ -75,7 +75,7 @@ def unchecked():
 
 @pytest.fixture
 def subject(monkeypatch):
-    """A stub that eval.benchmarks.draw draws with."""
-    from tests import judges
+    """A stub that fusion.evaluation.benchmarks.draw draws with."""
+    from tests.support import judges
 
     return judges.stubbed(monkeypatch)

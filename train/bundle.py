@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 import fusion
-from fusion.api import BUNDLED
+from fusion.generation.api import BUNDLED
 
 LIMIT = 8_000_000
 """Bytes of weights that everybody who clones or installs the project has to carry."""

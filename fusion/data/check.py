@@ -10,8 +10,7 @@ from statistics import median
 
 from tqdm import tqdm
 
-from fusion.data.batches import Packing, documents
-from fusion.data.sources import (
+from fusion.data.formats import (
     BadSample,
     Chat,
     DataConfig,
@@ -24,12 +23,13 @@ from fusion.data.sources import (
     Split,
     open_sources,
 )
-from fusion.data.sources.forms import Edits
-from fusion.data.sources.rows import TABLES, open_table, scan
-from fusion.data.sources.split import SUFFIXES
-from fusion.data.sources.table import TableSource
-from fusion.processor import FusionProcessor
-from fusion.sequence import Layout
+from fusion.data.formats.row_parsers import Edits
+from fusion.data.formats.split import SUFFIXES
+from fusion.data.formats.table_source import TableSource
+from fusion.data.formats.tables import TABLES, open_table, scan
+from fusion.data.packing import Packing, documents
+from fusion.sequence.packed import Layout
+from fusion.sequence.processor import FusionProcessor
 
 SHOWN = 20
 # What `open_as` opens: the kinds of SourceConfig whose rows can be counted.

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from fusion.data.sources.sample import BadSample, Sample
+from fusion.data.formats.sample import BadSample, Sample
 
 # So many samples in a row that do not fit mean that the settings are wrong, not the samples.
 PATIENCE = 1000
@@ -22,7 +22,7 @@ PATIENCE = 1000
 
 @runtime_checkable
 class Samples(Protocol):
-    """An endless stream of samples, such as fusion.data.sources.Mixture.
+    """An endless stream of samples, such as fusion.data.formats.Mixture.
 
     skipped: the samples that it left out so far, as (key, reason), each once.
     """

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fusion.data.formats.sample import BadSample, Sample
 from fusion.data.loader import Batches, Item, Samples, Shard
-from fusion.data.sources.sample import BadSample, Sample
-from fusion.document import blocks
-from fusion.images import fit, open_image, to_pixels
+from fusion.sequence.document import blocks
+from fusion.sequence.images import fit, open_image, to_pixels
 
 FULL = 16  # batches of waiting pairs with which the oldest goes, in a smaller batch if there are few of its size
 
@@ -43,7 +43,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Pictures of one size with their texts; keys, skipped, shard and state as in fusion.data.batches.Batch."""
+    """Pictures of one size with their texts; keys, skipped, shard and state as in fusion.data.packing.Batch."""
 
     pixels: Float[Tensor, "b 3 h w"]
     texts: tuple[str, ...]

@@ -1,0 +1,113 @@
+"""A conversation at the terminal: `fusion chat`. Lines are turns, lines that begin with a slash are commands."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from fusion.cli.screen import Screen, join
+from fusion.generation import conversation
+from fusion.sequence.images import open_image
+
+HELP = """\
+  /image PATH    add an image to what you say next (several are possible)
+  /seed N        go on with this seed
+  /save [FOLDER] write the conversation: messages.json and its images (default: chat)
+  /reset         forget the conversation
+  /quit          leave (so does Ctrl-D); Ctrl-C stops an answer
+  //text         say something that begins with a slash"""
+
+
+class Chat:
+    """A conversation with a model. Answers stream to the screen; a turn that fails or is stopped is forgotten.
+
+    model: a Fusion. messages: what was said before. seed: of the first turn; each later turn takes the next one, so that asking
+    again gives another picture. knobs: sampling options of `Fusion.stream`.
+    """
+
+    def __init__(self, model, screen: Screen, messages: list[dict] = (), seed: int = 0, **knobs):
+        self.model, self.screen, self.knobs = model, screen, knobs
+        self.start = list(messages)
+        self.messages = list(messages)
+        self.seed = seed
+        self.images: list[dict] = []
+
+    def run(self, read: Callable[[], str]) -> None:
+        """Take lines until /quit or the end of the input."""
+        while True:
+            try:
+                line = read().strip()
+            except EOFError:
+                return
+            except KeyboardInterrupt:  # takes back the line that is being typed
+                self.screen.line("")
+                continue
+            if line == "/quit":
+                return
+            if line:
+                self.line(line)
+
+    def line(self, line: str) -> None:
+        """One line of a person: a command, or a turn. What goes wrong is told in one line, and the conversation goes on."""
+        try:
+            if line.startswith("/") and not line.startswith("//"):
+                self.command(*line[1:].split(maxsplit=1))
+            else:
+                self.turn(line[1:] if line.startswith("//") else line)
+        except (ValueError, OSError, RuntimeError) as error:
+            self.screen.end_line()
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+
+    def command(self, name: str = "", argument: str = "") -> None:
+        """Carry out `/name argument`; raises ValueError for one that does not exist."""
+        commands = {"image": self.add_image, "seed": self.set_seed, "save": self.save, "reset": self.reset, "help": self.help}
+        if name not in commands:
+            raise ValueError(f"there is no /{name}; type /help")
+        commands[name](argument)
+
+    def turn(self, text: str) -> None:
+        """Say something and take the answer."""
+        message = {"role": "user", "content": [*self.images, {"type": "text", "text": text}]}
+        answer = []
+        try:
+            for event in self.model.stream([*self.messages, message], self.seed, self.screen.show, **self.knobs):
+                answer.append(self.screen.take(event))
+        except KeyboardInterrupt:
+            self.screen.line("(stopped; this turn is forgotten)")
+            return
+        self.screen.end_line()
+        answer = join([block for block in answer if block])
+        self.seed += 1
+        if not answer:
+            self.screen.line("(no answer; this turn is forgotten)")
+            return
+        self.messages += [message, {"role": "assistant", "content": answer}]
+        self.images = []
+
+    def add_image(self, path: str) -> None:
+        """Add an image to what is said next."""
+        if not path:
+            raise ValueError("/image needs the path of an image")
+        image = open_image(Path(path).expanduser())
+        self.images.append({"type": "image", "image": image})
+        self.screen.line(f"(image {len(self.images)}, {image.width}x{image.height}: say what to do with it)")
+
+    def set_seed(self, number: str) -> None:
+        """Use this seed for the next turn."""
+        if not number.isdecimal():
+            raise ValueError(f"/seed needs a whole number, not {number!r}; the next seed is {self.seed}")
+        self.seed = int(number)
+
+    def save(self, folder: str) -> None:
+        """Write the conversation into a new folder."""
+        if not self.messages:
+            raise ValueError("nothing was said yet, so there is nothing to save")
+        self.screen.line(str(conversation.write(self.messages, Path(folder or "chat").expanduser())))
+
+    def reset(self, _: str) -> None:
+        """Forget what was said and the images that wait."""
+        self.messages, self.images = list(self.start), []
+        self.screen.line("(a new conversation)")
+
+    def help(self, _: str) -> None:
+        """List the commands."""
+        self.screen.line(HELP)

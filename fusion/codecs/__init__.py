@@ -1,0 +1,1 @@
+"""Codecs: pixels to latents of unit scale and back."""

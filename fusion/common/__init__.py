@@ -1,0 +1,1 @@
+"""Shared tools without a model: files, configs, caches on disk, HTML pages, charts and scores."""

@@ -1,0 +1,1 @@
+"""Comparison of architectures of matched size on the same data."""

@@ -1,0 +1,1 @@
+"""The field's diffusion transformers and UNets, one file each."""

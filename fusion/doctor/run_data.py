@@ -1,0 +1,281 @@
+"""A run as the doctor sees it: config, metrics, the model, what was held out of its training, and the pictures asked for there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import yaml
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+import fusion
+from fusion.codecs.codec import Codec
+from fusion.common.config import load_config
+from fusion.data.curriculum import HELD_OUT_SEED, TRAINING_SEED, Curriculum, Stage, open_data
+from fusion.data.formats import BadSample, Sample, Source, WorldSource
+from fusion.data.packing import Batch, documents
+from fusion.data.pairs import PairBatch, fixed_pairs
+from fusion.diffusion import load_painter
+from fusion.doctor.finding import Missing
+from fusion.recipes.demo import Demo
+from fusion.recipes.diffusion import Diffusion, PainterLearner
+from fusion.recipes.unified import Unified, attention_here, first_samples
+from fusion.sequence.document import blocks
+from fusion.sequence.images import to_image, to_pixels
+from fusion.sequence.packed import pack
+from fusion.training import checkpoint
+from fusion.training.learner import Learner, UnifiedLearner
+from fusion.training.metrics import read
+from fusion.worlds.shapes import TASKS, Options, World
+
+ROWS = 16  # documents, or pictures that are drawn, in a batch
+
+
+@dataclass(frozen=True)
+class Task:
+    """A held-out picture and all that stands before it. sample: ends with the picture; source: the last picture before it, if that has its size."""
+
+    sample: Sample
+    truth: Image.Image
+    source: Image.Image | None
+    kind: tuple
+
+    @property
+    def prompt(self) -> Any:
+        """What stands before the picture, for Fusion."""
+        return self.sample.messages[:-1] if self.sample.messages else {"content": self.sample.content[:-1]}
+
+    @property
+    def words(self) -> str:
+        """All texts that are not the model's."""
+        return "\n".join(block["text"] for block in said(self.sample))
+
+
+class Patient:
+    """A run's folder. words: key=value of its config that hold here, such as data.path where the data has moved. count: held-out documents of each
+    source that are looked at. Raises ValueError in one line where the folder is no run, or nothing in it can be looked at."""
+
+    def __init__(self, run: str | Path, words: Sequence[str] = (), count: int = 96, device: str | None = None):
+        self.run, self.count, self.device = Path(run), count, device
+        self.config = _config(self.run, words)
+        log = self.run / "metrics.jsonl"
+        rows = read(log) if log.is_file() else []
+        self.rows = [row for row in rows if isinstance(row, dict) and {"step", "seen"} <= row.keys()]
+        self.folder = self._folder()
+        if self.folder is None and not self.rows:
+            raise ValueError(f"{run}: nothing was logged and no model saved yet; let the run come to its first checkpoint")
+
+    def _folder(self) -> Path | None:
+        """Where the model is: the finished one, else that of the newest checkpoint."""
+        if any((self.run / "model" / name).is_file() for name in ("config.json", "painter.json")):
+            return self.run / "model"
+        newest = checkpoint.newest(self.run / "checkpoints")
+        return newest / "model" if newest else None
+
+    @property
+    def paints(self) -> bool:
+        """Whether it is a diffusion model, which can do nothing but draw."""
+        return isinstance(self.config, Diffusion)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Of its curriculum, if it has one."""
+        return self.config.world.stages if isinstance(self.config, Demo) else self.config.stages
+
+    @cached_property
+    def learner(self) -> Learner:
+        """The model, as training sees it. Raises Missing, and ValueError where the folder is broken."""
+        if self.folder is None:
+            raise Missing("there is no model yet")
+        if self.paints:
+            return PainterLearner(load_painter(self.folder, self.device))
+        llm = self.config.model.llm
+        model = fusion.load(self.folder, dtype=torch.float32, device=self.device, llm=llm if Path(llm).is_dir() else None)
+        model.model.set_attention(attention_here(self.config.model.attention))
+        return UnifiedLearner(model)
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """Those that the run itself draws with."""
+        if isinstance(self.config, Demo):
+            return dict(self.config.scoring.knobs)
+        knobs = self.config.samples.knobs
+        return {name: value for name, value in knobs.items() if name not in ("max_images", "max_new_tokens")}
+
+    # ---- data ----
+
+    def sources(self, side: str) -> list[Source]:
+        """What it learns from ("train") or is validated on ("validation"). Raises Missing where the data cannot be opened."""
+        if isinstance(self.config, Demo):
+            if side == "train":
+                return [Curriculum([replace(stage, text=0.0) for stage in self.stages], TRAINING_SEED)]
+            return [WorldSource(World(Options(tasks={task: 1.0})), HELD_OUT_SEED, task) for task in TASKS]
+        try:
+            return open_data(self.config.data, self.config.stages, side, self._stride if self.folder else 1)[0]
+        except (ValueError, OSError) as error:
+            raise Missing(f"its data cannot be read ({' '.join(str(error).split())}); say where it is now, data.path=FOLDER") from None
+
+    @property
+    def _stride(self) -> int:
+        return self.learner.painter.stride if self.paints else self.learner.fusion.processor.stride
+
+    @cached_property
+    def held_out(self) -> dict[str, list[Sample]]:
+        """Documents of each source, the first of those that validation takes."""
+        return {source.name: first_samples(source, self.count) for source in self.sources("validation")}
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """Of all held-out documents; those that the model cannot read are left out."""
+        found = [task for samples in self.held_out.values() for sample in samples if (task := task_of(sample))]
+        return [task for task in found if self.reads(task.sample)]
+
+    @property
+    def asked(self) -> list[Task]:
+        """Pictures asked for in words alone. Raises Missing where there is none."""
+        if not (asked := [task for task in self.tasks if task.source is None]):
+            raise Missing("no held-out document asks in words alone for a picture")
+        return asked
+
+    @property
+    def edits(self) -> list[Task]:
+        """Pictures made of another one of the same size. Raises Missing where there is none."""
+        if not (edits := [task for task in self.tasks if task.source is not None]):
+            raise Missing("no held-out document asks for a change of a picture")
+        return edits
+
+    def reads(self, sample: Sample) -> bool:
+        """Whether it fits the model, and a row of training."""
+        try:
+            return bool(self.batches([sample]))
+        except BadSample:
+            return False
+
+    def batches(self, samples: Sequence[Sample]) -> list[Batch] | list[PairBatch]:
+        """Documents as batches, one to a row and in order: whatever else they say, pictures of the same sizes get the same noise from one generator.
+        Raises BadSample for a document that takes more than a row of training."""
+        if self.paints:
+            return fixed_pairs(samples, self._stride, ROWS)
+        laid_out = [self._laid_out(sample) for sample in samples]
+        parts = [laid_out[start : start + ROWS] for start in range(0, len(laid_out), ROWS)]
+        return [Batch(pack([[document] for document in part]), ("",) * len(part), ("",) * len(part)) for part in parts]
+
+    def _laid_out(self, sample: Sample):
+        settings = replace(self.config.packing, tail=0.0, noised_copies=1)
+        document, *more = documents(sample, self.learner.fusion.processor, settings, Random(0), guidance=False)
+        if more:
+            raise BadSample(sample.key, "takes more than a row")
+        return document
+
+    # ---- drawing ----
+
+    @property
+    def codec(self) -> Codec:
+        """Between pictures and what the model draws."""
+        return self.learner.painter.codec if self.paints else self.learner.fusion.codec
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[Image.Image]) -> Float[Tensor, "n c h w"]:
+        """Latents of pictures of one size."""
+        device = next(self.learner.model.parameters()).device
+        return self.codec.encode(torch.stack([to_pixels(image) for image in images]).to(device)).float()
+
+    @torch.no_grad()
+    def given_back(self, image: Image.Image) -> Image.Image:
+        """A picture as the codec gives it back."""
+        return to_image(self.codec.decode(self.encode([image]))[0].float().cpu())
+
+    def draw(self, tasks: Sequence[Task], copies: int = 1, seed: int = 0, **knobs: Any) -> list[list[Image.Image]]:
+        """Pictures of each task, from `copies` noises of their own, with the run's own knobs but for those given."""
+        numbered = sorted(enumerate(tasks), key=lambda pair: pair[1].truth.size)
+        drawn: list[list[Image.Image]] = [[] for _ in tasks]
+        for size, group in groupby(numbered, key=lambda pair: pair[1].truth.size):
+            rows = [(number, task) for number, task in group for _ in range(copies)]
+            for start in range(0, len(rows), ROWS):
+                part = rows[start : start + ROWS]
+                images = self._images([task for _, task in part], size, seed + start, self.knobs | knobs)
+                for (number, _), image in zip(part, images, strict=True):
+                    drawn[number].append(image)
+        return drawn
+
+    def _images(self, tasks: Sequence[Task], size: tuple[int, int], seed: int, knobs: dict[str, Any]) -> list[Image.Image]:
+        if self.paints:
+            return self.learner.painter.images([task.words for task in tasks], seed, size=size, **knobs)
+        if all(task.source is None for task in tasks):
+            knobs = {**knobs, "image_guidance": 1.0}  # there is no picture to be guided by
+        return self.learner.fusion._images([task.prompt for task in tasks], seed, {**knobs, "image_size": size})
+
+
+# ---- reading the folder ----
+
+
+def _config(run: Path, words: Sequence[str]) -> Unified | Demo | Diffusion:
+    path = run / "config.yaml"
+    if not run.is_dir():
+        raise ValueError(f"{run}: no such folder; give the folder of a run")
+    if not path.is_file():
+        raise ValueError(f"{run}: no run there (config.yaml is missing); give the folder that train.unified, train.demo or train.diffusion wrote")
+    try:
+        keys = set(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())[:100]}); the run's programs write it anew") from None
+    for kind, needed in ((Diffusion, {"painter", "run"}), (Demo, {"llm", "out"}), (Unified, {"model", "run", "packing"})):
+        if needed <= keys:
+            return load_config(kind, path, words)
+    raise ValueError(f"{run}: a run of another kind; the doctor looks at those of train.unified, train.demo and train.diffusion")
+
+
+# ---- from documents to tasks ----
+
+
+def task_of(sample: Sample) -> Task | None:
+    """The last picture of a document that is asked for and nothing else said beside it, or a page's last behind a text; None where there is none."""
+    if sample.messages:
+        ends = [number for number, turn in enumerate(sample.messages) if turn["role"] == "assistant" and _only_a_picture(turn)]
+        cut = replace(sample, messages=list(sample.messages[: ends[-1] + 1])) if ends and ends[-1] else None
+    else:
+        cut = _page(sample)
+    if cut is None:
+        return None
+    turns = cut.messages or [{"role": "assistant", "content": cut.content}]
+    parts = [(turn["role"], block) for turn in turns for block in blocks(turn["content"])]
+    *before, truth = [block["image"] for _, block in parts if block["type"] == "image"]
+    source = before[-1] if before and before[-1].size == truth.size else None
+    return Task(cut, truth, source, (sample.source, source is not None, tuple((role, block["type"]) for role, block in parts)))
+
+
+def _only_a_picture(turn: dict) -> bool:
+    return [block["type"] for block in blocks(turn["content"])] == ["image"]
+
+
+def _page(sample: Sample) -> Sample | None:
+    """The last picture of a page right behind a text, and that text: the whole page may be longer than any row."""
+    pairs = list(zip(sample.content, sample.content[1:], strict=False))
+    found = [[text, image] for text, image in pairs if (text["type"], image["type"]) == ("text", "image")]
+    return replace(sample, content=found[-1]) if found else None
+
+
+def said(sample: Sample) -> list[dict]:
+    """The text blocks of a task that the model did not write: those of its user, or of its page."""
+    if not sample.messages:
+        return [block for block in sample.content if block["type"] == "text"]
+    return [block for turn in sample.messages if turn["role"] != "assistant" for block in blocks(turn["content"]) if block["type"] == "text"]
+
+
+def told(sample: Sample, texts: Sequence[str]) -> Sample:
+    """The same document with other texts in the places of `said`."""
+    left = iter(texts)
+
+    def renewed(content: Any) -> list[dict]:
+        return [{**block, "text": next(left)} if block["type"] == "text" else block for block in blocks(content)]
+
+    if not sample.messages:
+        return replace(sample, content=renewed(sample.content))
+    turns = [{**turn, "content": renewed(turn["content"])} if turn["role"] != "assistant" else turn for turn in sample.messages]
+    return replace(sample, messages=turns)

@@ -1,0 +1,1 @@
+"""Evaluation of anything that draws: suites, scores, pages, and the field's benchmarks."""

@@ -1,0 +1,78 @@
+"""What a detector found in pictures, as a file that people can read and other detectors can write: one JSON object a line, one line a picture.
+
+    {"filename": "00000/samples/00000.png", "objects": {"bench": [{"box": [12.0, 8.0, 200.0, 96.0], "score": 0.97, "colour": "red"}]}}
+
+`filename` is relative to the benchmark's folder, boxes are left, top, right, bottom in pixels, colours stand only where a prompt asks for one.
+`digest` and `judge`, which stand there when this repository's judge wrote the line, say of which picture and by whom it is.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fusion.common.files import save
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Found:
+    """An object. box: left, top, right, bottom in pixels. score: the detector's confidence in [0, 1]. colour: None if nobody looked."""
+
+    box: Box
+    score: float
+    colour: str | None = None
+
+
+@dataclass(frozen=True)
+class Detections:
+    """All objects of a picture by class, in the detector's order. digest: of the picture's file; judge: who looked; both may be unknown."""
+
+    filename: str
+    objects: dict[str, list[Found]]
+    digest: str | None = None
+    judge: str | None = None
+
+
+def digest_of(path: Path) -> str:
+    """Of a file's bytes."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+
+
+def write_detections(found: Iterable[Detections], path: Path) -> None:
+    """The whole file, or nothing of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save("".join(json.dumps(asdict(one)) + "\n" for one in found).encode(), path)
+
+
+def read_detections(path: Path) -> dict[str, Detections]:
+    """By file name. ValueError naming the line that cannot be used."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); give a file of detections") from None
+    found = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            one = _detections(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            shape = '{"filename": ..., "objects": {class: [{"box": [4 numbers], "score": 0.9}]}}'
+            raise ValueError(f"{path}, line {number}: not detections of a picture ({error!r:.80}); a line is {shape}") from None
+        found[one.filename] = one
+    return found
+
+
+def _detections(row: dict) -> Detections:
+    objects = {name: [_found(one) for one in several] for name, several in row["objects"].items()}
+    return Detections(str(row["filename"]), objects, row.get("digest"), row.get("judge"))
+
+
+def _found(row: dict) -> Found:
+    left, top, right, bottom = box = tuple(float(value) for value in row["box"])
+    score = float(row["score"])
+    if not all(map(math.isfinite, box)) or right < left or bottom < top or not 0 <= score <= 1:
+        raise ValueError(f"box {box}, score {score}")
+    return Found(box, score, row.get("colour"))

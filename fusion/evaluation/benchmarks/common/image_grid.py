@@ -1,0 +1,46 @@
+"""Pictures of a benchmark on disk: several as one grid, written whole, and known again as whole and of the right size."""
+
+import io
+import math
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from fusion.common.files import save
+
+START, END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # every PNG's first and last bytes; width and height follow at 16
+
+
+def grid(images: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one size side by side in reading order, as many across as down or one more: two by two for four."""
+    columns = math.isqrt(len(images) - 1) + 1
+    width, height = images[0].size
+    page = Image.new("RGB", (columns * width, -(-len(images) // columns) * height))
+    for number, image in enumerate(images):
+        page.paste(image, (number % columns * width, number // columns * height))
+    return page
+
+
+def files_in(folder: Path) -> list[Path]:
+    """By name; without hidden ones, and drafts that a killed run left."""
+    return sorted(path for path in folder.glob("*") if path.suffix != ".tmp" and not path.name.startswith("."))
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """The whole file, or nothing of it."""
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    save(data.getvalue(), path)
+
+
+def complete(path: Path, size: tuple[int, int]) -> bool:
+    """Whether a PNG is there to its end. ValueError if it is of another size, (width, height), and so not of this run."""
+    data = path.read_bytes() if path.is_file() else b""
+    if not (data.startswith(START) and data.endswith(END)):
+        return False
+    found = struct.unpack(">2I", data[16:24])
+    if found != size:
+        raise ValueError(f"{path} is {found[0]}x{found[1]}, not {size[0]}x{size[1]}: give another folder with -o, or the --size it was drawn with")
+    return True

@@ -1,0 +1,181 @@
+"""Distances of drawn pictures to true ones: FID, KID, precision, recall, FD-DINO and CMMD; and CLIP score, of pictures with their prompts.
+
+    fusion benchmark distribution FOLDER --against FOLDER -o out/distances.json \\
+        --weights inception=weights-inception-2015-12-05-6726825d.pth dino=facebook/dinov2-large clip=openai/clip-vit-large-patch14-336
+
+Every network's weights are given; what lacks its own is skipped, and a line says so. Prompts are JSON lines {"file_name", "text"}, as Hugging Face's
+image folders have them: FOLDER/metadata.jsonl, or --prompts. Figures depend on how many pictures there are: compare only equal numbers.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from fusion.common.files import save
+from fusion.data.formats.split import SUFFIXES
+from fusion.evaluation.benchmarks.common import program
+from fusion.evaluation.benchmarks.distribution.distances import clip_score, cmmd, frechet, kid, precision_recall
+from fusion.evaluation.benchmarks.distribution.features import Clip, features, load_clip, load_dino, load_inception
+
+NETWORKS = {
+    "inception": ("FID, KID, precision, recall", "inception=FILE"),
+    "dino": ("FD-DINO", "dino=facebook/dinov2-large"),
+    "clip": ("CMMD, CLIP score", "clip=openai/clip-vit-large-patch14-336"),
+}
+PROMPTS = "metadata.jsonl"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric. spread: of KID over its subsets, and of CLIP score over pictures, standard deviations."""
+
+    name: str
+    value: float
+    spread: float | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Two sets of files: drawn ones, and true ones if there are any. prompts: of drawn ones, by file."""
+
+    drawn: list[Path]
+    true: list[Path]
+    prompts: dict[Path, str]
+
+
+# ---- what there is ----
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """All below a folder, by name. ValueError where there is none."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise ValueError(f"{folder}: no pictures there")
+    return found
+
+
+def read_prompts(file: Path, folder: Path, drawn: Sequence[Path]) -> dict[Path, str]:
+    """By picture. ValueError naming the line that cannot be used, or a picture without a prompt."""
+    found: dict[Path, str] = {}
+    try:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            found[folder / row["file_name"]] = str(row["text"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        line = f", line {len(found) + 1}" if file.is_file() else ""
+        raise ValueError(f'{file}{line}: no prompts ({error!r:.80}); lines are {{"file_name": ..., "text": ...}}') from None
+    if missing := [path for path in drawn if path not in found]:
+        raise ValueError(f"{file}: {len(missing)} of {len(drawn)} pictures have no prompt, {missing[0].relative_to(folder)} among them")
+    return found
+
+
+def weights_of(words: Sequence[str]) -> dict[str, str]:
+    """network=place. ValueError in one line for any other word."""
+    pairs = [word.partition("=") for word in words]
+    if wrong := ["".join(pair) for pair in pairs if pair[0] not in NETWORKS or not pair[2]]:
+        raise ValueError(f"--weights {wrong[0]}: give {', '.join(example for _, example in NETWORKS.values())}")
+    return {name: place for name, _, place in pairs}
+
+
+# ---- figures ----
+
+
+def by_inception(pictures: Pictures, place: str, batch: int, device: str) -> list[Figure]:
+    """FID, KID, precision and recall, all of the same features."""
+    network = load_inception(place, device)
+    drawn, true = (features(paths, network, batch) for paths in (pictures.drawn, pictures.true))
+    precision, recall = precision_recall(drawn, true)
+    return [Figure("FID", frechet(drawn, true)), Figure("KID", *kid(drawn, true)), Figure("precision", precision), Figure("recall", recall)]
+
+
+def by_dino(pictures: Pictures, place: str, batch: int, device: str) -> list[Figure]:
+    """FD-DINO."""
+    network = load_dino(place, device)
+    return [Figure("FD-DINO", frechet(*(features(paths, network, batch) for paths in (pictures.drawn, pictures.true))))]
+
+
+def by_clip(pictures: Pictures, place: str, batch: int, device: str) -> list[Figure]:
+    """CMMD if there are true pictures, CLIP score if there are prompts."""
+    clip, found = load_clip(place, device), []
+    if pictures.true:
+        found.append(Figure("CMMD", cmmd(*(features(paths, clip.whole, batch) for paths in (pictures.drawn, pictures.true)))))
+    if pictures.prompts:
+        prompts = [pictures.prompts[path] for path in pictures.drawn]
+        scores = clip_score(features(pictures.drawn, clip.middle, batch), directions(clip, prompts, batch))
+        found.append(Figure("CLIP score", scores.mean().item(), scores.std().item() if len(scores) > 1 else None))
+    return found
+
+
+def directions(clip: Clip, texts: list[str], batch: int) -> torch.Tensor:
+    """Of texts, a batch at a time."""
+    return torch.cat([clip.words(texts[start : start + batch]) for start in range(0, len(texts), batch)])
+
+
+def figures(pictures: Pictures, weights: dict[str, str], batch: int, device: str) -> tuple[list[Figure], list[str]]:
+    """What can be said, and a line for everything that is skipped. ValueError where weights that are given cannot be used."""
+    found, skipped = [], []
+    asks = {"inception": by_inception, "dino": by_dino, "clip": by_clip}
+    for name, (metrics, example) in NETWORKS.items():
+        if name not in weights:
+            skipped.append(f"skipped: {metrics}, for there are no weights; give --weights {example}")
+        elif name != "clip" and not pictures.true:
+            skipped.append(f"skipped: {metrics}, for there is no --against")
+        else:
+            found += asks[name](pictures, weights[name], batch, device)
+    if "clip" in weights and not pictures.true:
+        skipped.append("skipped: CMMD, for there is no --against")
+    if "clip" in weights and not pictures.prompts:
+        skipped.append(f"skipped: CLIP score, for there are no prompts; give --prompts FILE, or {PROMPTS} beside the pictures")
+    return found, skipped
+
+
+def as_text(found: Sequence[Figure], skipped: Sequence[str]) -> str:
+    """A line each, for a terminal."""
+    lines = [f"{one.name:<10}  {one.value:.5g}" + ("" if one.spread is None else f"  (std {one.spread:.2g})") for one in found]
+    return "\n".join([*lines, *skipped])
+
+
+# ---- the program ----
+
+
+def parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="fusion benchmark distribution", description=__doc__.splitlines()[0])
+    parser.add_argument("images", type=Path, help="a folder of drawn pictures, in whatever folders below it")
+    parser.add_argument("--against", type=Path, help="a folder of true pictures")
+    parser.add_argument("--weights", nargs="+", default=[], metavar="NETWORK=PLACE", help="inception=FILE dino=FOLDER clip=FOLDER, or hub ids")
+    parser.add_argument("--prompts", type=Path, help=f"what the drawn pictures should show; IMAGES/{PROMPTS} if that is there")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="figures as JSON")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--device", help="cuda, cpu, ...")
+    return parser.parse_args(argv)
+
+
+def measure(options: argparse.Namespace) -> str:
+    """The whole program: figures into `options.out`, and the table."""
+    if options.out.exists():
+        raise ValueError(f"{options.out} is there already: give another -o, or remove it")
+    if options.batch < 1:
+        raise ValueError("--batch is at least 1")
+    weights, drawn = weights_of(options.weights), pictures_in(options.images)
+    file = options.prompts or options.images / PROMPTS
+    prompts = read_prompts(file, options.images, drawn) if options.prompts or file.is_file() else {}
+    pictures = Pictures(drawn, pictures_in(options.against) if options.against else [], prompts)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    found, skipped = figures(pictures, weights, options.batch, device)
+    told = {
+        "images": str(options.images), "count": len(drawn), "against": options.against and str(options.against), "against count": len(pictures.true),
+        "weights": weights, "figures": [asdict(one) for one in found], "skipped": skipped,
+    }  # fmt: skip
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    save((json.dumps(told, indent=1) + "\n").encode(), options.out)
+    return as_text(found, skipped)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The program; see fusion.evaluation.benchmarks.common.program."""
+    return program.run(measure, parsed(argv))

@@ -1,0 +1,133 @@
+"""Draws a benchmark's pictures in its official layout: `fusion benchmark draw MODEL BENCHMARK --prompts FILE -o OUT`
+
+MODEL: a saved unified model, a painter of any architecture, or a pipeline of diffusers. It goes on where it was stopped, and several processes share
+the work with --shard 0/2 and --shard 1/2. Sample k of prompt i is drawn with seed + i n + k, in whatever batch it is.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from PIL import Image
+from tqdm import tqdm
+
+from fusion.evaluation.benchmarks import dpg, geneval
+from fusion.evaluation.benchmarks import named_files as named
+from fusion.evaluation.benchmarks.common import program
+from fusion.evaluation.benchmarks.common.provenance import Asked, begin, fingerprint
+from fusion.evaluation.run import knobs_of, shard_of
+from fusion.evaluation.subjects import Subject, load_subject
+
+N = {"geneval": 4, "dpg": 4} | named.N
+"""Pictures of a prompt, by benchmark, as the official code has them."""
+
+
+@runtime_checkable
+class Layout(Protocol):
+    """Where a benchmark's pictures go. n: of each prompt."""
+
+    prompts: Sequence[str]
+    n: int
+
+    def missing(self, number: int) -> list[int]:
+        """Samples of a prompt that are yet to be drawn."""
+
+    def put(self, number: int, sample: int, image: Image.Image) -> None:
+        """Keep a picture."""
+
+
+def wanted(layout: Layout, shard: tuple[int, int] = (0, 1)) -> list[int]:
+    """What is missing of this shard's prompts, a part of all that follow each other: places, number * n + sample."""
+    part, parts = shard
+    numbers = range(len(layout.prompts) * part // parts, len(layout.prompts) * (part + 1) // parts)
+    return [number * layout.n + sample for number in numbers for sample in layout.missing(number)]
+
+
+def batches(places: Sequence[int], most: int) -> Iterator[list[int]]:
+    """At most so many that follow each other."""
+    batch: list[int] = []
+    for place in places:
+        if batch and (place != batch[-1] + 1 or len(batch) == most):
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+def draw(subject: Subject, layout: Layout, seed: int, size: tuple[int, int], batch: int, shard: tuple[int, int] = (0, 1)) -> int:
+    """Draw what is missing of this shard's part, and say how many pictures that was."""
+    places = wanted(layout, shard)
+    with tqdm(total=len(places), unit="pictures", disable=not places) as bar:
+        for together in batches(places, batch):
+            prompts = [layout.prompts[place // layout.n] for place in together]
+            images = subject.draw(prompts, [seed + place for place in together], size)
+            for place, image in zip(together, images, strict=True):
+                if image.size != size:
+                    raise ValueError(f"the model drew {image.width}x{image.height} for {size[0]}x{size[1]}: give a --size that it can draw")
+                layout.put(*divmod(place, layout.n), image)
+            bar.update(len(together))
+    return len(places)
+
+
+# ---- the program ----
+
+
+def parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="fusion benchmark draw", description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="folder of a unified model (or a bundled one's name), of a painter, or of a diffusers pipeline")
+    parser.add_argument("benchmark", choices=tuple(N), help="whose pictures; t2i is one category of T2I-CompBench")
+    parser.add_argument("--prompts", type=Path, required=True, help="the official ones: evaluation_metadata.jsonl, DPG's texts, color_val.txt, ...")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the folder that is written, or gone on with")
+    parser.add_argument("--n", type=int, help=f"pictures of each prompt: {', '.join(f'{name} {n}' for name, n in N.items())} if not given")
+    parser.add_argument("--size", type=int, default=512, help="of a picture's sides in pixels")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=4, help="pictures drawn at once")
+    parser.add_argument("--grid", action="store_true", help="of GenEval: each prompt's pictures in one file, too")
+    parser.add_argument("--shard", default="0/1", help="i/n: this process draws the i-th of n parts")
+    parser.add_argument("--device", help="cuda, cpu, ...")
+    parser.add_argument("knobs", nargs="*", metavar="knob=value", help="of the sampler: steps=20 guidance=3 solver=heun ...")
+    options = parser.parse_intermixed_args(argv)
+    options.n = N[options.benchmark] if options.n is None else options.n
+    return options
+
+
+def layout_of(options: argparse.Namespace) -> Layout:
+    """With the prompts read. ValueError for what the benchmark cannot have."""
+    if min(options.n, options.size, options.batch) < 1:
+        raise ValueError("--n, --size and --batch are at least 1")
+    size = (options.size, options.size)
+    if options.grid and options.benchmark != "geneval":
+        raise ValueError("--grid is of GenEval alone; pictures of DPG and OneIG are grids, and the others have none")
+    if options.benchmark in named.N:
+        return named.layout(options.benchmark, options.prompts, options.out, options.n, size, Path(options.model).name)
+    if options.benchmark == "dpg":
+        return dpg.Folder(options.out, dpg.read_prompts(options.prompts), options.n, size)
+    return geneval.Folder(options.out, geneval.read_prompts(options.prompts), options.n, size)
+
+
+def asked_of(options: argparse.Namespace, layout: Layout, knobs: Mapping[str, Any]) -> Asked:
+    """For the file beside the folder."""
+    said = fingerprint(layout.prompts)
+    return Asked(options.benchmark, options.model, len(layout.prompts), said, options.n, options.size, options.seed, dict(knobs))
+
+
+def fill(options: argparse.Namespace) -> str:
+    """The whole program; what it says of itself."""
+    knobs, shard, layout = knobs_of(options.knobs), shard_of(options.shard), layout_of(options)
+    subject = load_subject(options.model, knobs, options.device)
+    begin(asked_of(options, layout, knobs), options.out)
+    drawn = draw(subject, layout, options.seed, (options.size, options.size), options.batch, shard)
+    if options.grid:
+        layout.write_grids()
+    missing = len(wanted(layout))
+    if not missing and isinstance(layout, named.Folder):
+        layout.finish()
+    return f"{drawn} pictures drawn; {missing} of {len(layout.prompts) * layout.n} are missing" + ("" if missing else ": the folder is complete")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The program; see fusion.evaluation.benchmarks.common.program. TypeError: a knob that the model's sampler does not have."""
+    return program.run(fill, parsed(argv), (ValueError, TypeError))

@@ -1,0 +1,1 @@
+"""Judges of benchmark images: object detectors and models that answer questions about images."""

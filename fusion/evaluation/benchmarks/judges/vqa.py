@@ -1,0 +1,115 @@
+"""Judges that answer questions about pictures: any image-text-to-text model of transformers."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BatchFeature,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+
+ASKED = "{question} Answer with one word, yes or no."
+LENGTH = 8  # tokens of an answer
+BATCH = 16  # questions asked at once
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """name: for the figures it makes."""
+
+    name: str
+    at_once: int
+    """Calls of `say` that may be under way together."""
+
+    def say(self, parts: Sequence[str | Image.Image], length: int) -> str:
+        """What it says to texts and pictures in their order, word for word, in at most `length` tokens."""
+
+    def answers(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
+        """What it says to each question, word for word."""
+
+    def likely(self, image: Image.Image, texts: Sequence[str], openings: Sequence[Sequence[str]]) -> list[float]:
+        """Of each text, the probability that what it says to it begins as one of its openings does."""
+
+
+def yes(answer: str) -> bool:
+    """Whether the first word is yes."""
+    return re.match(r"\W*yes\b", answer, re.IGNORECASE) is not None
+
+
+class VisionLanguageModel:
+    """A judge that is spoken to through its own chat template, and answers with the likeliest tokens."""
+
+    at_once = 1
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, name: str):
+        self.model, self.processor, self.name = model.eval(), processor, name
+        processor.tokenizer.padding_side = "left"  # answers follow each other's questions directly
+
+    def say(self, parts: Sequence[str | Image.Image], length: int) -> str:
+        """Judge's."""
+        return self._said([parts], length)[0]
+
+    def answers(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
+        """Judge's."""
+        return self._said([[image, ASKED.format(question=question)] for question in questions], LENGTH)
+
+    def likely(self, image: Image.Image, texts: Sequence[str], openings: Sequence[Sequence[str]]) -> list[float]:
+        """Judge's: of the first token."""
+        rows = self.beginnings(image, texts)
+        return [min(1.0, row[first_tokens(self.processor.tokenizer, words)].sum().item()) for row, words in zip(rows, openings, strict=True)]
+
+    @torch.inference_mode()
+    def _said(self, talks: Sequence[Sequence[str | Image.Image]], length: int) -> list[str]:
+        said = []
+        for inputs in self._inputs(talks):
+            ids = self.model.generate(**inputs, max_new_tokens=length, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+            said += self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return said
+
+    @torch.inference_mode()
+    def beginnings(self, image: Image.Image, texts: Sequence[str]) -> Float[Tensor, "texts vocabulary"]:
+        """Of each answer, how likely every token is to begin it; float32."""
+        how = {"max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+        batches = self._inputs([[image, text] for text in texts])
+        return torch.cat([self.model.generate(**inputs, **how).logits[0].float().softmax(-1) for inputs in batches])
+
+    def _inputs(self, talks: Sequence[Sequence[str | Image.Image]]) -> Iterator[BatchFeature]:
+        how = {"padding": True, "return_tensors": "pt"}
+        for start in range(0, len(talks), BATCH):
+            chats = [[{"role": "user", "content": [block(part) for part in parts]}] for parts in talks[start : start + BATCH]]
+            inputs = self.processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=True, processor_kwargs=how)
+            yield inputs.to(self.model.device, self.model.dtype)
+
+
+def first_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
+    """Tokens that one of the words begins with, each once."""
+    return sorted({tokenizer.encode(word, add_special_tokens=False)[0] for word in words})
+
+
+def block(part: str | Image.Image) -> dict[str, Any]:
+    """Of a chat message."""
+    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
+
+
+def load_judge(name: str, device: str | None = None) -> VisionLanguageModel:
+    """From a folder or a hub id, safetensors only. ValueError in one line where there is no such model."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", use_safetensors=True).to(device)
+        processor = AutoProcessor.from_pretrained(name)
+        if not getattr(processor, "chat_template", None):
+            raise ValueError("its processor has no chat template")
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        said = " ".join(str(error).split())[:120]
+        raise ValueError(f"{name}: no judge there ({said}); give a folder or hub id of an image-text-to-text model of transformers") from None
+    return VisionLanguageModel(model, processor, f"HF {Path(name).name}")

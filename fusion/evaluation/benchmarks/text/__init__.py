@@ -1,0 +1,1 @@
+"""Text benchmarks of a unified model and of the LLM that it was made from."""

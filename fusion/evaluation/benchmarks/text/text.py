@@ -1,0 +1,206 @@
+"""Text benchmarks of lm-evaluation-harness, on a unified model and on the LLM that it was made of: does it still know what the LLM knew?
+
+    fusion benchmark text MODEL --tasks hellaswag,arc_easy --against LLM -o out/text
+    fusion benchmark text MODEL --tasks mine --include-path FOLDER -o out/text         # FOLDER/mine.yaml, as lm_eval has tasks
+
+Needs lm_eval (`pip install lm_eval`). The LLM is asked first, then the model: the same items in batches of the same shapes. It goes on, task by task,
+where it was stopped. `data_files` of a task of one's own are paths from where the command runs.
+"""
+
+import argparse
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+import fusion
+from fusion.common.files import save
+from fusion.evaluation.benchmarks.common import program
+from fusion.evaluation.benchmarks.text.before_after import Figure, Pair, as_text, from_json, paired, render, to_json
+from fusion.evaluation.run import begin, commit
+from fusion.generation.api import place
+from fusion.sequence.processor import FusionProcessor
+from fusion.unified.loading import DTYPES, dtype_of
+
+RESULTS, PAGE = "results.json", "report.html"
+BEFORE, AFTER = "before", "after"
+PROBE = "The quick brown fox: 12 + 30 = 42.\n\n\tNaïve — «漢字» <s> Question:"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the outcome depends on, beside the weights. limit: documents of each task, None for all; shots: None as the task has it."""
+
+    model: str
+    against: str | None
+    tasks: list[str]
+    include_path: str | None
+    limit: int | None
+    shots: int | None
+    chat: bool
+    batch: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two that are asked: how it is loaded, and what its tokens are read with."""
+
+    name: str
+    load: Callable[[], PreTrainedModel]
+    tokenizer: PreTrainedTokenizerBase
+
+
+# ---- the two sides ----
+
+
+def sides_of(settings: Settings, device: str | None) -> list[Side]:
+    """The LLM if there is one, then the model, each to be loaded when it is asked: there need not be room for both. ValueError in one line for what
+    is neither, and for a chat template that lm_eval cannot write."""
+    sides = [Side(AFTER, lambda: fusion.load(settings.model, dtype=settings.dtype, device=device).model, model_tokenizer(settings.model))]
+    if settings.against is not None:
+        sides.insert(0, Side(BEFORE, lambda: load_llm(settings.against, dtype_of(settings.dtype), device), load_tokenizer(settings.against)))
+    for side in sides:
+        if settings.chat and not side.tokenizer.chat_template:
+            who = "LLM" if side.name == BEFORE else "model"
+            raise ValueError(
+                f"--apply-chat-template: the {who}'s tokenizer has no chat template (that of a model whose LLM had none is made of control tokens, "
+                "which lm_eval cannot write): leave it out"
+            )
+    return sides
+
+
+def model_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The one of a unified model's folder, without its weights. ValueError where there is none."""
+    folder = place(model)
+    try:
+        return FusionProcessor.from_pretrained(folder).tokenizer
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: the model is incomplete ({' '.join(str(error).split())[:150]}): copy or save it again") from None
+
+
+def load_tokenizer(llm: str) -> PreTrainedTokenizerBase:
+    """The LLM's own. ValueError where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(llm)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{llm}: no tokenizer of an LLM there ({' '.join(str(error).split())[:150]}): give the LLM's folder or hub id") from None
+
+
+def load_llm(llm: str, dtype: torch.dtype, device: str | None) -> PreTrainedModel:
+    """The LLM itself. ValueError where there is none."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(llm, dtype=dtype).to(device).eval()
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{llm}: no language model there ({' '.join(str(error).split())[:150]}): give the LLM's folder or hub id") from None
+
+
+def generation_of(llm: str | None) -> GenerationConfig | None:
+    """What the LLM's folder says of generation: ends of texts and penalties that a model made of it has to share for a fair comparison."""
+    try:
+        return None if llm is None else GenerationConfig.from_pretrained(llm)
+    except OSError:
+        return None
+
+
+def same_words(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers read a text of many scripts alike, with whatever they put before it."""
+    return one.encode(PROBE) == other.encode(PROBE) and one.encode("") == other.encode("")
+
+
+# ---- asking ----
+
+
+def ask(side: Side, settings: Settings, manager: Any, out: Path) -> tuple[list[Figure], dict]:
+    """All figures of a side, and what its tasks are; a task that was asked already is read. manager: lm_eval's, of the tasks."""
+    from fusion.evaluation.benchmarks.text import harness
+
+    lm, figures, asked = None, [], {}
+    for name in settings.tasks:
+        file = out / "asked" / side.name / f"{name.replace('/', '_')}.json"
+        if not file.is_file():
+            lm = lm or harness.speaker(side.load(), side.tokenizer, settings.batch, generation_of(settings.against))
+            found, told = harness.ask(lm, manager, name, settings.limit, settings.shots, settings.chat)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save((json.dumps({"figures": to_json(found), "asked": told}) + "\n").encode(), file)
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        figures += from_json(kept["figures"])
+        asked |= kept["asked"]
+    return figures, asked
+
+
+def evaluate(settings: Settings, out: Path, device: str | None = None) -> list[Pair]:
+    """The whole evaluation: results.json and the page in `out`. ValueError in one line."""
+    check(settings)
+    from fusion.evaluation.benchmarks.text import harness
+
+    manager = harness.tasks_in(settings.tasks, settings.include_path and Path(settings.include_path))
+    sides = sides_of(settings, device)
+    begin(settings, out)
+    found = {side.name: ask(side, settings, manager, out) for side in sides}
+    pairs = paired(found.get(BEFORE, ([], {}))[0], found[AFTER][0])
+    notes = [] if same_words(sides[0].tokenizer, sides[-1].tokenizer) else ["The two read texts in different tokens: is this the model's LLM?"]
+    facts = {
+        "tasks": found[AFTER][1], "commit": commit(), "device": device or "cpu",
+        "versions": {name: version(name) for name in ("torch", "transformers", "lm_eval")},
+    }  # fmt: skip
+    told = asdict(settings) | facts | {"notes": notes, "figures": [one.told() for one in pairs]}
+    save((json.dumps(told, indent=1) + "\n").encode(), out / RESULTS)
+    shown = {name: value for name, value in asdict(settings).items() if value is not None} | facts
+    save(render(pairs, settings.model, settings.against, shown, notes).encode(), out / PAGE)
+    return pairs
+
+
+def check(settings: Settings) -> None:
+    """ValueError in one line for what cannot be asked, before anything is loaded."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError("text benchmarks are asked by lm-evaluation-harness, which is not installed: pip install lm_eval")
+    if not settings.tasks:
+        raise ValueError("--tasks: name at least one")
+    if settings.include_path and not Path(settings.include_path).is_dir():
+        raise ValueError(f"--include-path {settings.include_path}: not a folder")
+    for option, value, least in (("--limit", settings.limit, 1), ("--num-fewshot", settings.shots, 0), ("--batch-size", settings.batch, 1)):
+        if value is not None and value < least:
+            raise ValueError(f"{option} {value}: give {least} or more")
+
+
+# ---- the program ----
+
+
+def parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line; options that lm_eval has are called as it calls them."""
+    parser = argparse.ArgumentParser(prog="fusion benchmark text", description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="folder of a unified model, or a bundled one's name")
+    parser.add_argument("--tasks", required=True, help="names of lm_eval's tasks, groups and tags, with commas between them")
+    parser.add_argument("--against", metavar="LLM", help="the LLM that the model was made of, folder or hub id: it is asked the same")
+    parser.add_argument("--include-path", help="a folder with tasks of your own (YAML), beside lm_eval's")
+    parser.add_argument("--limit", type=int, help="only the first N documents of each task")
+    parser.add_argument("--num-fewshot", type=int, help="examples in each prompt, instead of the task's own number")
+    parser.add_argument("--apply-chat-template", action="store_true", help="each prompt as a user's turn in the LLM's own chat template")
+    parser.add_argument("--batch-size", type=int, default=8, help="rows at once")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of both")
+    parser.add_argument("--device", help="cuda, cpu, ...")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the folder that is written, or gone on with")
+    return parser.parse_args(argv)
+
+
+def measure(options: argparse.Namespace) -> str:
+    """The whole program; answers the table."""
+    tasks = list(dict.fromkeys(name for name in options.tasks.split(",") if name))
+    settings = Settings(
+        options.model, options.against, tasks, options.include_path, options.limit, options.num_fewshot, options.apply_chat_template,
+        options.batch_size, options.dtype,
+    )  # fmt: skip
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return as_text(evaluate(settings, options.out, device))
+
+
+def main(argv: Sequence[str]) -> int:
+    """0 with the table and the folder, or 1 and one line on stderr; see fusion.evaluation.benchmarks.common.program."""
+    return program.run(measure, parsed(argv))

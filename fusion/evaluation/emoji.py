@@ -1,0 +1,143 @@
+"""Held-out emoji: names drawn, styles and skin tones changed, each beside the true picture. `python -m eval.emoji RUN`"""
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+import fusion
+from fusion.common.html import Section, figure, paragraph, table
+from fusion.data.formats import BadSample, EditPairs, ImageFolder, Sample
+from fusion.data.formats.config import DataConfig, open_sources
+from fusion.data.formats.split import fraction
+from fusion.generation.api import Fusion
+from fusion.sequence.document import blocks
+from fusion.training import report
+
+COUNT = 24  # pictures, and pairs of each kind of edit: as many characters, or all that are held out
+FROM_WORDS = "from their names"
+KNOBS = ("seed", "steps", "guidance", "image_guidance")  # of a run's samples; used here too
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A held-out sample and what the model made of it; all pictures are of one size. before: None where nothing was edited."""
+
+    words: str
+    before: Image.Image | None
+    wanted: Image.Image
+    drawn: Image.Image
+
+
+def sections(model: Fusion, data: DataConfig, knobs: Mapping[str, Any], count: int = COUNT) -> list[Section]:
+    """The part of a report about characters that were never trained on, by the split that the config's own loaders make.
+
+    data: as the run had it, with sources of kind images or edits; the latter are told apart by their column `kind`.
+    knobs: of Fusion.draw and Fusion.edit.
+    """
+    found = []
+    for kind, samples in held_out(data, model.processor.stride, count):
+        drawn = [attempt(model, sample, knobs) for sample in samples]
+        said = _panels(drawn) if kind == FROM_WORDS else _distances(drawn) + _panels(drawn)
+        found.append(Section(f"Held-out characters, {kind}", said))
+    return found
+
+
+def held_out(data: DataConfig, stride: int, count: int) -> Iterator[tuple[str, list[Sample]]]:
+    """Kinds of request for a picture, and at most `count` samples of each, of subjects that were never trained on."""
+    sources = [replace(source, describe=0.0) if source.kind == "images" else source for source in data.sources]
+    for source in open_sources(replace(data, sources=sources), "validation", stride):
+        if isinstance(source, ImageFolder):
+            yield FROM_WORDS, list(_subjects(source, count))
+        elif isinstance(source, EditPairs):
+            for kind in sorted({_kind(source, index) for index in range(len(source))}):
+                yield f"edits of {kind}", list(_subjects(source, count, kind))
+
+
+def psnr(image: Image.Image, other: Image.Image) -> float:
+    """Peak signal-to-noise ratio of two pictures of one size, in dB; inf where they are equal."""
+    error = np.mean((np.asarray(image, np.float64) - np.asarray(other, np.float64)) ** 2)
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def _kind(source: EditPairs, index: int) -> str:
+    """The kind of an edit pair, as its row says."""
+    return str(source.rows[source.chosen[index][0]].values.get("kind", "any kind"))
+
+
+def _subjects(source: ImageFolder | EditPairs, count: int, kind: str | None = None) -> Iterator[Sample]:
+    """At most `count` samples, each of another subject, the same at every call. kind: of edits."""
+    seen = set()
+    for index in sorted(range(len(source)), key=lambda index: fraction("held-out emoji", index)):
+        subject = source.chosen[index][1]
+        if len(seen) == count:
+            return
+        if subject in seen or (kind and _kind(source, index) != kind):
+            continue
+        try:
+            yield source[index]
+            seen.add(subject)
+        except BadSample:
+            continue
+
+
+def attempt(model: Fusion, sample: Sample, knobs: Mapping[str, Any]) -> Drawn:
+    """What the model makes of a sample's request. knobs: of Fusion.draw and Fusion.edit."""
+    asked, answer = sample.messages
+    words = " ".join(block["text"] for block in blocks(asked["content"]) if block["type"] == "text")
+    before = next((block["image"] for block in blocks(asked["content"]) if block["type"] == "image"), None)
+    (wanted,) = (block["image"] for block in blocks(answer["content"]))
+    if before is None:
+        return Drawn(words, None, wanted, model.draw(words, image_size=wanted.size, **knobs)[0])
+    return Drawn(words, before, wanted, model.edit(before, words, **knobs))
+
+
+def _panels(drawn: Sequence[Drawn]) -> str:
+    html = ""
+    for one in drawn:
+        pictures = {"before": one.before, "wanted": one.wanted, "drawn": one.drawn}
+        figures = "".join(figure(picture, name) for name, picture in pictures.items() if picture)
+        html += f'<div class="triptych"><p>{escape(one.words)}</p><div>{figures}</div></div>'
+    return html
+
+
+def _distances(drawn: Sequence[Drawn]) -> str:
+    """How near the drawn pictures come to the wanted ones, and how near the pictures were before."""
+    after = [psnr(one.drawn, one.wanted) for one in drawn]
+    before = [psnr(one.before, one.wanted) for one in drawn]
+    nearer = sum(a > b for a, b in zip(after, before, strict=True))
+    rows = [("drawn", median(after)), ("left as it was", median(before))]
+    said = f"{nearer} of {len(drawn)} pictures came nearer to what was wanted than they were before the edit."
+    return table(rows, ("picture", "median PSNR against what was wanted, dB")) + paragraph(said)
+
+
+def median(values: Sequence[float]) -> float:
+    """Of numbers, infinite ones among them."""
+    return float(np.median(values))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m eval.emoji RUN`: write the report of a finished run again, with this part."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: python -m eval.emoji RUN    writes RUN/report.html", file=sys.stderr)
+        return 2
+    run = Path(arguments[0])
+    try:
+        if not (run / "config.yaml").is_file():
+            raise ValueError(f"{run}: no config.yaml; give the folder of a run of train.unified")
+        config = OmegaConf.load(run / "config.yaml")
+        data = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), config.data))
+        model = fusion.load(run / "model", device="cuda" if torch.cuda.is_available() else None)
+        print(report.write(run, sections(model, data, {name: config.samples[name] for name in KNOBS})))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

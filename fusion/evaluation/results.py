@@ -1,0 +1,147 @@
+"""What an evaluation found: its figures as JSON, its page, and how it compares item by item with another."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+
+from fusion.common.html import Section, document, paragraph, picture, table
+from fusion.common.scores_html import as_text, score_table
+from fusion.common.statistics import Difference, Score, paired
+from fusion.evaluation.suite import Row, Suite
+from fusion.evaluation.suites import SUITES
+
+SHOWN, EXTREMES = 72, 12  # pixels on screen of a sample, and how many of the best and of the worst stand on top
+
+
+@dataclass(frozen=True)
+class Result:
+    """settings: what was asked, and how; facts: of the run. scores and rows by suite. text: perplexities, if they were measured."""
+
+    folder: Path
+    settings: dict
+    facts: dict
+    scores: dict[str, list[Score]]
+    rows: dict[str, list[Row]]
+    text: dict | None
+
+    def figures(self, paired: Sequence["Paired"] = ()) -> dict:
+        """For results.json; `rows` beside it have every item."""
+        scores = [{"suite": suite} | asdict(score) for suite, found in self.scores.items() for score in found]
+        return self.settings | self.facts | {"figures": scores, "text": self.text, "paired": [asdict(one) for one in paired]}
+
+    def as_text(self) -> str:
+        """For a terminal."""
+        scores = [score for found in self.scores.values() for score in found]
+        lines = [as_text(scores)]
+        if self.text:
+            width = max(len(score.name) for score in scores)
+            lines.append(f"{'text perplexity':<{width}}  {self.text['before']:.2f} -> {self.text['after']:.2f} ({self.text['rise']:+.1%})")
+        return "\n".join(lines)
+
+
+def read_result(folder: Path) -> Result:
+    """What eval.run wrote into a folder. ValueError in one line where there is none, or half of one."""
+    try:
+        found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        files = [(suite.name, sorted((folder / "samples" / suite.name.replace(" ", "-")).glob("*.jsonl"))) for suite in SUITES]
+        rows = {name: [Row(**json.loads(line)) for file in paths for line in file.read_text(encoding="utf-8").splitlines()] for name, paths in files}
+        scores: dict[str, list[Score]] = {}
+        for figure_ in found["figures"]:
+            scores.setdefault(figure_.pop("suite"), []).append(Score(**figure_))
+        return Result(folder, found, {}, scores, {name: rows[name] for name in scores}, found["text"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}: no finished evaluation there ({' '.join(str(error).split())[:80]}); run eval.run on it first") from None
+
+
+# ---- item by item ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired(Difference):
+    """By how much one subject's items of a suite are better than another's."""
+
+    suite: str
+
+
+def compared(one: Result, other: Result, suite: Suite, value: str) -> Paired | None:
+    """One value of a suite; None where the two were not asked the same, or one of them not at all."""
+    same = one.settings["prompts"].get(suite.name) == other.settings["prompts"].get(suite.name)
+    if not same or suite.name not in one.rows or suite.name not in other.rows:
+        return None
+    rows, theirs = one.rows[suite.name], {row.number: row.values[value] for row in other.rows[suite.name]}
+    difference = paired([row.values[value] for row in rows], [theirs[row.number] for row in rows])
+    return Paired(suite=suite.name, **vars(difference))
+
+
+def against(one: Result, other: Result) -> list[Paired]:
+    """The suites' main values, over suites in which both were asked the same. ValueError where there is none."""
+    found = [pair for suite in SUITES if (pair := compared(one, other, suite, suite.main))]
+    if not found:
+        raise ValueError(f"{other.folder}: it was asked for nothing that {one.folder} was: give the same --suite and --split")
+    return found
+
+
+# ---- the page ----
+
+
+def render(one: Result, paired: Sequence[Paired] = (), other: Result | None = None) -> str:
+    """The page as one string of HTML."""
+    sections = [Section("Scores", score_table(scores[0] for scores in one.scores.values()) + _words(one.text))]
+    if other:
+        sections.append(Section(f"Against {other.settings['model']}", _comparison(paired)))
+    for suite in SUITES:
+        if suite.name in one.rows:
+            rows = one.rows[suite.name]
+            sections.append(Section(suite.name.capitalize(), score_table(one.scores[suite.name]) + _samples(one.folder, suite.main, rows)))
+    settings = {name: one.settings[name] for name in ("suite", "split", "seed", "knobs", "prompts")} | one.facts
+    facts = "".join(f"<div><dt>{escape(name)}</dt><dd><code>{escape(str(value))}</code></dd></div>" for name, value in settings.items())
+    lead = f"{one.facts.get('kind', '')}, {sum(map(len, one.rows.values()))} items of the suite “{one.settings['suite']}”."
+    header = f'<header><h1>{escape(str(one.settings["model"]))}</h1><p class="lead">{escape(lead)}</p><dl>{facts}</dl></header>'
+    return document(f"Evaluation of {one.settings['model']}", header, sections)
+
+
+def _words(text: dict | None) -> str:
+    if text is None:
+        return ""
+    before, after, rise = text["before"], text["after"], text["rise"]
+    return paragraph(f"Perplexity of {text['tokens']:,} tokens of plain text: {before:.2f} before, {after:.2f} now ({rise:+.1%}).")
+
+
+def _comparison(paired: Sequence[Paired]) -> str:
+    rows = [(one.suite, f"{one.difference:+.3f} ± {one.half:.3f}", one.better, one.worse, one.count, _verdict(one)) for one in paired]
+    said = "Differences of the same items, this model less the other; the interval is of the mean difference, at 95%."
+    return paragraph(said) + table(rows, ("suite", "difference", "better", "worse", "of", ""))
+
+
+def _verdict(one: Paired) -> str:
+    if abs(one.difference) <= one.half:
+        return "no difference seen"
+    return "better" if one.difference > 0 else "worse"
+
+
+def _samples(folder: Path, main: str, rows: Sequence[Row]) -> str:
+    ordered = sorted(rows, key=lambda row: row.values[main])
+    parts = ""
+    if ordered[0].values[main] < ordered[-1].values[main]:
+        for title, chosen in (("Worst", ordered[:EXTREMES]), ("Best", ordered[: -EXTREMES - 1 : -1])):
+            parts += f"<h3>{title}</h3>{_gallery(folder, main, chosen)}"
+    return parts + f"<details><summary>All {len(rows)}</summary>{_gallery(folder, main, rows)}</details>"
+
+
+def _gallery(folder: Path, main: str, rows: Sequence[Row]) -> str:
+    return '<div class="gallery">' + "".join(_item(folder, main, row) for row in rows) + "</div>"
+
+
+def verdict(value: float) -> str:
+    """A value in [0, 1] in words."""
+    return ("right" if value == 1 else "wrong") if value in (0, 1) else f"{value:.2f}"
+
+
+def _item(folder: Path, main: str, row: Row) -> str:
+    caption = f"{row.asked}{'' if row.said is None else f' → {row.said}'} ({verdict(row.values[main])})"
+    if not row.images:
+        return f"<figure>{paragraph(caption)}</figure>"
+    shown = "".join(picture(folder / name, SHOWN) for name in row.images)
+    return f'<figure class="several"><div>{shown}</div><figcaption>{escape(caption)}</figcaption></figure>'

@@ -1,0 +1,220 @@
+"""Evaluates anything that draws: `python -m eval.run MODEL --suite quick -o out/eval` writes one page, and all figures as JSON.
+
+It goes on where it was stopped. MODEL: a saved unified model, a painter of any architecture, or a pipeline of diffusers. Several processes share
+the work with --shard 0/2 and --shard 1/2; the same command without --shard then puts it together.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from tqdm import tqdm
+from transformers.utils import logging
+
+from fusion.common.files import save
+from fusion.evaluation.results import Result, against, read_result, render
+from fusion.evaluation.subjects import Subject, load_subject, with_preset
+from fusion.evaluation.suite import SPLITS, Answer, Row, Suite
+from fusion.evaluation.suites import COUNTS, SUITES
+from fusion.generation.sampling import Sampling
+from fusion.training.perplexity import kept_texts
+from fusion.worlds.shapes import WORLD_VERSION
+
+KNOBS = {"steps": Sampling.steps, "guidance": Sampling.guidance}  # those that every subject knows
+RESULTS, SETTINGS = "results.json", "settings.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the outcome depends on, beside the model's weights."""
+
+    model: str
+    suite: str
+    split: str
+    seed: int
+    knobs: dict[str, Any]
+    counts: dict[str, int]
+    prompts: dict[str, str]
+
+
+def settings_of(model: str, suite: str, split: str, knobs: dict[str, Any]) -> Settings:
+    """With a fingerprint of each suite's prompts. ValueError for an unknown suite or split."""
+    if suite not in COUNTS or split not in SPLITS:
+        raise ValueError(f"suite={suite}, split={split}: suites are {', '.join(COUNTS)}, and splits {', '.join(SPLITS)}")
+    counts = {one.name: COUNTS[suite](one) for one in SUITES}
+    prompts = {one.name: fingerprint(one, counts[one.name], SPLITS[split]) for one in SUITES}
+    return Settings(str(model), suite, split, SPLITS[split], KNOBS | knobs, counts, prompts)
+
+
+def fingerprint(suite: Suite, count: int, seed: int) -> str:
+    """Of everything that is asked."""
+    digest = hashlib.blake2b(str(WORLD_VERSION).encode(), digest_size=8)
+    for item in suite.items(count, seed):
+        digest.update(suite.text(item).encode() + b"\0")
+    return digest.hexdigest()
+
+
+# ---- asking ----
+
+
+def asked(subject: Subject, settings: Settings) -> list[Suite]:
+    """The suites of which items are asked, and that the subject can answer."""
+    return [suite for suite in SUITES if settings.counts[suite.name] and suite.needs <= subject.can]
+
+
+def ask(subject: Subject, settings: Settings, out: Path, shard: tuple[int, int] = (0, 1)) -> None:
+    """Ask for what is not there yet of this shard's part, which is every n-th item, and keep each batch when it is done."""
+    work = []
+    for suite in asked(subject, settings):
+        known = {row.number for row in rows_of(out, suite)}
+        mine = suite.numbered(settings.counts[suite.name], settings.seed)[shard[0] :: shard[1]]
+        work.append((suite, [one for one in mine if one.number not in known]))
+    total = sum(len(items) for _, items in work)
+    with tqdm(total=total, unit="items", disable=not total) as bar:
+        for suite, items in work:
+            bar.set_description(suite.name)
+            for answers in suite.answers(subject, items):
+                keep(out, suite, answers)
+                bar.update(len(answers))
+
+
+def keep(out: Path, suite: Suite, answers: Sequence[Answer]) -> None:
+    """Write images as PNG files, then the rows of the batch as one file, whole or not at all, named by the first of them."""
+    place, rows = out / "samples" / slug(suite), []
+    place.mkdir(parents=True, exist_ok=True)
+    for row, images in answers:
+        names = [f"{row.number:04}{ascii_lowercase[number] if len(images) > 1 else ''}.png" for number in range(len(images))]
+        for name, image in zip(names, images, strict=True):
+            image.save(place / f"{name}.tmp", format="PNG")
+            os.replace(place / f"{name}.tmp", place / name)
+        rows.append(asdict(row) | {"images": [f"samples/{slug(suite)}/{name}" for name in names]})
+    save(("".join(json.dumps(row) + "\n" for row in rows)).encode(), place / f"{rows[0]['number']:04}.jsonl")
+
+
+def rows_of(out: Path, suite: Suite) -> list[Row]:
+    """All rows of a suite that are there, by number."""
+    files = sorted((out / "samples" / slug(suite)).glob("*.jsonl"))
+    return sorted((Row(**json.loads(line)) for file in files for line in file.read_text(encoding="utf-8").splitlines()), key=lambda row: row.number)
+
+
+def slug(suite: Suite) -> str:
+    """The suite's name as a folder's."""
+    return suite.name.replace(" ", "-")
+
+
+# ---- figures ----
+
+
+def result(subject: Subject, settings: Settings, out: Path, text: dict | None) -> Result:
+    """Everything that is known. ValueError while a suite is not complete."""
+    rows = {suite.name: rows_of(out, suite) for suite in asked(subject, settings)}
+    for name, found in rows.items():
+        if len(found) < settings.counts[name]:
+            raise ValueError(f"{out}: {len(found)} of {settings.counts[name]} items of {name} are there; run the other shards, then this again")
+    scores = {suite.name: suite.scores(rows[suite.name]) for suite in SUITES if suite.name in rows}
+    facts = {
+        "kind": subject.kind, "commit": commit(), "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "versions": {name: version(name) for name in ("torch", "transformers", "diffusers")}, "world": str(WORLD_VERSION),
+    }  # fmt: skip
+    return Result(out, asdict(settings), facts, scores, rows, text)
+
+
+def commit() -> str:
+    """Of the code that runs; empty outside a clone."""
+    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return asked.stdout.strip()
+
+
+def begin(settings: Settings, out: Path) -> None:
+    """Make the folder, or make sure that it holds results of the same settings. ValueError otherwise: nothing is written over."""
+    file, told = out / SETTINGS, json.dumps(asdict(settings), indent=1) + "\n"
+    if file.is_file():
+        if json.loads(file.read_text(encoding="utf-8")) != json.loads(told):
+            raise ValueError(f"{out} holds results of another model or other settings: give another folder with -o")
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} holds something else: give another folder with -o")
+    out.mkdir(parents=True, exist_ok=True)
+    save(told.encode(), file)
+
+
+def evaluate(
+    model: str, out: Path, suite: str = "quick", split: str = "scored", knobs: dict | None = None, shard: tuple[int, int] = (0, 1),
+    llm: str | None = None, other: Path | None = None, device: str | None = None,
+) -> Result | None:  # fmt: skip
+    """The whole evaluation; None where other shards still work. llm: the language model that the model was made of, for what it did to its text."""
+    settings = settings_of(model, suite, split, with_preset(model, knobs or {}))
+    other = read_result(other) if other else None
+    begin(settings, out)
+    subject = load_subject(model, settings.knobs, device)
+    ask(subject, settings, out, shard)
+    if shard[1] > 1:
+        return None
+    text = kept_texts(llm, model) if llm and "answer" in subject.can else None
+    found = result(subject, settings, out, text)
+    paired = against(found, other) if other else []
+    save((json.dumps(found.figures(paired), indent=1) + "\n").encode(), out / RESULTS)
+    save(render(found, paired, other).encode(), out / "report.html")
+    return found
+
+
+# ---- the program ----
+
+
+def parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m eval.run", description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="folder of a unified model (or a bundled one's name), of a painter, or of a diffusers pipeline")
+    parser.add_argument("--suite", choices=COUNTS, default="quick", help="how many items are asked")
+    parser.add_argument("--split", choices=SPLITS, default="scored", help="development while anything is being tuned")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the folder that is written, or gone on with")
+    parser.add_argument("--against", type=Path, help="a folder that this program wrote, of another model: both are compared item by item")
+    parser.add_argument("--llm", help="the language model that the model was made of: its perplexity, before and after")
+    parser.add_argument("--shard", default="0/1", help="i/n: this process asks for every n-th item, from number i on")
+    parser.add_argument("--device", help="cuda, cpu, ...")
+    parser.add_argument("knobs", nargs="*", metavar="knob=value", help="of the sampler: steps=20 guidance=3 solver=heun ..., or preset=fast")
+    return parser.parse_intermixed_args(argv)
+
+
+def shard_of(words: str) -> tuple[int, int]:
+    """i/n. ValueError unless 0 <= i < n."""
+    first, _, last = words.partition("/")
+    if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise ValueError(f"--shard {words}: give i/n with i from 0 to n - 1")
+    return int(first), int(last)
+
+
+def knobs_of(words: Sequence[str]) -> dict[str, Any]:
+    """name=value, each value as YAML reads it. ValueError for a word of another form."""
+    if wrong := [word for word in words if "=" not in word]:
+        raise ValueError(f"{wrong[0]}: knobs are given as name=value")
+    return OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
+
+
+def main(argv: Sequence[str]) -> int:
+    """0 with the page's path, or 1 and one line on stderr."""
+    options = parsed(argv)
+    logging.disable_progress_bar()  # of reading weights
+    try:
+        knobs, shard = knobs_of(options.knobs), shard_of(options.shard)
+        found = evaluate(options.model, options.out, options.suite, options.split, knobs, shard, options.llm, options.against, options.device)
+    except (ValueError, TypeError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    if found is None:
+        print(f"shard {options.shard} is done; the same command without --shard puts all of them together")
+        return 0
+    print(found.as_text())
+    print(options.out / "report.html")
+    return 0

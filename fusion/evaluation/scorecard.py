@@ -1,0 +1,104 @@
+"""Scores a subject that is at hand on the built-in world, for the demo, a painter's run and a comparison; `eval.run` does it for a folder.
+
+Both ask through fusion.evaluation.suite, so that the same subject has the same figures on the same items.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from fusion.common.contact_sheet import Cell, contact_sheet
+from fusion.common.files import save
+from fusion.common.html import png
+from fusion.common.statistics import Score
+from fusion.evaluation.subjects import Subject
+from fusion.evaluation.suite import Answer
+from fusion.evaluation.suites import OVERALL, SUITES, Drawing, Edits, Intents, Questions
+from fusion.worlds.shapes import WORLD_VERSION
+
+FIGURES = {
+    "overall": (Drawing.name, OVERALL),
+    "seen": (Drawing.name, f"{OVERALL}, seen pairs"),
+    "held_out": (Drawing.name, f"{OVERALL}, held-out pairs"),
+    "colours_present": (Drawing.name, Drawing.words["colours"]),
+    "edits_done": (Edits.name, Edits.words["right"]),
+    "edits_kept": (Edits.name, Edits.words["kept"]),
+    "questions": (Questions.name, Questions.words["right"]),
+    "when_to_draw": (Intents.name, Intents.words["right"]),
+}
+"""The main figures: a suite's name and a score's by the name that configs, targets and scores.json have for it."""
+
+
+@dataclass(frozen=True)
+class Scorecard:
+    """Everything a subject was asked and what it made of it, by suite and in the order of the items. seed: of the items; seconds: it took."""
+
+    seed: int
+    seconds: float
+    answers: dict[str, list[Answer]]
+
+    @cached_property
+    def scores(self) -> dict[str, list[Score]]:
+        """All scores of each suite."""
+        suites = {suite.name: suite for suite in SUITES}
+        return {name: suites[name].scores([row for row, _ in answers]) for name, answers in self.answers.items()}
+
+    @property
+    def figures(self) -> dict[str, Score]:
+        """The main figures of what was asked, by their names in FIGURES."""
+        by_name = {(suite, score.name): score for suite, found in self.scores.items() for score in found}
+        return {name: by_name[place] for name, place in FIGURES.items() if place in by_name}
+
+    @property
+    def details(self) -> list[Score]:
+        """All other scores."""
+        main = list(self.figures.values())
+        return [score for found in self.scores.values() for score in found if score not in main]
+
+    def with_targets(self, targets: Mapping[str, float]) -> list[Score]:
+        """The main figures, each with its target where there is one."""
+        return [replace(score, target=targets.get(name)) for name, score in self.figures.items()]
+
+    def as_json(self) -> dict:
+        """The figures with what they depend on."""
+        figures = {name: asdict(score) for name, score in self.figures.items()}
+        about = {"seed": self.seed, "world": WORLD_VERSION, "seconds": round(self.seconds, 1)}
+        return about | figures | {"details": [asdict(score) for score in self.details]}
+
+    def sheets(self) -> dict[str, Image.Image]:
+        """Contact sheets of drawings and of edits, what is not right framed in red."""
+        shown = {"drawings": self.answers.get(Drawing.name, []), "edits": self.answers.get(Edits.name, [])}
+        cells = {
+            name: [Cell(images, [row.asked], row.values["right"] == 1) for row, images in answers]
+            for name, answers in shown.items()
+        }
+        return {name: contact_sheet(found) for name, found in cells.items() if found}
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write scores.json and a PNG of each sheet into a folder, each whole or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {folder / "scores.json": (json.dumps(self.as_json(), indent=1) + "\n").encode()}
+        files |= {folder / f"{name}.png": png(sheet) for name, sheet in self.sheets().items()}
+        for path, data in files.items():
+            save(data, path)
+        return list(files)
+
+
+def score(subject: Subject, counts: Mapping[str, int], seed: int, progress: bool = False) -> Scorecard:
+    """Ask a subject for the first items of suites. counts: how many, by suite; seed: of the items, one of fusion.evaluation.suite.SPLITS."""
+    began, answers = time.monotonic(), {}
+    with tqdm(total=sum(counts.values()), desc="scoring", unit="items", disable=not progress) as bar:
+        for suite in (suite for suite in SUITES if suite.name in counts):
+            found: list[Answer] = []
+            for batch in suite.answers(subject, suite.numbered(counts[suite.name], seed)):
+                found += batch
+                bar.update(len(batch))
+            answers[suite.name] = sorted(found, key=lambda answer: answer[0].number)
+    return Scorecard(seed, time.monotonic() - began, answers)

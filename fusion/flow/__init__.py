@@ -1,0 +1,1 @@
+"""Flow matching: paths from data to noise, targets and losses, and the solvers that integrate a velocity."""

@@ -1,0 +1,1 @@
+"""Generation with a unified model: text tokens, images behind a cached prefix, and the `Fusion` interface."""

@@ -1,0 +1,91 @@
+"""What a batch of documents has read so far: a cache, the mask's columns of every cached row, and a writer per document.
+
+Documents of a batch grow at different speeds. Rows that have nothing to read are padded, and the mask, being data, knows: where a row
+lies in the cache means nothing.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fusion.nn.kv_cache import PrefixCache
+from fusion.sequence.mask import Rows
+from fusion.sequence.packed import Control, Picture, Piece, Tokens, Writer
+from fusion.unified.model import FusionModel
+
+_PADDING = 1 << 40  # padding rows get blocks from here on, each its own
+
+
+class Arranged:
+    """Rows of several documents as a batch, padded at the end: ids, position, the mask's columns, and which rows are patches."""
+
+    def __init__(self, rows: list[np.ndarray], start: int, device: torch.device):
+        length = max(part.shape[1] for part in rows)
+        table = np.zeros((10, len(rows), length), np.int64)  # the nine of sequence.Writer, and the document
+        table[8:10] = -1
+        table[3] = _PADDING + start + np.arange(length)
+        for row, part in enumerate(rows):
+            table[:9, row, : part.shape[1]] = part
+            table[9, row, : part.shape[1]] = 0
+        columns = torch.from_numpy(table).to(device)
+        self.ids: Int[Tensor, "b t"] = columns[0]
+        self.position: Int[Tensor, "3 b t"] = columns[5:8]
+        self.rows = Rows(columns[9], columns[2], columns[3], columns[4].bool())
+        self.picture: Int[Tensor, "b t"] = columns[8].clamp(max=0)  # all pictures of a step share one time
+        self.lengths = [part.shape[1] for part in rows]
+
+    @property
+    def cell(self) -> Int[Tensor, "n 2"]:
+        """Row and column of each patch in its picture."""
+        time, row, column = self.position[:, self.picture >= 0]
+        return torch.stack([row - time, column - time], dim=-1)
+
+
+class Prefix:
+    """Documents being read by a model, one per row of the batch. `last` is the hidden state of the last row of each, (b, d)."""
+
+    def __init__(self, model: FusionModel, control: Control, documents: int):
+        self.model = model
+        self.writers = [Writer(control) for _ in range(documents)]
+        self.cache = PrefixCache()
+        self.rows: Rows | None = None
+        self.last: Float[Tensor, "b d"] | None = None
+        self.pictures: list[list[Float[Tensor, "_ p"]]] = [[] for _ in range(documents)]  # the clean pictures of each, as writers count them
+        self.encoded = 0  # rows that went through the decoder, padding not counted
+
+    def write(self, row: int, pieces: list[Piece]) -> None:
+        """Put pieces behind a document, pictures as clean ones; `read` then needs their patches."""
+        writer = self.writers[row]
+        for piece in pieces:
+            if isinstance(piece, Picture):
+                writer.open_picture(piece.size_ids)
+                writer.clean_picture(0, piece.grid)
+            elif isinstance(piece, Tokens) and piece.ids:
+                writer.text(piece.ids)
+
+    def read(self, patches: list[Float[Tensor, "_ p"]]) -> None:
+        """Run everything written since the last call through the decoder. patches: of the clean pictures in it, in row order."""
+        new = [writer.take() for writer in self.writers]
+        waiting = iter(patches)
+        for held, writer in zip(self.pictures, self.writers, strict=True):
+            held += [next(waiting) for _ in writer.pictures[len(held) :]]
+        seen = 0 if self.rows is None else len(self.rows)
+        batch = Arranged(new, seen, self.model.device)
+        self.encoded += sum(batch.lengths)
+        self.rows = batch.rows if self.rows is None else Rows.cat([self.rows, batch.rows])
+        time = self.model.embed_time(torch.zeros(1, device=self.model.device))
+        width = self.model.config.patch_width
+        values = torch.cat(patches).to(self.model.device) if patches else torch.zeros(0, width, device=self.model.device)
+        embeds = self.model.embed(batch.ids, batch.picture, batch.cell, values, time)
+        mask = self.model.backbone.mask(batch.rows, self.rows)
+        modulation = self.model.modulate_rows(time, batch.picture)
+        hidden = self.model.backbone(embeds, batch.position, mask, modulation, self.cache, batch.picture)
+        ends = torch.tensor(batch.lengths, device=hidden.device)
+        last = hidden[torch.arange(len(ends), device=hidden.device), (ends - 1).clamp(min=0)]
+        self.last = last if self.last is None else torch.where((ends > 0)[:, None], last, self.last)
+
+    def reference(self, row: int, grid: tuple[int, int]) -> Float[Tensor, "n p"] | None:
+        """The last clean picture of this size in a document: what a picture to be drawn there may be an edit of."""
+        index = self.writers[row].reference(grid)
+        return self.pictures[row][index] if index >= 0 else None

@@ -1,0 +1,1 @@
+"""Small neural network parts shared by the unified model and the diffusion transformers."""

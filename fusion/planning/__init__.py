@@ -1,0 +1,1 @@
+"""Forecasts of training runs: memory, time and cost, without a GPU and without weights."""

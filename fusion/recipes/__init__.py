@@ -1,0 +1,1 @@
+"""Whole runs: the configuration of each kind of training, and the function that carries it out."""

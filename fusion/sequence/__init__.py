@@ -1,0 +1,1 @@
+"""From messages to packed rows: documents, images, patches, tokens, rows and their attention mask."""

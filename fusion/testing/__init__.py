@@ -1,0 +1,1 @@
+"""Tiny models, documents and reference networks for tests and benchmarks."""

@@ -1,0 +1,1 @@
+"""The search for sampling parameters with the best quality at every cost."""

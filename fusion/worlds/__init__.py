@@ -1,0 +1,1 @@
+"""Procedural data sets with a judge of their own."""
