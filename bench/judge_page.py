@@ -2,24 +2,21 @@
 
 from collections.abc import Iterator
 from html import escape
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from bench.disturb import DISTURBANCES
+from bench.judge_measure import Found, Tally
 from fusion.common.charts import Line, chart
 from fusion.common.contact_sheet import GAP, Cell, cell_width, contact_sheet
 from fusion.common.html import Section, document, gallery, paragraph, table
 from fusion.worlds.shapes import COLOURS, SHAPES
 
-if TYPE_CHECKING:
-    from bench.judge import Found, Tally
-
 SHOWN = 64  # pixels on screen of a sample
 KEEPS = 0.95  # of the scenes that are right undisturbed: what is called read
 
 
-def page(found: "Found") -> str:
+def page(found: Found) -> str:
     """The page as one string of HTML."""
     settings = found.settings
     lead = f"{settings['scenes']} random scenes of {settings['size']} pixels, one to four objects, each disturbed in every way and strength."
@@ -43,7 +40,7 @@ WORDS = (
 )
 
 
-def stands(found: "Found") -> list[str]:
+def stands(found: Found) -> list[str]:
     """A sentence for each disturbance: up to where scenes are read, and where most are not."""
     said = []
     for one in DISTURBANCES:
@@ -56,7 +53,7 @@ def stands(found: "Found") -> list[str]:
     return said
 
 
-def charts(found: "Found") -> Iterator[str]:
+def charts(found: Found) -> Iterator[str]:
     """One for each disturbance."""
     for one in DISTURBANCES:
         rows = [(strength, tally.scores) for strength, tally in found.tallies[one.name].items()]
@@ -66,7 +63,7 @@ def charts(found: "Found") -> Iterator[str]:
         )
 
 
-def _rows(found: "Found") -> Iterator[tuple[str, float, "Tally"]]:
+def _rows(found: Found) -> Iterator[tuple[str, float, Tally]]:
     """The undisturbed scenes once, then every strength."""
     for place, (name, by_strength) in enumerate(found.tallies.items()):
         for strength, tally in by_strength.items():
@@ -74,7 +71,7 @@ def _rows(found: "Found") -> Iterator[tuple[str, float, "Tally"]]:
                 yield name if strength else "none", strength, tally
 
 
-def scores(found: "Found") -> str:
+def scores(found: Found) -> str:
     """Precision, recall, exact scenes and false expectations that passed, with their intervals."""
     rows = []
     for name, strength, tally in _rows(found):
@@ -83,7 +80,7 @@ def scores(found: "Found") -> str:
     return table(rows, ["disturbance", "strength", "precision", "recall", "exact", "false passed"])
 
 
-def by_kind(found: "Found") -> str:
+def by_kind(found: Found) -> str:
     """Of the objects of each shape and each colour, the share that the judge names."""
     columns = [*SHAPES, *COLOURS]
     rows = []
@@ -92,7 +89,7 @@ def by_kind(found: "Found") -> str:
     return table(rows, ["disturbance", "strength", *columns])
 
 
-def misread(found: "Found") -> str:
+def misread(found: Found) -> str:
     """What is most often taken for what."""
     rows = [
         [name, f"{strength:g}", sum(tally.misread.values()), ", ".join(f"{what} ({times})" for what, times in tally.misread.most_common(4))]
@@ -102,7 +99,7 @@ def misread(found: "Found") -> str:
     return table(rows, ["disturbance", "strength", "times", "most often"]) if rows else paragraph("Nothing is.")
 
 
-def samples(found: "Found") -> str:
+def samples(found: Found) -> str:
     """The same scenes at every strength."""
     parts = ""
     for name, by_strength in found.shown.items():
@@ -112,7 +109,7 @@ def samples(found: "Found") -> str:
     return parts
 
 
-def sheet(found: "Found") -> Image.Image:
+def sheet(found: Found) -> Image.Image:
     """A scene of each way at every strength, framed in red where it is not read rightly."""
     cells = []
     for index, (name, by_strength) in enumerate(found.shown.items()):

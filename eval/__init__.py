@@ -1,3 +1,1 @@
-"""Programs that measure and report: run them from a clone, as `python -m eval.<program>`."""
-
-import train  # noqa: F401  (bounds what oneDNN keeps, before torch is loaded)
+"""Programs that measure and report: `python -m eval.<program>`; `fusion eval`, `fusion tune` and others are the same when installed."""

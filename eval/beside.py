@@ -2,7 +2,7 @@
 
 import sys
 
-from fusion.evaluation.side_by_side import main
+from fusion.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(["beside", *sys.argv[1:]]))

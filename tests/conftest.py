@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+import fusion
 from fusion.testing import tiny_llms as families
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# AutoModel and its kin read saved models in tests.
+fusion.register()
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,8 @@
-"""The tree keeps its shape: reading order, small files, short functions, documented names, nothing unsafe, nothing private."""
+"""The tree keeps its shape: one dependency order, small files, short functions, documented names, nothing unsafe, nothing private."""
 
 import ast
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -16,57 +16,18 @@ LIBRARY = [path for path in SOURCES if path.parts[0] == "fusion"]
 
 LONGEST_FILE = 450
 LONGEST_FUNCTION = 60
+MOST_FILES = 25
 
-# A file of fusion/ imports only from files above it. `fusion/__init__.py` gathers the public names and stands outside.
-READING_ORDER = [
-    "checked",
-    "settings",
-    "document",
-    "files",
-    "images",
-    "patches",
-    "sequence",
-    "mask",
-    "layers",
-    "conv",
-    "flow",
-    "solvers",
-    "cache",
-    "autoencoder",
-    "codec",
-    "modality",
-    "prefix_cache",
-    "deep",
-    "lora",
-    "backbone",
-    "loading",
-    "model",
-    "objective",
-    "tokens",
-    "sizes",
-    "processor",
-    "sampling",
-    "presets",
-    "prefix",
-    "drawing",
-    "generate",
-    "api",
-    "architectures",
-    "data.shapes",
-    "data.sources",
-    "data.loader",
-    "data.batches",
-    "data.pairs",
-    "data.check",
-    "data",
-    "page",
-    "conversation",
-    "show",
-    "picture",
-    "data.preview",
-    "chat",
-    "cli",
+# The order stands once, in README's tree: its lines are `  FOLDER/   what is in it`.
+LAYOUT = [
+    match[1].rstrip("/").replace("/", ".")
+    for match in re.finditer(r"^  ([a-z_/]+/)  +\S", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
 ]
+OUTSIDE = {"", "__main__"}  # fusion/__init__.py gathers the public names, fusion/__main__.py is the command
+LAZY = {  # what imports by name: public names of the package when they are first used, and parts of a package that not everybody has
+    Path("fusion/__init__.py"),
+    Path("fusion/evaluation/benchmarks/distribution/distances.py"),
+}
 
 
 @cache
@@ -79,8 +40,8 @@ def nodes(path: Path, *kinds: type) -> list:
 
 
 def module(path: Path) -> str:
-    """fusion/data/shapes.py -> data.shapes; fusion/data/__init__.py -> data."""
-    return ".".join(path.with_suffix("").parts[1:]).removesuffix(".__init__")
+    """fusion/worlds/shapes/render.py -> worlds.shapes.render; fusion/data/__init__.py -> data."""
+    return ".".join(path.with_suffix("").parts[1:]).removesuffix("__init__").rstrip(".")
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -96,98 +57,116 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def place(name: str) -> int | None:
-    """Place of a dotted module (below `fusion.`) in the reading order: that of its longest listed prefix."""
+    """Place of a dotted module (below `fusion.`) in the layout: that of its longest listed prefix."""
     parts = name.split(".")
     prefixes = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
-    return next((READING_ORDER.index(prefix) for prefix in prefixes if prefix in READING_ORDER), None)
+    return next((LAYOUT.index(prefix) for prefix in prefixes if prefix in LAYOUT), None)
 
 
-def test_the_tree_is_there():
-    assert len(LIBRARY) > 5
-    assert place("data.shapes.render") == READING_ORDER.index("data.shapes")
-    assert place("nowhere") is None
+def offenders(paths: list[Path], fault: Callable[[Path], object]) -> str:
+    """One line for every file with a fault."""
+    return "\n".join(f"{path}: {found}" for path in paths if (found := fault(path)))
 
 
-def refuse(offenders: Iterable[str]) -> None:
-    """Fail with all offenders of a rule at once."""
-    if lines := list(offenders):
-        pytest.fail("\n".join(lines), pytrace=False)
+def test_the_layout_of_the_readme_is_that_of_the_tree():
+    assert len(LAYOUT) == len(set(LAYOUT)) > 15
+    assert not [name for name in LAYOUT if not (ROOT / "fusion" / name.replace(".", "/") / "__init__.py").is_file()]
+    assert place("worlds.shapes.render") == LAYOUT.index("worlds") and place("nowhere") is None
+    lost = [str(path) for path in LIBRARY if module(path) not in OUTSIDE and place(module(path)) is None]
+    assert not lost, f"not in README's tree: {lost}"
 
 
-def test_imports_point_upwards_in_the_reading_order():
-    refuse(line for path in LIBRARY for line in downward(path))
-
-
-def downward(path: Path) -> Iterator[str]:
-    """What a file of the library imports from below it."""
-    if below := [name for name in imported(path) if name.split(".")[0] in PROGRAMS]:
-        yield f"{path} imports {below}: the library does not know its programs"
-    if path.name == "__init__.py":
-        return
+def upward(path: Path) -> list[str]:
     here = place(module(path))
-    if here is None:
-        yield f"{path} has no place in READING_ORDER of {Path(__file__).name}"
-        return
-    for name in imported(path):
-        if name.startswith("fusion."):
-            there = place(name.removeprefix("fusion."))
-            if there is not None and there > here:
-                yield f"{path} imports {name}, which comes after it"
+    names = [name.removeprefix("fusion.") for name in imported(path) if name.startswith("fusion.")]
+    return [name for name in names if (there := place(name)) is not None and there > here]
 
 
-def test_no_imports_go_in_circles():
-    modules = {module(path): path for path in LIBRARY if len(path.parts) > 2 or path.name != "__init__.py"}
+def test_imports_point_to_folders_above():
+    assert not (found := offenders([path for path in LIBRARY if module(path) not in OUTSIDE], upward)), found
+
+
+def test_the_library_knows_neither_its_programs_nor_its_tests():
+    def fault(path: Path) -> list[str]:
+        return [name for name in imported(path) if name.split(".")[0] in PROGRAMS or name == "fusion"]
+
+    assert not (found := offenders(LIBRARY, fault)), found
+
+
+def test_nothing_but_tests_imports_tests():
+    def fault(path: Path) -> list[str]:
+        return [name for name in imported(path) if name.split(".")[0] == "tests"]
+
+    assert not (found := offenders([path for path in SOURCES if path.parts[0] != "tests"], fault)), found
+
+
+def test_nothing_is_imported_by_a_string_or_by_another_path():
+    def fault(path: Path) -> list[str]:
+        calls = {ast.unparse(node.func) for node in nodes(path, ast.Call)}
+        return sorted({"importlib.import_module", "import_module", "__import__"} & calls) + [
+            ast.unparse(node) for node in nodes(path, ast.Attribute) if ast.unparse(node) == "sys.path"
+        ]
+
+    assert not (found := offenders([path for path in SOURCES if path.parts[0] != "tests" and path not in LAZY], fault)), found
+
+
+@pytest.mark.parametrize("top", ["fusion", "bench"])
+def test_no_imports_go_in_circles(top):
+    files = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES if path.parts[0] == top}
+    files.pop("fusion", None)
 
     def owner(name: str) -> str | None:
-        parts = name.removeprefix("fusion.").split(".")
-        return next((known for end in range(len(parts), 0, -1) if (known := ".".join(parts[:end])) in modules), None)
+        parts = name.split(".")
+        return next((known for end in range(len(parts), 0, -1) if (known := ".".join(parts[:end])) in files), None)
 
-    graph = {
-        name: {owner(needed) for needed in imported(path) if needed.startswith("fusion.")} - {None, name}
-        for name, path in modules.items()
-    }
-    assert set(TopologicalSorter(graph).static_order()) == set(modules)  # a circle raises CycleError, which shows it
+    graph = {name: {owner(needed) for needed in imported(path)} - {None, name} for name, path in files.items()}
+    assert set(TopologicalSorter(graph).static_order()) == set(files)  # a circle raises CycleError, which shows it
 
 
-def test_files_are_short():
-    lines = {path: len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in SOURCES}
-    refuse(f"{path} has {count} lines" for path, count in lines.items() if count > LONGEST_FILE)
+def test_programs_are_short_and_lie_in_train_and_eval():
+    programs = [path for path in SOURCES if path.parts[0] in ("train", "eval")]
+    long = [str(path) for path in programs if len((ROOT / path).read_text(encoding="utf-8").splitlines()) > 45]
+    assert not long, f"programs whose code belongs in fusion/: {long}"
+    started = {Path("fusion/recipes/demo_worker.py"), Path("fusion/testing/killed_runs.py")}  # what other processes are started as
+    found = [path for path in LIBRARY if "\nif __name__ ==" in (ROOT / path).read_text(encoding="utf-8")]
+    assert set(found) <= started, found
 
 
-def test_functions_are_short():
-    refuse(
-        f"{path}: {node.name} has {length} lines"
-        for path in SOURCES
-        for node in nodes(path, ast.FunctionDef, ast.AsyncFunctionDef)
-        if (length := node.end_lineno - node.lineno + 1) > LONGEST_FUNCTION
-    )
+def test_folders_are_small_enough_to_hold_in_the_head():
+    folders = {path.parent for path in SOURCES}
+    large = {str(folder): count for folder in folders if (count := sum(path.parent == folder for path in SOURCES)) > MOST_FILES}
+    assert not large, large
+
+
+def test_files_and_functions_are_short():
+    def fault(path: Path) -> list[str]:
+        lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
+        functions = [(node.name, node.end_lineno - node.lineno + 1) for node in nodes(path, ast.FunctionDef, ast.AsyncFunctionDef)]
+        return [f"{lines} lines"] * (lines > LONGEST_FILE) + [f"{name} has {length}" for name, length in functions if length > LONGEST_FUNCTION]
+
+    assert not (found := offenders(SOURCES, fault)), found
 
 
 def test_a_file_begins_with_its_purpose_in_one_line():
-    refuse(line for path in SOURCES for line in unclear_purpose(path))
+    def fault(path: Path) -> str:
+        first, *rest = (ast.get_docstring(tree(path)) or "").splitlines() or [""]
+        return "" if 10 < len(first) <= 150 and not (rest and rest[0].strip()) else f"say in the docstring's first line what the file is ({len(first)})"
 
-
-def unclear_purpose(path: Path) -> Iterator[str]:
-    """What is wrong with the first line of a file's docstring."""
-    docstring = ast.get_docstring(tree(path)) or ""
-    first, *rest = docstring.splitlines() or [""]
-    if len(first) <= 10 or (rest and rest[0].strip()):
-        yield f"{path}: say in the docstring's first line what the file is"
-    if len(first) > 150:
-        yield f"{path}: the first line has {len(first)} characters"
-
-
-def public(body: list[ast.stmt]) -> list:
-    return [
-        node
-        for node in body
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_")
-    ]
+    assert not (found := offenders(SOURCES, fault)), found
 
 
 def test_public_names_have_docstrings():
-    bare = ((path, node.name) for path in LIBRARY for node in public(tree(path).body) if not ast.get_docstring(node))
-    refuse(f"{path}: no docstring on {name}" for path, name in bare)
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+    def fault(path: Path) -> list[str]:
+        public = [node for node in tree(path).body if isinstance(node, kinds) and not node.name.startswith("_")]
+        return [node.name for node in public if not ast.get_docstring(node)]
+
+    assert not (found := offenders(LIBRARY, fault)), found
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -195,27 +174,21 @@ UNSAFE_CALLS = {"torch.load", "torch.save", "eval", "exec", "os.system"}
 
 
 def test_nothing_is_unpickled_or_evaluated():
-    refuse(f"{path} uses {unsafe(path)}; weights are safetensors, state is JSON" for path in SOURCES if unsafe(path))
+    def fault(path: Path) -> list[str]:
+        modules = {name.split(".")[0] for name in imported(path)} & UNSAFE_MODULES
+        calls = {ast.unparse(node.func) for node in nodes(path, ast.Call)} & UNSAFE_CALLS
+        return sorted(modules | calls)  # weights are safetensors, state is JSON
 
-
-def unsafe(path: Path) -> list[str]:
-    """Modules and functions of a file that run what they read."""
-    modules = {name.split(".")[0] for name in imported(path)} & UNSAFE_MODULES
-    calls = {ast.unparse(node.func) for node in nodes(path, ast.Call)} & UNSAFE_CALLS
-    return sorted(modules | calls)
+    assert not (found := offenders(SOURCES, fault)), found
 
 
 def test_annotations_stay_readable_to_the_shape_checker():
-    refuse(line for path in LIBRARY for line in unreadable(path))
+    def fault(path: Path) -> list[str]:
+        postponed = ["__future__.annotations"] if "__future__.annotations" in set(imported(path)) else []  # hides shapes from jaxtyping
+        marks = [ast.unparse(mark) for node in nodes(path, ast.FunctionDef, ast.ClassDef) for mark in node.decorator_list]
+        return postponed + [mark for mark in marks if "jaxtyped" in mark]  # the tests' import hook checks shapes, not a decorator
 
-
-def unreadable(path: Path) -> Iterator[str]:
-    """What keeps jaxtyping from a file's annotations."""
-    if "__future__.annotations" in set(imported(path)):
-        yield f"{path}: postponed annotations hide shapes from jaxtyping"
-    decorators = [ast.unparse(mark) for node in nodes(path, ast.FunctionDef, ast.ClassDef) for mark in node.decorator_list]
-    if any("jaxtyped" in mark for mark in decorators):
-        yield f"{path}: shapes are checked by the tests' import hook, not by a decorator"
+    assert not (found := offenders(LIBRARY, fault)), found
 
 
 # Paths of one machine, put together here so that this file does not match itself.
@@ -228,5 +201,7 @@ PROSE = [
 
 
 def test_no_path_of_somebodys_machine():
-    texts = ((path, (ROOT / path).read_text(encoding="utf-8")) for path in (*SOURCES, *PROSE))
-    refuse(f"{path} names {found}" for path, text in texts if (found := MACHINE_PATHS.findall(text)))
+    def fault(path: Path) -> list[str]:
+        return MACHINE_PATHS.findall((ROOT / path).read_text(encoding="utf-8"))
+
+    assert not (found := offenders([*SOURCES, *PROSE], fault)), found

@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 
-from fusion.recipes.demo import main
+from fusion.cli.main import main
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 
 if __name__ == "__main__":
     words = sys.argv[1:]
-    sys.exit(main(words if words and "=" not in words[0] else [str(CONFIG), *words]))
+    config = words if words and "=" not in words[0] else [str(CONFIG), *words]
+    sys.exit(main(["train", "demo", *config]))

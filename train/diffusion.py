@@ -2,7 +2,7 @@
 
 import sys
 
-from fusion.recipes.diffusion import main
+from fusion.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(["train", "diffusion", *sys.argv[1:]]))

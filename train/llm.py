@@ -2,7 +2,7 @@
 
 import sys
 
-from fusion.recipes.llm import main
+from fusion.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(["train", "llm", *sys.argv[1:]]))

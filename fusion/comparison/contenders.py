@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-import fusion
 from fusion.codecs.codec import load_codec
 from fusion.diffusion import load_painter
 from fusion.diffusion.networks.conditioning import Conditioning
@@ -21,6 +20,7 @@ from fusion.diffusion.text_encoders import TextEncoders, load_encoder
 from fusion.evaluation import scorecard, subjects
 from fusion.evaluation.suite import SPLITS
 from fusion.evaluation.suites import SIZE, drawing_counts
+from fusion.generation import api
 from fusion.generation.cost import flops, kept_bytes, parameters
 from fusion.generation.sampling import Sampling
 from fusion.recipes import diffusion, unified
@@ -232,7 +232,7 @@ def finished(config: Diffusion | Unified, knobs: dict) -> tuple[Learner, subject
     if isinstance(config, Diffusion):
         painter = load_painter(folder)
         return PainterLearner(painter), subjects.Painted(painter, knobs)
-    model = fusion.load(folder, dtype=torch.float32)
+    model = api.load(folder, dtype=torch.float32)
     return UnifiedLearner(model), subjects.Unified(model, knobs)
 
 

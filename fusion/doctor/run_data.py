@@ -14,7 +14,6 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-import fusion
 from fusion.codecs.codec import Codec
 from fusion.common.config import load_config
 from fusion.data.curriculum import HELD_OUT_SEED, TRAINING_SEED, Curriculum, Stage, open_data
@@ -23,6 +22,7 @@ from fusion.data.packing import Batch, documents
 from fusion.data.pairs import PairBatch, fixed_pairs
 from fusion.diffusion import load_painter
 from fusion.doctor.finding import Missing
+from fusion.generation import api
 from fusion.recipes.demo import Demo
 from fusion.recipes.diffusion import Diffusion, PainterLearner
 from fusion.recipes.unified import Unified, attention_here, first_samples
@@ -96,7 +96,7 @@ class Patient:
         if self.paints:
             return PainterLearner(load_painter(self.folder, self.device))
         llm = self.config.model.llm
-        model = fusion.load(self.folder, dtype=torch.float32, device=self.device, llm=llm if Path(llm).is_dir() else None)
+        model = api.load(self.folder, dtype=torch.float32, device=self.device, llm=llm if Path(llm).is_dir() else None)
         model.model.set_attention(attention_here(self.config.model.attention))
         return UnifiedLearner(model)
 

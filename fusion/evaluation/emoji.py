@@ -13,11 +13,11 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-import fusion
 from fusion.common.html import Section, figure, paragraph, table
 from fusion.data.formats import BadSample, EditPairs, ImageFolder, Sample
 from fusion.data.formats.config import DataConfig, open_sources
 from fusion.data.formats.split import fraction
+from fusion.generation import api
 from fusion.generation.api import Fusion
 from fusion.sequence.document import blocks
 from fusion.training import report
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
             raise ValueError(f"{run}: no config.yaml; give the folder of a run of train.unified")
         config = OmegaConf.load(run / "config.yaml")
         data = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), config.data))
-        model = fusion.load(run / "model", device="cuda" if torch.cuda.is_available() else None)
+        model = api.load(run / "model", device="cuda" if torch.cuda.is_available() else None)
         print(report.write(run, sections(model, data, {name: config.samples[name] for name in KNOBS})))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -18,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from tqdm import tqdm
 
-import fusion
 from fusion.common.charts import Line, chart
 from fusion.common.contact_sheet import Cell, contact_sheet
 from fusion.common.files import save
@@ -26,6 +25,7 @@ from fusion.common.html import Section, document, figure, paragraph, png, table
 from fusion.data.formats import Sample
 from fusion.data.formats.config import DataConfig
 from fusion.evaluation.emoji import COUNT, KNOBS, Drawn, attempt, held_out, median, psnr
+from fusion.generation import api
 from fusion.generation.api import Fusion
 from fusion.training.metrics import read
 from fusion.training.perplexity import kept_texts
@@ -141,7 +141,7 @@ def compare(out: Path, runs: Sequence[Run], count: int, device: str | None) -> l
     knobs = {name: first.config.samples[name] for name in KNOBS}
     asked, told, drawn = {}, [], []
     for run in runs:
-        model = fusion.load(run.model, dtype=torch.float32, device=device)
+        model = api.load(run.model, dtype=torch.float32, device=device)
         asked = asked or dict(held_out(data, model.processor.stride, count))
         drawn.append(attempts(model, asked, knobs, run.name))
         told.append(figures(run, model, drawn[-1]))

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-import fusion
 from fusion.diffusion import load_painter, pipeline
 from fusion.diffusion.pipelines import INDEX, RECIPES, Pipeline
 from fusion.diffusion.text_to_image import CONFIG as PAINTER
 from fusion.diffusion.text_to_image import Painter
-from fusion.generation import presets
+from fusion.generation import api, presets
 from fusion.generation.api import Fusion, place
 from fusion.generation.interleaved import ImageDone
 from fusion.worlds.shapes import laid_out
@@ -156,7 +155,7 @@ def load_subject(folder: str | Path, knobs: dict[str, Any], device: str | None =
         kind = json.loads((path / INDEX).read_text(encoding="utf-8")).get("_class_name", "pipeline")
         return Piped(pipeline(path, device=device) if kind in RECIPES else _by_diffusers(path, device), kind, knobs)
     try:
-        return Unified(fusion.load(folder, dtype=torch.float32, device=device), knobs)
+        return Unified(api.load(folder, dtype=torch.float32, device=device), knobs)
     except ValueError as error:
         if (path / "config.json").is_file():
             raise

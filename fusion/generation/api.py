@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image as PILImage
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
 from fusion.codecs.codec import Codec, load_codec
 from fusion.common.checked import SettingError, takes
@@ -29,6 +29,14 @@ from fusion.unified.settings import FORMAT_VERSION, Lora, ModelSettings, Network
 Output = list[str | PILImage.Image]
 BUNDLED = Path(__file__).parents[1] / "bundled"
 """Models that come with the package, each a folder that `load` finds by its name."""
+
+
+def register() -> None:
+    """Make AutoConfig, AutoModel, AutoModelForCausalLM and AutoProcessor of transformers read saved fusion models."""
+    AutoConfig.register(FusionConfig.model_type, FusionConfig, exist_ok=True)
+    AutoModel.register(FusionConfig, FusionModel, exist_ok=True)
+    AutoModelForCausalLM.register(FusionConfig, FusionModel, exist_ok=True)  # what lm-eval loads through
+    AutoProcessor.register(FusionConfig, FusionProcessor, exist_ok=True)
 
 
 class Fusion:
@@ -203,6 +211,7 @@ def from_llm(
     dtype, device, device_map, max_memory, offload_folder, quantization_config: as of `load`.
     Raises ValueError in one line for models that cannot be extended, and for settings that cannot be.
     """
+    register()
     chosen = ModelSettings.of(settings)
     dtype, placing = dtype_of(dtype), _placing(device, device_map, max_memory, offload_folder, quantization_config)
     device = None if placing else device
@@ -264,6 +273,7 @@ def load(
     for what has to be written to be offloaded; quantization_config, of transformers, quantises the LLM's layers and nothing else.
     Raises ValueError in one line where the folder is not one or is incomplete, and for settings that are none.
     """
+    register()
     dtype, placing = dtype_of(dtype), _placing(device, device_map, max_memory, offload_folder, quantization_config)
     folder = place(folder)
     version = json.loads((folder / "config.json").read_text()).get("format_version")

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-import fusion
 from fusion.common.config import ConfigError, load, load_config
 from fusion.data.curriculum import HELD_OUT_SEED, TRAINING_SEED, Curriculum, Stage, Texts
 from fusion.data.formats import Mixture, WorldSource
@@ -23,6 +22,7 @@ from fusion.evaluation.scorecard import Scorecard
 from fusion.evaluation.subjects import Unified
 from fusion.evaluation.suite import SPLITS
 from fusion.evaluation.suites import counts_of
+from fusion.generation import api
 from fusion.generation.api import Fusion
 from fusion.generation.sampling import Sampling
 from fusion.recipes import demo_report as showcase
@@ -120,7 +120,7 @@ def demo(config: Demo) -> Summary | Outcome:
     if summary.interrupted:
         return summary
     device = "cuda" if torch.cuda.is_available() else None
-    return show(config, fusion.load(out / "model", dtype=torch.float32, device=device), corpus)
+    return show(config, api.load(out / "model", dtype=torch.float32, device=device), corpus)
 
 
 # ---- beginning, and going on ----

@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 
-import fusion
 from fusion.codecs.codec import LatentCache
 from fusion.common.checked import about, checked
 from fusion.common.html import Section
@@ -18,6 +17,7 @@ from fusion.data.formats.config import DataConfig
 from fusion.data.loader import Loader
 from fusion.data.packing import PackedBatches, Packing, fixed_batches
 from fusion.evaluation import emoji
+from fusion.generation import api
 from fusion.generation.api import Fusion
 from fusion.sequence.processor import FusionProcessor
 from fusion.training import program, report
@@ -127,7 +127,7 @@ def evaluate(config: Unified, model: Fusion) -> list[Section]:
 
 def build(settings: Model) -> Fusion:
     """The extended LLM, or the model to go on from, in fp32."""
-    model = fusion.load(settings.start, dtype=torch.float32) if settings.start else _extended(settings)
+    model = api.load(settings.start, dtype=torch.float32) if settings.start else _extended(settings)
     if settings.lora:
         model.add_lora(**vars(settings.lora))
     if settings.latents:
@@ -144,7 +144,7 @@ def attention_here(kind: str) -> str:
 
 
 def _extended(settings: Model) -> Fusion:
-    model = fusion.from_llm(settings.llm, settings.codec, dtype=torch.float32, **settings.part(ModelSettings))
+    model = api.from_llm(settings.llm, settings.codec, dtype=torch.float32, **settings.part(ModelSettings))
     if settings.shrink != 1:
         pretrained = [part for part in (model.model.llm, model.model.twins) if part is not None]
         torch._foreach_mul_([p.data for part in pretrained for p in hidden_matrices(part)], settings.shrink)

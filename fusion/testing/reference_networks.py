@@ -38,11 +38,13 @@ READS = {"reads": (0, 1, 1), "layer_width": LAYER}
 
 
 def ask_dit(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network gives it."""
     # Their embedding of labels drops some at random in training; in eval it is a table.
     return theirs(x, timestep=1000 * t, class_labels=cond.label).sample[:, :4]
 
 
 def ask_pixart(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network gives it."""
     told = {"resolution": None, "aspect_ratio": None}
     if theirs.config.use_additional_conditions:
         height, width = 8 * x.shape[-2], 8 * x.shape[-1]
@@ -52,18 +54,22 @@ def ask_pixart(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
 
 
 def ask_sana(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network gives it."""
     return theirs(x, cond.tokens, 1000 * t, encoder_attention_mask=cond.mask).sample
 
 
 def ask_lumina2(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network gives it."""
     return -theirs(x, 1 - t, cond.tokens, cond.mask).sample  # as its pipeline asks it, and takes the answer
 
 
 def ask_mmdit(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network gives it."""
     return theirs(x, cond.tokens, cond.pooled, 1000 * t).sample
 
 
 def ask_flux(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network gives it."""
     size = [side // 2 for side in x.shape[-2:]]
     where = cells(size).float()
     ids = torch.cat([torch.zeros(len(where), 1), where], dim=1), torch.zeros(cond.tokens.shape[1], 3)
@@ -72,6 +78,7 @@ def ask_flux(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
 
 
 def ask_flux2(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network gives it."""
     patch = isqrt(theirs.config.in_channels // x.shape[1])
     size = [side // patch for side in x.shape[-2:]]
     once, words = torch.arange(1), torch.arange(cond.tokens.shape[1])
@@ -81,16 +88,19 @@ def ask_flux2(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
 
 
 def ask_hidream(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network gives it."""
     for part in theirs.modules():  # their experts have gradients in training only, and the rest of the network draws in eval only
         part.training = isinstance(part, MOEFeedForwardSwiGLU)
     return -theirs(x, 1000 * t, cond.tokens, cond.layers, cond.pooled).sample  # as their pipeline does
 
 
 def ask_unet(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network gives it."""
     return theirs(x, 1000 * t, class_labels=cond.label).sample
 
 
 def ask_reading_unet(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network gives it."""
     height, width = 8 * x.shape[-2], 8 * x.shape[-1]
     told = {"text_embeds": cond.pooled, "time_ids": torch.tensor([[height, width, 0, 0, height, width]] * len(x)).float()}
     return theirs(x, 1000 * t, cond.tokens, encoder_attention_mask=cond.mask, added_cond_kwargs=told).sample

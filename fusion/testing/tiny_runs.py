@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-import fusion
 from fusion.data.formats import Mixture, WorldSource
 from fusion.data.loader import Loader
 from fusion.data.packing import PackedBatches, Packing, fixed_batches
+from fusion.generation import api
 from fusion.testing import mixed_documents as mixed
 from fusion.testing import tiny_llms as families
 from fusion.training.learner import UnifiedLearner
@@ -60,7 +60,7 @@ class Given:
 
 def make(llm, run, loader=None, sample=None, resume=False, objective=None, rank=0, world=1, validate=True, follow=None, **settings) -> Trainer:
     """A Trainer with settings that suit a test; `settings` are those of Training, `optimizer`, `mode` and `deep`."""
-    model = fusion.from_llm(llm, dtype=torch.float32, mode=settings.pop("mode", "shared"), deep=settings.pop("deep", "kv"))
+    model = api.from_llm(llm, dtype=torch.float32, mode=settings.pop("mode", "shared"), deep=settings.pop("deep", "kv"))
     defaults = {
         "documents": 40, "workers": 0, "precision": "fp32", "ema": 0.9, "seed": 3, "log_every": 1, "save_every": 2, "keep": 3,
         "validate_every": 2, "sample_every": 2, "trackers": [], "optim": Optim(optimizer=settings.pop("optimizer", "adamw"), warmup=3, lr=1e-3),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-import fusion
+from fusion.generation import api
 from fusion.worlds.shapes import plain_text
 
 ROWS = 32
@@ -37,7 +37,7 @@ def kept(llm_folder: str | Path, fusion_folder: str | Path, texts: Sequence[str]
     tokenizer = AutoTokenizer.from_pretrained(llm_folder)
     ids = encode(tokenizer, texts, context)
     llm = AutoModelForCausalLM.from_pretrained(llm_folder, dtype=torch.float32).eval()
-    model = fusion.load(fusion_folder, dtype=torch.float32).model
+    model = api.load(fusion_folder, dtype=torch.float32).model
     return Kept(perplexity(llm, ids), perplexity(model, ids), sum(len(one) - 1 for one in ids))
 
 

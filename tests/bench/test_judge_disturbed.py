@@ -7,7 +7,7 @@ import pytest
 
 from bench import judge as program
 from bench.disturb import DISTURBANCES
-from bench.judge import Tally, measure, near_miss
+from bench.judge_measure import Tally, measure, near_miss
 from bench.judge_page import page, sheet, stands
 from fusion.worlds.shapes import judge, render
 from fusion.worlds.shapes.scene import sample_scene

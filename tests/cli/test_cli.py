@@ -2,8 +2,10 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
+import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -12,8 +14,10 @@ import torch
 from PIL import Image
 
 import fusion
+from fusion.cli import commands, parser
 from fusion.cli import main as cli
 from fusion.cli.chat import Chat
+from fusion.cli.programs import PROGRAMS, _recipe_of
 from fusion.cli.screen import Screen, half_blocks, join
 from fusion.common.files import claim, image_path, save_image
 from fusion.generation import conversation
@@ -60,15 +64,38 @@ def run(folders, capsys):
 # ---- help ----
 
 
-def test_help_comes_without_anything_heavy():
-    # By its path: the package's own __init__ is not what is measured here.
-    code = "import runpy, sys; sys.argv = ['fusion', '--help']\ntry: runpy.run_path(sys.argv.pop(), run_name='x')\nexcept SystemExit: pass"
-    script = f"{code.replace('sys.argv.pop()', repr(cli.__file__))}\nprint(sorted({{'torch', 'transformers', 'PIL', 'numpy'}} & set(sys.modules)))"
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert said.strip().endswith("[]")
+def test_help_of_the_installed_command_comes_at_once():
+    command = shutil.which("fusion", path=Path(sys.executable).parent)
+    assert command, "fusion is not installed beside this Python"
+    heavy = {"torch", "transformers", "PIL", "numpy"}
+    code = f"import runpy, sys; sys.argv = ['fusion', '--help']\ntry: runpy.run_path({command!r}, run_name='__main__')\nexcept SystemExit: pass\n"
+    code += f"print(sorted({heavy!r} & set(sys.modules)))"
+    started = time.perf_counter()
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip().endswith("[]") and time.perf_counter() - started < 5  # a slow machine under load; torch alone takes longer there
+    assert all(f"    {name}" in said for name in (*commands.COMMANDS, *PROGRAMS))
 
 
-@pytest.mark.parametrize("command", list(cli.COMMANDS))
+@pytest.mark.parametrize("program", list(PROGRAMS))
+def test_every_program_explains_itself(program, capsys):
+    try:
+        status = cli.main([program, "--help"])
+    except SystemExit as exit:
+        status = exit.code
+    assert status == 0 and "usage: " in capsys.readouterr().out
+
+
+def test_the_recipe_of_a_config_is_told_by_its_sections():
+    configs = Path(__file__).parents[2] / "configs"
+    found = {name: _recipe_of([str(configs / f"{name}.yaml")]) for name in ("unified", "emoji", "dit", "flux", "demo", "codec", "llm", "shapes")}
+    assert found == {
+        "unified": "unified", "emoji": "unified", "dit": "diffusion", "flux": "diffusion", "demo": "demo", "codec": "codec", "llm": "llm", "shapes": "demo",
+    }
+    with pytest.raises(ValueError, match="give a recipe"):
+        _recipe_of(["model.llm=x"])
+
+
+@pytest.mark.parametrize("command", list(commands.COMMANDS))
 def test_every_command_explains_itself_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main([command, "--help"])
@@ -77,17 +104,17 @@ def test_every_command_explains_itself_with_an_example(command, capsys):
 
 
 def test_every_knob_of_sampling_has_an_option():
-    given = [f"--{name.replace('_', '-')}" for name in cli.KNOBS]
+    given = [f"--{name.replace('_', '-')}" for name in parser.KNOBS]
     words = ["1", "0.5", "0.9", "7", "2", "64x48", "3", "heun", "2", "4", "1.5", "0.1,0.9", "blurry", "fast"]
     line = [word for name, value in zip(given, words) for word in (name, *value.split(","))]
-    knobs = cli._knobs(cli.parser().parse_args(["generate", "m", "hi", *line]))
+    knobs = commands._knobs(parser.parser().parse_args(["generate", "m", "hi", *line]))
     settings = fusion.Sampling(**{name: value for name, value in knobs.items() if name not in ("seed", "preset")})
-    assert set(cli.KNOBS) - {"seed", "preset"} == set(vars(settings)) and knobs["preset"] == "fast"
+    assert set(parser.KNOBS) - {"seed", "preset"} == set(vars(settings)) and knobs["preset"] == "fast"
     assert (settings.image_size, settings.guidance_interval, settings.solver) == ((64, 48), (0.1, 0.9), "heun")
 
 
 def test_options_that_are_not_given_leave_the_defaults_to_the_library():
-    assert cli._knobs(cli.parser().parse_args(["generate", "m", "hi"])) == {}
+    assert commands._knobs(parser.parser().parse_args(["generate", "m", "hi"])) == {}
 
 
 # ---- commands ----
@@ -144,10 +171,10 @@ def test_messages_come_from_a_file(run, here):
 
 
 def test_a_system_prompt_comes_first():
-    assert cli.with_system(["hi"], None) == ["hi"]
-    assert cli.with_system(["hi"], "s") == [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    assert commands.with_system(["hi"], None) == ["hi"]
+    assert commands.with_system(["hi"], "s") == [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]
     with pytest.raises(ValueError, match="--system has no place"):
-        cli.with_system([{"role": "system", "content": "t"}], "s")
+        commands.with_system([{"role": "system", "content": "t"}], "s")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
 import fusion
+from fusion.generation import api
 from fusion.generation.interleaved import ImageDone, ImagePreview, TextPiece
 from fusion.testing.mixed_documents import stirred
 from fusion.testing.tiny_llms import VOCAB, tiny_config, tiny_llm, tiny_tokenizer
@@ -339,5 +340,5 @@ def test_a_bundled_model_is_found_by_its_name_and_draws():
     assert picture.size == (32, 32)
     with pytest.raises(ValueError, match=r"^triangles: no fusion model there .* or a bundled name \(shapes\)$"):
         fusion.load("triangles")
-    written = "".join(path.read_text() for path in (fusion.api.BUNDLED / "shapes").rglob("*.json"))
+    written = "".join(path.read_text() for path in (api.BUNDLED / "shapes").rglob("*.json"))
     assert "/llm" not in written

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fusion
+from fusion.generation import api
 from fusion.testing import tiny_runs as training
 from train import bundle
 
@@ -13,7 +14,7 @@ def model(tmp_path, monkeypatch):
     """A saved model, and a package without bundled ones."""
     llm = training.save_llm(tmp_path / "llm")
     fusion.from_llm(llm, patch_size=16, dtype=torch.float32).save_pretrained(tmp_path / "model")
-    for module in (bundle, fusion.api):
+    for module in (bundle, api):
         monkeypatch.setattr(module, "BUNDLED", tmp_path / "bundled")
     return tmp_path / "model"
 

@@ -147,7 +147,7 @@ def test_a_signal_ends_training_with_a_saved_codec(folder, tmp_path, monkeypatch
         signal.raise_signal(signal.SIGTERM)
         return update(*arguments)
 
-    monkeypatch.setattr(train.codec, "_update", interrupted)
+    monkeypatch.setattr(fusion.recipes.codec, "_update", interrupted)
     result = fusion.recipes.codec.train(tiny(folder, out=str(tmp_path)))
     assert result.images == 4 and result.interrupted == "SIGTERM"
     assert load_codec(tmp_path / "codec").channels == 3

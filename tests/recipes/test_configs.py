@@ -114,7 +114,7 @@ def test_every_config_says_how_to_run_it_and_loads(name):
     head = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
     program = re.search(r"-m (train\.\w+)", head)[1]
     assert "Cost:" in head
-    kind = getattr(importlib.import_module(program), CLASSES[program])
+    kind = getattr(importlib.import_module(program.replace("train.", "fusion.recipes.")), CLASSES[program])
     assert isinstance(load_config(kind, path, NEEDED.get(program, [])), kind)
 
 

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -21,6 +22,7 @@ from fusion.recipes import demo
 from fusion.training.metrics import read
 from fusion.training.samples import Sampler
 
+CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
 TINY = [
     "documents=120", "minutes=3", "processes=1", "llm.data.texts=120", "llm.width=64", "llm.layers=2", "llm.heads=2", "llm.tokens=4096",
     "llm.context=64", "llm.vocab_size=400", "llm.precision=fp32", "packing.length=384", "packing.rows=2", "packing.lookahead=16",
@@ -32,7 +34,7 @@ TINY = [
 
 def test_the_demo_from_nothing_to_a_report_with_an_interruption(tmp_path, monkeypatch, capsys):
     out = tmp_path / "demo"
-    argv = [f"out={out}", *TINY]
+    argv = [str(CONFIG), f"out={out}", *TINY]
     with monkeypatch.context() as patch:
         patch.setattr(Sampler, "__call__", lambda self, folder: os.kill(os.getpid(), signal.SIGINT))
         assert demo.main(argv) == 130
@@ -55,10 +57,10 @@ def test_the_demo_from_nothing_to_a_report_with_an_interruption(tmp_path, monkey
     assert demo.main([*argv, "scoring.guidance=1"]) == 0  # only scored again
     assert read(out / "metrics.jsonl") == rows
 
-    demo.begin(load_config(demo.Demo, demo.CONFIG, [*argv, "documents=20"]), out)
+    demo.begin(load_config(demo.Demo, CONFIG, [*argv[1:], "documents=20"]), out)
     assert "begins anew" in capsys.readouterr().out
     assert {path.name for path in out.iterdir()} == {"config.yaml", "run.json", "llm", "codec"}
-    demo.begin(load_config(demo.Demo, demo.CONFIG, [*argv, "documents=20", "llm.width=32"]), out)
+    demo.begin(load_config(demo.Demo, CONFIG, [*argv[1:], "documents=20", "llm.width=32"]), out)
     assert {path.name for path in out.iterdir()} == {"config.yaml", "run.json", "codec"}
     assert (tmp_path / "demo-1" / "report.html").read_text() and (tmp_path / "demo-2" / "llm").is_dir()
 
@@ -71,11 +73,11 @@ def test_a_codec_half_trained_is_nothing_to_go_on_with(tmp_path, monkeypatch, ca
         return update(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.codec, "_update", interrupted)
-        assert demo.main([f"out={out}", *TINY]) == 130
+        patch.setattr(fusion.recipes.codec, "_update", interrupted)
+        assert demo.main([str(CONFIG), f"out={out}", *TINY]) == 130
     assert "stopped by SIGINT" in capsys.readouterr().out
     assert (out / "llm").is_dir() and not (out / "codec").exists()
-    config = load_config(demo.Demo, demo.CONFIG, [f"out={out}", *TINY])
+    config = load_config(demo.Demo, CONFIG, [f"out={out}", *TINY])
     assert demo.autoencoder(config) is None and (out / "codec" / demo.CODEC).is_file()
     assert "PSNR of held-out pictures" in capsys.readouterr().out
     assert demo.autoencoder(config) is None and "the codec is there" in capsys.readouterr().out
@@ -84,7 +86,7 @@ def test_a_codec_half_trained_is_nothing_to_go_on_with(tmp_path, monkeypatch, ca
 
 def test_two_processes_learn_together_stop_together_and_go_on(tmp_path, capfd):
     out = tmp_path / "demo"
-    argv = [f"out={out}", *TINY, "processes=2", "documents=300", "training.sample_every=0"]
+    argv = [str(CONFIG), f"out={out}", *TINY, "processes=2", "documents=300", "training.sample_every=0"]
 
     def stop():
         while not (out / "metrics.jsonl").exists() or len(read(out / "metrics.jsonl")) < 3:
@@ -105,7 +107,7 @@ def test_two_processes_learn_together_stop_together_and_go_on(tmp_path, capfd):
 
 
 def test_a_process_that_fails_is_one_line(tmp_path, capfd):
-    argv = [f"out={tmp_path / 'demo'}", *TINY, "processes=2", "training.optim.lr=1e30", "training.optim.warmup=1"]
+    argv = [str(CONFIG), f"out={tmp_path / 'demo'}", *TINY, "processes=2", "training.optim.lr=1e30", "training.optim.warmup=1"]
     assert demo.main(argv) == 1
     said = capfd.readouterr().err.strip().splitlines()
     assert sum("is not finite" in line for line in said) == 1 and "Traceback" not in "".join(said)
@@ -114,13 +116,13 @@ def test_a_process_that_fails_is_one_line(tmp_path, capfd):
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("years")
-    assert demo.main([f"out={tmp_path}", *TINY]) == 1
+    assert demo.main([str(CONFIG), f"out={tmp_path}", *TINY]) == 1
     assert "not a demo of this version" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_the_config_says_what_is_used():
-    config = load_config(demo.Demo, demo.CONFIG, ["out=here", "documents=7", "minutes=2"])
+    config = load_config(demo.Demo, CONFIG, ["out=here", "documents=7", "minutes=2"])
     assert config.llm.out == config.model.llm == "here/llm"
     assert (config.training.documents, config.training.minutes) == (7, 2)
     assert demo.learns_alike(config, replace(config, scoring=demo.Scoring(steps=3)))

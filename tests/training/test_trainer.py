@@ -147,8 +147,8 @@ from functools import partial
 from pathlib import Path
 import torch
 import fusion
-from tests import training
-from train import loop
+from fusion.testing import tiny_runs as training
+from fusion.training import trainer as loop
 loop.torch.compile = partial(torch.compile, backend="aot_eager")  # what is captured is the same, and no C++ compiler runs
 llm, run = Path(sys.argv[1]), Path(sys.argv[2])
 batches = training.held_out(fusion.from_llm(llm, dtype=torch.float32).processor)
@@ -192,7 +192,7 @@ from accelerate import PartialState
 from torch.distributed.tensor import DTensor
 from fusion.worlds.shapes import World
 from fusion.data.formats import BadSample, WorldSource
-from tests import training
+from fusion.testing import tiny_runs as training
 from fusion.training.processes import leave
 
 class Flawed(WorldSource):
@@ -262,7 +262,7 @@ RESUMED = """
 import sys
 from pathlib import Path
 from accelerate import PartialState
-from tests import training
+from fusion.testing import tiny_runs as training
 from fusion.training.processes import leave
 ranks = PartialState(cpu=True)
 llm, out = map(Path, sys.argv[1:])

@@ -3,6 +3,7 @@
 Features are rows, generated pictures first and real ones second. ValueError in one line where torch-fidelity is missing, or there are too few.
 """
 
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -68,7 +69,6 @@ def check(one: Tensor, other: Tensor, least: int, name: str) -> None:
 def fidelity(name: str) -> ModuleType:
     """A module of torch-fidelity. ValueError in one line where it is not installed."""
     try:
-        package = __import__(f"torch_fidelity.{name}")
+        return import_module(f"torch_fidelity.{name}")
     except ImportError as error:
         raise ValueError(f"torch-fidelity is not installed ({error}): pip install torch-fidelity") from None
-    return getattr(package, name)

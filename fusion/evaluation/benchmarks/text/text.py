@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-import fusion
 from fusion.common.files import save
 from fusion.evaluation.benchmarks.common import program
 from fusion.evaluation.benchmarks.text.before_after import Figure, Pair, as_text, from_json, paired, render, to_json
 from fusion.evaluation.run import begin, commit
+from fusion.generation import api
 from fusion.generation.api import place
 from fusion.sequence.processor import FusionProcessor
 from fusion.unified.loading import DTYPES, dtype_of
@@ -63,7 +63,7 @@ class Side:
 def sides_of(settings: Settings, device: str | None) -> list[Side]:
     """The LLM if there is one, then the model, each to be loaded when it is asked: there need not be room for both. ValueError in one line for what
     is neither, and for a chat template that lm_eval cannot write."""
-    sides = [Side(AFTER, lambda: fusion.load(settings.model, dtype=settings.dtype, device=device).model, model_tokenizer(settings.model))]
+    sides = [Side(AFTER, lambda: api.load(settings.model, dtype=settings.dtype, device=device).model, model_tokenizer(settings.model))]
     if settings.against is not None:
         sides.insert(0, Side(BEFORE, lambda: load_llm(settings.against, dtype_of(settings.dtype), device), load_tokenizer(settings.against)))
     for side in sides:

@@ -6,8 +6,8 @@ from lmms_eval.models import MODEL_REGISTRY_V2
 from lmms_eval.models.registry_v2 import ModelManifest
 from tqdm import tqdm
 
-import fusion
 from fusion.evaluation.benchmarks.understanding.asking import answers, prompt_of, together, wanted
+from fusion.generation import api
 from fusion.generation.sampling import Sampling
 from fusion.sequence.images import open_image
 
@@ -26,7 +26,7 @@ class FusionModel(lmms):
         knobs = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         self.batch_size, self.seed, self.knobs = int(batch_size), seed, {name: value for name, value in knobs.items() if value is not None}
         Sampling(**self.knobs)
-        self.fusion = fusion.load(pretrained, dtype=dtype, device=device)
+        self.fusion = api.load(pretrained, dtype=dtype, device=device)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """An answer to each request: (text, generation_kwargs, doc_to_visual, number, task, split)."""

@@ -15,12 +15,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-import fusion
 from fusion.common.files import save
 from fusion.evaluation.benchmarks.common import program
 from fusion.evaluation.benchmarks.common.provenance import file_of, fingerprint
 from fusion.evaluation.benchmarks.understanding.asking import answers, prompt_of
 from fusion.evaluation.run import knobs_of
+from fusion.generation import api
 from fusion.generation.api import Fusion
 from fusion.generation.sampling import Sampling
 from fusion.sequence.images import open_image
@@ -175,7 +175,7 @@ def measure(options: argparse.Namespace) -> str:
     if options.batch < 1:
         raise ValueError("--batch is at least 1")
     knobs, questions = text_knobs(options.knobs), read_questions(options.file)
-    model = fusion.load(options.model, dtype=options.dtype, device=options.device)
+    model = api.load(options.model, dtype=options.dtype, device=options.device)
     words = fingerprint([json.dumps(one.row, sort_keys=True) for one in questions])
     asked = {"model": str(options.model), "questions": words, "seed": options.seed, "knobs": knobs, "dtype": options.dtype}
     there = begin(options.out, asked, questions)

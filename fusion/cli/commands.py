@@ -1,0 +1,198 @@
+"""The commands of `fusion` that work with one model or one data set; what is heavy is imported when a command runs."""
+
+import argparse
+import os
+import sys
+
+from fusion.cli.parser import KNOBS
+
+
+def _knobs(options: argparse.Namespace) -> dict:
+    """The sampling options that were given: defaults live in fusion.generation.sampling alone."""
+    given = {name: value for name, value in vars(options).items() if name in KNOBS}
+    if "guidance_interval" in given:
+        given["guidance_interval"] = tuple(given["guidance_interval"])
+    return given
+
+
+def _load(options: argparse.Namespace):
+    """The model that an option names, without the chatter of loading."""
+    from fusion.generation.api import load
+
+    _quiet()
+    given = vars(options)
+    return load(options.model, **{name: given[name] for name in ("device", "device_map", "dtype") if name in given})
+
+
+def _quiet() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _screen(options: argparse.Namespace):
+    from fusion.cli.screen import Screen
+
+    return Screen(options.out, sys.stdout.isatty() if options.show is None else options.show)
+
+
+def generate(options: argparse.Namespace) -> None:
+    """`fusion generate`"""
+    from fusion.generation.conversation import read_words
+
+    words = read_words(options.words)
+    if options.n < 1 or (options.n > 1 and isinstance(words, dict)):
+        raise ValueError(f"-n {options.n}: ask for one answer or more, and for one alone where a file holds a document without roles")
+    prompt = with_system(words, options.system if "system" in options else None)
+    screen, knobs = _screen(options), _knobs(options)
+    model = _load(options)
+    if options.n == 1:
+        for event in model.stream(prompt, previews=screen.show, **knobs):
+            screen.take(event)
+    else:
+        answers = [[] for _ in range(options.n)]
+        for event in model.stream([prompt] * options.n, previews=False, **knobs):
+            answers[event.row].append(event)
+        for row, events in enumerate(answers):
+            screen.line(f"seed {knobs.get('seed', 0) + row}:")
+            for event in events:
+                screen.take(event)
+    screen.end_line()
+
+
+def with_system(prompt: list | dict, system: str | None) -> list | dict:
+    """A prompt (words and images, or messages) behind a system message; raises ValueError where it has no place."""
+    if system is None:
+        return prompt
+    if isinstance(prompt, dict) or (isinstance(prompt[0], dict) and prompt[0].get("role") == "system"):
+        raise ValueError("--system has no place in this file: it is a document without roles, or has a system message of its own")
+    if not isinstance(prompt[0], dict):
+        blocks = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in prompt]
+        prompt = [{"role": "user", "content": blocks}]
+    return [{"role": "system", "content": system}, *prompt]
+
+
+def edit(options: argparse.Namespace) -> None:
+    """`fusion edit`"""
+    from fusion.sequence.images import open_image
+
+    image, screen = open_image(options.image), _screen(options)
+    screen.image(_load(options).edit(image, options.instruction, **_knobs(options)))
+
+
+def describe(options: argparse.Namespace) -> None:
+    """`fusion describe`"""
+    from fusion.sequence.images import open_image
+
+    images = [open_image(path) for path in options.images]
+    asked = {"prompt": options.prompt} if "prompt" in options else {}
+    model = _load(options)
+    for path, image in zip(options.images, images):
+        words = model.describe(image, **asked, **_knobs(options))
+        print(f"{path}: {words}" if len(images) > 1 else words, flush=True)
+
+
+def chat(options: argparse.Namespace) -> None:
+    """`fusion chat`"""
+    from fusion.cli.chat import Chat
+    from fusion.generation import conversation
+
+    messages = conversation.read(options.resume) if "resume" in options else []
+    if isinstance(messages, dict):
+        raise ValueError(f"{options.resume}: is a document without roles; give a file of chat messages")
+    if "system" in options:
+        messages = with_system(messages, options.system) if messages else [{"role": "system", "content": options.system}]
+    screen = _screen(options)
+    talk = Chat(_load(options), screen, messages, **_knobs(options))
+    interactive = sys.stdin.isatty()
+    if interactive:
+        import readline  # noqa: F401 -- gives input() its history and line editing
+
+        screen.line("Say something, or /help.")
+    talk.run(lambda: input("› " if interactive else ""))
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """`fusion inspect`"""
+    from fusion.common.files import image_path, save_image
+    from fusion.generation.conversation import read_words
+    from fusion.sequence.inspect import draw_packed, summary
+    from fusion.sequence.packed import finish, layout, pack
+
+    out = image_path(options.out, "inspect.png")
+    source = read_words(options.words)
+    if isinstance(source, list) and not isinstance(source[0], dict):
+        blocks = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in source]
+        source = [{"role": "user", "content": blocks}] if options.prompt else {"content": blocks}
+    processor = _processor(options.model, options.stride)
+    pieces = finish(processor.pieces(processor.document(source, prompt=options.prompt)), keep_tail=options.tail)
+    packed = pack([[layout(pieces, processor.control)]])
+    drawing = draw_packed(packed, processor)
+    print(summary(packed, processor))
+    print(save_image(drawing, out))
+
+
+def data(options: argparse.Namespace) -> int:
+    """`fusion data`"""
+    from fusion.data import check
+    from fusion.data import check_page as preview
+    from fusion.data.formats import Split
+
+    if options.column and not options.format:
+        raise ValueError("--column goes with --format: say what the rows are")
+    sources = check.open_as(options.path, options.format, dict(options.column)) if options.format else check.recognise(options.path)
+    reader = check.Reader(_any_processor(options), options.tokenizer or "a small tokenizer", options.length)
+    findings = check.check(sources, Split(held_out=options.held_out, seed=options.split_seed), reader)
+    print(check.render(findings))
+    print(preview.write(findings, sources, reader, options.out))
+    return int(findings.flawed)
+
+
+def _any_processor(options: argparse.Namespace):
+    """The processor of --tokenizer, or else one with the bundled tokenizer, which leaves images as large as they are."""
+    from fusion.sequence.processor import FusionProcessor
+
+    if options.tokenizer:
+        return _processor(options.tokenizer, options.stride)
+    bundled = _processor("shapes", options.stride)
+    return FusionProcessor.from_tokenizer(bundled.tokenizer, bundled.vocab_base, options.stride)
+
+
+def plan(options: argparse.Namespace) -> None:
+    """`fusion plan`"""
+    from fusion.planning.plan import plan as show
+
+    _quiet()
+    show(**{name: value for name, value in vars(options).items() if name != "command"})
+
+
+def _processor(name: str, stride: int):
+    """The processor of a fusion model, bundled ones too, or the one that an LLM would get."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from fusion.generation.api import BUNDLED, register
+    from fusion.sequence.processor import FusionProcessor
+    from fusion.unified.model import FusionConfig
+
+    _quiet()
+    register()
+    folder = BUNDLED / name if (BUNDLED / name / "config.json").is_file() and not os.path.exists(name) else name
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if isinstance(config, FusionConfig):
+            return FusionProcessor.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except OSError as error:
+        raise ValueError(f"{name}: neither a fusion model nor an LLM in Hugging Face format ({error})") from None
+    return FusionProcessor.from_tokenizer(tokenizer, config.get_text_config().vocab_size, stride)
+
+COMMANDS = {
+    "generate": generate,
+    "edit": edit,
+    "describe": describe,
+    "chat": chat,
+    "inspect": inspect,
+    "data": data,
+    "plan": plan,
+}
