@@ -1,7 +1,7 @@
 """A conversation at the terminal: `fusion chat`. Lines are turns, lines that begin with a slash are commands."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fusion.cli.screen import Screen, join
@@ -24,7 +24,7 @@ class Chat:
     again gives another picture. knobs: sampling options of `Fusion.stream`.
     """
 
-    def __init__(self, model, screen: Screen, messages: list[dict] = (), seed: int = 0, **knobs):
+    def __init__(self, model, screen: Screen, messages: Sequence[dict] = (), seed: int = 0, **knobs):
         self.model, self.screen, self.knobs = model, screen, knobs
         self.start = list(messages)
         self.messages = list(messages)
@@ -67,15 +67,15 @@ class Chat:
     def turn(self, text: str) -> None:
         """Say something and take the answer."""
         message = {"role": "user", "content": [*self.images, {"type": "text", "text": text}]}
-        answer = []
+        parts = []
         try:
             for event in self.model.stream([*self.messages, message], self.seed, self.screen.show, **self.knobs):
-                answer.append(self.screen.take(event))
+                parts.append(self.screen.take(event))
         except KeyboardInterrupt:
             self.screen.line("(stopped; this turn is forgotten)")
             return
         self.screen.end_line()
-        answer = join([block for block in answer if block])
+        answer = join([block for block in parts if block])
         self.seed += 1
         if not answer:
             self.screen.line("(no answer; this turn is forgotten)")

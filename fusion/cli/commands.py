@@ -51,7 +51,7 @@ def generate(options: argparse.Namespace) -> None:
         for event in model.stream(prompt, previews=screen.show, **knobs):
             screen.take(event)
     else:
-        answers = [[] for _ in range(options.n)]
+        answers: list[list] = [[] for _ in range(options.n)]
         for event in model.stream([prompt] * options.n, previews=False, **knobs):
             answers[event.row].append(event)
         for row, events in enumerate(answers):
@@ -104,7 +104,7 @@ def chat(options: argparse.Namespace) -> None:
     if "system" in options:
         messages = with_system(messages, options.system) if messages else [{"role": "system", "content": options.system}]
     screen = _screen(options)
-    talk = Chat(_load(options), screen, messages, **_knobs(options))
+    talk = Chat(_load(options), screen, messages, **_knobs(options))  # type: ignore[arg-type]  # it is no dict
     interactive = sys.stdin.isatty()
     if interactive:
         import readline  # noqa: F401 -- gives input() its history and line editing
@@ -121,7 +121,7 @@ def inspect(options: argparse.Namespace) -> None:
     from fusion.sequence.packed import finish, layout, pack
 
     out = image_path(options.out, "inspect.png")
-    source = read_words(options.words)
+    source: list | dict = read_words(options.words)
     if isinstance(source, list) and not isinstance(source[0], dict):
         blocks = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in source]
         source = [{"role": "user", "content": blocks}] if options.prompt else {"content": blocks}

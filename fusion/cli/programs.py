@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-Main = Callable[[Sequence[str]], int]
+Main = Callable[[list[str]], int]
 """A program: its arguments to its exit status."""
 
 

@@ -86,6 +86,7 @@ class ConvAutoencoder(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         first, last, pixels = channels[0], channels[-1], 3 * cell**2
+        up: list[nn.Module]
         down, up = [Fold(cell), Conv(pixels, first, 3, padding=1), Blocks(blocks, first, kernel)], []
         for wide, deep in zip(channels, channels[1:], strict=False):
             down += [Fold(2), nn.Linear(4 * wide, deep), Blocks(blocks, deep, kernel)]

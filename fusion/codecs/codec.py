@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -86,8 +87,8 @@ class Family:
 
     channels: Callable[[dict], int]
     downsample: Callable[[dict], int]
-    encode: Callable[[nn.Module, Tensor], Tensor]
-    decode: Callable[[nn.Module, Tensor], Tensor]
+    encode: Callable[[Any, Tensor], Tensor]
+    decode: Callable[[Any, Tensor], Tensor]
 
 
 # Tiny maps [-1, 1] to its own [0, 1] inside, and its latents are on the scale of the VAE it distils; its latent_magnitude and
@@ -135,7 +136,7 @@ FAMILIES = {
 }
 
 
-def _class(kind: str) -> type[nn.Module]:
+def _class(kind: str) -> type[Any]:
     """Of a family: diffusers', but for ours, which is in the same format."""
     if kind == "ConvAutoencoder":
         from fusion.codecs.autoencoder import ConvAutoencoder
@@ -149,6 +150,8 @@ def _class(kind: str) -> type[nn.Module]:
 class Autoencoder(Codec):
     """An autoencoder in diffusers' format (see FAMILIES), with latents shifted and scaled as its configuration says."""
 
+    vae: Any  # nn.Module declares nothing of what diffusers' classes share
+
     def __init__(self, vae: nn.Module):
         """`vae` is an instance of one of the classes in FAMILIES; it is frozen."""
         super().__init__()
@@ -157,8 +160,8 @@ class Autoencoder(Codec):
             raise CodecError(f"{kind} is not a codec we know; use one of {', '.join(FAMILIES)}, or pixel")
         self.family = FAMILIES[kind]
         self.vae = vae.requires_grad_(False).eval()
-        self.channels = self.family.channels(vae.config)
-        self.downsample = self.family.downsample(vae.config)
+        self.channels = self.family.channels(self.vae.config)
+        self.downsample = self.family.downsample(self.vae.config)
         # Not buffers: `.to(bfloat16)` would round them.
         self.shift, self.scale = _normalisation(vae)
 
@@ -199,7 +202,7 @@ class Autoencoder(Codec):
         return digest.hexdigest()
 
 
-def _normalisation(vae: nn.Module) -> tuple[Tensor, Tensor]:
+def _normalisation(vae: Any) -> tuple[Tensor, Tensor]:
     """Shift and scale of the raw latents, each (c, 1, 1): latents = (raw - shift) * scale.
 
     Per channel where latents_mean and latents_std are given (Playground 2.5, Qwen-Image); else scaling_factor and
@@ -313,7 +316,7 @@ class LatentCache(Codec):
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
         """What the codec gives, read from disk where possible; the rest is encoded as one batch and written."""
         files = [self._file(image) for image in pixels]
-        rows = [(read_entry(file) or {}).get("latents") for file in files]
+        rows: list[Any] = [(read_entry(file) or {}).get("latents") for file in files]
         missing = [i for i, row in enumerate(rows) if row is None]
         if missing:
             for i, latents in zip(missing, self.codec.encode(pixels[missing])):

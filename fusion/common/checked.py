@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 Function = TypeVar("Function", bound=Callable)
 Made = TypeVar("Made", bound="Checked")
@@ -33,7 +33,8 @@ def about(
 def checked(cls: type[Made]) -> type[Made]:
     """Decorate a class that derives from Checked: it becomes a frozen dataclass of keyword arguments."""
     made = dataclass(frozen=True, kw_only=True)(cls)
-    made.__init__.__no_type_check__ = True  # whoever checks types as functions are called would say less than we do
+    # Whoever checks types as functions are called would say less than we do.
+    made.__init__.__no_type_check__ = True  # type: ignore[attr-defined]
     return made
 
 
@@ -44,8 +45,10 @@ class Checked:
     becomes the list that is meant.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # those who derive are dataclasses
+
     def __post_init__(self):
-        for name, kind in kinds(type(self)).items():
+        for name, kind in kinds(type(self)).items():  # type: ignore[arg-type]  # classes are hashable
             value = getattr(self, name)
             if isinstance(value, list | tuple):
                 value = list(value)
@@ -82,7 +85,7 @@ def kinds(cls: type) -> dict[str, Any]:
     return {one.name: hints[one.name] for one in fields(cls)}
 
 
-def field_of(cls: type, name: str):
+def field_of(cls: type[Checked], name: str):
     """The dataclass field of that name."""
     return cls.__dataclass_fields__[name]
 
@@ -126,9 +129,9 @@ def shown(value: Any) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
 
 
-def wanted(cls: type, name: str) -> str:
+def wanted(cls: type[Checked], name: str) -> str:
     """What a field may be, as in "choose one of axial, shared" or "give an integer from 1 to 256, or None"."""
-    return wanted_of(kinds(cls)[name], field_of(cls, name).metadata)
+    return wanted_of(kinds(cls)[name], field_of(cls, name).metadata)  # type: ignore[arg-type]  # classes are hashable
 
 
 def wanted_of(kind: Any, bounds: Mapping[str, Any] | None = None) -> str:
@@ -161,14 +164,16 @@ def takes(cls: type[Checked]) -> Callable[[Function], Function]:
     def dressed(function: Function) -> Function:
         signature = inspect.signature(function)
         own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+        types = kinds(cls)  # type: ignore[arg-type]  # classes are hashable
         told = [
             inspect.Parameter(
-                one.name, inspect.Parameter.KEYWORD_ONLY, default=default_of(one), annotation=kinds(cls)[one.name]
+                one.name, inspect.Parameter.KEYWORD_ONLY, default=default_of(one), annotation=types[one.name]
             )
             for one in fields(cls)
         ]
-        function.__signature__ = signature.replace(parameters=[*own, *told])
-        function.__doc__ = f"{inspect.cleandoc(function.__doc__)}\n\nSettings:\n\n{manual(cls)}"
+        function.__signature__ = signature.replace(parameters=[*own, *told])  # type: ignore[attr-defined]
+        written = inspect.cleandoc(function.__doc__)  # type: ignore[arg-type]  # a public function has a docstring
+        function.__doc__ = f"{written}\n\nSettings:\n\n{manual(cls)}"
         return function
 
     return dressed

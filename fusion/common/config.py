@@ -5,7 +5,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_origin
+from typing import Any, Literal, TypeVar, cast, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -49,7 +49,7 @@ def load_config(cls: type[Config], path: str | Path | None, overrides: Sequence[
             where = f"command line, {word}"
             merged = OmegaConf.merge(merged, _read_word(word))
         where = str(path or cls.__name__)
-        return OmegaConf.to_object(merged)
+        return cast(Config, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{where}: {_one_line(error)}") from None
 
@@ -73,7 +73,7 @@ def save_config(config: Any, path: str | Path) -> None:
 
 def _read_yaml(path: str | Path) -> Any:
     try:
-        values = OmegaConf.load(path)
+        values: Any = OmegaConf.load(path)
     except OSError as error:
         raise ConfigError(f"{error.strerror or error}; give the path of a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -107,7 +107,7 @@ def _one_line(error: Exception) -> str:
     if not isinstance(error, OmegaConfBaseException):
         return " ".join(str(error).split())
     kind = error.object_type
-    if isinstance(kind, type) and issubclass(kind, Checked) and error.key in kinds(kind):
+    if isinstance(kind, type) and issubclass(kind, Checked) and error.key in kinds(kind):  # type: ignore[arg-type]
         return f"{error.full_key}={shown(error.value)}: {wanted(kind, error.key)}"
     if (one := element(error.ref_type)) is not None and get_origin(one) is Literal:
         return f"{error.full_key}={shown(error.value)}: {wanted_of(one)}"

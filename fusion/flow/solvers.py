@@ -157,7 +157,8 @@ class Guidance:
         """
         if len(predictions) == 1:
             return predictions[0].float()
-        return sum(weight * prediction.float() for weight, prediction in zip(self.weights.values(), predictions, strict=True))
+        weighted = zip(self.weights.values(), predictions, strict=True)
+        return sum(weight * prediction.float() for weight, prediction in weighted)  # type: ignore[return-value]
 
     def velocity(self, branches: Mapping[str, Velocity]) -> Velocity:
         """The guided velocity of branches that are functions of their own."""

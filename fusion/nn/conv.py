@@ -172,8 +172,10 @@ def together(parts: list[Raster] | list[Strip], rows: list[Float[Tensor, "_ widt
     """The rows of all patches, in their order."""
     if len(parts) == 1:
         return rows[0]
-    patches, rows = torch.cat([part.patches for part in parts]), torch.cat(rows)
-    return torch.empty_like(rows).index_copy(0, patches, rows)
+    # Of several parts none takes all patches by a slice.
+    patches = torch.cat([part.patches for part in parts])  # type: ignore[misc]
+    joined = torch.cat(rows)
+    return torch.empty_like(joined).index_copy(0, patches, joined)
 
 
 def grids(cell: Int[Tensor, "n 2"]) -> tuple[Int[Tensor, " n"], Int[Tensor, "m 2"]]:
@@ -206,7 +208,8 @@ class ConvEmbed(PatchEmbed):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, patches, cell, time=None, picture=None, reference=None):
+    # The linear one does without cells; this one cannot.
+    def forward(self, patches, cell, time=None, picture=None, reference=None):  # type: ignore[override]
         rows = super().forward(patches)
         if not len(patches):
             return rows
@@ -244,10 +247,11 @@ class ConvHead(FlowHead):
         self.blocks = nn.ModuleList(ConvBlock(inner) for _ in range(blocks))
         self.norm_drawn, self.drawn = LayerNorm32(inner, eps=1e-6), Conv32(inner, self.cells.numbers, 3, padding=1)
         nn.init.zeros_(self.drawn.weight)
-        nn.init.zeros_(self.drawn.bias)
+        nn.init.zeros_(self.drawn.bias)  # type: ignore[arg-type]  # it has one
         self.resting = False
 
-    def forward(self, h, seen, time=None, image=None):
+    # The linear one looks at nothing; this one does.
+    def forward(self, h, seen, time=None, image=None):  # type: ignore[override]
         h = self.conditioned(h, time, image)
         if self.resting or not len(h):
             return self.out(h)

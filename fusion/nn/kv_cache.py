@@ -1,5 +1,7 @@
 """The cache of a prefix: its keys and values, layer by layer, and room for a block of rows that is read behind it again and again."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -7,6 +9,8 @@ from transformers import DynamicCache
 
 class PrefixCache(DynamicCache):
     """Keys and values of a prefix; once frozen, a block of rows is read behind it at every solver step and not kept."""
+
+    layers: list[Any]  # with keys and values each, which the base of transformers' kinds of layers does not declare
 
     def __init__(self):
         super().__init__()
@@ -24,14 +28,14 @@ class PrefixCache(DynamicCache):
     def head(self, batch: int) -> "PrefixCache":
         """The first rows of a frozen cache; writes go to the same memory."""
         part = PrefixCache()
-        part.buffers = [(keys[:batch], values[:batch]) for keys, values in self.buffers]
+        part.buffers = [(keys[:batch], values[:batch]) for keys, values in self.buffers]  # type: ignore[union-attr]
         return part
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         """Keys and values of prefix and new rows, (b, heads, k, c) each."""
         if not self.frozen:
             return super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        keys, values = self.buffers[layer_idx]
+        keys, values = self.buffers[layer_idx]  # type: ignore[index]  # it is frozen
         keys[:, :, -key_states.shape[2] :], values[:, :, -value_states.shape[2] :] = key_states, value_states
         return keys, values
 

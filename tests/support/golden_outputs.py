@@ -11,7 +11,7 @@ from fusion.sequence.packed import Packed, layout, pack
 from fusion.unified.objective import latents
 from fusion.worlds.shapes import Scene, Thing, picture
 
-PATH = Path(__file__).parent / "golden" / "shapes.json"
+PATH = Path(__file__).parents[1] / "golden" / "shapes.json"
 TIME = 0.7
 SIZE = (64, 48)  # width, height: more columns than rows, so that neither passes for the other
 
