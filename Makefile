@@ -11,13 +11,14 @@ export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 20000
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test gpu-test lint format clean
+.PHONY: help setup demo test gpu-test lint types format clean
 
 help:
 	@echo "make demo      pretrain a small LLM, teach it to draw, write out/demo/report.html"
 	@echo "make test      every test that needs no GPU   (ARGS='tests/sequence/test_mask.py -x' for some)"
 	@echo "make gpu-test  the tests that need one"
 	@echo "make lint      ruff over everything          (make format repairs what it can)"
+	@echo "make types     mypy, as far as pyproject.toml has it switched on"
 	@echo "make clean     remove .venv, caches and build products; out/ stays"
 
 demo: setup
@@ -33,6 +34,9 @@ gpu-test: setup
 
 lint: setup
 	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy
 
 format: setup
 	$(BIN)/ruff check --fix .
