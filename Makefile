@@ -17,7 +17,7 @@ help:
 	@echo "make demo      pretrain a small LLM, teach it to draw, write out/demo/report.html"
 	@echo "make test      every test that needs no GPU   (ARGS='tests/sequence/test_mask.py -x' for some)"
 	@echo "make gpu-test  the tests that need one"
-	@echo "make lint      ruff over everything          (make format repairs what it can)"
+	@echo "make lint      ruff over everything: rules and format  (make format repairs what it can)"
 	@echo "make types     mypy, as far as pyproject.toml has it switched on"
 	@echo "make clean     remove .venv, caches and build products; out/ stays"
 
@@ -34,12 +34,14 @@ gpu-test: setup
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: setup
 	$(BIN)/mypy
 
 format: setup
 	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 setup: $(VENV)/installed
 
