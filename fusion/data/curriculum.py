@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol, runtime_checkable
 
 from fusion.data.formats import Sample, Source, Stream, WorldSource
 from fusion.data.formats.config import DataConfig, open_sources
@@ -70,10 +71,19 @@ class Curriculum:
         return Walk(self, shard, shards)
 
 
-class Walk:
-    """An endless stream over a Curriculum, in order."""
+@runtime_checkable
+class Numbered(Protocol):
+    """Documents by number, such as those of a Curriculum."""
 
-    def __init__(self, curriculum: Curriculum, shard: int, shards: int):
+    def sample(self, index: int) -> Sample:
+        """Return document number `index`."""
+        ...
+
+
+class Walk:
+    """An endless stream over numbered documents, in order."""
+
+    def __init__(self, curriculum: Numbered, shard: int, shards: int):
         self._curriculum, self._shards, self._next = curriculum, shards, shard
 
     def __next__(self) -> Sample:

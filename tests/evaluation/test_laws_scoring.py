@@ -169,7 +169,6 @@ def test_a_painter_s_run_and_eval_run_say_the_same_of_it(folder, few, tmp_path, 
     agree(card, run.evaluate(str(folder / "painter"), tmp_path / "out", suite="demo", split="development", knobs=knobs))
 
 
-@pytest.mark.slow
 def test_the_bundled_model_s_verdicts_do_not_depend_on_batches(monkeypatch):
     """Rounding of sums is another in another batch, and moves pixels by less than the judge sees."""
     subject = Unified(fusion.load("shapes", dtype=torch.float32), {"steps": 4, "guidance": 2.0})
