@@ -154,14 +154,14 @@ MUTATIONS = (
         "sequence",
         "self.text((self.control.image_end,))",
         "self.text((self.control.image_end,), True)",
-        more=(("if self.columns and self.columns[-1][8, -1] < 0:", "if self.columns:"),),
+        more=(("if self.tables and self.tables[-1][Column.PICTURE, -1] < 0:", "if self.tables:"),),
     ),
     Mutation(
         "a patch row gets a label",
         "sequence",
         "sequence",
-        "if self.columns and self.columns[-1][8, -1] < 0:",
-        "if self.columns:",
+        "if self.tables and self.tables[-1][Column.PICTURE, -1] < 0:",
+        "if self.tables:",
     ),
     Mutation(
         "the smallest side is rounded down",

@@ -19,12 +19,12 @@ from transformers import DynamicCache
 from bench import measure
 from bench.tiny_model import PATCH, SIDE, subject
 from fusion.generation.api import Fusion
-from fusion.generation.prefix import Arranged, Prefix
+from fusion.generation.prefix import Prefix, arranged
 from fusion.nn.kv_cache import PrefixCache
 from fusion.nn.layers import Seen
-from fusion.sequence.mask import Rows
-from fusion.sequence.packed import Tokens, picture_rows
+from fusion.sequence.packed import Tokens
 from fusion.sequence.patches import cells
+from fusion.sequence.rows import Rows
 
 STEPS, PREFIX, GRID = 16, 32, (SIDE // PATCH, SIDE // PATCH)
 TARGET = 1.2
@@ -62,10 +62,9 @@ class Pass:
 
     def __init__(self, model: Fusion, ids: tuple[int, ...], rows: int):
         self.model, prefix = model.model, prefix_of(model, ids, rows)
-        new = [picture_rows(w.control, GRID, True, w.order, w.position, w.blocks) for w in prefix.writers]
-        block = Arranged(new, PREFIX, self.model.device)
+        block = arranged([writer.noised_block(GRID) for writer in prefix.writers], PREFIX, self.model.device)
         self.position, self.picture = block.position, block.picture
-        self.mask = self.model.backbone.mask(block.rows, Rows.cat([prefix.rows, block.rows]))
+        self.mask = self.model.backbone.mask(block, Rows.cat([prefix.rows, block]))
         self.cell, self.grid = cells(GRID).repeat(rows, 1), torch.tensor([GRID] * rows)
         self.cache = PrefixCache.stack([prefix.cache], [list(range(rows))])
         self.cache.freeze(block.ids.shape[1])

@@ -127,7 +127,7 @@ def check(sources: Sequence[TableSource], split: Split | None = None, reader: Re
             report.samples[side] += 1
             report.subjects[side].add(sample.subject)
             report.lengths += map(len, laid_out)
-            report.text_tokens += sum(int((document.picture < 0).sum()) for document in laid_out)
+            report.text_tokens += sum(int((document.rows.picture < 0).sum()) for document in laid_out)
             for picture in _measure(sample, report, seen):
                 owners.setdefault(picture, {}).setdefault(side, sample.key)
     return Findings(reports, [(keys["train"], keys["validation"]) for keys in owners.values() if len(keys) == 2])

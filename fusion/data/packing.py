@@ -14,7 +14,6 @@ import torch
 from fusion.data.formats.sample import BadSample, Sample
 from fusion.data.loader import Batches, Item, Samples, Shard
 from fusion.sequence.packed import (
-    IGNORE,
     Control,
     Layout,
     Packed,
@@ -121,7 +120,7 @@ def documents(sample: Sample, processor, packing: Packing, rng: random.Random, g
     is_page = sample.messages is None
     cuts = _cut(pieces, packing) if is_page else [pieces]
     laid_out = [_lay_out(cut, processor.control, packing, rng, guidance) for cut in cuts]
-    laid_out = [document for document in laid_out if document.noised.any() or (document.labels != IGNORE).any()]
+    laid_out = [document for document in laid_out if document.learned]
     if not laid_out:
         raise BadSample(sample.key, "holds nothing to learn: no text or image of an assistant's")
     longest = max(map(len, laid_out))

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from fusion.flow.matching import PATHS, estimate
 from fusion.flow.solvers import SOLVERS, schedule, steps
-from fusion.generation.prefix import Arranged, Prefix
+from fusion.generation.prefix import Prefix, arranged
 from fusion.generation.sampling import Sampling
 from fusion.nn.kv_cache import PrefixCache
 from fusion.nn.layers import Seen
-from fusion.sequence.mask import Rows
-from fusion.sequence.packed import picture_rows
+from fusion.sequence.rows import Rows, padding
 from fusion.unified.model import FusionModel
 
 
@@ -57,12 +56,12 @@ class _Block:
         groups = _grouped(branches)
         self.cache = PrefixCache.stack([prefix.cache for prefix, _ in groups], [rows for _, rows in groups])
         length = self.cache.get_seq_length()
-        seen = Rows.cat([_padded(prefix.rows, rows, length) for prefix, rows in groups], dim=0)
+        seen = Rows.cat([_padded(prefix.rows, rows, length) for prefix, rows in groups], dim=-2)
         writers = [prefix.writers[row] for prefix, row in branches]
         grids = [canvas.grid for _ in names for canvas in canvases]
-        new = [picture_rows(w.control, grid, True, w.order, w.position, w.blocks) for w, grid in zip(writers, grids, strict=True)]
-        self.block = Arranged(new, length, model.device)
-        self.mask = model.backbone.mask(self.block.rows, Rows.cat([seen, self.block.rows]))
+        tables = [writer.noised_block(grid) for writer, grid in zip(writers, grids, strict=True)]
+        self.block = arranged(tables, length, model.device)
+        self.mask = model.backbone.mask(self.block, Rows.cat([seen, self.block]))
         self.cell = self.block.position[1:].sub(self.block.position[0]).permute(1, 2, 0)
         self.grid = torch.tensor(grids, device=model.device)
         self.reference = self._references(branches, grids) if model.looks_back else None
@@ -118,11 +117,11 @@ def _grouped(branches: list[tuple[Prefix, int]]) -> list[tuple[Prefix, list[int]
 
 
 def _padded(rows: Rows, chosen: list[int], length: int) -> Rows:
-    """Chosen rows of a prefix's columns, padded as PrefixCache.stack pads: padding belongs to no document."""
-    kept = rows.map(lambda column: column[chosen])
-    count = length - len(kept)
-    pad = torch.nn.functional.pad
-    return Rows(pad(kept.doc, (0, count), value=-1), pad(kept.order, (0, count)), pad(kept.block, (0, count), value=-1), pad(kept.noised, (0, count)))
+    """Choose rows of a prefix's batch, padded as PrefixCache.stack pads."""
+    which = torch.tensor(chosen, device=rows.ids.device)
+    kept = rows.map(lambda column: column.index_select(-2, which))
+    pad = torch.from_numpy(padding(len(chosen), length - len(kept), start=len(kept)))
+    return Rows.cat([kept, Rows.of(pad.to(kept.ids.device))])
 
 
 def _first(mask, count: int):

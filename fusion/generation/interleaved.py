@@ -116,7 +116,7 @@ class Generator:
             logits = self.model.all_logits(prefix.last[writing])
             for index, scores in zip(writing, logits, strict=True):
                 yield from self._step(index, rows[index], scores, prefix)
-            if any(writer.columns for writer in prefix.writers):
+            if any(writer.tables for writer in prefix.writers):
                 prefix.read([])
 
     def _step(self, index: int, row: _Row, logits: Float[Tensor, " v"], prefix: Prefix) -> Iterator[TextPiece]:

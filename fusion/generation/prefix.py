@@ -1,45 +1,32 @@
-"""What a batch of documents has read so far: a cache, the mask's columns of every cached row, and a writer per document.
+"""What a batch of documents has read so far: a cache, the columns of every cached row, and a writer per document.
 
 Documents of a batch grow at different speeds. Rows that have nothing to read are padded, and the mask, being data, knows: where a row
 lies in the cache means nothing.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fusion.nn.kv_cache import PrefixCache
-from fusion.sequence.mask import Rows
 from fusion.sequence.packed import Control, Picture, Piece, Tokens, Writer
+from fusion.sequence.rows import Rows, padding
 from fusion.unified.model import FusionModel
 
-_PADDING = 1 << 40  # padding rows get blocks from here on, each its own
 
+def arranged(tables: list[Int64[np.ndarray, "10 _"]], start: int, device: torch.device) -> Rows:
+    """Lay the tables of several documents out as a batch, padded at the end. start: rows that stand before them.
 
-class Arranged:
-    """Rows of several documents as a batch, padded at the end: ids, position, the mask's columns, and which rows are patches."""
-
-    def __init__(self, rows: list[np.ndarray], start: int, device: torch.device):
-        length = max(part.shape[1] for part in rows)
-        table = np.zeros((10, len(rows), length), np.int64)  # the nine of sequence.Writer, and the document
-        table[8:10] = -1
-        table[3] = _PADDING + start + np.arange(length)
-        for row, part in enumerate(rows):
-            table[:9, row, : part.shape[1]] = part
-            table[9, row, : part.shape[1]] = 0
-        columns = torch.from_numpy(table).to(device)
-        self.ids: Int[Tensor, "b t"] = columns[0]
-        self.position: Int[Tensor, "3 b t"] = columns[5:8]
-        self.rows = Rows(columns[9], columns[2], columns[3], columns[4].bool())
-        self.picture: Int[Tensor, "b t"] = columns[8].clamp(max=0)  # all pictures of a step share one time
-        self.lengths = [part.shape[1] for part in rows]
-
-    @property
-    def cell(self) -> Int[Tensor, "n 2"]:
-        """Row and column of each patch in its picture."""
-        time, row, column = self.position[:, self.picture >= 0]
-        return torch.stack([row - time, column - time], dim=-1)
+    All images are told apart from text only, `picture` 0, for those of one call share one time.
+    """
+    table = padding(len(tables), max(part.shape[1] for part in tables), start)
+    for row, part in enumerate(tables):
+        table[:, row, : part.shape[1]] = part
+    rows = Rows.of(torch.from_numpy(table).to(device))
+    return replace(rows, picture=rows.picture.clamp(max=0))
 
 
 class Prefix:
@@ -71,17 +58,17 @@ class Prefix:
         for held, writer in zip(self.pictures, self.writers, strict=True):
             held += [next(waiting) for _ in writer.pictures[len(held) :]]
         seen = 0 if self.rows is None else len(self.rows)
-        batch = Arranged(new, seen, self.model.device)
-        self.encoded += sum(batch.lengths)
-        self.rows = batch.rows if self.rows is None else Rows.cat([self.rows, batch.rows])
+        batch, lengths = arranged(new, seen, self.model.device), [part.shape[1] for part in new]
+        self.encoded += sum(lengths)
+        self.rows = batch if self.rows is None else Rows.cat([self.rows, batch])
         time = self.model.embed_time(torch.zeros(1, device=self.model.device))
         width = self.model.config.patch_width
         values = torch.cat(patches).to(self.model.device) if patches else torch.zeros(0, width, device=self.model.device)
-        embeds = self.model.embed(batch.ids, batch.picture, batch.cell, values, time)
-        mask = self.model.backbone.mask(batch.rows, self.rows)
+        embeds = self.model.embed(batch, values, time)
+        mask = self.model.backbone.mask(batch, self.rows)
         modulation = self.model.modulate_rows(time, batch.picture)
         hidden = self.model.backbone(embeds, batch.position, mask, modulation, self.cache, batch.picture)
-        ends = torch.tensor(batch.lengths, device=hidden.device)
+        ends = torch.tensor(lengths, device=hidden.device)
         last = hidden[torch.arange(len(ends), device=hidden.device), (ends - 1).clamp(min=0)]
         self.last = last if self.last is None else torch.where((ends > 0)[:, None], last, self.last)
 

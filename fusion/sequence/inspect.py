@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from fusion.sequence.images import to_image
-from fusion.sequence.mask import Rows, visible
+from fusion.sequence.mask import visible
 from fusion.sequence.packed import IGNORE, Packed
 
 Colour = tuple[int, int, int]
@@ -243,8 +243,8 @@ def _mask(all_spans: list[Span], packed: Packed, row: int, width: int) -> Image.
     """Who sees whom: rows ask, columns are seen."""
     count = packed.ids.shape[1]
     cell, rail = _cell(count), _rail(all_spans, count)
-    columns = Rows.of(packed).map(lambda column: column[row : row + 1].cpu())
-    seen = visible(columns, columns)[0].numpy()
+    rows = packed.map(lambda column: column[..., row : row + 1, :].cpu())
+    seen = visible(rows, rows)[0].numpy()
     colour = np.repeat([KINDS[span.kind][0] for span in all_spans], [span.stop - span.start for span in all_spans], axis=0)
     cells = np.where(seen[..., None], colour[None], np.array(WHITE)).astype(np.uint8)
     matrix = Image.fromarray(cells).resize((count * cell, count * cell), Image.Resampling.NEAREST)

@@ -5,53 +5,46 @@ the patches of a picture see each other in both directions, a noised block sees 
 else ever sees noise. Padding sees itself alone. Sliding windows count clean-stream order, so noised blocks consume none of it.
 """
 
-from dataclasses import dataclass
-from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
+from fusion.sequence.rows import Rows
 
-@dataclass(frozen=True)
-class Rows:
-    """The four columns of the mask (see sequence.py), for queries or keys."""
 
-    doc: Int[Tensor, "b t"]
-    order: Int[Tensor, "b t"]
-    block: Int[Tensor, "b t"]
-    noised: Bool[Tensor, "b t"]
+class _Sight(NamedTuple):
+    """What decides who sees whom, of some rows."""
 
-    def __len__(self) -> int:
-        return self.doc.shape[1]
+    doc: Tensor
+    order: Tensor
+    block: Tensor
+    noised: Tensor
 
     @classmethod
-    def of(cls, packed) -> "Rows":
-        """The columns of a packed batch."""
-        return cls(packed.doc, packed.order, packed.block, packed.noised)
+    def of(cls, rows: Rows) -> "_Sight":
+        return cls(rows.doc, rows.order, rows.block, rows.noised)
 
-    def map(self, change) -> "Rows":
-        """Each column through the same function."""
-        return Rows(change(self.doc), change(self.order), change(self.block), change(self.noised))
+    def at(self, index: Any) -> "_Sight":
+        return _Sight(self.doc[index], self.order[index], self.block[index], self.noised[index])
 
-    @staticmethod
-    def cat(parts: "list[Rows]", dim: int = 1) -> "Rows":
-        """Rows side by side (dim 1) or batches on top of each other (dim 0)."""
-        columns = zip(*((p.doc, p.order, p.block, p.noised) for p in parts), strict=True)
-        return Rows(*(torch.cat(column, dim=dim) for column in columns))
+
+def _sees(query: _Sight, key: _Sight, window: int | None) -> Tensor:
+    """Apply the rule to queries and keys whose shapes broadcast."""
+    before = _clean_before(query, key, window)
+    return (query.doc == key.doc) & (before | (query.block == key.block))
+
+
+def _clean_before(query: _Sight, key: _Sight, window: int | None) -> Tensor:
+    distance = query.order - key.order
+    before = (distance > 0) & ~key.noised
+    return before if window is None else before & (distance < window)
 
 
 def visible(query: Rows, key: Rows, window: int | None = None) -> Bool[Tensor, "b q k"]:
-    """Which keys each query sees. window: rows of the clean stream that a sliding layer looks back on, itself included."""
-    seen = _clean_before(query, key, window)
-    same_block = query.block[:, :, None] == key.block[:, None, :]
-    return (query.doc[:, :, None] == key.doc[:, None, :]) & (seen | same_block)
-
-
-def _clean_before(query: Rows, key: Rows, window: int | None) -> Bool[Tensor, "b q k"]:
-    distance = query.order[:, :, None] - key.order[:, None, :]
-    seen = (distance > 0) & ~key.noised[:, None, :]
-    return seen if window is None else seen & (distance < window)
+    """Say which keys each query sees. window: rows of the clean stream that a sliding layer looks back on, itself included."""
+    return _sees(_Sight.of(query).at((..., None)), _Sight.of(key).at((..., None, slice(None))), window)
 
 
 def additive(seen: Bool[Tensor, "b q k"], dtype: torch.dtype) -> Tensor:
@@ -63,15 +56,14 @@ def block_mask(query: Rows, key: Rows, window: int | None = None):
     """The same mask for FlexAttention (PyTorch's torch.nn.attention.flex_attention.BlockMask)."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    sees = partial(_sees, query, key, window)
+    queries, keys = _Sight.of(query), _Sight.of(key)
+
     # A lambda, because FlexAttention counts the arguments of what it is given.
-    return create_block_mask(lambda b, h, q, k: sees(b, q, k), query.doc.shape[0], None, len(query), len(key), device=query.doc.device)
-
-
-def _sees(query: Rows, key: Rows, window: int | None, b, q, k):
-    """`visible` at one pair of indices, as FlexAttention asks."""
-    distance = query.order[b, q] - key.order[b, k]
-    before = (distance > 0) & ~key.noised[b, k]
-    if window is not None:
-        before = before & (distance < window)
-    return (query.doc[b, q] == key.doc[b, k]) & (before | (query.block[b, q] == key.block[b, k]))
+    return create_block_mask(
+        lambda b, h, q, k: _sees(queries.at((b, q)), keys.at((b, k)), window),
+        query.doc.shape[0],
+        None,
+        len(query),
+        len(key),
+        device=query.doc.device,
+    )

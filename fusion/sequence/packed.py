@@ -6,14 +6,8 @@ Axis legend, used in every signature of the project:
     n patches (of all pictures of a batch, in row order)    p numbers in a patch    m pictures of a batch (clean copies and noised blocks)
 
 Layout of a document (BAGEL and SenseNova-U1 isolate noise this way). Its *clean stream* comes first: text and clean pictures, each
-`<|image_start|>` size `<|image_patch|>`... `<|image_end|>`. Then come its *noised blocks*, one per target picture. Every row carries
-
-    doc    which document of its row it belongs to; -1 is padding
-    order  its index in the clean stream; all patches of a picture carry the index of the first, in the noised block too
-    block  what sees itself in full: a text token is a block of its own, so is each clean picture and each noised block
-    noised whether it belongs to a noised block
-
-and these four decide who sees whom (mask.py). Targets that nothing follows need no clean copy.
+`<|image_start|>` size `<|image_patch|>`... `<|image_end|>`. Then come its *noised blocks*, one per target picture. Targets that nothing
+follows need no clean copy. What each row carries is said in rows.py.
 """
 
 from collections.abc import Callable
@@ -23,10 +17,10 @@ from itertools import accumulate
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
-IGNORE = -100  # torch's cross_entropy skips this label
+from fusion.sequence.rows import IGNORE, POSITION, Column, Rows, columns, padding
 
 
 @dataclass(frozen=True)
@@ -92,64 +86,73 @@ def drop_all(pieces: list[Piece]) -> list[Piece]:
 
 @dataclass(frozen=True)
 class Layout:
-    """One document laid out, as numpy columns of equal length (its rows); the fields are those of Packed."""
+    """One document laid out: its table (rows.py) and, beside it, its images.
 
-    ids: np.ndarray
-    labels: np.ndarray
-    order: np.ndarray
-    block: np.ndarray
-    noised: np.ndarray
-    position: np.ndarray  # (3, rows)
-    picture: np.ndarray
+    pixels: the images, each once. Of each image in the table, clean copies and noised blocks in order: source, which of `pixels` it shows;
+    noised_picture; grid, its rows and columns of patches; reference, see Packed.
+    """
+
+    table: Int64[np.ndarray, "10 t"]
     pixels: tuple[Tensor, ...]
-    source: tuple[int, ...]  # for each picture of the layout, which of `pixels`
+    source: tuple[int, ...]
     noised_picture: tuple[bool, ...]
     grid: tuple[tuple[int, int], ...]
     reference: tuple[int, ...]
 
     def __len__(self) -> int:
-        return len(self.ids)
+        """Count the rows."""
+        return self.table.shape[1]
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The columns of the table by name."""
+        return Rows.of(torch.from_numpy(self.table))
+
+    @property
+    def learned(self) -> bool:
+        """Whether anything is learned of it, a next token or a flow."""
+        return bool(self.table[Column.NOISED].any() or (self.table[Column.LABEL] != IGNORE).any())
 
 
-def picture_rows(
+def _patch_table(
     control: Control, grid: tuple[int, int], noised: bool, order: int, position: int, block: int, picture: int = 0
-) -> np.ndarray:
-    """The patch rows of one picture, (9, rows) as Writer has them."""
+) -> Int64[np.ndarray, "10 t"]:
+    """The patch rows of one image."""
     cell = np.arange(grid[0] * grid[1])
-    rows = np.zeros((9, len(cell)), np.int64)
-    rows[0], rows[1], rows[2], rows[3], rows[4] = control.image_patch, IGNORE, order, block, noised
-    rows[5], rows[6], rows[7], rows[8] = position, position + cell // grid[1], position + cell % grid[1], picture
-    return rows
+    table = np.zeros((len(Column), len(cell)), np.int64)
+    table[Column.ID], table[Column.LABEL], table[Column.PICTURE] = control.image_patch, IGNORE, picture
+    table[Column.ORDER], table[Column.BLOCK], table[Column.NOISED] = order, block, noised
+    table[Column.TIME], table[Column.ROW], table[Column.COLUMN] = position, position + cell // grid[1], position + cell % grid[1]
+    return table
 
 
 class Writer:
-    """Writes the rows of one document, all at once (`layout`) or as a sampler goes (`take`).
+    """Writes the table of one document, all at once (`layout`) or as a sampler goes (`take`).
 
-    A row is nine numbers: id, label, order, block, noised, time, row, column, picture. order, position and blocks are the counters of
-    the clean stream; labels of its last row wait until the next token is known.
+    order, position and blocks are the counters of the clean stream; labels of its last row wait until the next token is known.
     """
 
     def __init__(self, control: Control, learn_text: bool = True):
         self.control, self.learn_text = control, learn_text
-        self.columns: list[np.ndarray] = []
+        self.tables: list[Int64[np.ndarray, "10 _"]] = []
         self.order = self.position = self.blocks = 0
         self.pictures: list[tuple[int, bool, tuple[int, int], int]] = []  # source, noised, grid, reference
 
     def text(self, ids: tuple[int, ...], learned: bool = False) -> None:
         """Text tokens; where they are learned, the row before each gets it as its label."""
         steps = np.arange(len(ids))
-        rows = np.zeros((9, len(ids)), np.int64)
-        rows[0], rows[1], rows[2], rows[3] = ids, IGNORE, self.order + steps, self.blocks + steps
-        rows[5:8], rows[8] = self.position + steps, -1
+        table = np.zeros((len(Column), len(ids)), np.int64)
+        table[Column.ID], table[Column.LABEL], table[Column.PICTURE] = ids, IGNORE, -1
+        table[Column.ORDER], table[Column.BLOCK], table[POSITION] = self.order + steps, self.blocks + steps, self.position + steps
         if learned and self.learn_text:
-            rows[1, :-1] = ids[1:]
+            table[Column.LABEL, :-1] = ids[1:]
             self._label_last(ids[0])
-        self.columns.append(rows)
+        self.tables.append(table)
         self.order, self.position, self.blocks = self.order + len(ids), self.position + len(ids), self.blocks + len(ids)
 
     def _label_last(self, token: int) -> None:
-        if self.columns and self.columns[-1][8, -1] < 0:
-            self.columns[-1][1, -1] = token
+        if self.tables and self.tables[-1][Column.PICTURE, -1] < 0:
+            self.tables[-1][Column.LABEL, -1] = token
 
     def open_picture(self, size_ids: tuple[int, ...], learned: bool = False) -> None:
         """`<|image_start|>` and the size text; learned, the last size token predicts `<|image_patch|>`."""
@@ -169,15 +172,19 @@ class Writer:
 
     def patches(self, source: int, grid: tuple[int, int], noised: bool, order: int, position: int, reference: int = -1) -> None:
         """The patch rows of a picture: one block, one order, axial positions."""
-        self.columns.append(picture_rows(self.control, grid, noised, order, position, self.blocks, len(self.pictures)))
+        self.tables.append(_patch_table(self.control, grid, noised, order, position, self.blocks, len(self.pictures)))
         self.blocks += 1
         self.pictures.append((source, noised, grid, reference))
 
-    def take(self) -> np.ndarray:
-        """The rows written since the last call, (9, rows)."""
-        rows = np.concatenate(self.columns, axis=1) if self.columns else np.zeros((9, 0), np.int64)
-        self.columns = []
-        return rows
+    def noised_block(self, grid: tuple[int, int]) -> Int64[np.ndarray, "10 t"]:
+        """Make the table of an image to be drawn behind what is written, without writing it."""
+        return _patch_table(self.control, grid, True, self.order, self.position, self.blocks)
+
+    def take(self) -> Int64[np.ndarray, "10 t"]:
+        """Take the table written since the last call."""
+        table = np.concatenate([np.zeros((len(Column), 0), np.int64), *self.tables], axis=1)
+        self.tables = []
+        return table
 
 
 def layout(pieces: list[Piece], control: Control, learn_text: bool = True, noised_copies: int = 1) -> Layout:
@@ -201,33 +208,19 @@ def layout(pieces: list[Piece], control: Control, learn_text: bool = True, noise
         pixels.append(piece.pixels)
     for block in noised_blocks * noised_copies:
         writer.patches(*block)
-    rows = writer.take()
     source, noised, grid, reference = zip(*writer.pictures, strict=True) if writer.pictures else ((), (), (), ())
-    return Layout(
-        ids=rows[0], labels=rows[1], order=rows[2], block=rows[3], noised=rows[4].astype(bool), position=rows[5:8],
-        picture=rows[8], pixels=tuple(pixels), source=source, noised_picture=noised, grid=grid, reference=reference,
-    )  # fmt: skip
+    return Layout(writer.take(), tuple(pixels), source, noised, grid, reference)
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A batch: rows of documents side by side. See the module's docstring for the axes and the four columns of the mask.
+class Packed(Rows):
+    """A batch: rows of documents side by side, (b, t), and their images.
 
-    ids, labels: token ids and next-token labels (IGNORE where nothing is learned). position: (3, b, t) time, row and column; equal on
-    text. picture: which of the batch's m pictures a patch row belongs to, -1 on text. pixels: the images, each once; source: which of
-    them a picture shows. grid: rows and columns of patches of each picture. reference: for a noised block, the last clean picture of
-    its size that stood before it in its document (the one that is edited, if any is), else -1. patches, time: filled by
-    `with_patches`; time is 0 for clean copies.
+    pixels: the images, each once; source: which of them a picture shows. grid: rows and columns of patches of each picture. reference: for a
+    noised block, the last clean picture of its size that stood before it in its document (the one that is edited, if any is), else -1.
+    patches, time: filled by `with_patches`; time is 0 for clean copies.
     """
 
-    ids: Int[Tensor, "b t"]
-    labels: Int[Tensor, "b t"]
-    doc: Int[Tensor, "b t"]
-    order: Int[Tensor, "b t"]
-    block: Int[Tensor, "b t"]
-    noised: Bool[Tensor, "b t"]
-    position: Int[Tensor, "3 b t"]
-    picture: Int[Tensor, "b t"]
     pixels: tuple[Float[Tensor, "3 _ _"], ...]
     source: Int[Tensor, " m"]
     noised_picture: Bool[Tensor, " m"]
@@ -235,22 +228,6 @@ class Packed:
     reference: Int[Tensor, " m"]
     patches: Float[Tensor, "n p"] | None = None
     time: Float[Tensor, " m"] | None = None
-
-    @cached_property
-    def picture_of_patch(self) -> Int[Tensor, " n"]:
-        """The picture of each patch row, in the order of `patches`."""
-        return self.picture[self.picture >= 0]
-
-    @cached_property
-    def noised_patch(self) -> Bool[Tensor, " n"]:
-        """Which of the patches belong to noised blocks."""
-        return self.noised_picture[self.picture_of_patch]
-
-    @cached_property
-    def cell_of_patch(self) -> Int[Tensor, "n 2"]:
-        """Row and column of each patch in its picture."""
-        time, row, column = self.position[:, self.picture >= 0]
-        return torch.stack([row - time, column - time], dim=-1)
 
     @cached_property
     def references(self) -> Float[Tensor, "k p"]:
@@ -312,28 +289,26 @@ def pack(rows: list[list[Layout]], length: int | None = None, pad_id: int = 0) -
     length = length or longest
     if longest > length:
         raise ValueError(f"a row of {longest} tokens does not fit a length of {length}: raise the length or shorten the documents")
-    table = np.zeros((10, len(rows), length), np.int64)  # ids, labels, doc, order, block, noised, t, h, w, picture
-    table[0], table[1], table[2], table[9] = pad_id, IGNORE, -1, -1
-    table[4] = np.arange(length) + length  # padding: each row its own block, beyond those of documents, so that it sees itself alone
+    table = padding(len(rows), length, pad_id=pad_id)
     pixels, source, noised, grid, reference = [], [], [], [], []
     for b, row in enumerate(rows):
         start = 0
         for index, doc in enumerate(row):
-            here = slice(start, start + len(doc))
-            columns = (doc.ids, doc.labels, index, doc.order, doc.block, doc.noised, *doc.position)
-            for column, values in zip(table, columns, strict=False):
-                column[b, here] = values
-            table[9, b, here] = np.where(doc.picture >= 0, doc.picture + len(source), -1)
+            here = table[:, b, start : start + len(doc)]
+            here[:] = doc.table
+            here[Column.DOC] = index
+            here[Column.PICTURE] += len(source) * (doc.table[Column.PICTURE] >= 0)
             reference.extend(r + len(source) if r >= 0 else -1 for r in doc.reference)
             source.extend(s + len(pixels) for s in doc.source)
             pixels.extend(doc.pixels)
             noised.extend(doc.noised_picture)
             grid.extend(doc.grid)
             start += len(doc)
-    columns = torch.from_numpy(table)
     return Packed(
-        ids=columns[0], labels=columns[1], doc=columns[2], order=columns[3], block=columns[4], noised=columns[5].bool(),
-        position=columns[6:9], picture=columns[9], pixels=tuple(pixels), source=torch.tensor(source, dtype=torch.long),
-        noised_picture=torch.tensor(noised, dtype=torch.bool), grid=torch.tensor(grid, dtype=torch.long).view(-1, 2),
+        **columns(torch.from_numpy(table)),
+        pixels=tuple(pixels),
+        source=torch.tensor(source, dtype=torch.long),
+        noised_picture=torch.tensor(noised, dtype=torch.bool),
+        grid=torch.tensor(grid, dtype=torch.long).view(-1, 2),
         reference=torch.tensor(reference, dtype=torch.long),
-    )  # fmt: skip
+    )

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from fusion.sequence.mask import Rows, additive, block_mask, visible
+from fusion.sequence.mask import additive, block_mask, visible
+from fusion.sequence.rows import Rows
 from fusion.unified.kv_projection import route_deep
 from fusion.unified.modality import Groups, above, route
 

@@ -34,9 +34,9 @@ from fusion.common.tensor_cache import bytes_of
 from fusion.nn.conv import ConvEmbed, ConvHead
 from fusion.nn.kv_cache import PrefixCache
 from fusion.nn.layers import FlowHead, Modulation, PatchEmbed, ReferenceEmbed, Seen, TimestepEmbedding, match_rms
-from fusion.sequence.mask import Rows
 from fusion.sequence.packed import IGNORE, Packed
 from fusion.sequence.patches import sincos
+from fusion.sequence.rows import Rows
 from fusion.unified.backbone import Backbone, RowModulation, family_of, layers_of
 from fusion.unified.kv_projection import listen
 from fusion.unified.loading import PLACING, Placeable, check_quantised, one_line
@@ -377,27 +377,24 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
 
     def embed(
         self,
-        ids: Int[Tensor, "b t"],
-        picture: Int[Tensor, "b t"],
-        cell: Int[Tensor, "n 2"],
+        rows: Rows,
         patches: Float[Tensor, "n p"],
         time: Float[Tensor, "m w"] | None,
         reference: Float[Tensor, "n p"] | None = None,
     ) -> Float[Tensor, "b t d"]:
         """Rows as they enter the decoder: token embeddings, and patches where a row belongs to a picture."""
-        embeds = self.embed_tokens(ids)
-        where = picture.flatten().ge(0).nonzero()[:, 0]
-        rows = self.embed_patches(patches, time, picture.flatten()[where], cell, reference)
-        return embeds.flatten(0, 1).index_copy(0, where, rows.to(embeds.dtype)).view_as(embeds)
+        embeds = self.embed_tokens(rows.ids)
+        values = self.embed_patches(patches, time, rows.picture_of_patch, rows.cell_of_patch, reference)
+        return embeds.flatten(0, 1).index_copy(0, rows.patch_rows, values.to(embeds.dtype)).view_as(embeds)
 
     def _forward_packed(self, packed: Packed) -> Output:
-        rows, time = Rows.of(packed), self.embed_time(packed.time)
+        time = self.embed_time(packed.time)
         noised, references, beside = packed.noised_patch, packed.references if self.looks_back else None, None
         if self.patch_embed.reference:  # clean patches are no edits
             beside = torch.zeros_like(packed.patches).masked_scatter(noised[:, None], references)
-        embeds = self.embed(packed.ids, packed.picture, packed.cell_of_patch, packed.patches, time, beside)
+        embeds = self.embed(packed, packed.patches, time, beside)
         modulation = self.modulate_rows(time, packed.picture)
-        hidden = self.backbone(embeds, packed.position, self.backbone.mask(rows, rows), modulation, picture=packed.picture)
+        hidden = self.backbone(embeds, packed.position, self.backbone.mask(packed, packed), modulation, picture=packed.picture)
         learned = packed.labels != IGNORE
         seen = Seen(packed.patches[noised], packed.grid[packed.noised_picture], references)
         prediction = self.flow_head(hidden[packed.noised][:, : self.image_width], seen, time, packed.picture_of_patch[noised])
@@ -411,12 +408,19 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
         valid = torch.ones(ids.shape[0], seen + ids.shape[1], device=ids.device).long() if attention_mask is None else attention_mask
         order = (valid.cumsum(1) - 1).clamp(min=0)
         block = torch.arange(valid.shape[1], device=ids.device).expand_as(valid)
-        key = Rows(valid - 1, order, block, torch.zeros_like(valid, dtype=torch.bool))
-        query = key.map(lambda column: column[:, seen:])
-        picture = torch.full_like(ids, -1)
-        modulation = self.modulate_rows(self.embed_time(torch.zeros(0, device=ids.device)), picture)
-        position = query.order.expand(3, -1, -1)
-        hidden = self.backbone(self.embed_tokens(ids), position, self.backbone.mask(query, key), modulation, cache)
+        key = Rows(
+            ids=F.pad(ids, (seen, 0)),
+            labels=torch.full_like(valid, IGNORE),
+            doc=valid - 1,
+            order=order,
+            block=block,
+            noised=torch.zeros_like(valid, dtype=torch.bool),
+            position=order.expand(3, -1, -1),
+            picture=torch.full_like(valid, -1),
+        )
+        query = key.map(lambda column: column[..., seen:])
+        modulation = self.modulate_rows(self.embed_time(torch.zeros(0, device=ids.device)), query.picture)
+        hidden = self.backbone(self.embed_tokens(ids), query.position, self.backbone.mask(query, key), modulation, cache)
         kept = hidden[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else hidden[:, logits_to_keep]
         logits = self.backbone.logits(kept)
         loss = None if labels is None else self.llm.loss_function(logits, labels, vocab_size=self.llm_vocab)

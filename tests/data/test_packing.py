@@ -135,7 +135,7 @@ def test_guidance_drops_text_then_context_images(processor):
     edit = [drops(processor, packing, index=1) for packing in (whole, no_text, nothing)]
     assert [len(document.grid) for document in edit] == [2, 2, 1]
     assert len(edit[0]) > len(edit[1]) > len(edit[2])
-    assert (edit[0].labels != IGNORE).any() and not any((document.labels != IGNORE).any() for document in edit[1:])
+    assert (edit[0].rows.labels != IGNORE).any() and not any((document.rows.labels != IGNORE).any() for document in edit[1:])
     assert all(document.noised_picture[-1] for document in edit)
     draw = [drops(processor, packing, index=0) for packing in (whole, no_text, nothing)]
     assert len(draw[1]) < len(draw[0]) == len(draw[2])  # without a context image there is no second kind of drop
@@ -171,8 +171,8 @@ def test_a_page_longer_than_a_row_is_cut_between_its_parts(processor):
     assert len(cuts) > 1 and all(len(cut) <= PACKING.length for cut in cuts)
     assert sum(sum(cut.noised_picture) for cut in cuts) == 8
     (whole,) = documents(page, processor, Packing(length=1024, tail=0), rng, guidance=False)
-    words = [int(i) for cut in cuts for i in cut.ids[cut.picture < 0] if i < families.VOCAB]
-    assert words == [int(i) for i in whole.ids[whole.picture < 0] if i < families.VOCAB]
+    words = [int(i) for cut in cuts for i in cut.rows.ids[cut.rows.picture < 0] if i < families.VOCAB]
+    assert words == [int(i) for i in whole.rows.ids[whole.rows.picture < 0] if i < families.VOCAB]
 
 
 @pytest.mark.parametrize("copies", [1, 2, 4])
@@ -187,7 +187,7 @@ def test_a_page_is_cut_so_that_every_noised_copy_fits(processor, copies):
 def test_a_long_text_is_cut_inside(processor):
     words = "a red circle left of a blue square. " * 60
     cuts = documents(Sample(None, [text(words)], "text", "text:1"), processor, PACKING, random.Random(0))
-    ids = [int(i) for cut in cuts for i in cut.ids]
+    ids = [int(i) for cut in cuts for i in cut.rows.ids]
     assert processor.decode(ids, skip_special_tokens=True) == words
 
 

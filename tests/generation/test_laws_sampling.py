@@ -179,7 +179,7 @@ def test_documents_read_together_are_read_as_if_alone(case):
         expected = answer(model, packed_rows([[pieces]]))
         for turn in range(len(pieces)):
             clean = layout(pieces[: turn + 1], CONTROL)
-            assert_close(last[turn][row], expected.hidden[0, int((~clean.noised).sum()) - 1])
+            assert_close(last[turn][row], expected.hidden[0, int((~clean.rows.noised).sum()) - 1])
         assert torch.equal(last[-1][row], last[len(pieces) - 1][row]), "a row that has nothing to read keeps its last state"
 
 

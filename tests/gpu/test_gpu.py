@@ -12,7 +12,7 @@ from fusion.evaluation import scorecard
 from fusion.evaluation.subjects import Unified
 from fusion.evaluation.suite import SPLITS
 from fusion.evaluation.suites import counts_of
-from fusion.sequence.mask import Rows, block_mask, visible
+from fusion.sequence.mask import block_mask, visible
 from fusion.sequence.packed import Packed
 from fusion.testing.mixed_documents import CASES, answer, assert_close, drawing, packed_rows, prose, story, tiny_fusion
 from fusion.testing.reference_networks import SMALL, condition, stir
@@ -68,7 +68,7 @@ def test_every_attention_reads_the_mask(family, attention):
 
 @pytest.mark.parametrize("window", [None, 16])
 def test_a_block_mask_is_the_dense_one(window):
-    rows = Rows.of(moved(mixed()))
+    rows = moved(mixed())
     blocks = block_mask(rows, rows, window)
     told = create_mask(blocks.mask_mod, len(rows.doc), 1, len(rows), len(rows), device="cuda")[:, 0]
     assert torch.equal(told, visible(rows, rows, window))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fusion.sequence import inspect as picture
-from fusion.sequence.mask import Rows, visible
+from fusion.sequence.mask import visible
 from fusion.sequence.packed import IGNORE, finish, layout, pack
 from fusion.sequence.processor import FusionProcessor
 from tests.training.test_report import scene
@@ -57,8 +57,7 @@ def test_the_mask_is_drawn_cell_by_cell(packed, processor):
     cell, rail = picture._cell(count), picture._rail(spans, count)
     middles = np.arange(count) * cell + cell // 2
     cells = image[rail + middles][:, picture.MARGIN + rail + middles]
-    rows = Rows.of(packed)
-    seen = visible(rows, rows)[0].numpy()
+    seen = visible(packed, packed)[0].numpy()
     assert (np.any(cells != np.array(picture.WHITE), axis=-1) == seen).all()
     noised = packed.noised[0].numpy()
     orange = (cells == np.array(picture.KINDS["noised block"][0])).all(axis=-1)

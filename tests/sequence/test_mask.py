@@ -5,15 +5,16 @@ import random
 import pytest
 import torch
 
-from fusion.sequence.mask import Rows, additive, block_mask, visible
+from fusion.sequence.mask import additive, block_mask, visible
 from fusion.sequence.packed import layout, pack
+from fusion.sequence.rows import Rows
 from tests.support.documents import CONTROL, random_layout, random_pieces, rows_of, sees
 
 SEEDS = range(40)
 
 
 def mask_of(*layouts, window=None, length=None) -> torch.Tensor:
-    rows = Rows.of(pack([list(layouts)], length=length))
+    rows = pack([list(layouts)], length=length)
     return visible(rows, rows, window)[0]
 
 
@@ -43,17 +44,16 @@ def test_packed_equals_unpacked_and_no_token_sees_another_document(seed, window)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_order_of_rows_does_not_matter(seed):
     rng = random.Random(seed)
-    rows = Rows.of(pack([[random_layout(rng), random_layout(rng)]]))
+    rows = pack([[random_layout(rng), random_layout(rng)]])
     shuffle = torch.randperm(len(rows))
-    shuffled = rows.map(lambda column: column[:, shuffle])
+    shuffled = rows.map(lambda column: column[..., shuffle])
     assert torch.equal(visible(shuffled, shuffled), visible(rows, rows)[:, shuffle][:, :, shuffle])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_clean_stream_is_causal_but_for_its_pictures(seed):
     packed = pack([[random_layout(random.Random(seed))]])
-    rows = Rows.of(packed)
-    seen, clean = visible(rows, rows)[0], ~packed.noised[0]
+    seen, clean = visible(packed, packed)[0], ~packed.noised[0]
     picture = packed.picture[0]
     same_picture = (picture[:, None] == picture[None, :]) & (picture[:, None] >= 0)
     lower = torch.ones_like(seen).tril()
@@ -63,8 +63,7 @@ def test_the_clean_stream_is_causal_but_for_its_pictures(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nobody_outside_a_noised_block_sees_it(seed):
     packed = pack([[random_layout(random.Random(seed)) for _ in range(3)]])
-    rows = Rows.of(packed)
-    seen, picture = visible(rows, rows)[0], packed.picture[0]
+    seen, picture = visible(packed, packed)[0], packed.picture[0]
     for number in packed.noised_picture.nonzero().flatten():
         own = picture == number
         assert seen[own][:, own].all() and not seen[~own][:, own].any()
@@ -74,29 +73,29 @@ def test_nobody_outside_a_noised_block_sees_it(seed):
 def test_noised_blocks_use_up_nothing_of_a_window(seed):
     pieces = random_pieces(random.Random(seed), length=8)
     with_blocks = layout(pieces, CONTROL)
-    clean = int((~with_blocks.noised).sum())
+    clean = int((~with_blocks.rows.noised).sum())
     one = mask_of(with_blocks, window=5)[:clean, :clean]
-    rows = Rows.of(pack([[with_blocks]])).map(lambda column: column[:, :clean])
+    rows = pack([[with_blocks]]).map(lambda column: column[..., :clean])
     assert torch.equal(one, visible(rows, rows, 5)[0])
-    text = with_blocks.picture[:clean] < 0
+    text = with_blocks.rows.picture[:clean] < 0
     for query in range(clean):
         reach = [key for key in range(clean) if one[query, key] and text[key]]
         assert not reach or not text[query] or query - min(reach) < 5
 
 
 def test_queries_may_be_the_last_rows_alone():
-    rows = Rows.of(pack([[random_layout(random.Random(3))], [random_layout(random.Random(4))]]))
-    last = rows.map(lambda column: column[:, -4:])
+    rows = pack([[random_layout(random.Random(3))], [random_layout(random.Random(4))]])
+    last = rows.map(lambda column: column[..., -4:])
     assert torch.equal(visible(last, rows), visible(rows, rows)[:, -4:])
-    first = rows.map(lambda column: column[:, :-4])
+    first = rows.map(lambda column: column[..., :-4])
     joined = Rows.cat([first, last])
     assert torch.equal(visible(joined, joined), visible(rows, rows))
-    doubled = Rows.cat([rows, rows], dim=0)
+    doubled = Rows.cat([rows, rows], dim=-2)
     assert doubled.doc.shape[0] == 4 and torch.equal(visible(doubled, doubled)[2:], visible(rows, rows))
 
 
 def test_additive_is_zero_where_seen_and_the_lowest_number_elsewhere():
-    rows = Rows.of(pack([[random_layout(random.Random(0))]]))
+    rows = pack([[random_layout(random.Random(0))]])
     seen = visible(rows, rows)
     for dtype in (torch.float32, torch.bfloat16):
         added = additive(seen, dtype)
@@ -107,7 +106,7 @@ def test_additive_is_zero_where_seen_and_the_lowest_number_elsewhere():
 @pytest.mark.parametrize("window", [None, 5])
 def test_the_block_mask_is_the_same_mask(window):
     rng = random.Random(1)
-    rows = Rows.of(pack([[random_layout(rng) for _ in range(12)] for _ in range(2)], length=384))
+    rows = pack([[random_layout(rng) for _ in range(12)] for _ in range(2)], length=384)
     seen, blocks = visible(rows, rows, window), block_mask(rows, rows, window)
     b, q, k = torch.meshgrid(torch.arange(2), torch.arange(384), torch.arange(384), indexing="ij")
     assert torch.equal(blocks.mask_mod(b, torch.zeros_like(b), q, k), seen)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fusion.sequence.packed import IGNORE, Packed, Picture, Tokens, Writer, drop_all, drop_text, finish, layout, pack
+from fusion.sequence.rows import Column
 from tests.support.documents import CONTROL, picture, random_layout, random_pieces, rows_of
 
 SEEDS = range(60)
@@ -26,11 +27,11 @@ def shown(target: bool, rows: int = 1, columns: int = 2, size: tuple[int, ...] =
 def test_rows_positions_and_copies_are_those_of_the_design(seed):
     pieces = random_pieces(random.Random(seed))
     laid, rows = layout(pieces, CONTROL), rows_of(pieces)
-    assert laid.ids.tolist() == [row.token for row in rows]
-    assert laid.order.tolist() == [row.first for row in rows]
-    assert laid.noised.tolist() == [row.noised for row in rows]
-    assert laid.position.T.tolist() == [list(row.position) for row in rows]
-    assert [number >= 0 for number in laid.picture] == [row.picture is not None for row in rows]
+    assert laid.rows.ids.tolist() == [row.token for row in rows]
+    assert laid.rows.order.tolist() == [row.first for row in rows]
+    assert laid.rows.noised.tolist() == [row.noised for row in rows]
+    assert laid.rows.position.T.tolist() == [list(row.position) for row in rows]
+    assert [number >= 0 for number in laid.rows.picture] == [row.picture is not None for row in rows]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -45,7 +46,7 @@ def test_each_learned_token_is_the_label_of_the_text_row_before_it(seed):
     for row in rows:
         if row.noised:
             labels[row.first - 1] = CONTROL.image_patch  # the last size token opens the picture
-    assert layout(pieces, CONTROL).labels.tolist() == labels
+    assert layout(pieces, CONTROL).rows.labels.tolist() == labels
 
 
 def test_labels_of_a_drawn_picture_word_by_word():
@@ -53,19 +54,19 @@ def test_labels_of_a_drawn_picture_word_by_word():
     #                1, 2,            3, 4, 5,          6, 7
     expected = [IGNORE] * 4 + [6, 7, CONTROL.image_start, 20, 21, CONTROL.image_patch]
     expected += [IGNORE, IGNORE] + [8] + [IGNORE] + [IGNORE, IGNORE]  # clean copy, image end, stop, noised block
-    assert laid.labels.tolist() == expected
+    assert laid.rows.labels.tolist() == expected
 
 
 def test_a_context_picture_is_never_learned():
     laid = layout([TEMPLATE, shown(target=False), ANSWER], CONTROL)
-    assert laid.labels.tolist() == [IGNORE] * 2 + [IGNORE] * 3 + [IGNORE] * 2 + [6, 7, IGNORE]
-    assert not laid.noised.any() and laid.noised_picture == (False,)
+    assert laid.rows.labels.tolist() == [IGNORE] * 2 + [IGNORE] * 3 + [IGNORE] * 2 + [6, 7, IGNORE]
+    assert not laid.rows.noised.any() and laid.noised_picture == (False,)
 
 
 def test_nothing_predicts_the_first_token_and_no_label_is_the_end_of_an_image():
     laid = layout([shown(target=True), ANSWER, shown(target=True)], CONTROL)
-    assert CONTROL.image_end in laid.ids and CONTROL.image_end not in laid.labels
-    assert (laid.labels == CONTROL.image_start).sum() == 1  # the document begins with the other
+    assert CONTROL.image_end in laid.rows.ids and CONTROL.image_end not in laid.rows.labels
+    assert (laid.rows.labels == CONTROL.image_start).sum() == 1  # the document begins with the other
 
 
 @pytest.mark.parametrize("noised", [False, True])
@@ -80,29 +81,29 @@ def test_a_patch_row_never_has_a_label_whatever_is_written_behind_it(noised):
 
 
 def test_learn_text_false_leaves_no_label():
-    assert (layout([QUESTION, ANSWER, shown(target=True)], CONTROL, learn_text=False).labels == IGNORE).all()
+    assert (layout([QUESTION, ANSWER, shown(target=True)], CONTROL, learn_text=False).rows.labels == IGNORE).all()
 
 
 def test_a_noised_block_shares_positions_with_its_clean_copy():
     laid = layout([QUESTION, shown(target=True, rows=2, columns=3), ANSWER], CONTROL)
-    clean, noised = (laid.position[:, laid.picture == number] for number in (0, 1))
-    assert np.array_equal(clean, noised)
+    clean, noised = (laid.rows.position[:, laid.rows.picture == number] for number in (0, 1))
+    assert torch.equal(clean, noised)
     p = 3 + 3  # question, image start, two size tokens
     assert clean.T.tolist() == [[p, p + row, p + column] for row in range(2) for column in range(3)]
-    end = int(np.flatnonzero(laid.ids == CONTROL.image_end)[0])
-    assert laid.position[:, end].tolist() == [p + 1] * 3
+    end = int((laid.rows.ids == CONTROL.image_end).nonzero()[0])
+    assert laid.rows.position[:, end].tolist() == [p + 1] * 3
 
 
 def test_every_row_of_a_block_and_no_other_row_has_its_number():
     laid = layout([QUESTION, shown(True), ANSWER, shown(False), shown(True)], CONTROL)
-    for number in set(laid.block.tolist()):
-        of_block = laid.picture[laid.block == number]
+    for number in set(laid.rows.block.tolist()):
+        of_block = laid.rows.picture[laid.rows.block == number]
         assert len(of_block) == 1 or ((of_block >= 0).all() and len(set(of_block.tolist())) == 1)
-    assert len({laid.block[laid.picture == number][0] for number in range(5)}) == 5
+    assert len({int(laid.rows.block[laid.rows.picture == number][0]) for number in range(5)}) == 5
 
 
 def test_an_empty_run_of_text_leaves_no_rows():
-    assert layout([QUESTION, Tokens(()), ANSWER], CONTROL).ids.tolist() == [3, 4, 5, 6, 7]
+    assert layout([QUESTION, Tokens(()), ANSWER], CONTROL).rows.ids.tolist() == [3, 4, 5, 6, 7]
 
 
 # Copies of a last picture
@@ -113,7 +114,7 @@ def test_a_document_ends_at_the_noised_block_of_its_last_target():
     assert finished[:3] == [QUESTION, finished[1], ANSWER] and len(finished) == 4
     assert finished[1].clean and finished[3].target and not finished[3].clean
     laid = layout(finished, CONTROL)
-    assert (laid.ids == CONTROL.image_end).sum() == 1 and laid.noised_picture == (False, True, True)
+    assert (laid.rows.ids == CONTROL.image_end).sum() == 1 and laid.noised_picture == (False, True, True)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_finish_keeps_what_something_learned_depends_on(pieces):
 def test_finish_keeps_the_tail_when_told_to():
     pieces = [QUESTION, shown(True), STOP]
     assert finish(pieces, keep_tail=True) == pieces
-    assert layout(pieces, CONTROL).labels.tolist().count(8) == 1
+    assert layout(pieces, CONTROL).rows.labels.tolist().count(8) == 1
 
 
 # Guidance drops
@@ -148,8 +149,8 @@ def test_drop_all_keeps_template_and_the_last_target():
     silent = replace(STOP, loss=False)
     assert kept == [TEMPLATE, silent, TEMPLATE, last, silent]
     laid = layout(kept, CONTROL)
-    assert (laid.ids == CONTROL.image_start).sum() == 1, "dropped pictures leave no tokens"
-    assert laid.position[0, 2 + 1 + 2] == 5, "positions are counted anew"
+    assert (laid.rows.ids == CONTROL.image_start).sum() == 1, "dropped pictures leave no tokens"
+    assert laid.rows.position[0, 2 + 1 + 2] == 5, "positions are counted anew"
 
 
 # Packing
@@ -165,9 +166,9 @@ def test_packing_lays_documents_side_by_side(seed):
         start = 0
         for index, doc in enumerate(row):
             here = slice(start, start + len(doc))
-            assert packed.ids[b, here].tolist() == doc.ids.tolist()
-            assert packed.labels[b, here].tolist() == doc.labels.tolist()
-            assert packed.position[:, b, here].tolist() == doc.position.tolist()
+            assert packed.ids[b, here].tolist() == doc.rows.ids.tolist()
+            assert packed.labels[b, here].tolist() == doc.rows.labels.tolist()
+            assert packed.position[:, b, here].tolist() == doc.rows.position.tolist()
             assert set(packed.doc[b, here].tolist()) == {index}
             start += len(doc)
         assert (packed.ids[b, start:] == 77).all() and (packed.labels[b, start:] == IGNORE).all() and (packed.doc[b, start:] == -1).all()
@@ -254,7 +255,7 @@ def test_written_step_by_step_as_a_sampler_does_equals_laid_out_at_once(seed):
         writer.clean_picture(source, piece.grid)
         taken.append(writer.take())
         source += 1
-    stepwise, laid = np.concatenate(taken, axis=1), layout(pieces, CONTROL)
-    assert stepwise[[0, 2, 3, 4, 8]].tolist() == [laid.ids.tolist(), laid.order.tolist(), laid.block.tolist(), [0] * len(laid), laid.picture.tolist()]
-    assert stepwise[5:8].tolist() == laid.position.tolist()
-    assert writer.take().shape == (9, 0)
+    stepwise, laid = np.concatenate(taken, axis=1), layout(pieces, CONTROL).table
+    assert (stepwise[Column.LABEL] == IGNORE).all(), "a sampler learns nothing"
+    assert np.array_equal(np.delete(stepwise, Column.LABEL, axis=0), np.delete(laid, Column.LABEL, axis=0))
+    assert writer.take().shape == (len(Column), 0)

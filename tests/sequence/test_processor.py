@@ -127,7 +127,7 @@ def test_a_closed_turn_is_learned_up_to_its_stop_token_and_no_further():
 def test_labels_are_the_answer_the_drawing_and_the_stop(processor):
     pieces = pieces_of(processor, [turn("user", "a"), turn("assistant", "b", photo(8, 8), "c")])
     laid = layout(pieces, processor.control)
-    learned = processor.decode(laid.labels[laid.labels >= 0])
+    learned = processor.decode(laid.rows.labels[laid.rows.labels >= 0])
     assert learned == "b<|image_start|>8x8<|image_patch|>c<|end|>"
 
 
@@ -343,7 +343,7 @@ def test_a_chat_becomes_model_inputs(processor):
     chat = [turn("user", image, "what <|end|> is it?")]
     features = processor.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt")
     laid = layout(pieces_of(processor, chat, prompt=True), processor.control)
-    assert features["input_ids"].tolist() == [laid.ids.tolist()] and features["attention_mask"].all()
+    assert features["input_ids"].tolist() == [laid.rows.ids.tolist()] and features["attention_mask"].all()
     assert torch.equal(features["pixel_values"][0], to_pixels(image)) and features["image_sizes"].tolist() == [[24, 16]]
 
 

@@ -8,7 +8,6 @@ import torch
 from transformers import AutoConfig
 
 from fusion.nn.kv_cache import PrefixCache
-from fusion.sequence.mask import Rows
 from fusion.testing import tiny_llms as families
 from fusion.testing.mixed_documents import (
     TOLERANCE,
@@ -118,8 +117,8 @@ def test_positions_of_pictures_turn_with_their_cells(family):
 
 
 def _rows(model, packed, position=None):
-    embeds = model.embed(packed.ids, packed.picture, packed.cell_of_patch, packed.patches, model.embed_time(packed.time))
-    return embeds, packed.position if position is None else position, model.backbone.mask(Rows.of(packed), Rows.of(packed))
+    embeds = model.embed(packed, packed.patches, model.embed_time(packed.time))
+    return embeds, packed.position if position is None else position, model.backbone.mask(packed, packed)
 
 
 @pytest.mark.parametrize("family", ["llama", "cohere2", "gpt_oss", "gemma3_text"])
@@ -156,7 +155,7 @@ def test_frequencies_take_the_axes_in_turns_in_each_channel_order(family, order)
 
 
 def test_masks_come_in_the_form_that_each_attention_reads():
-    rows = Rows.of(packed_rows([[drawing()]]))
+    rows = packed_rows([[drawing()]])
     forms = {kind: tiny_fusion("gemma3_text", attention=kind).backbone.mask(rows, rows) for kind in ("sdpa", "eager", "matmul", "flex_attention")}
     for kind, mask in forms.items():
         assert set(mask) == {"full_attention", "sliding_attention"}, kind
@@ -169,7 +168,7 @@ def test_masks_come_in_the_form_that_each_attention_reads():
 
 def test_scores_are_masked_in_the_dtype_they_have():
     model = copy.deepcopy(tiny_fusion("gemma2"))
-    rows = Rows.of(packed_rows([[drawing()]]))
+    rows = packed_rows([[drawing()]])
     with torch.autocast("cpu", torch.bfloat16):
         assert model.backbone.mask(rows, rows)["full_attention"].dtype == torch.bfloat16
     assert model.backbone.mask(rows, rows)["full_attention"].dtype == torch.float32

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 
-from fusion.sequence.mask import Rows
 from fusion.sequence.packed import Tokens, layout, pack
 from fusion.testing.mixed_documents import (
     CONTROL,
@@ -55,7 +54,7 @@ def test_text_is_read_as_the_llm_reads_it_bit_for_bit(fresh, plain):
 def test_a_packed_row_of_text_too(fresh, plain):
     rows = [[layout([Tokens(tuple(row))], CONTROL)] for row in ids().tolist()]
     packed = pack(rows).with_patches(torch.zeros(0, fresh.config.patch_width), torch.zeros(0))
-    mask = fresh.backbone.mask(Rows.of(packed), Rows.of(packed))
+    mask = fresh.backbone.mask(packed, packed)
     logits = answer(fresh, packed).logits[..., :VOCAB]
     assert torch.equal(logits, plain(input_ids=ids(), attention_mask=mask, position_ids=packed.position[0]).logits)
 
