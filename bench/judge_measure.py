@@ -8,8 +8,8 @@ from importlib.metadata import version
 import numpy as np
 
 from bench.disturb import DISTURBANCES, Pixels
+from fusion.common.provenance import commit
 from fusion.common.statistics import Score, clustered_share, mean_score
-from fusion.evaluation.run import commit
 from fusion.worlds.shapes import COLOURS, PICTURE_SIZES, SHAPES, WORLD_VERSION, Expectation, Scene, judge, render
 from fusion.worlds.shapes.chance import pick
 from fusion.worlds.shapes.scene import sample_scene

@@ -2,8 +2,6 @@
 
 import json
 import platform
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -14,17 +12,14 @@ from typing import Any
 import torch
 import transformers
 
+from fusion.common.provenance import commit, dirty
+
 RESULTS = Path(__file__).parent / "results"
 SIDE = 1024  # of the matrices whose product is the yardstick
 
 
-def _commit() -> str:
-    git = shutil.which("git")
-    asked = git and subprocess.run([git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
-    return asked.stdout.strip() if asked else ""
-
-
-COMMIT = _commit()  # asked when the program begins: the code that runs is that of this moment
+# Asked when the program begins: the code that runs is that of this moment.
+COMMIT, DIRTY = commit(), dirty()
 
 
 def cpu_seconds(function: Callable[[], Any]) -> float:
@@ -72,6 +67,7 @@ def write(name: str, figures: Mapping[str, Any], on: str = "cpu") -> Path:
     facts = {
         "command": f"python -m bench.{name} " + " ".join(sys.argv[1:]),
         "commit": COMMIT,
+        "dirty": DIRTY,
         "date": date.today().isoformat(),
         "device": f"{device()}, {torch.get_num_threads()} thread",
         "torch": torch.__version__,

@@ -8,7 +8,6 @@ import argparse
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from fusion.common.files import save
+from fusion.common.provenance import commit
 from fusion.evaluation.results import Result, against, read_result, render
 from fusion.evaluation.subjects import Subject, load_subject, with_preset
 from fusion.evaluation.suite import SPLITS, Answer, Row, Suite
@@ -128,12 +128,6 @@ def result(subject: Subject, settings: Settings, out: Path, text: dict | None) -
         "versions": {name: version(name) for name in ("torch", "transformers", "diffusers")}, "world": str(WORLD_VERSION),
     }  # fmt: skip
     return Result(out, asdict(settings), facts, scores, rows, text)
-
-
-def commit() -> str:
-    """Of the code that runs; empty outside a clone."""
-    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    return asked.stdout.strip()
 
 
 def begin(settings: Settings, out: Path) -> None:

@@ -1,8 +1,6 @@
 """What programs that train a run folder have in common: mistakes in one line, what a run says of itself, and no run over another."""
 
 import json
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +11,7 @@ import torch
 import transformers
 
 from fusion.common.config import load, save_config
+from fusion.common.provenance import commit
 from fusion.training.checkpoint import steps
 from fusion.training.processes import leave, this_rank
 from fusion.training.trainer import NotFinite, Summary
@@ -56,10 +55,3 @@ def describe(run: Path, config: Any, program: str, title: str | None = None) -> 
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads",
     }
     (run / "run.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-
-
-def commit() -> str:
-    """The commit of the code, or nothing outside a clone."""
-    git = shutil.which("git")
-    asked = git and subprocess.run([git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    return asked.stdout.strip() if asked else ""

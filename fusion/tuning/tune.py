@@ -17,8 +17,9 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from fusion.common.files import save
+from fusion.common.provenance import commit
 from fusion.common.tensor_cache import bytes_of
-from fusion.evaluation.run import RESULTS, begin, commit, fingerprint
+from fusion.evaluation.run import RESULTS, begin, fingerprint
 from fusion.evaluation.subjects import Subject, Unified, load_subject
 from fusion.evaluation.suite import SPLITS
 from fusion.generation import presets

@@ -20,9 +20,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fusion.common.files import save
+from fusion.common.provenance import commit
 from fusion.evaluation.benchmarks.common import program
 from fusion.evaluation.benchmarks.text.before_after import Figure, Pair, as_text, from_json, paired, render, to_json
-from fusion.evaluation.run import begin, commit
+from fusion.evaluation.run import begin
 from fusion.generation import api
 from fusion.generation.api import place
 from fusion.sequence.processor import FusionProcessor
