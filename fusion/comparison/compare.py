@@ -1,4 +1,4 @@
-"""Trains contenders of one size on the same data, one page about them: `python -m eval.compare configs/compare/NAME.yaml [key=value ...]`"""
+"""Trains contenders of one size on the same data, one page about them: `fusion compare configs/compare/NAME.yaml [key=value ...]`"""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Says what is wrong with a run, and shows why. `python -m eval.doctor RUN [key=value ...]`
+"""Says what is wrong with a run, and shows why. `fusion doctor RUN [key=value ...]`
 
 Reads the folder that train.unified, train.demo or train.diffusion wrote, finished or not, and writes doctor.json and doctor.html into it.
 """
@@ -34,7 +34,7 @@ def diagnose(run: Path, words: Sequence[str] = (), count: int = COUNT, device: s
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eval.doctor", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="fusion doctor", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the folder of a run of train.unified, train.demo or train.diffusion")
     parser.add_argument("--count", type=int, default=COUNT, help="held-out documents of each source that are looked at")
     parser.add_argument("-o", "--out", type=Path, help="the folder that gets doctor.json and doctor.html; the run's own unless given")

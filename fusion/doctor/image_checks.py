@@ -117,7 +117,7 @@ OVER = Rule(
     mild=0.3, severe=0.7,
     reason="0.3 is a quarter more than the data has, more than guidance of 2 to 4 adds to models that are well; 0.7 is three fifths more",
     advice="lower samples.guidance, to where the curve comes down to 0, or let it act within an interval only (guidance_interval); "
-    "python -m eval.tune finds it",
+    "fusion tune finds it",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Evaluates anything that draws: `python -m eval.run MODEL --suite quick -o out/eval` writes one page, and all figures as JSON.
+"""Evaluates anything that draws: `fusion eval MODEL --suite quick -o out/eval` writes one page, and all figures as JSON.
 
 It goes on where it was stopped. MODEL: a saved unified model, a painter of any architecture, or a pipeline of diffusers. Several processes share
 the work with --shard 0/2 and --shard 1/2; the same command without --shard then puts it together.
@@ -168,7 +168,7 @@ def evaluate(
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eval.run", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="fusion eval", description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder of a unified model (or a bundled one's name), of a painter, or of a diffusers pipeline")
     parser.add_argument("--suite", choices=COUNTS, default="quick", help="how many items are asked")
     parser.add_argument("--split", choices=SPLITS, default="scored", help="development while anything is being tuned")

@@ -1,4 +1,4 @@
-"""Runs of train.unified on one data set beside each other. `python -m eval.runs OUT RUN RUN ...`
+"""Runs of train.unified on one data set beside each other. `fusion runs OUT RUN RUN ...`
 
 Writes OUT/results.json, OUT/samples.png and OUT/report.html: in what the runs' settings differ, validation curves, what became of the text, and
 what each makes of the same subjects, which none was trained on: how near it comes to the true picture, and pictures side by side.
@@ -164,7 +164,7 @@ def compare(out: Path, runs: Sequence[Run], count: int, device: str | None) -> l
 
 def main(arguments: Sequence[str]) -> int:
     """The program: 0, or 1 with one line where it cannot go on."""
-    parser = argparse.ArgumentParser(prog="python -m eval.runs", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="fusion runs", description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder for results.json, samples.png and report.html")
     parser.add_argument("runs", nargs="+", help="folders of finished runs")
     parser.add_argument("--count", type=int, default=COUNT, help="subjects of each kind of request")

@@ -1,4 +1,4 @@
-"""Several evaluations beside each other: which model is better at what? `python -m eval.beside -o OUT EVALUATION EVALUATION ...`
+"""Several evaluations beside each other: which model is better at what? `fusion beside -o OUT EVALUATION EVALUATION ...`
 
 EVALUATION: folders that eval.run wrote, asked the same; their names are the models' on the page. Writes OUT/report.html and OUT/results.json.
 """
@@ -169,7 +169,7 @@ def _cell(result: Result, row, suite: Suite) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """0 with the table and the page's path, or 1 and one line on stderr."""
-    parser = argparse.ArgumentParser(prog="python -m eval.beside", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="fusion beside", description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--out", type=Path, required=True, help="the folder that is written")
     parser.add_argument("evaluations", nargs="+", type=Path, metavar="EVALUATION", help="a folder that eval.run wrote")
     options = parser.parse_args(argv)

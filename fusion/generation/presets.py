@@ -3,7 +3,7 @@
     {"presets": {"fast": {"steps": 6, "solver": "dpmpp_2m", "guidance": 3.0}, "best": {...}}, ...}
 
 A preset sets any of KNOBS: those that decide what a picture is like and what it costs. transformers keeps the field from `from_pretrained` to
-`save_pretrained`, so that a model of AutoModel has it too, as `model.generation_config.presets`. `python -m eval.tune` finds presets.
+`save_pretrained`, so that a model of AutoModel has it too, as `model.generation_config.presets`. `fusion tune` finds presets.
 """
 
 import json
@@ -55,7 +55,7 @@ def resolved(knobs: Mapping[str, Any], presets: Any) -> dict[str, Any]:
         return said
     known = checked(presets)
     if not known:
-        raise ValueError(f"preset={name!r}: this model has no presets; `python -m eval.tune MODEL -o OUT --save` finds some and saves them")
+        raise ValueError(f"preset={name!r}: this model has no presets; `fusion tune MODEL -o OUT --save` finds some and saves them")
     if name not in known:
         raise ValueError(f"preset={name!r}: this model has {', '.join(sorted(known))}")
     return known[name] | said

@@ -126,7 +126,7 @@ def commands(folder: Path) -> str:
 .venv/bin/fusion generate {folder} "draw a red circle left of a blue square"
 .venv/bin/fusion chat {folder}
 .venv/bin/fusion edit {folder} IMAGE.png "make the circle green"
-.venv/bin/python -m eval.run {folder} --split development -o {folder.parent / 'eval'}
+.venv/bin/fusion eval {folder} --split development -o {folder.parent / 'eval'}
 .venv/bin/python -m train.demo out=out/longer minutes=120 documents=1000000
 
 import fusion

@@ -1,4 +1,4 @@
-"""Finds the knobs that a model draws best with, at every cost: `python -m eval.tune MODEL --budget 20m -o out/tune --save`
+"""Finds the knobs that a model draws best with, at every cost: `fusion tune MODEL --budget 20m -o out/tune --save`
 
 It searches steps, solver, shift, guidance, its interval and image guidance on the built-in world's development prompts, never on the scored
 ones, and writes one page with the front of quality against cost (forward passes a picture, counted) and three presets. --save puts these into the
@@ -109,7 +109,7 @@ def budget_of(words: str) -> Budget:
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eval.tune", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="fusion tune", description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder of a unified model, or a bundled one's name")
     parser.add_argument("--budget", default="10m", help="minutes of drawing (10m) or a number of pictures (3000); more goes on from where less ended")
     parser.add_argument("--suite", choices=SUITES, default="both", help="what is to be drawn well (default both)")
