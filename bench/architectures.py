@@ -1,7 +1,7 @@
 """Forward plus backward of every architecture against the diffusers class that is the same network. `python -m bench.architectures`
 
-Both have the same weights and the same input: 4 latents of 4 x 32 x 32 in patches of 2 (256 tokens) with texts of 64 tokens, width 384, fp32.
-Ours and theirs run in turn in one process; the ratio is the median over rounds.
+Both have the same weights and the same input: 4 latents of 4 x 32 x 32 in patches of 2 (256 tokens) with texts of 64
+tokens, width 384, fp32. Ours and theirs run in turn in one process; the ratio is the median over rounds.
 """
 
 import argparse
@@ -31,12 +31,27 @@ SUBJECTS: dict[str, dict[str, Any]] = {
     "mmdit": {"layers": 4, "channels": 4, "text_width": TEXT, "pooled_width": POOLED, "qk_norm": True},
     "flux": {"layers": 2, "single": 4, "axes": (16, 24, 24), "channels": 4, "text_width": TEXT, "pooled_width": POOLED},
     "flux2": {"layers": 2, "single": 4, "axes": (16, 16, 16, 16), "channels": 4, "text_width": TEXT},
-    "lumina2": {"layers": 4, "refiners": 1, "kv_heads": 2, "axes": (16, 24, 24), "multiple": 256, "channels": 4, "text_width": TEXT},
-    "hidream": {
-        "layers": 1, "single": 2, "axes": (32, 16, 16), "channels": 4, "text_width": TEXT, "pooled_width": POOLED, "layer_width": TEXT,
-        "reads": (0, 1, 2), "largest": (SIDE, SIDE),
+    "lumina2": {
+        "layers": 4,
+        "refiners": 1,
+        "kv_heads": 2,
+        "axes": (16, 24, 24),
+        "multiple": 256,
+        "channels": 4,
+        "text_width": TEXT,
     },
-}  # fmt: skip
+    "hidream": {
+        "layers": 1,
+        "single": 2,
+        "axes": (32, 16, 16),
+        "channels": 4,
+        "text_width": TEXT,
+        "pooled_width": POOLED,
+        "layer_width": TEXT,
+        "reads": (0, 1, 2),
+        "largest": (SIDE, SIDE),
+    },
+}
 
 
 def condition(model) -> Conditioning:
@@ -44,7 +59,12 @@ def condition(model) -> Conditioning:
     if getattr(model, "label", None) is not None:
         return Conditioning(label=torch.arange(BATCH))
     read = torch.randn(max(model.config.reads) + 1, BATCH, WORDS, TEXT) if hasattr(model.config, "reads") else None
-    return Conditioning(torch.randn(BATCH, WORDS, TEXT), torch.ones(BATCH, WORDS, dtype=torch.bool), torch.randn(BATCH, POOLED), layers=read)
+    return Conditioning(
+        torch.randn(BATCH, WORDS, TEXT),
+        torch.ones(BATCH, WORDS, dtype=torch.bool),
+        torch.randn(BATCH, POOLED),
+        layers=read,
+    )
 
 
 def pair(name: str) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -79,7 +99,11 @@ def compared(name: str, rounds: int) -> dict[str, float]:
     ours, theirs = pair(name)
     times = measure.in_turn({"ours": ours, "theirs": theirs}, rounds)
     ratio = median(one / other for one, other in zip(times["ours"], times["theirs"], strict=True))
-    return {**{f"{who}, ms": round(1000 * median(values), 1) for who, values in times.items()}, "ratio": round(ratio, 3), "target": TARGET}
+    return {
+        **{f"{who}, ms": round(1000 * median(values), 1) for who, values in times.items()},
+        "ratio": round(ratio, 3),
+        "target": TARGET,
+    }
 
 
 def main(arguments: list[str]) -> int:

@@ -1,7 +1,8 @@
 """One attention layer over ever larger pictures, softmax and linear: time and peak memory. `python -m bench.attention`
 
-Width 1,536 in 24 heads, as in SD3 medium, without gradients, fp32, all threads; linear attention is SANA's, in heads of 32. A latent of
-16 x 512 x 512 in patches of 2 is 65,536 rows: the scores of all heads in 16 bits would take 192 GiB, if they were ever written down.
+Width 1,536 in 24 heads, as in SD3 medium, without gradients, fp32, all threads; linear attention is SANA's, in heads of
+32. A latent of 16 x 512 x 512 in patches of 2 is 65,536 rows: the scores of all heads in 16 bits would take 192 GiB, if
+they were ever written down.
 """
 
 import argparse
@@ -20,7 +21,10 @@ from fusion.generation.cost import flops, imagined
 
 WIDTH, HEADS, LINEAR_HEADS = 1536, 24, 48
 SIDES = (64, 128, 256, 512)  # of latents in patches of 2
-KINDS = {"softmax": lambda: Attention(WIDTH, HEADS), "linear": lambda: LinearAttention(WIDTH, LINEAR_HEADS, qk_norm=False)}
+KINDS = {
+    "softmax": lambda: Attention(WIDTH, HEADS),
+    "linear": lambda: LinearAttention(WIDTH, LINEAR_HEADS, qk_norm=False),
+}
 
 
 def rows(side: int) -> int:
@@ -58,7 +62,9 @@ def counted(kind: str, side: int) -> float:
 
 def apart(kind: str, side: int) -> dict[str, float]:
     """`one` in a process of its own, whose peak nothing else has raised."""
-    done = subprocess.run([sys.executable, "-m", "bench.attention", "--one", kind, str(side)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.attention", "--one", kind, str(side)], capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -74,8 +80,16 @@ def main(arguments: list[str]) -> int:
     figures = []
     for side in options.sides:
         for kind in KINDS:
-            found = {"latent": f"16 x {side} x {side}", "rows": rows(side), "kind": kind, **apart(kind, side), "GFLOP": round(counted(kind, side), 1)}
-            figures.append(found | ({"scores in 16 bits, GiB": round(scores_gib(side), 2)} if kind == "softmax" else {}))
+            found = {
+                "latent": f"16 x {side} x {side}",
+                "rows": rows(side),
+                "kind": kind,
+                **apart(kind, side),
+                "GFLOP": round(counted(kind, side), 1),
+            }
+            figures.append(
+                found | ({"scores in 16 bits, GiB": round(scores_gib(side), 2)} if kind == "softmax" else {})
+            )
             print(", ".join(f"{key} {value}" for key, value in figures[-1].items()), flush=True)
     print(measure.write("attention", {"width": WIDTH, "figures": figures}))
     return 0

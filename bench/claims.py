@@ -1,7 +1,8 @@
 """What papers say of their architectures' sizes and costs, counted again -> docs/claims.md. `python -m bench.claims`
 
-Networks are built at their published sizes on tensors without contents (fusion.generation.cost), so that billions of parameters take no memory. What cannot be
-counted, one layer of attention over 65,536 rows, is taken from what `bench.attention` last measured.
+Networks are built at their published sizes on tensors without contents (fusion.generation.cost), so that billions of
+parameters take no memory. What cannot be counted, one layer of attention over 65,536 rows, is taken from what
+`bench.attention` last measured.
 """
 
 import json
@@ -121,7 +122,9 @@ def flux2() -> Flux2:
 @cache
 def hidream() -> HiDream:
     """HiDream-I1."""
-    return HiDream(HiDreamConfig(width=2560, layers=16, single=32, heads=20, axes=(64, 32, 32), reads=(*range(32), *[31] * 16)))
+    return HiDream(
+        HiDreamConfig(width=2560, layers=16, single=32, heads=20, axes=(64, 32, 32), reads=(*range(32), *[31] * 16))
+    )
 
 
 @cache
@@ -133,13 +136,19 @@ def lumina2() -> Lumina2:
 def sdxl() -> UNet:
     """SDXL's."""
     others = {"attention_head_dim": [5, 10, 20], "use_linear_projection": True}
-    return UNet(UNetConfig(widths=(320, 640, 1280), attention=(0, 2, 10), text_width=2048, pooled_width=1280, others=others))
+    return UNet(
+        UNetConfig(widths=(320, 640, 1280), attention=(0, 2, 10), text_width=2048, pooled_width=1280, others=others)
+    )
 
 
 @cache
 def sana(large: bool) -> Sana:
     """SANA 0.6B, or 1.6B."""
-    sizes = {"width": 2240, "layers": 20, "heads": 70, "cross_heads": 20} if large else {"width": 1152, "layers": 28, "heads": 36, "cross_heads": 16}
+    sizes = (
+        {"width": 2240, "layers": 20, "heads": 70, "cross_heads": 20}
+        if large
+        else {"width": 1152, "layers": 28, "heads": 36, "cross_heads": 16}
+    )
     return Sana(SanaConfig(**sizes))
 
 
@@ -183,29 +192,109 @@ CLAIMS = [
         for size, paper in (("S", 33), ("B", 130), ("L", 458), ("XL", 675))
     ),
     *(
-        Claim(f"DiT-{size}/2, 32 x 32 latent", DIT, paper, lambda size=size: gmacs(dit(size), label(), 4, 32, 32), "forward pass", "GMAC")
+        Claim(
+            f"DiT-{size}/2, 32 x 32 latent",
+            DIT,
+            paper,
+            lambda size=size: gmacs(dit(size), label(), 4, 32, 32),
+            "forward pass",
+            "GMAC",
+        )
         for size, paper in (("S", 6.06), ("B", 23.01), ("L", 80.71), ("XL", 118.64))
     ),
-    Claim("U-ViT-H/2, parameters", UVIT, 501, lambda: millions(UViT(UViTConfig(width=1152, layers=29, heads=16, classes=1000))), "counted", "M", 1),
-    Claim("UNet of Stable Diffusion 1.5, parameters", "arXiv 2112.10752", 860, lambda: millions(UNet(UNetConfig())), "counted", "M", digit=1),
-    Claim("UNet of SDXL, parameters", "SDXL, arXiv 2307.01952", 2600, lambda: millions(sdxl()), "counted", "M", digit=100),
+    Claim(
+        "U-ViT-H/2, parameters",
+        UVIT,
+        501,
+        lambda: millions(UViT(UViTConfig(width=1152, layers=29, heads=16, classes=1000))),
+        "counted",
+        "M",
+        1,
+    ),
+    Claim(
+        "UNet of Stable Diffusion 1.5, parameters",
+        "arXiv 2112.10752",
+        860,
+        lambda: millions(UNet(UNetConfig())),
+        "counted",
+        "M",
+        digit=1,
+    ),
+    Claim(
+        "UNet of SDXL, parameters", "SDXL, arXiv 2307.01952", 2600, lambda: millions(sdxl()), "counted", "M", digit=100
+    ),
     Claim("PixArt-alpha, parameters", PIXART, 611, lambda: millions(pixart()), "counted", "M", digit=1),
-    Claim("share of parameters that adaLN-single saves", PIXART, 26, saved_by_adaln_single, "adaLN of 28 blocks, put back", "%", digit=1),
+    Claim(
+        "share of parameters that adaLN-single saves",
+        PIXART,
+        26,
+        saved_by_adaln_single,
+        "adaLN of 28 blocks, put back",
+        "%",
+        digit=1,
+    ),
     Claim("SANA-0.6B, parameters", SANA, 590, lambda: millions(sana(False)), "counted", "M", digit=10),
     Claim("SANA-1.6B, parameters", SANA, 1600, lambda: millions(sana(True)), "counted", "M", digit=100),
-    Claim("multiply-adds of Flux.1 against SANA-0.6B, 1024 x 1024", "an earlier count", 66, flux_over_sana, "one forward pass of each", "x", digit=1),
-    Claim("Flux.2 dev, parameters", "black-forest-labs/flux2", 32_000, lambda: millions(flux2()), "counted", "M", digit=1000),
-    Claim("HiDream-I1, parameters", "HiDream-I1, arXiv 2505.22705", 17_000, lambda: millions(hidream()), "counted", "M", digit=1000),
-    Claim("HiDream-I1, parameters that a row goes through", "an earlier count", 12_000, lambda: active(hidream()) / 1e6, "counted", "M", 50),
-    Claim("Lumina-Image 2.0, parameters", "Lumina-Image 2.0, arXiv 2503.21758", 2600, lambda: millions(lumina2()), "counted", "M", digit=100),
+    Claim(
+        "multiply-adds of Flux.1 against SANA-0.6B, 1024 x 1024",
+        "an earlier count",
+        66,
+        flux_over_sana,
+        "one forward pass of each",
+        "x",
+        digit=1,
+    ),
+    Claim(
+        "Flux.2 dev, parameters",
+        "black-forest-labs/flux2",
+        32_000,
+        lambda: millions(flux2()),
+        "counted",
+        "M",
+        digit=1000,
+    ),
+    Claim(
+        "HiDream-I1, parameters",
+        "HiDream-I1, arXiv 2505.22705",
+        17_000,
+        lambda: millions(hidream()),
+        "counted",
+        "M",
+        digit=1000,
+    ),
+    Claim(
+        "HiDream-I1, parameters that a row goes through",
+        "an earlier count",
+        12_000,
+        lambda: active(hidream()) / 1e6,
+        "counted",
+        "M",
+        50,
+    ),
+    Claim(
+        "Lumina-Image 2.0, parameters",
+        "Lumina-Image 2.0, arXiv 2503.21758",
+        2600,
+        lambda: millions(lumina2()),
+        "counted",
+        "M",
+        digit=100,
+    ),
     Claim("SD3 medium, parameters", SD3, 2000, lambda: millions(sd3()), "counted", "M", digit=100),
     Claim("parameters that DiT-Air saves against an MMDiT", AIR, 66, dit_air, "24 blocks of width 1,536", "%", digit=1),
-    Claim("Flux.1 dev, parameters", "black-forest-labs/flux", 12_000, lambda: millions(flux()), "counted", "M", digit=1000),
     Claim(
-        "attention scores of a 16 x 512 x 512 latent, patches of 2, 24 heads, 16 bits", "arithmetic", 190,
-        lambda: scores_gib(256 * 256, HEADS), f"{256 * 256:,} tokens squared", "GiB", digit=10,
+        "Flux.1 dev, parameters", "black-forest-labs/flux", 12_000, lambda: millions(flux()), "counted", "M", digit=1000
     ),
-]  # fmt: skip
+    Claim(
+        "attention scores of a 16 x 512 x 512 latent, patches of 2, 24 heads, 16 bits",
+        "arithmetic",
+        190,
+        lambda: scores_gib(256 * 256, HEADS),
+        f"{256 * 256:,} tokens squared",
+        "GiB",
+        digit=10,
+    ),
+]
 
 
 def row(claim: Claim) -> tuple[str, bool]:
@@ -215,41 +304,64 @@ def row(claim: Claim) -> tuple[str, bool]:
     digits = max(0, 3 - math.floor(math.log10(abs(ours)))) if ours else 0
     found = claim.confirmed(ours)
     shown = f"{round(ours, min(digits, 2)):,g} {claim.unit}"
-    return f"| {claim.what} | {claim.paper:,g} {claim.unit} | {shown} | {claim.how} | {claim.source} | {'yes' if found else 'no'} |", found
+    return (
+        f"| {claim.what} | {claim.paper:,g} {claim.unit} | {shown} | {claim.how} | {claim.source} | "
+        f"{'yes' if found else 'no'} |",
+        found,
+    )
 
 
 def attention() -> list[str]:
-    """Time and memory of softmax and linear attention against resolution, as `bench.attention` last measured them; nothing where it never has."""
+    """Time and memory of softmax and linear attention against resolution, as `bench.attention` last measured them;
+    nothing where it never has."""
     records = sorted(MEASURED.glob("attention_*.json"))
     if not records:
         return []
     record = json.loads(records[-1].read_text(encoding="utf-8"))
     lines = [
-        f"| {one['latent']} | {one['rows']:,} | {one['kind']} | {one['seconds']:,g} s | {one['peak MiB']:,.0f} MiB | {one['GFLOP']:,.0f} | "
+        f"| {one['latent']} | {one['rows']:,} | {one['kind']} | {one['seconds']:,g} s | {one['peak MiB']:,.0f} MiB | "
+        f"{one['GFLOP']:,.0f} | "
         f"{'' if scores is None else f'{scores:g} GiB'} |"
         for one in record["figures"]
         for scores in [one.get("scores in 16 bits, GiB")]
     ]
     return [
-        "## One layer of attention, really run", "",
-        f"Width {record['width']:,}, softmax in {HEADS} heads and SANA's linear attention, patches of 2, fp32, without gradients. Measured by",
-        f"`{record['command'].strip()}` at {record['commit']}: {record['device']}s, torch {record['torch']}. The last column is what all scores",
-        "would take, in 16 bits, if they were ever written down.", "",
-        "| latent | rows | attention | time | peak memory | GFLOP | scores |", "|---|---|---|---|---|---|---|", *lines, "",
-    ]  # fmt: skip
+        "## One layer of attention, really run",
+        "",
+        f"Width {record['width']:,}, softmax in {HEADS} heads and SANA's linear attention, patches of 2, fp32, without "
+        "gradients. Measured by",
+        f"`{record['command'].strip()}` at {record['commit']}: {record['device']}s, torch {record['torch']}. The last "
+        "column is what all scores",
+        "would take, in 16 bits, if they were ever written down.",
+        "",
+        "| latent | rows | attention | time | peak memory | GFLOP | scores |",
+        "|---|---|---|---|---|---|---|",
+        *lines,
+        "",
+    ]
 
 
 def page() -> tuple[str, int]:
     """The tables as Markdown, and how many figures are confirmed."""
     lines = [row(claim) for claim in CLAIMS]
     found = sum(confirmed for _, confirmed in lines)
-    return "\n".join([
-        "# What papers say, counted again", "",
-        f"{found} of {len(lines)} figures are confirmed, within {CLOSE:.0%} or their own last digit. Written by `python -m bench.claims`, which",
-        "builds the networks of `fusion/architectures` at their published sizes, on tensors without contents. One multiply-add is one MAC. Where the",
-        "source is a repository, arithmetic or an earlier count, no paper says the figure.", "",
-        "| claim | paper's figure | ours | how | source | confirmed |", "|---|---|---|---|---|---|", *(line for line, _ in lines), "", *attention(),
-    ]), found  # fmt: skip
+    return "\n".join(
+        [
+            "# What papers say, counted again",
+            "",
+            f"{found} of {len(lines)} figures are confirmed, within {CLOSE:.0%} or their own last digit. Written by "
+            "`python -m bench.claims`, which",
+            "builds the networks of `fusion/architectures` at their published sizes, on tensors without contents. One "
+            "multiply-add is one MAC. Where the",
+            "source is a repository, arithmetic or an earlier count, no paper says the figure.",
+            "",
+            "| claim | paper's figure | ours | how | source | confirmed |",
+            "|---|---|---|---|---|---|",
+            *(line for line, _ in lines),
+            "",
+            *attention(),
+        ]
+    ), found
 
 
 def main() -> int:

@@ -14,9 +14,11 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 
 @dataclass(frozen=True)
 class Disturbance:
-    """One way, six strengths in ascending order, what they measure, and how it is done: done(pixels, strength, generator) -> pixels.
+    """One way, six strengths in ascending order, what they measure, and how it is done: done(pixels, strength,
+    generator) -> pixels.
 
-    The same state of the generator gives the same noise or direction, only stronger, so that strengths compare picture by picture."""
+    The same state of the generator gives the same noise or direction, only stronger, so that strengths compare picture
+    by picture."""
 
     name: str
     unit: str
@@ -50,7 +52,16 @@ def _rounded(values: np.ndarray) -> Pixels:
 DISTURBANCES = (
     Disturbance("blur", "standard deviation of a Gaussian, in pixels", (0.25, 0.5, 0.75, 1.0, 1.25, 1.5), _blurred),
     Disturbance("noise", "standard deviation of each channel of each pixel, of 255", (5, 10, 15, 20, 30, 40), _noisy),
-    Disturbance("JPEG", "100 less the quality; colour at half resolution, as usual", (5, 10, 25, 50, 75, 90), _compressed),
-    Disturbance("JPEG 4:4:4", "100 less the quality; colour at full resolution", (5, 10, 25, 50, 75, 90), partial(_compressed, subsampling="4:4:4")),
-    Disturbance("colours", "length of a random RGB vector added to all pixels, of 255", (10, 20, 30, 40, 50, 60), _shifted),
+    Disturbance(
+        "JPEG", "100 less the quality; colour at half resolution, as usual", (5, 10, 25, 50, 75, 90), _compressed
+    ),
+    Disturbance(
+        "JPEG 4:4:4",
+        "100 less the quality; colour at full resolution",
+        (5, 10, 25, 50, 75, 90),
+        partial(_compressed, subsampling="4:4:4"),
+    ),
+    Disturbance(
+        "colours", "length of a random RGB vector added to all pixels, of 255", (10, 20, 30, 40, 50, 60), _shifted
+    ),
 )

@@ -1,7 +1,7 @@
 """Does the doctor find what is wrong? Runs made ill on purpose, and healthy ones. `python -m bench.doctor OUT [NAME ...] [--seed N]`
 
-Every run begins with the bundled model and learns the built-in world for a minute or less on one thread, each from data (or with knobs) that is
-spoiled in one way. The doctor sees only the run's folder, with clean held-out documents.
+Every run begins with the bundled model and learns the built-in world for a minute or less on one thread, each from data
+(or with knobs) that is spoiled in one way. The doctor sees only the run's folder, with clean held-out documents.
 """
 
 import argparse
@@ -55,9 +55,10 @@ TASKS = {"text_to_image": 0.45, "edits": 0.35, "chat": 0.2}
 class Case:
     """A run, and what it is ill with (None: nothing).
 
-    spoil, share: of its documents; scrambled: the prose among them. rate: a factor on the learning rate. stop: the share of the run after which
-    it is stopped. fresh: whether it begins with a language model that never drew. leaks: the share of a folder's pictures that come twice.
-    tuned: whether statistics and limits of the doctor were chosen while looking at this run.
+    spoil, share: of its documents; scrambled: the prose among them. rate: a factor on the learning rate. stop: the
+    share of the run after which it is stopped. fresh: whether it begins with a language model that never drew. leaks:
+    the share of a folder's pictures that come twice. tuned: whether statistics and limits of the doctor were chosen
+    while looking at this run.
     """
 
     name: str
@@ -125,11 +126,22 @@ def config_of(case: Case, run: Path, llm: Path, seed: int = 0) -> Unified:
         packing=Packing(length=384, short=128, rows=2, lookahead=64, noised_copies=4),
         objective=Objective(mean=1.2, std=1.2, clamp=0.2),
         training=Training(
-            seed=seed, documents=case.documents, ema=0.9, workers=0, precision="fp32", log_every=5, validate_every=between, sample_every=0,
-            save_every=0, trackers=[], optim=Optim(optimizer="muon", lr=1.5e-3 * case.rate, matrix_lr=4e-3 * case.rate, warmup=5),
+            seed=seed,
+            documents=case.documents,
+            ema=0.9,
+            workers=0,
+            precision="fp32",
+            log_every=5,
+            validate_every=between,
+            sample_every=0,
+            save_every=0,
+            trackers=[],
+            optim=Optim(optimizer="muon", lr=1.5e-3 * case.rate, matrix_lr=4e-3 * case.rate, warmup=5),
         ),
-        validation=Validation(16), probe=Probe(count=32), samples=Samples(steps=10, guidance=case.guidance),
-    )  # fmt: skip
+        validation=Validation(16),
+        probe=Probe(count=32),
+        samples=Samples(steps=10, guidance=case.guidance),
+    )
 
 
 def make(case: Case, run: Path, llm: Path, seed: int = 0) -> None:
@@ -145,7 +157,9 @@ def make(case: Case, run: Path, llm: Path, seed: int = 0) -> None:
     trainer = trainer_for(config, model, follow=Ending(Forgetting(str(llm), config.probe), run, case))
     if case.leaks is None:
         spoiled = Spoiled(config.stages[0].world, case.spoil, case.share, case.scrambled, seed)
-        trainer.loader = Loader(PackedBatches(partial(_mixture, spoiled, seed), model.processor, config.packing, seed), 0)
+        trainer.loader = Loader(
+            PackedBatches(partial(_mixture, spoiled, seed), model.processor, config.packing, seed), 0
+        )
     if not trainer.fit().interrupted:
         model.save_pretrained(run / "model")
 
@@ -195,12 +209,15 @@ class Outcome:
         value, tuned = f"{figure.value:.3g}" if figure else "-", "" if self.case.tuned else "new"
         said = ", ".join(f"{name} ({shown[name].verdict})" for name in self.named) or "nothing"
         made, seen = self.seconds
-        return f"{'right' if self.right else 'WRONG':<6}{self.case.name:<15}{tuned:<4}{value:>7}  {said:<44} {made:4.0f} s {seen:4.0f} s"
+        return (
+            f"{'right' if self.right else 'WRONG':<6}{self.case.name:<15}{tuned:<4}{value:>7}  {said:<44} {made:4.0f} "
+            f"s {seen:4.0f} s"
+        )
 
 
 def show(case: Case, out: Path, llm: Path, seed: int = 0) -> Outcome:
-    """Make a run, unless it is there, and let the doctor see it; where it is not sure, with twice as many held-out documents. Raises ValueError for
-    a run that was made with another seed."""
+    """Make a run, unless it is there, and let the doctor see it; where it is not sure, with twice as many held-out
+    documents. Raises ValueError for a run that was made with another seed."""
     run, start = out / case.name, time.monotonic()
     if (run / "doctor.json").is_file():
         if (made := load_config(Unified, run / "config.yaml").training.seed) != seed:

@@ -1,8 +1,9 @@
 """Every decoder family that transformers has, tried on the laws at a tiny size -> docs/families.md. `python -m bench.families`
 
-A family without an adapter in fusion.unified.backbone is tried with the plain one, so that the table can say what keeps it out. *text* is
-law 1 (bit-identical to the LLM), *sight* law 3 (a change is felt by those whom the mask lets see it, and by nobody else), *sampling*
-law 4 (the cached sampler's prediction is that of the training pass). tests/test_laws_*.py hold all laws for those that pass.
+A family without an adapter in fusion.unified.backbone is tried with the plain one, so that the table can say what keeps
+it out. *text* is law 1 (bit-identical to the LLM), *sight* law 3 (a change is felt by those whom the mask lets see it,
+and by nobody else), *sampling* law 4 (the cached sampler's prediction is that of the training pass).
+tests/test_laws_*.py hold all laws for those that pass.
 """
 
 import sys
@@ -67,7 +68,9 @@ def judge(family: str) -> Verdict:
         return Verdict(family, False, f"has no adapter, and the plain one does not fit it: {_line(problem)}")
     if broken:
         return Verdict(family, False, f"breaks the law of {' and of '.join(broken)}")
-    return Verdict(family, known, "" if known else "passes with the plain adapter; the order of its norms has not been looked at")
+    return Verdict(
+        family, known, "" if known else "passes with the plain adapter; the order of its norms has not been looked at"
+    )
 
 
 def _refused_untried(family: str, problem: Exception) -> Verdict:
@@ -91,7 +94,11 @@ def broken_laws(family: str, known: bool) -> list[str]:
         FAMILIES[family] = Family()
     try:
         plain, model = tiny_llm(family), fresh_fusion(family)
-        laws = {"text": text_is_the_llms(model, plain), "sight": sight_is_the_masks(stirred(model)), "sampling": sampling_is_training(model)}
+        laws = {
+            "text": text_is_the_llms(model, plain),
+            "sight": sight_is_the_masks(stirred(model)),
+            "sampling": sampling_is_training(model),
+        }
         return [name for name, holds in laws.items() if not holds]
     finally:
         if not known:
@@ -105,7 +112,8 @@ def text_is_the_llms(model: FusionModel, plain) -> bool:
 
 
 def sight_is_the_masks(model: FusionModel) -> bool:
-    """Law 3: the first text row feels no later one; both ends of a picture feel each other; a noised block is felt by itself alone."""
+    """Law 3: the first text row feels no later one; both ends of a picture feel each other; a noised block is felt by
+    itself alone."""
     document = [text(6, 1), picture(3, 3, 2), text(6, 3)]
     before, clean, noised = range(6), range(9, 18), range(25, 34)
     places = (clean[0], clean[-1], 24, noised[0])
@@ -116,7 +124,12 @@ def sight_is_the_masks(model: FusionModel) -> bool:
     change = (hidden - hidden[0]).abs().amax(-1) / hidden.square().mean().sqrt()
     ends = all((change[row, [clean[0], clean[-1]]] > TOLERANCE).all() for row in (1, 2))
     isolated = (change[4, : noised[0]] <= TOLERANCE).all() and (change[4, list(noised)] > 0).all()
-    return bool(ends and isolated and (change[1:, list(before)] <= TOLERANCE).all() and (change[1:3, list(noised)] <= TOLERANCE).all())
+    return bool(
+        ends
+        and isolated
+        and (change[1:, list(before)] <= TOLERANCE).all()
+        and (change[1:3, list(noised)] <= TOLERANCE).all()
+    )
 
 
 def sampling_is_training(model: FusionModel) -> bool:
@@ -135,15 +148,27 @@ def sampling_is_training(model: FusionModel) -> bool:
 def page(verdicts: list[Verdict]) -> str:
     """The table as Markdown."""
     passing = [verdict for verdict in verdicts if verdict.passes]
-    rows = [f"| `{verdict.family}` | {'passes' if verdict.passes else 'refused'} | {verdict.note} |" for verdict in verdicts]
-    return "\n".join([
-        "# Decoder families", "",
-        f"{len(passing)} of the {len(verdicts)} families that transformers {transformers.__version__} has for causal language modelling pass.",
-        "Written by `python -m bench.families`, which tries a tiny random model of each: text through the extended model is the LLM's own, bit",
-        "for bit; who feels a change is who the mask lets see it; the cached sampler predicts what the training pass does. The rest is refused",
-        "by `fusion.from_llm` in one line.", "",
-        "| family | | why |", "|---|---|---|", *rows, "",
-    ])  # fmt: skip
+    rows = [
+        f"| `{verdict.family}` | {'passes' if verdict.passes else 'refused'} | {verdict.note} |" for verdict in verdicts
+    ]
+    return "\n".join(
+        [
+            "# Decoder families",
+            "",
+            f"{len(passing)} of the {len(verdicts)} families that transformers {transformers.__version__} has for "
+            "causal language modelling pass.",
+            "Written by `python -m bench.families`, which tries a tiny random model of each: text through the extended "
+            "model is the LLM's own, bit",
+            "for bit; who feels a change is who the mask lets see it; the cached sampler predicts what the training "
+            "pass does. The rest is refused",
+            "by `fusion.from_llm` in one line.",
+            "",
+            "| family | | why |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
 
 
 def _line(problem: Exception) -> str:

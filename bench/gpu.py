@@ -1,8 +1,9 @@
 """Training steps on a CUDA device: tokens per second, share of the chip's speed, memory against what was planned. `python -m bench.gpu`
 
-The model has SmolLM2-135M's shape and random weights, and learns to draw pictures of noise, 128 x 128 pixels in patches of 8, in rows of 1,024
-tokens, in bf16. Each way to compute attention and layers trains for some steps of fusion.training.trainer's own, on batches made beforehand. The share of the
-chip's speed counts operations as `fusion plan` does, those of a second forward pass too.
+The model has SmolLM2-135M's shape and random weights, and learns to draw pictures of noise, 128 x 128 pixels in patches
+of 8, in rows of 1,024 tokens, in bf16. Each way to compute attention and layers trains for some steps of
+fusion.training.trainer's own, on batches made beforehand. The share of the chip's speed counts operations as `fusion
+plan` does, those of a second forward pass too.
 """
 
 import argparse
@@ -25,16 +26,33 @@ from fusion.training.devices import DEVICES, name_of
 
 WARM_UP = 4  # steps that do not count
 SETTINGS = [
-    "model.patch_size=8", "model.embed=linear", "model.head=linear", "data.sources=[{kind: images}]", "data.max_side=128", "data.held_out=0.1",
-    "packing.length=1024", "packing.lookahead=64", "training.precision=bf16", "training.workers=0", "training.validate_every=0",
-    "training.sample_every=0", "training.save_every=0", "training.trackers=[]", "training.optim.warmup=1", "samples.held_out=0",
-]  # fmt: skip
+    "model.patch_size=8",
+    "model.embed=linear",
+    "model.head=linear",
+    "data.sources=[{kind: images}]",
+    "data.max_side=128",
+    "data.held_out=0.1",
+    "packing.length=1024",
+    "packing.lookahead=64",
+    "training.precision=bf16",
+    "training.workers=0",
+    "training.validate_every=0",
+    "training.sample_every=0",
+    "training.save_every=0",
+    "training.trackers=[]",
+    "training.optim.warmup=1",
+    "samples.held_out=0",
+]
 CASES = {
     "sdpa": ["packing.rows=16"],
     "flex_attention": ["packing.rows=16", "model.attention=flex_attention"],
     "sdpa, compiled": ["packing.rows=16", "training.compile=true"],
     "sdpa, recomputed, 48 rows": ["packing.rows=48", "training.recompute=true"],
-    "flex_attention, 32 rows, muon": ["packing.rows=32", "model.attention=flex_attention", "training.optim.optimizer=muon"],
+    "flex_attention, 32 rows, muon": [
+        "packing.rows=32",
+        "model.attention=flex_attention",
+        "training.optim.optimizer=muon",
+    ],
 }
 
 
@@ -67,10 +85,13 @@ def measured(words: list[str], steps: int, device: str) -> dict[str, float]:
     seconds = median(b - a for a, b in zip(timed.taken[WARM_UP:], timed.taken[WARM_UP + 1 :], strict=False))
     peak, tokens = torch.cuda.max_memory_allocated(), timed.ready[0].packed.ids.numel()
     return {
-        "ms per step": round(1000 * seconds, 1), "tokens per second": round(tokens / seconds),
+        "ms per step": round(1000 * seconds, 1),
+        "tokens per second": round(tokens / seconds),
         "share of peak": round(planned.work / seconds / planned.peak, 3),
-        "memory, GiB": round(peak / 2**30, 2), "planned, GiB": round(planned.memory.peak / 2**30, 2), "off": round(planned.memory.peak / peak - 1, 3),
-    }  # fmt: skip
+        "memory, GiB": round(peak / 2**30, 2),
+        "planned, GiB": round(planned.memory.peak / 2**30, 2),
+        "off": round(planned.memory.peak / peak - 1, 3),
+    }
 
 
 def main(arguments: list[str]) -> int:
@@ -80,7 +101,11 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     device = name_of(torch.device("cuda")) if torch.cuda.is_available() else None
     if device is None:
-        print(f"error: no CUDA device here that fusion.training.devices knows: {', '.join(name for name in DEVICES if name != 'cpu')}", file=sys.stderr)
+        print(
+            "error: no CUDA device here that fusion.training.devices knows: "
+            f"{', '.join(name for name in DEVICES if name != 'cpu')}",
+            file=sys.stderr,
+        )
         return 1
     figures = {}
     with tempfile.TemporaryDirectory() as place:

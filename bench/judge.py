@@ -1,8 +1,9 @@
 """How well the judge of the built-in world reads disturbed pictures: `python -m bench.judge -o out/judge`
 
-Renders random scenes, blurs, noises, compresses and recolours them, and counts what the judge makes of each: of the objects that it names, the
-share that are there (precision); of those that are there, the share that it names (recall); scenes in which all is right; and false expectations,
-one attribute of one object changed, that it lets pass. Writes a page, results.json and a contact sheet into a new folder.
+Renders random scenes, blurs, noises, compresses and recolours them, and counts what the judge makes of each: of the
+objects that it names, the share that are there (precision); of those that are there, the share that it names (recall);
+scenes in which all is right; and false expectations, one attribute of one object changed, that it lets pass. Writes a
+page, results.json and a contact sheet into a new folder.
 """
 
 import argparse
@@ -34,7 +35,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     options.out.mkdir(parents=True, exist_ok=True)
-    found.settings["command"] = f"python -m bench.judge --scenes {options.scenes} --size {options.size} --seed {options.seed}"
+    found.settings["command"] = (
+        f"python -m bench.judge --scenes {options.scenes} --size {options.size} --seed {options.seed}"
+    )
     save((json.dumps(found.figures(), indent=1) + "\n").encode(), options.out / "results.json")
     save(page(found).encode(), options.out / "report.html")
     sheet(found).save(options.out / "judge.png")

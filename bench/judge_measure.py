@@ -22,9 +22,10 @@ SHOWN = 4  # scenes on the page, at every strength
 
 @dataclass
 class Tally:
-    """What the judge made of the scenes at one strength. right, named, there: by scene, objects that it named rightly, all that it named, and those
-    that there were. exact, passed: whether everything was right, and whether the false expectation passed. found: whether objects were named
-    rightly, by shape and by colour. misread: what was taken for what."""
+    """What the judge made of the scenes at one strength. right, named, there: by scene, objects that it named rightly,
+    all that it named, and those that there were. exact, passed: whether everything was right, and whether the false
+    expectation passed. found: whether objects were named rightly, by shape and by colour. misread: what was taken for
+    what."""
 
     right: list[int] = field(default_factory=list)
     named: list[int] = field(default_factory=list)
@@ -41,7 +42,11 @@ class Tally:
         for thing in scene.things:
             near = [seen for seen in claims if _distance(seen.centre, thing.centre) <= judge.SAME_PLACE * scene.side]
             same = [seen for seen in near if seen.kind == thing.kind]
-            self.misread.update(f"{' '.join(thing.kind[::-1])} as {' '.join(seen.kind[::-1])}" for seen in near if seen.kind != thing.kind)
+            self.misread.update(
+                f"{' '.join(thing.kind[::-1])} as {' '.join(seen.kind[::-1])}"
+                for seen in near
+                if seen.kind != thing.kind
+            )
             hits += bool(same)
             for attribute in thing.kind:
                 self.found[attribute].append(bool(same))
@@ -57,8 +62,9 @@ class Tally:
         return {
             "precision": clustered_share("precision", self.right, self.named),
             "recall": clustered_share("recall", self.right, self.there),
-            "exact": mean_score("exact", self.exact), "false passed": mean_score("false passed", self.passed),
-        }  # fmt: skip
+            "exact": mean_score("exact", self.exact),
+            "false passed": mean_score("false passed", self.passed),
+        }
 
 
 def _distance(one: Sequence[float], two: Sequence[float]) -> float:
@@ -69,14 +75,18 @@ def near_miss(rng: np.random.Generator, scene: Scene) -> Expectation:
     """All that is true of the scene, but for one object's shape, colour or size."""
     told = all_of(scene)
     index, what = int(rng.random() * len(told.wanted)), pick(rng, ("shape", "colour", "size"))
-    was, values = getattr(told.wanted[index], what), {"shape": SHAPES, "colour": tuple(COLOURS), "size": ("small", "large")}[what]
+    was, values = (
+        getattr(told.wanted[index], what),
+        {"shape": SHAPES, "colour": tuple(COLOURS), "size": ("small", "large")}[what],
+    )
     changed = replace(told.wanted[index], **{what: pick(rng, [value for value in values if value != was])})
     return replace(told, wanted=(*told.wanted[:index], changed, *told.wanted[index + 1 :]))
 
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured: what it depends on, the tally of every strength (0 undisturbed) by disturbance, and a few disturbed pictures."""
+    """What was measured: what it depends on, the tally of every strength (0 undisturbed) by disturbance, and a few
+    disturbed pictures."""
 
     settings: dict
     tallies: dict[str, dict[float, Tally]]
@@ -104,11 +114,19 @@ class Found:
 
 
 def measure(scenes: int, size: str, seed: int = 0, progress: Callable[[Iterable], Iterable] = iter) -> Found:
-    """Random scenes of one size, one to four objects as often, each disturbed in every way and strength. ValueError for less than one scene."""
+    """Random scenes of one size, one to four objects as often, each disturbed in every way and strength. ValueError for
+    less than one scene."""
     if scenes < 1:
         raise ValueError(f"scenes={scenes}: at least 1")
     versions = {name: version(name) for name in ("numpy", "pillow")}
-    settings = {"scenes": scenes, "size": size, "seed": seed, "world": WORLD_VERSION, "commit": commit(), "versions": versions}
+    settings = {
+        "scenes": scenes,
+        "size": size,
+        "seed": seed,
+        "world": WORLD_VERSION,
+        "commit": commit(),
+        "versions": versions,
+    }
     tallies = {one.name: {0.0: Tally()} | {strength: Tally() for strength in one.strengths} for one in DISTURBANCES}
     shown = {name: {strength: [] for strength in by_strength} for name, by_strength in tallies.items()}
     plain = Tally()

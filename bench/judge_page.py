@@ -19,8 +19,14 @@ KEEPS = 0.95  # of the scenes that are right undisturbed: what is called read
 def page(found: Found) -> str:
     """The page as one string of HTML."""
     settings = found.settings
-    lead = f"{settings['scenes']} random scenes of {settings['size']} pixels, one to four objects, each disturbed in every way and strength."
-    facts = "".join(f"<div><dt>{escape(name)}</dt><dd><code>{escape(str(value))}</code></dd></div>" for name, value in settings.items())
+    lead = (
+        f"{settings['scenes']} random scenes of {settings['size']} pixels, one to four objects, each disturbed in "
+        "every way and strength."
+    )
+    facts = "".join(
+        f"<div><dt>{escape(name)}</dt><dd><code>{escape(str(value))}</code></dd></div>"
+        for name, value in settings.items()
+    )
     header = f'<header><h1>The judge, disturbed</h1><p class="lead">{escape(lead)}</p><dl>{facts}</dl></header>'
     sections = [
         Section("What it stands", "".join(map(paragraph, stands(found)))),
@@ -28,14 +34,20 @@ def page(found: Found) -> str:
         Section("All strengths", paragraph(WORDS) + scores(found)),
         Section("Recall by shape and colour", by_kind(found)),
         Section("Taken for something else", misread(found)),
-        Section("Scenes, disturbed", paragraph("✓: every object with its shape, colour, size and place, the ground, and no dirt.") + samples(found)),
+        Section(
+            "Scenes, disturbed",
+            paragraph("✓: every object with its shape, colour, size and place, the ground, and no dirt.")
+            + samples(found),
+        ),
     ]
     return document("The judge, disturbed", header, sections)
 
 
 WORDS = (
-    "Precision: of the objects that the judge names, shape and colour, those that are there. Recall: of those that are there, the named ones. Exact: "
-    "scenes of which everything is read rightly. False passed: expectations with one attribute of one object changed that it lets pass. Intervals "
+    "Precision: of the objects that the judge names, shape and colour, those that are there. Recall: of those that are "
+    "there, the named ones. Exact: "
+    "scenes of which everything is read rightly. False passed: expectations with one attribute of one object changed "
+    "that it lets pass. Intervals "
     "are at 95%; those of precision and recall allow for objects of one scene being read well or badly together."
 )
 
@@ -45,9 +57,17 @@ def stands(found: Found) -> list[str]:
     said = []
     for one in DISTURBANCES:
         shares = {strength: tally.scores["exact"].value for strength, tally in found.tallies[one.name].items()}
-        read = [strength for strength in one.strengths if all(shares[s] >= KEEPS * shares[0.0] for s in one.strengths if s <= strength)]
+        read = [
+            strength
+            for strength in one.strengths
+            if all(shares[s] >= KEEPS * shares[0.0] for s in one.strengths if s <= strength)
+        ]
         lost = next((strength for strength in one.strengths if shares[strength] < 0.5), None)
-        until = f"up to {read[-1]:g} it keeps {KEEPS:.0%} of" if read else f"{one.strengths[0]:g} already loses more than {1 - KEEPS:.0%} of"
+        until = (
+            f"up to {read[-1]:g} it keeps {KEEPS:.0%} of"
+            if read
+            else f"{one.strengths[0]:g} already loses more than {1 - KEEPS:.0%} of"
+        )
         after = f"fewer than half of all at {lost:g}" if lost else "more than half of all throughout"
         said.append(f"{one.name} ({one.unit}): {until} the scenes that are read exactly undisturbed; {after}.")
     return said
@@ -59,7 +79,11 @@ def charts(found: Found) -> Iterator[str]:
         rows = [(strength, tally.scores) for strength, tally in found.tallies[one.name].items()]
         names = rows[0][1]
         yield chart(
-            one.name, [Line(name, [(x, values[name].value) for x, values in rows if values[name]]) for name in names], "strength", one.unit, zero=True
+            one.name,
+            [Line(name, [(x, values[name].value) for x, values in rows if values[name]]) for name in names],
+            "strength",
+            one.unit,
+            zero=True,
         )
 
 
@@ -85,14 +109,25 @@ def by_kind(found: Found) -> str:
     columns = [*SHAPES, *COLOURS]
     rows = []
     for name, strength, tally in _rows(found):
-        rows.append([name, f"{strength:g}", *(f"{sum(tally.found[c]) / len(tally.found[c]):.2f}" if tally.found[c] else None for c in columns)])
+        rows.append(
+            [
+                name,
+                f"{strength:g}",
+                *(f"{sum(tally.found[c]) / len(tally.found[c]):.2f}" if tally.found[c] else None for c in columns),
+            ]
+        )
     return table(rows, ["disturbance", "strength", *columns])
 
 
 def misread(found: Found) -> str:
     """What is most often taken for what."""
     rows = [
-        [name, f"{strength:g}", sum(tally.misread.values()), ", ".join(f"{what} ({times})" for what, times in tally.misread.most_common(4))]
+        [
+            name,
+            f"{strength:g}",
+            sum(tally.misread.values()),
+            ", ".join(f"{what} ({times})" for what, times in tally.misread.most_common(4)),
+        ]
         for name, strength, tally in _rows(found)
         if tally.misread
     ]
@@ -104,7 +139,12 @@ def samples(found: Found) -> str:
     parts = ""
     for name, by_strength in found.shown.items():
         scenes = zip(*by_strength.values(), strict=True)
-        rows = (gallery([(Image.fromarray(p), f"{s:g} {'✓' if ok else '✗'}") for s, (p, ok) in zip(by_strength, scene)], SHOWN) for scene in scenes)
+        rows = (
+            gallery(
+                [(Image.fromarray(p), f"{s:g} {'✓' if ok else '✗'}") for s, (p, ok) in zip(by_strength, scene)], SHOWN
+            )
+            for scene in scenes
+        )
         parts += f"<h3>{escape(name)}</h3>" + "".join(rows)
     return parts
 
@@ -115,5 +155,8 @@ def sheet(found: Found) -> Image.Image:
     for index, (name, by_strength) in enumerate(found.shown.items()):
         shown = {strength: pictures[index % len(pictures)] for strength, pictures in by_strength.items()}
         said = [f"{name}, {strength:g}" if strength else "undisturbed" for strength in shown]
-        cells += [Cell([Image.fromarray(pixels)], [words], ok) for words, (pixels, ok) in zip(said, shown.values(), strict=True)]
+        cells += [
+            Cell([Image.fromarray(pixels)], [words], ok)
+            for words, (pixels, ok) in zip(said, shown.values(), strict=True)
+        ]
     return contact_sheet(cells, len(shown) * (cell_width(1, framed=True) + GAP) + GAP)  # every way in a row of its own

@@ -27,7 +27,16 @@ def main(arguments: list[str]) -> int:
             kills += killing.until_done(llm, run, rng, most=min(5, options.kills - len(kills)))
             differing += killing.differences(folder / "straight", run)
             print(f"{len(kills)} kills, {len(differing)} tensors differ", flush=True)
-    print(measure.write("kills", {"kills": len(kills), "tensors that differ": differing, "seconds after a step": [round(s, 2) for s in kills]}))
+    print(
+        measure.write(
+            "kills",
+            {
+                "kills": len(kills),
+                "tensors that differ": differing,
+                "seconds after a step": [round(s, 2) for s in kills],
+            },
+        )
+    )
     return bool(differing)
 
 

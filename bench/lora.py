@@ -1,8 +1,8 @@
 """What adapters of rank 8 on all linear layers of SmolLM2-135M take: memory, size on disk, what merging changes. `python -m bench.lora`
 
-The model has exactly SmolLM2-135M's shape, with random weights; pictures are 128 x 128 pixels in patches of 8, 256 tokens each, in two rows of
-1,024 tokens, and layers are computed again in the backward pass. Memory is the growth of the process that trains for two steps of fusion.training.trainer's
-own, as in bench.plan.
+The model has exactly SmolLM2-135M's shape, with random weights; pictures are 128 x 128 pixels in patches of 8, 256
+tokens each, in two rows of 1,024 tokens, and layers are computed again in the backward pass. Memory is the growth of
+the process that trains for two steps of fusion.training.trainer's own, as in bench.plan.
 """
 
 import json
@@ -26,11 +26,24 @@ from fusion.worlds.shapes import plain_text
 MEMORY, DISK, MERGED = 6.0, 20.0, 1e-5  # targets: GiB, MB, and of a standard deviation of the logits
 PICTURES = 16
 SETTINGS = [
-    "model.patch_size=8", "model.embed=linear", "model.head=linear", "model.lora={rank: 8, targets: linear}", "data.sources=[{kind: images}]",
-    "data.max_side=128", "data.held_out=0.1", "packing.length=1024", "packing.rows=2", "packing.lookahead=4", "training.precision=fp32",
-    "training.recompute=true", "training.workers=0", "training.validate_every=0", "training.sample_every=0", "training.optim.warmup=1",
+    "model.patch_size=8",
+    "model.embed=linear",
+    "model.head=linear",
+    "model.lora={rank: 8, targets: linear}",
+    "data.sources=[{kind: images}]",
+    "data.max_side=128",
+    "data.held_out=0.1",
+    "packing.length=1024",
+    "packing.rows=2",
+    "packing.lookahead=4",
+    "training.precision=fp32",
+    "training.recompute=true",
+    "training.workers=0",
+    "training.validate_every=0",
+    "training.sample_every=0",
+    "training.optim.warmup=1",
     "samples.held_out=0",
-]  # fmt: skip
+]
 
 
 def save_llm(folder: Path) -> None:
@@ -38,9 +51,18 @@ def save_llm(folder: Path) -> None:
     draw = np.random.default_rng(0)
     tokenizer = train_tokenizer("bpe", [plain_text(draw) for _ in range(200)], 400)
     config = LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
-        max_position_embeddings=8192, rope_theta=100000.0, tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        rope_theta=100000.0,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -56,7 +78,8 @@ def save_pictures(folder: Path) -> None:
 
 @torch.inference_mode()
 def saved_and_merged(llm: Path, folder: Path) -> dict[str, float]:
-    """Sizes on disk without the language model, and how far merged adapters are from adapters, which have random weights here."""
+    """Sizes on disk without the language model, and how far merged adapters are from adapters, which have random
+    weights here."""
     model = unified.build(unified.Model(llm=str(llm), embed="linear", head="linear", lora=Lora(rank=8)))
     for name, p in model.model.named_parameters():
         if "lora_B" in name:
@@ -86,7 +109,11 @@ def main() -> int:
     print(", ".join(f"{name} {value}" for name, value in figures.items()))
     targets = {"GiB": MEMORY, "MB": DISK, "std": MERGED}
     print(measure.write("lora", {"settings": SETTINGS, "targets": targets, "figures": figures}))
-    missed = figures["training grows by, GiB"] > MEMORY or figures["adapters, MB"] > DISK or figures["merged differs by, std"] > MERGED
+    missed = (
+        figures["training grows by, GiB"] > MEMORY
+        or figures["adapters, MB"] > DISK
+        or figures["merged differs by, std"] > MERGED
+    )
     return int(missed)
 
 

@@ -23,7 +23,8 @@ COMMIT, DIRTY = commit(), dirty()
 
 
 def cpu_seconds(function: Callable[[], Any]) -> float:
-    """CPU time of this process during a call. With one thread it does not grow while others use the machine, as wall time does."""
+    """CPU time of this process during a call. With one thread it does not grow while others use the machine, as wall
+    time does."""
     began = time.process_time()
     function()
     return time.process_time() - began
@@ -58,12 +59,17 @@ def in_turn(functions: Mapping[str, Callable[[], Any]], rounds: int, warm_up: in
 def device() -> str:
     """The processor's name, as the operating system gives it."""
     info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.is_file()
+        else []
+    )
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def write(name: str, figures: Mapping[str, Any], on: str = "cpu") -> Path:
-    """Write bench/results/<name>_<date>_<on>.json: figures, and all that it takes to repeat them; what they say of the device comes before it."""
+    """Write bench/results/<name>_<date>_<on>.json: figures, and all that it takes to repeat them; what they say of the
+    device comes before it."""
     facts = {
         "command": f"python -m bench.{name} " + " ".join(sys.argv[1:]),
         "commit": COMMIT,

@@ -1,9 +1,10 @@
 """What `fusion plan` says of memory against what training then takes, on CPU. `python -m bench.plan`
 
-A Llama of 110 M parameters with random weights, and a DiT of 115 M that reads with it, learn the built-in world for two steps of fusion.training.trainer's
-own, each in a process of its own. What is measured is the growth of its largest resident memory over that of the same process before there was a
-model: with a malloc that gives freed memory back (fusion.planning.plan.GIVES_BACK), and as glibc's is, which does not find room for aligned blocks in the
-holes that others of their size left.
+A Llama of 110 M parameters with random weights, and a DiT of 115 M that reads with it, learn the built-in world for two
+steps of fusion.training.trainer's own, each in a process of its own. What is measured is the growth of its largest
+resident memory over that of the same process before there was a model: with a malloc that gives freed memory back
+(fusion.planning.plan.GIVES_BACK), and as glibc's is, which does not find room for aligned blocks in the holes that
+others of their size left.
 """
 
 import argparse
@@ -31,19 +32,28 @@ from fusion.worlds.shapes import plain_text
 TARGET = 0.15  # of the measured growth
 STEPS = 2  # the second has the optimizer's state from its beginning
 COMMON = [
-    "training.workers=0", "training.validate_every=0", "training.sample_every=0", "validation.documents=1", "samples.held_out=0",
+    "training.workers=0",
+    "training.validate_every=0",
+    "training.sample_every=0",
+    "validation.documents=1",
+    "samples.held_out=0",
     "training.optim.warmup=1",
-]  # fmt: skip
+]
 UNIFIED = ["model.llm=LLM", "stages=[{}]", "packing.length=512", "packing.rows=4", *COMMON]
 DIFFUSION = [
-    "painter.texts=[{path: LLM}]", "painter.network={patch_size: 4, width: 768, layers: 12, heads: 12}", "pairing.rows=24",
-    "stages=[{tasks: {text_to_image: 1.0}, sizes: {64x64: 1.0}}]", *COMMON,
-]  # fmt: skip
+    "painter.texts=[{path: LLM}]",
+    "painter.network={patch_size: 4, width: 768, layers: 12, heads: 12}",
+    "pairing.rows=24",
+    "stages=[{tasks: {text_to_image: 1.0}, sizes: {64x64: 1.0}}]",
+    *COMMON,
+]
 ADAMW, MUON = ["training.precision=fp32"], ["training.precision=bf16", "training.optim.optimizer=muon"]
 CASES = {
-    "fp32, adamw": UNIFIED + ADAMW, "bf16, muon": UNIFIED + MUON,
-    "DiT, fp32, adamw": DIFFUSION + ADAMW, "DiT, bf16, muon": DIFFUSION + MUON,
-}  # fmt: skip
+    "fp32, adamw": UNIFIED + ADAMW,
+    "bf16, muon": UNIFIED + MUON,
+    "DiT, fp32, adamw": DIFFUSION + ADAMW,
+    "DiT, bf16, muon": DIFFUSION + MUON,
+}
 
 
 class Enough(Exception):
@@ -68,9 +78,16 @@ def save_llm(folder: Path) -> None:
     draw = np.random.default_rng(0)
     tokenizer = train_tokenizer("bpe", [plain_text(draw) for _ in range(200)], 400)
     config = LlamaConfig(
-        vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, num_key_value_heads=12,
-        tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=32000,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=12,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -125,14 +142,24 @@ def compared(llm: Path, case: list[str]) -> dict[str, float]:
             planned = forecast(config_of(words), device="cpu").memory.peak
             measured = growth(words, environment)
         told = round(factor * planned)
-        figures |= {f"planned{kind}, MiB": told >> 20, f"measured{kind}, MiB": measured >> 20, f"off{kind}": round(told / measured - 1, 3)}
+        figures |= {
+            f"planned{kind}, MiB": told >> 20,
+            f"measured{kind}, MiB": measured >> 20,
+            f"off{kind}": round(told / measured - 1, 3),
+        }
     return figures
 
 
 def main(arguments: list[str]) -> int:
     """Compare each case, print, write down."""
     parser = argparse.ArgumentParser(prog="python -m bench.plan", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="some; bf16 is ten times as slow on CPUs without it")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=CASES,
+        default=list(CASES),
+        help="some; bf16 is ten times as slow on CPUs without it",
+    )
     parser.add_argument("--train", nargs="+", help=argparse.SUPPRESS)  # what the process that is measured is told
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -1,9 +1,10 @@
 """What drawing an image costs beyond the forward passes that it is made of, one-thread CPU time. `python -m bench.sampling`
 
-One image of 64 patches behind a prompt whose prefix is 32 tokens, 16 Euler steps, without guidance (1 row per pass) and with it (2 rows, as
-one batch, and a second prefix). Drawing is Fusion.draw from the prompt's text to the finished picture. It is divided by 16 forward passes
-of the model over the patch rows, the prefix cached, plus the passes over the prefixes, measured in turn in the same process. `bare` is the
-same with the decoder alone in the passes: no modulation, axial positions, patch embedding or head, and so a measure of those.
+One image of 64 patches behind a prompt whose prefix is 32 tokens, 16 Euler steps, without guidance (1 row per pass) and
+with it (2 rows, as one batch, and a second prefix). Drawing is Fusion.draw from the prompt's text to the finished
+picture. It is divided by 16 forward passes of the model over the patch rows, the prefix cached, plus the passes over
+the prefixes, measured in turn in the same process. `bare` is the same with the decoder alone in the passes: no
+modulation, axial positions, patch embedding or head, and so a measure of those.
 """
 
 import argparse
@@ -68,7 +69,10 @@ class Pass:
         self.cell, self.grid = cells(GRID).repeat(rows, 1), torch.tensor([GRID] * rows)
         self.cache = PrefixCache.stack([prefix.cache], [list(range(rows))])
         self.cache.freeze(block.ids.shape[1])
-        self.patches, self.time = torch.randn(rows * len(cells(GRID)), self.model.config.patch_width), torch.tensor([0.5])
+        self.patches, self.time = (
+            torch.randn(rows * len(cells(GRID)), self.model.config.patch_width),
+            torch.tensor([0.5]),
+        )
 
     def __call__(self) -> Tensor:
         model, picture = self.model, self.picture
@@ -85,7 +89,11 @@ class BarePass:
         self.llm = type(model.model.llm)(model.model.llm.config).eval().base_model
         self.embeds = torch.randn(rows, GRID[0] * GRID[1], self.llm.config.hidden_size)
         self.cache = DynamicCache()
-        self.llm(inputs_embeds=torch.randn(rows, PREFIX, self.llm.config.hidden_size), past_key_values=self.cache, use_cache=True)
+        self.llm(
+            inputs_embeds=torch.randn(rows, PREFIX, self.llm.config.hidden_size),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
 
     def __call__(self) -> None:
         self.llm(inputs_embeds=self.embeds, past_key_values=self.cache, use_cache=True)
@@ -139,7 +147,9 @@ def main(arguments: list[str]) -> int:
     for name, guidance in (("without guidance", 1.0), ("with guidance", 3.0)):
         figures[name] = compared(model, guidance, options.rounds)
         print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in figures[name].items()), flush=True)
-    print(measure.write("sampling", {"steps": STEPS, "prefix": PREFIX, "patches": GRID[0] * GRID[1], "figures": figures}))
+    print(
+        measure.write("sampling", {"steps": STEPS, "prefix": PREFIX, "patches": GRID[0] * GRID[1], "figures": figures})
+    )
     return 0
 
 

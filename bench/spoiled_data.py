@@ -28,8 +28,16 @@ def as_it_is(drawn: Drawn, rng: Random) -> Messages:
 def misheard(drawn: Drawn, rng: Random) -> Messages:
     """With the words of another document of its task."""
     other = World().sample(np.random.default_rng(rng.getrandbits(60)), drawn.task)
-    words = [block for turn in other.messages if turn["role"] == "user" for block in turn["content"] if block["type"] == "text"]
-    return [replaced(turn, "text", lambda: rng.choice(words)) if turn["role"] == "user" else turn for turn in drawn.messages]
+    words = [
+        block
+        for turn in other.messages
+        if turn["role"] == "user"
+        for block in turn["content"]
+        if block["type"] == "text"
+    ]
+    return [
+        replaced(turn, "text", lambda: rng.choice(words)) if turn["role"] == "user" else turn for turn in drawn.messages
+    ]
 
 
 def replaced(turn: dict, kind: str, other: Callable[[], dict]) -> dict:
@@ -51,14 +59,19 @@ def unchanged(drawn: Drawn, rng: Random) -> Messages:
 
 
 def always_alike(drawn: Drawn, rng: Random) -> Messages:
-    """Whatever its words leave open, the picture is always the same: one object in the middle, of the colour and the shape that they name first."""
+    """Whatever its words leave open, the picture is always the same: one object in the middle, of the colour and the
+    shape that they name first."""
     if drawn.task != "text_to_image":
         return list(drawn.messages)
     words, scene = drawn.messages[0]["content"][0]["text"].lower(), drawn.scenes[0]
-    shape, colour = (min(names, key=lambda name: words.find(name) % (len(words) + 1)) for names in (SHAPES, COLOURS))  # those not named come last
+    shape, colour = (
+        min(names, key=lambda name: words.find(name) % (len(words) + 1)) for names in (SHAPES, COLOURS)
+    )  # those not named come last
     pixels = scene.side // 2
     x, y = ((length - pixels) // 2 for length in scene.picture_size)
-    alone = replace(scene, ground="white", layout="single", things=(Thing(shape, colour, "large", "middle", pixels, x, y),))
+    alone = replace(
+        scene, ground="white", layout="single", things=(Thing(shape, colour, "large", "middle", pixels, x, y),)
+    )
     return [drawn.messages[0], {"role": "assistant", "content": [{"type": "image", "image": render(alone)}]}]
 
 
@@ -68,7 +81,10 @@ def softened(drawn: Drawn, rng: Random, radius: float) -> Messages:
     def soft(block: dict) -> dict:
         if block["type"] != "image":
             return block
-        return {"type": "image", "image": np.asarray(Image.fromarray(block["image"]).filter(ImageFilter.GaussianBlur(radius)))}
+        return {
+            "type": "image",
+            "image": np.asarray(Image.fromarray(block["image"]).filter(ImageFilter.GaussianBlur(radius))),
+        }
 
     return [{**turn, "content": [soft(block) for block in turn["content"]]} for turn in drawn.messages]
 
@@ -80,8 +96,8 @@ def in_words(drawn: Drawn, rng: Random) -> Messages:
 
 
 class Spoiled:
-    """The built-in world and prose as a source; `share` of the documents is spoiled. scrambled: so is the order of words in the prose. seed: another
-    one, other documents."""
+    """The built-in world and prose as a source; `share` of the documents is spoiled. scrambled: so is the order of
+    words in the prose. seed: another one, other documents."""
 
     name = "world"
 
@@ -96,7 +112,12 @@ class Spoiled:
         key, spoilt = f"world:{index}", rng.random() < self.share
         if rng.random() < TEXT:
             words = plain_text(numbers)
-            return Sample(None, [{"type": "text", "text": scramble(words, rng) if spoilt and self.scrambled else words}], "text", key)
+            return Sample(
+                None,
+                [{"type": "text", "text": scramble(words, rng) if spoilt and self.scrambled else words}],
+                "text",
+                key,
+            )
         drawn = self.world.sample(numbers)
         messages = self.spoil(drawn, rng) if spoilt else list(drawn.messages)
         return Sample(list(replace(drawn, messages=tuple(messages)).with_pil().messages), None, self.name, key)

@@ -22,13 +22,21 @@ def subject() -> Fusion:
     tokenizer = train_tokenizer("bpe", [plain_text(draw) for _ in range(200)], VOCAB)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=688, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-        num_key_value_heads=HEADS, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=688,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     with tempfile.TemporaryDirectory() as folder:
         LlamaForCausalLM(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        model = fusion.from_llm(Path(folder), patch_size=PATCH, embed="linear", head="linear", dtype=torch.float32)  # as the other side has it
+        model = fusion.from_llm(
+            Path(folder), patch_size=PATCH, embed="linear", head="linear", dtype=torch.float32
+        )  # as the other side has it
     for parameter in model.model.parameters():
         if not parameter.detach().any():
             torch.nn.init.normal_(parameter, std=0.02)

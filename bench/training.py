@@ -1,9 +1,10 @@
 """One training step against transfusion-pytorch 0.20.0, in turn in one process, one-thread CPU time. `python -m bench.training`
 
-Both have width 256, 6 layers, 4 heads of 64, a gated feed-forward of two thirds of 4 x 256, the same vocabulary, and read 32 documents of
-16 text tokens and an image of 64 patches of 48 numbers; what each adds around an image (its size, marks) is its own affair. Both steps
-are forward, backward, clipping, AdamW; ours is the trainer's, so the averaged weights and the log are in it too. They are not the same
-architecture: transfusion-pytorch computes modulation per token and joins distant layers as a U-net does.
+Both have width 256, 6 layers, 4 heads of 64, a gated feed-forward of two thirds of 4 x 256, the same vocabulary, and
+read 32 documents of 16 text tokens and an image of 64 patches of 48 numbers; what each adds around an image (its size,
+marks) is its own affair. Both steps are forward, backward, clipping, AdamW; ours is the trainer's, so the averaged
+weights and the log are in it too. They are not the same architecture: transfusion-pytorch computes modulation per token
+and joins distant layers as a U-net does.
 
     pip install transfusion-pytorch==0.20.0        (not among our dependencies)
 """
@@ -36,7 +37,8 @@ FP32, BF16 = "transfusion-pytorch fp32", "transfusion-pytorch bf16"
 
 
 class Turns:
-    """A loader that gives one batch again and again. The trainer's step lies between two calls; in each call the others take their turn."""
+    """A loader that gives one batch again and again. The trainer's step lies between two calls; in each call the others
+    take their turn."""
 
     class batches:
         world = 1
@@ -98,14 +100,21 @@ def transfusion_step(vocabulary: int, bf16: bool) -> Callable[[], None]:
 
 
 def run(precision: str, compile: bool, rounds: int, others: Mapping[str, Callable[[], Any]]) -> Turns:
-    """Train for so many steps, the others in turn between them. The first two steps of all do not count, nor the one that ends the run."""
+    """Train for so many steps, the others in turn between them. The first two steps of all do not count, nor the one
+    that ends the run."""
     model = subject()
     model.model.set_attention("matmul")  # what train.unified takes on CPUs
     turns = Turns(documents(model), others)
     settings = Training(
-        documents=ROWS * (WARM_UP + rounds + 1), precision=precision, compile=compile, workers=0, validate_every=0, sample_every=0,
-        save_every=0, optim=Optim(warmup=1),
-    )  # fmt: skip
+        documents=ROWS * (WARM_UP + rounds + 1),
+        precision=precision,
+        compile=compile,
+        workers=0,
+        validate_every=0,
+        sample_every=0,
+        save_every=0,
+        optim=Optim(warmup=1),
+    )
     with tempfile.TemporaryDirectory() as folder:
         Trainer(UnifiedLearner(model), turns, Objective(), settings, folder).fit()
     return turns
@@ -133,7 +142,8 @@ def main(arguments: list[str]) -> int:
 
 
 def compared(turns: Turns) -> dict[str, Any]:
-    """Median CPU times in ms and the ratios; each ratio is the median over rounds, within which both ran side by side."""
+    """Median CPU times in ms and the ratios; each ratio is the median over rounds, within which both ran side by
+    side."""
     own = turns.own[WARM_UP:]
     result = {"step_ms": round(1000 * median(own), 1)}
     for name, values in turns.times.items():
@@ -142,7 +152,9 @@ def compared(turns: Turns) -> dict[str, Any]:
             result[f"{name}, GFLOP/s"] = round(measure.Gemm.gflops(median(counted)), 1)
         else:
             result[f"{name}, ms"] = round(1000 * median(counted), 1)
-            result[f"times faster than {name}"] = round(median(other / ours for other, ours in zip(counted, own, strict=True)), 2)
+            result[f"times faster than {name}"] = round(
+                median(other / ours for other, ours in zip(counted, own, strict=True)), 2
+            )
     return result
 
 

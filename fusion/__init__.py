@@ -1,6 +1,7 @@
 """fusion: one decoder that reads and writes text and images, made from a pretrained LLM.
 
-Public names are imported when they are first used, so that `import fusion` and `fusion --help` load neither torch nor transformers.
+Public names are imported when they are first used, so that `import fusion` and `fusion --help` load neither torch nor
+transformers.
 """
 
 from importlib import import_module
@@ -11,13 +12,14 @@ if TYPE_CHECKING:
     from fusion.generation.interleaved import ImageDone, ImagePreview, TextPiece
     from fusion.generation.sampling import Sampling
     from fusion.sequence.processor import FusionProcessor
-    from fusion.unified.model import FusionConfig, FusionModel
+    from fusion.unified.config import FusionConfig
+    from fusion.unified.model import FusionModel
 
 __version__ = "0.2.0"
 
 _HOMES = {
     "Fusion": "fusion.generation.api",
-    "FusionConfig": "fusion.unified.model",
+    "FusionConfig": "fusion.unified.config",
     "FusionModel": "fusion.unified.model",
     "FusionProcessor": "fusion.sequence.processor",
     "ImageDone": "fusion.generation.interleaved",
@@ -28,7 +30,19 @@ _HOMES = {
     "load": "fusion.generation.api",
 }
 
-__all__ = ["Fusion", "FusionConfig", "FusionModel", "FusionProcessor", "ImageDone", "ImagePreview", "Sampling", "TextPiece", "from_llm", "load", "register"]
+__all__ = [
+    "Fusion",
+    "FusionConfig",
+    "FusionModel",
+    "FusionProcessor",
+    "ImageDone",
+    "ImagePreview",
+    "Sampling",
+    "TextPiece",
+    "from_llm",
+    "load",
+    "register",
+]
 
 
 def register() -> None:
@@ -40,7 +54,8 @@ def register() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its module, and register the model with transformers. AttributeError for other names."""
+    """Import a public name from its module, and register the model with transformers. AttributeError for other
+    names."""
     if name not in _HOMES:
         raise AttributeError(f"module 'fusion' has no attribute {name!r}")
     register()

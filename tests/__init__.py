@@ -2,5 +2,6 @@
 
 from beartype import BeartypeConf, beartype
 
-# What checks fusion's signatures (see pytest's addopts): beartype, with an int welcome where a float is expected, as PEP 484 has it.
+# What checks fusion's signatures (see pytest's addopts): beartype, with an int welcome where a float is expected, as
+# PEP 484 has it.
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))

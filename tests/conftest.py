@@ -49,13 +49,15 @@ def packed():
 
 @pytest.fixture
 def tiny_llm():
-    """`tiny_llm(family, **config_overrides)`: a fresh random language model of the family (see fusion/testing/tiny_llms.py)."""
+    """`tiny_llm(family, **config_overrides)`: a fresh random language model of the family (see
+    fusion/testing/tiny_llms.py)."""
     return families.tiny_llm
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data (emoji, alice, benchmarks): `$FUSION_SHARED/data`, else `../shared/data`; skips without it."""
+    """The folder of real data (emoji, alice, benchmarks): `$FUSION_SHARED/data`, else `../shared/data`; skips without
+    it."""
     folder = Path(os.environ.get("FUSION_SHARED", ROOT.parent / "shared")) / "data"
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set FUSION_SHARED to the folder that holds data/")
@@ -70,7 +72,8 @@ def root() -> Path:
 
 @pytest.fixture
 def unchecked():
-    """No shape checks: for tests that call small functions so often that the checks would take most of the time; other tests have them."""
+    """No shape checks: for tests that call small functions so often that the checks would take most of the time; other
+    tests have them."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield

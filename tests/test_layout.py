@@ -24,7 +24,8 @@ LAYOUT = [
     for match in re.finditer(r"^  ([a-z_/]+/)  +\S", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
 ]
 OUTSIDE = {"", "__main__"}  # fusion/__init__.py gathers the public names, fusion/__main__.py is the command
-LAZY = {  # what imports by name: public names of the package when they are first used, and parts of a package that not everybody has
+# What imports by name: public names of the package when they are first used, and a package that not everybody has.
+LAZY = {
     Path("fusion/__init__.py"),
     Path("fusion/evaluation/benchmarks/distribution/distances.py"),
 }
@@ -107,12 +108,16 @@ def test_nothing_is_imported_by_a_string_or_by_another_path():
             ast.unparse(node) for node in nodes(path, ast.Attribute) if ast.unparse(node) == "sys.path"
         ]
 
-    assert not (found := offenders([path for path in SOURCES if path.parts[0] != "tests" and path not in LAZY], fault)), found
+    assert not (
+        found := offenders([path for path in SOURCES if path.parts[0] != "tests" and path not in LAZY], fault)
+    ), found
 
 
 @pytest.mark.parametrize("top", ["fusion", "bench"])
 def test_no_imports_go_in_circles(top):
-    files = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES if path.parts[0] == top}
+    files = {
+        ".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES if path.parts[0] == top
+    }
     files.pop("fusion", None)
 
     def owner(name: str) -> str | None:
@@ -127,22 +132,34 @@ def test_programs_are_short_and_lie_in_train_and_eval():
     programs = [path for path in SOURCES if path.parts[0] in ("train", "eval")]
     long = [str(path) for path in programs if len((ROOT / path).read_text(encoding="utf-8").splitlines()) > 45]
     assert not long, f"programs whose code belongs in fusion/: {long}"
-    started = {Path("fusion/recipes/demo_worker.py"), Path("fusion/testing/killed_runs.py")}  # what other processes are started as
+    started = {
+        Path("fusion/recipes/demo_worker.py"),
+        Path("fusion/testing/killed_runs.py"),
+    }  # what other processes are started as
     found = [path for path in LIBRARY if "\nif __name__ ==" in (ROOT / path).read_text(encoding="utf-8")]
     assert set(found) <= started, found
 
 
 def test_folders_are_small_enough_to_hold_in_the_head():
     folders = {path.parent for path in SOURCES}
-    large = {str(folder): count for folder in folders if (count := sum(path.parent == folder for path in SOURCES)) > MOST_FILES}
+    large = {
+        str(folder): count
+        for folder in folders
+        if (count := sum(path.parent == folder for path in SOURCES)) > MOST_FILES
+    }
     assert not large, large
 
 
 def test_files_and_functions_are_short():
     def fault(path: Path) -> list[str]:
         lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
-        functions = [(node.name, node.end_lineno - node.lineno + 1) for node in nodes(path, ast.FunctionDef, ast.AsyncFunctionDef)]
-        return [f"{lines} lines"] * (lines > LONGEST_FILE) + [f"{name} has {length}" for name, length in functions if length > LONGEST_FUNCTION]
+        functions = [
+            (node.name, node.end_lineno - node.lineno + 1)
+            for node in nodes(path, ast.FunctionDef, ast.AsyncFunctionDef)
+        ]
+        return [f"{lines} lines"] * (lines > LONGEST_FILE) + [
+            f"{name} has {length}" for name, length in functions if length > LONGEST_FUNCTION
+        ]
 
     assert not (found := offenders(SOURCES, fault)), found
 
@@ -150,7 +167,11 @@ def test_files_and_functions_are_short():
 def test_a_file_begins_with_its_purpose_in_one_line():
     def fault(path: Path) -> str:
         first, *rest = (ast.get_docstring(tree(path)) or "").splitlines() or [""]
-        return "" if 10 < len(first) <= 150 and not (rest and rest[0].strip()) else f"say in the docstring's first line what the file is ({len(first)})"
+        return (
+            ""
+            if 10 < len(first) <= 150 and not (rest and rest[0].strip())
+            else f"say in the docstring's first line what the file is ({len(first)})"
+        )
 
     assert not (found := offenders(SOURCES, fault)), found
 
@@ -184,18 +205,36 @@ def test_nothing_is_unpickled_or_evaluated():
 
 def test_annotations_stay_readable_to_the_shape_checker():
     def fault(path: Path) -> list[str]:
-        postponed = ["__future__.annotations"] if "__future__.annotations" in set(imported(path)) else []  # hides shapes from jaxtyping
-        marks = [ast.unparse(mark) for node in nodes(path, ast.FunctionDef, ast.ClassDef) for mark in node.decorator_list]
-        return postponed + [mark for mark in marks if "jaxtyped" in mark]  # the tests' import hook checks shapes, not a decorator
+        postponed = (
+            ["__future__.annotations"] if "__future__.annotations" in set(imported(path)) else []
+        )  # hides shapes from jaxtyping
+        marks = [
+            ast.unparse(mark) for node in nodes(path, ast.FunctionDef, ast.ClassDef) for mark in node.decorator_list
+        ]
+        return postponed + [
+            mark for mark in marks if "jaxtyped" in mark
+        ]  # the tests' import hook checks shapes, not a decorator
 
     assert not (found := offenders(LIBRARY, fault)), found
 
 
 # Paths of one machine, put together here so that this file does not match itself.
-MACHINE_PATHS = re.compile(r"(?<![\w.])/(?:" + "|".join(["wo" + "rk", "ro" + "ot", "ho" + "me", "Us" + "ers", "mn" + "t"]) + r")/\w")
+MACHINE_PATHS = re.compile(
+    r"(?<![\w.])/(?:" + "|".join(["wo" + "rk", "ro" + "ot", "ho" + "me", "Us" + "ers", "mn" + "t"]) + r")/\w"
+)
 PROSE = [
     path.relative_to(ROOT)
-    for pattern in ("*.md", "*.toml", "*.cff", "Makefile", "constraints.txt", ".ci/*", "configs/**/*.yaml", "docs/**/*.md", "bench/**/*.md")
+    for pattern in (
+        "*.md",
+        "*.toml",
+        "*.cff",
+        "Makefile",
+        "constraints.txt",
+        ".ci/*",
+        "configs/**/*.yaml",
+        "docs/**/*.md",
+        "bench/**/*.md",
+    )
     for path in sorted(ROOT.glob(pattern))
 ]
 

@@ -13,11 +13,15 @@ LIMIT = 8_000_000
 
 
 def bundle(model: str | Path, name: str) -> Path:
-    """Save a copy of a model in bf16 as fusion/bundled/`name`, in the place of the one before. Raises ValueError where it is too large."""
+    """Save a copy of a model in bf16 as fusion/bundled/`name`, in the place of the one before. Raises ValueError where
+    it is too large."""
     whole = fusion.load(Path(model).resolve())  # a folder, and not what is bundled already
     size = 2 * sum(p.numel() for p in whole.model.parameters())
     if size > LIMIT:
-        raise ValueError(f"{model}: {size / 1e6:.1f} MB of weights in bf16, and {LIMIT / 1e6:.0f} MB is the limit of what the package carries")
+        raise ValueError(
+            f"{model}: {size / 1e6:.1f} MB of weights in bf16, and {LIMIT / 1e6:.0f} MB is the limit of what the "
+            "package carries"
+        )
     whole.model.config.text_config._name_or_path = ""  # where the LLM lay is nobody's business
     whole.to(dtype=torch.bfloat16).save_pretrained(BUNDLED / name)
     return BUNDLED / name

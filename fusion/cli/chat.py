@@ -20,8 +20,8 @@ HELP = """\
 class Chat:
     """A conversation with a model. Answers stream to the screen; a turn that fails or is stopped is forgotten.
 
-    model: a Fusion. messages: what was said before. seed: of the first turn; each later turn takes the next one, so that asking
-    again gives another picture. knobs: sampling options of `Fusion.stream`.
+    model: a Fusion. messages: what was said before. seed: of the first turn; each later turn takes the next one, so
+    that asking again gives another picture. knobs: sampling options of `Fusion.stream`.
     """
 
     def __init__(self, model, screen: Screen, messages: Sequence[dict] = (), seed: int = 0, **knobs):
@@ -47,7 +47,8 @@ class Chat:
                 self.line(line)
 
     def line(self, line: str) -> None:
-        """One line of a person: a command, or a turn. What goes wrong is told in one line, and the conversation goes on."""
+        """One line of a person: a command, or a turn. What goes wrong is told in one line, and the conversation goes
+        on."""
         try:
             if line.startswith("/") and not line.startswith("//"):
                 self.command(*line[1:].split(maxsplit=1))
@@ -59,7 +60,13 @@ class Chat:
 
     def command(self, name: str = "", argument: str = "") -> None:
         """Carry out `/name argument`; raises ValueError for one that does not exist."""
-        commands = {"image": self.add_image, "seed": self.set_seed, "save": self.save, "reset": self.reset, "help": self.help}
+        commands = {
+            "image": self.add_image,
+            "seed": self.set_seed,
+            "save": self.save,
+            "reset": self.reset,
+            "help": self.help,
+        }
         if name not in commands:
             raise ValueError(f"there is no /{name}; type /help")
         commands[name](argument)

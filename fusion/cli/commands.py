@@ -43,7 +43,9 @@ def generate(options: argparse.Namespace) -> None:
 
     words = read_words(options.words)
     if options.n < 1 or (options.n > 1 and isinstance(words, dict)):
-        raise ValueError(f"-n {options.n}: ask for one answer or more, and for one alone where a file holds a document without roles")
+        raise ValueError(
+            f"-n {options.n}: ask for one answer or more, and for one alone where a file holds a document without roles"
+        )
     prompt = with_system(words, options.system if "system" in options else None)
     screen, knobs = _screen(options), _knobs(options)
     model = _load(options)
@@ -66,9 +68,14 @@ def with_system(prompt: list | dict, system: str | None) -> list | dict:
     if system is None:
         return prompt
     if isinstance(prompt, dict) or (isinstance(prompt[0], dict) and prompt[0].get("role") == "system"):
-        raise ValueError("--system has no place in this file: it is a document without roles, or has a system message of its own")
+        raise ValueError(
+            "--system has no place in this file: it is a document without roles, or has a system message of its own"
+        )
     if not isinstance(prompt[0], dict):
-        blocks = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in prompt]
+        blocks = [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
+            for part in prompt
+        ]
         prompt = [{"role": "user", "content": blocks}]
     return [{"role": "system", "content": system}, *prompt]
 
@@ -102,7 +109,9 @@ def chat(options: argparse.Namespace) -> None:
     if isinstance(messages, dict):
         raise ValueError(f"{options.resume}: is a document without roles; give a file of chat messages")
     if "system" in options:
-        messages = with_system(messages, options.system) if messages else [{"role": "system", "content": options.system}]
+        messages = (
+            with_system(messages, options.system) if messages else [{"role": "system", "content": options.system}]
+        )
     screen = _screen(options)
     talk = Chat(_load(options), screen, messages, **_knobs(options))  # type: ignore[arg-type]  # it is no dict
     interactive = sys.stdin.isatty()
@@ -123,7 +132,10 @@ def inspect(options: argparse.Namespace) -> None:
     out = image_path(options.out, "inspect.png")
     source: list | dict = read_words(options.words)
     if isinstance(source, list) and not isinstance(source[0], dict):
-        blocks = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in source]
+        blocks = [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
+            for part in source
+        ]
         source = [{"role": "user", "content": blocks}] if options.prompt else {"content": blocks}
     processor = _processor(options.model, options.stride)
     pieces = finish(processor.pieces(processor.document(source, prompt=options.prompt)), keep_tail=options.tail)
@@ -141,7 +153,11 @@ def data(options: argparse.Namespace) -> int:
 
     if options.column and not options.format:
         raise ValueError("--column goes with --format: say what the rows are")
-    sources = check.open_as(options.path, options.format, dict(options.column)) if options.format else check.recognise(options.path)
+    sources = (
+        check.open_as(options.path, options.format, dict(options.column))
+        if options.format
+        else check.recognise(options.path)
+    )
     reader = check.Reader(_any_processor(options), options.tokenizer or "a small tokenizer", options.length)
     findings = check.check(sources, Split(held_out=options.held_out, seed=options.split_seed), reader)
     print(check.render(findings))
@@ -150,7 +166,8 @@ def data(options: argparse.Namespace) -> int:
 
 
 def _any_processor(options: argparse.Namespace):
-    """The processor of --tokenizer, or else one with the bundled tokenizer, which leaves images as large as they are."""
+    """The processor of --tokenizer, or else one with the bundled tokenizer, which leaves images as large as they
+    are."""
     from fusion.sequence.processor import FusionProcessor
 
     if options.tokenizer:
@@ -173,7 +190,7 @@ def _processor(name: str, stride: int):
 
     from fusion.generation.api import BUNDLED, register
     from fusion.sequence.processor import FusionProcessor
-    from fusion.unified.model import FusionConfig
+    from fusion.unified.config import FusionConfig
 
     _quiet()
     register()
@@ -186,6 +203,7 @@ def _processor(name: str, stride: int):
     except OSError as error:
         raise ValueError(f"{name}: neither a fusion model nor an LLM in Hugging Face format ({error})") from None
     return FusionProcessor.from_tokenizer(tokenizer, config.get_text_config().vocab_size, stride)
+
 
 COMMANDS = {
     "generate": generate,

@@ -1,7 +1,7 @@
 """The command line: `fusion train | eval | plan | tune | compare | doctor | benchmark | data | generate | edit | chat | describe | inspect`.
 
-A mistake is one line on stderr and exit status 2; FUSION_DEBUG=1 shows where it came from. Nothing heavy is imported before a command
-runs, so that --help comes at once.
+A mistake is one line on stderr and exit status 2; FUSION_DEBUG=1 shows where it came from. Nothing heavy is imported
+before a command runs, so that --help comes at once.
 """
 
 import os
@@ -13,7 +13,8 @@ from fusion.cli.programs import PROGRAMS, bound_onednn_caches
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit status: 0, 2 after an error, 130 when interrupted; `data`, `doctor` and programs that fail have a 1 too."""
+    """Run a command; returns its exit status: 0, 2 after an error, 130 when interrupted; `data`, `doctor` and programs
+    that fail have a 1 too."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     bound_onednn_caches()
     try:

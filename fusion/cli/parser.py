@@ -5,12 +5,15 @@ from typing import NoReturn
 
 from fusion.cli.programs import PROGRAMS
 
-WORDS = "text; @PICTURE for an image at this place (@cat.png); @FILE.json alone for chat messages; @@ begins a text with @"
+WORDS = (
+    "text; @PICTURE for an image at this place (@cat.png); @FILE.json alone for chat messages; @@ begins a text with @"
+)
 
 DESCRIPTIONS = {
     "generate": (
         "write and draw what comes next",
-        "Continue a prompt of text and images. The model decides when to draw, how large, and when to stop. Text is printed as it "
+        "Continue a prompt of text and images. The model decides when to draw, how large, and when to stop. Text is "
+        "printed as it "
         "comes, images are saved under the first free name and their paths printed.",
         '  fusion generate shapes "Draw a red circle left of a blue square."\n'
         '  fusion generate shapes @cat.png "Make it blue." --seed 3 --steps 40 --out blue.png\n'
@@ -18,7 +21,8 @@ DESCRIPTIONS = {
     ),
     "edit": (
         "change an image as told",
-        "Edit an image by an instruction. The result has the size of the original and is saved under the first free name.",
+        "Edit an image by an instruction. The result has the size of the original and is saved under the first "
+        "free name.",
         '  fusion edit shapes scene.png "Make the circle green." --image-guidance 1.5 --out green.png',
     ),
     "describe": (
@@ -28,32 +32,44 @@ DESCRIPTIONS = {
     ),
     "chat": (
         "talk with a model",
-        "Talk with a model at the terminal. It takes images (/image cat.png), shows the ones it draws and saves them; /help lists "
+        "Talk with a model at the terminal. It takes images (/image cat.png), shows the ones it draws and saves them; "
+        "/help lists "
         "the other commands.",
-        '  fusion chat shapes --out chat/\n  fusion chat shapes --system "You draw on beige ground." --resume chat/messages.json',
+        '  fusion chat shapes --out chat/\n  fusion chat shapes --system "You draw on beige ground." --resume '
+        "chat/messages.json",
     ),
     "inspect": (
         "draw what a model reads",
-        "Draw a document as the model reads it in training: tokens, clean pictures, noised blocks, what is learned, and who sees "
-        "whom. Takes a model's folder, or an LLM's, of which only config and tokenizer are read. Words and images without roles "
+        "Draw a document as the model reads it in training: tokens, clean pictures, noised blocks, what is learned, "
+        "and who sees "
+        "whom. Takes a model's folder, or an LLM's, of which only config and tokenizer are read. Words and images "
+        "without roles "
         "are a document all of which is learned.",
-        '  fusion inspect shapes @messages.json --out packed.png\n  fusion inspect path/to/llm "A cat." @cat.png --stride 16',
+        '  fusion inspect shapes @messages.json --out packed.png\n  fusion inspect path/to/llm "A cat." @cat.png '
+        "--stride 16",
     ),
     "data": (
         "go through a data set",
-        "Read every sample of a data set as training does, and say what is in it, what is bad and why, what comes twice, and what leaks from "
-        "validation into training. All of it is written as a page too, with samples as the model reads them. Exit status: 0 if every "
+        "Read every sample of a data set as training does, and say what is in it, what is bad and why, what comes "
+        "twice, and what leaks from "
+        "validation into training. All of it is written as a page too, with samples as the model reads them. Exit "
+        "status: 0 if every "
         "sample is good, 1 if one is bad or leaks, 2 if the path is not a data set.",
         "  fusion data check my_images\n"
-        "  fusion data check pairs.parquet --format edits --column instruction=prompt --tokenizer path/to/llm --length 2048 -o pairs.html",
+        "  fusion data check pairs.parquet --format edits --column instruction=prompt --tokenizer path/to/llm --length "
+        "2048 -o pairs.html",
     ),
     "plan": (
         "say what a training run would take",
-        "Tell parameters, memory, tokens, time and cost of a run of train.unified or train.diffusion, without a GPU and without an LLM's "
-        "weights: its config suffices, and with its tokenizer the run's data are packed as they will be. Memory is followed through an "
-        "imagined step, allocation by allocation; time is operations by the data sheet's speed and the share of it that you expect.",
+        "Tell parameters, memory, tokens, time and cost of a run of train.unified or train.diffusion, without a GPU "
+        "and without an LLM's "
+        "weights: its config suffices, and with its tokenizer the run's data are packed as they will be. Memory is "
+        "followed through an "
+        "imagined step, allocation by allocation; time is operations by the data sheet's speed and the share of it "
+        "that you expect.",
         "  fusion plan configs/unified.yaml model.llm=out/llm data.path=my_data\n"
-        "  fusion plan configs/smollm2.yaml data.path=my_images packing.rows=16 --gpus 8 --device h200 --price 3 --out batch.png\n"
+        "  fusion plan configs/smollm2.yaml data.path=my_images packing.rows=16 --gpus 8 --device h200 --price 3 --out "
+        "batch.png\n"
         "  fusion plan configs/dit.yaml 'painter.texts=[{path: google/t5-v1_1-xl}]' painter.network.width=1152",
     ),
 }
@@ -142,7 +158,9 @@ def _edit_options(command: argparse.ArgumentParser) -> None:
 
 def _describe_options(command: argparse.ArgumentParser) -> None:
     _model_options(command)
-    command.add_argument("images", nargs="+", metavar="IMAGE", help="the images; with several, each line begins with the name")
+    command.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="the images; with several, each line begins with the name"
+    )
     command.add_argument("--prompt", metavar="TEXT", help="what to ask about the image")
     _text_options(command)
 
@@ -160,50 +178,110 @@ def _inspect_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", metavar="MODEL", help="folder of a fusion model, or folder or hub id of an LLM")
     command.add_argument("words", nargs="+", metavar="WORD", help=WORDS)
     command.add_argument("--prompt", action="store_true", default=False, help="as a prompt: nothing is learned")
-    command.add_argument("--tail", action="store_true", default=False, help="keep the clean copy of a last picture, so that stopping is learned")
-    command.add_argument("--stride", type=int, default=8, help="for an LLM: pixels along the side of a patch (default 8)")
-    command.add_argument("--out", metavar="PATH", default="inspect.png", help="file or folder for the picture (default inspect.png)")
+    command.add_argument(
+        "--tail",
+        action="store_true",
+        default=False,
+        help="keep the clean copy of a last picture, so that stopping is learned",
+    )
+    command.add_argument(
+        "--stride", type=int, default=8, help="for an LLM: pixels along the side of a patch (default 8)"
+    )
+    command.add_argument(
+        "--out", metavar="PATH", default="inspect.png", help="file or folder for the picture (default inspect.png)"
+    )
 
 
 def _data_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("action", choices=("check",), help="what to do with it")
-    command.add_argument("path", metavar="PATH", help="folder of images, texts or tables; or a .jsonl, .csv, .parquet or .txt file")
-    command.add_argument("--format", choices=("images", "edits", "pages", "chats", "text"), default=None, help="default: told by its columns")
     command.add_argument(
-        "--column", metavar="NAME=COLUMN", type=column, action="append", default=[], help="with --format: which column holds what (text=caption)"
+        "path", metavar="PATH", help="folder of images, texts or tables; or a .jsonl, .csv, .parquet or .txt file"
     )
-    command.add_argument("--tokenizer", metavar="MODEL", default=None, help="the fusion model, or the LLM, that is to read it (default: a small one)")
-    command.add_argument("--stride", type=int, default=8, help="for an LLM: pixels along the side of a patch (default 8)")
-    command.add_argument("--length", type=int, metavar="N", default=None, help="tokens in a row of training: a longer conversation is bad")
-    command.add_argument("--held-out", type=float, metavar="SHARE", default=0.05, help="of the subjects, for validation (default 0.05)")
+    command.add_argument(
+        "--format",
+        choices=("images", "edits", "pages", "chats", "text"),
+        default=None,
+        help="default: told by its columns",
+    )
+    command.add_argument(
+        "--column",
+        metavar="NAME=COLUMN",
+        type=column,
+        action="append",
+        default=[],
+        help="with --format: which column holds what (text=caption)",
+    )
+    command.add_argument(
+        "--tokenizer",
+        metavar="MODEL",
+        default=None,
+        help="the fusion model, or the LLM, that is to read it (default: a small one)",
+    )
+    command.add_argument(
+        "--stride", type=int, default=8, help="for an LLM: pixels along the side of a patch (default 8)"
+    )
+    command.add_argument(
+        "--length",
+        type=int,
+        metavar="N",
+        default=None,
+        help="tokens in a row of training: a longer conversation is bad",
+    )
+    command.add_argument(
+        "--held-out", type=float, metavar="SHARE", default=0.05, help="of the subjects, for validation (default 0.05)"
+    )
     command.add_argument("--split-seed", type=int, metavar="N", default=0, help="chooses which subjects (default 0)")
-    command.add_argument("-o", "--out", metavar="PATH", default="check.html", help="file or folder for the page (default check.html)")
+    command.add_argument(
+        "-o", "--out", metavar="PATH", default="check.html", help="file or folder for the page (default check.html)"
+    )
 
 
 def _plan_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", metavar="CONFIG", help="YAML file of a run of train.unified or train.diffusion")
-    command.add_argument("words", nargs="*", default=[], metavar="key=value", help="what is different from the file, before the options")
+    command.add_argument(
+        "words", nargs="*", default=[], metavar="key=value", help="what is different from the file, before the options"
+    )
     command.add_argument("--gpus", type=int, default=1, metavar="N", help="devices, each with all weights (default 1)")
-    command.add_argument("--device", choices=("h100", "h200", "a100", "4090", "cpu"), default="h100", help="which (default h100)")
-    command.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="share of the data sheet's speed that is reached (default 0.4)")
+    command.add_argument(
+        "--device", choices=("h100", "h200", "a100", "4090", "cpu"), default="h100", help="which (default h100)"
+    )
+    command.add_argument(
+        "--mfu",
+        type=float,
+        default=0.4,
+        metavar="SHARE",
+        help="share of the data sheet's speed that is reached (default 0.4)",
+    )
     command.add_argument("--price", type=float, default=None, metavar="DOLLARS", help="of a device for an hour")
-    command.add_argument("--out", metavar="PATH", default=None, help="file or folder for a picture of the first packed row, or pairs")
+    command.add_argument(
+        "--out", metavar="PATH", default=None, help="file or folder for a picture of the first packed row, or pairs"
+    )
 
 
 def _model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", metavar="MODEL", help="folder of a fusion model")
     command.add_argument("--device", help="cpu, cuda, mps, ... (default cpu)")
-    command.add_argument("--device-map", metavar="MAP", help="auto spreads the layers over GPUs and CPU (docs/loading.md)")
-    command.add_argument("--dtype", metavar="NAME", help="of the weights: bf16, fp16, fp32, or auto, as saved (default auto)")
+    command.add_argument(
+        "--device-map", metavar="MAP", help="auto spreads the layers over GPUs and CPU (docs/loading.md)"
+    )
+    command.add_argument(
+        "--dtype", metavar="NAME", help="of the weights: bf16, fp16, fp32, or auto, as saved (default auto)"
+    )
     command.add_argument("--seed", type=int, help="of everything that is drawn by chance (default 0)")
 
 
 def _out_options(command: argparse.ArgumentParser, name: str) -> None:
     command.add_argument(
-        "--out", metavar="PATH", default=name, help=f"file or folder for images; taken names are numbered, never overwritten (default {name})"
+        "--out",
+        metavar="PATH",
+        default=name,
+        help=f"file or folder for images; taken names are numbered, never overwritten (default {name})",
     )
     command.add_argument(
-        "--show", action=argparse.BooleanOptionalAction, default=None, help="draw images in the terminal (default: if it is one)"
+        "--show",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="draw images in the terminal (default: if it is one)",
     )
 
 
@@ -218,18 +296,40 @@ def _image_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("sampling of images")
     if command.prog.split()[-1] != "edit":
         group.add_argument("--max-images", type=int, metavar="N", help="images in an answer")
-    group.add_argument("--preset", metavar="NAME", help="fast, balanced, best, ...: knobs saved with the model; options beside it win")
-    group.add_argument("--image-size", type=size, metavar="WxH", help="width x height in pixels; else the model chooses")
+    group.add_argument(
+        "--preset", metavar="NAME", help="fast, balanced, best, ...: knobs saved with the model; options beside it win"
+    )
+    group.add_argument(
+        "--image-size", type=size, metavar="WxH", help="width x height in pixels; else the model chooses"
+    )
     group.add_argument("--steps", type=int, metavar="N", help="solver steps for an image")
     group.add_argument("--solver", metavar="NAME", help="euler, heun or multistep method; a wrong name lists them")
     group.add_argument("--shift", type=float, metavar="S", help="above 1: more of the steps at high noise")
     group.add_argument("--guidance", type=float, metavar="S", help="towards the text; 1 is off")
     group.add_argument("--image-guidance", type=float, metavar="S", help="towards the images of the prompt; 1 is off")
-    group.add_argument("--guidance-interval", type=float, nargs=2, metavar=("LO", "HI"), help="noise levels in [0, 1] where guidance acts")
+    group.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("LO", "HI"),
+        help="noise levels in [0, 1] where guidance acts",
+    )
     group.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
 
 
 KNOBS = (
-    "seed", "temperature", "top_p", "max_new_tokens", "max_images", "image_size", "steps", "solver", "shift", "guidance",
-    "image_guidance", "guidance_interval", "negative_prompt", "preset",
-)  # fmt: skip
+    "seed",
+    "temperature",
+    "top_p",
+    "max_new_tokens",
+    "max_images",
+    "image_size",
+    "steps",
+    "solver",
+    "shift",
+    "guidance",
+    "image_guidance",
+    "guidance_interval",
+    "negative_prompt",
+    "preset",
+)

@@ -9,7 +9,8 @@ Main = Callable[[list[str]], int]
 
 
 def bound_onednn_caches() -> None:
-    """Let oneDNN and torch's bridge to it keep 256 compiled shapes instead of 1,024. Has an effect only before torch is first imported.
+    """Let oneDNN and torch's bridge to it keep 256 compiled shapes instead of 1,024. Has an effect only before torch is
+    first imported.
 
     A kept shape of a bf16 product takes about 0.7 MB, and packed documents bring new shapes with every step.
     """
@@ -58,8 +59,13 @@ RECIPES = {
 
 def train(arguments: Sequence[str]) -> int:
     """`fusion train RECIPE CONFIG.yaml [key=value ...]`; the recipe may be left out where the config tells it."""
-    usage = "usage: fusion train [RECIPE] CONFIG.yaml [key=value ...]\n\nrecipes:\n" + "\n".join(f"  {name:<10}{words}" for name, (_, words) in RECIPES.items())
-    usage += "\n\nexamples:\n  fusion train configs/unified.yaml model.llm=PATH data.path=FOLDER\n  fusion train codec configs/codec.yaml data.path=FOLDER"
+    usage = "usage: fusion train [RECIPE] CONFIG.yaml [key=value ...]\n\nrecipes:\n" + "\n".join(
+        f"  {name:<10}{words}" for name, (_, words) in RECIPES.items()
+    )
+    usage += (
+        "\n\nexamples:\n  fusion train configs/unified.yaml model.llm=PATH data.path=FOLDER\n  fusion train codec "
+        "configs/codec.yaml data.path=FOLDER"
+    )
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage)
         return 0 if arguments else 2
@@ -112,7 +118,10 @@ def compare(arguments: Sequence[str]) -> int:
     from fusion.comparison.compare import main
 
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: fusion compare CONFIG.yaml [key=value ...]\n\nexample:\n  fusion compare configs/compare/shapes.yaml")
+        print(
+            "usage: fusion compare CONFIG.yaml [key=value ...]\n\nexample:\n  fusion compare "
+            "configs/compare/shapes.yaml"
+        )
         return 0 if arguments else 2
     return main(arguments)
 
@@ -131,7 +140,10 @@ def benchmark(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in BENCHMARKS:
         return BENCHMARKS[arguments[0]](arguments[1:])
     asked = bool(arguments) and arguments[0] in ("-h", "--help")
-    print(f"usage: fusion benchmark NAME ...\n\nnames: {', '.join(BENCHMARKS)}; each has a --help", file=sys.stdout if asked else sys.stderr)
+    print(
+        f"usage: fusion benchmark NAME ...\n\nnames: {', '.join(BENCHMARKS)}; each has a --help",
+        file=sys.stdout if asked else sys.stderr,
+    )
     return 0 if asked else 2
 
 

@@ -26,7 +26,9 @@ def half_blocks(image: Image.Image, columns: int | None = None) -> str:
         pixels = np.concatenate([pixels, pixels[-1:]])
     lines = []
     for upper, lower in zip(pixels[::2], pixels[1::2]):
-        cells = (f"\x1b[38;2;{a};{b};{c};48;2;{d};{e};{f}m▀" for (a, b, c), (d, e, f) in zip(upper.tolist(), lower.tolist()))
+        cells = (
+            f"\x1b[38;2;{a};{b};{c};48;2;{d};{e};{f}m▀" for (a, b, c), (d, e, f) in zip(upper.tolist(), lower.tolist())
+        )
         lines.append("".join(cells) + "\x1b[0m")
     return "\n".join(lines)
 

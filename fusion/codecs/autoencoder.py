@@ -1,8 +1,9 @@
 """A small autoencoder for CPUs: ConvNeXt blocks over cells of pixels, and few, smooth latents.
 
-At full resolution a network of convolutions spends its time on pixels that a plain picture does not need; here a cell of 4 x 4 pixels is one
-row from the beginning (compare the pixel unshuffle of DC-AE, arXiv 2410.10733). Its latents have no posterior to learn: noise is put on them
-while it trains (train.codec), so that latents near each other mean pictures that look alike.
+At full resolution a network of convolutions spends its time on pixels that a plain picture does not need; here a cell
+of 4 x 4 pixels is one row from the beginning (compare the pixel unshuffle of DC-AE, arXiv 2410.10733). Its latents have
+no posterior to learn: noise is put on them while it trains (train.codec), so that latents near each other mean pictures
+that look alike.
 """
 
 from collections.abc import Sequence
@@ -68,9 +69,10 @@ class Unfold(Fold):
 class ConvAutoencoder(ModelMixin, ConfigMixin):
     """Pixels to latents and back, in diffusers' format.
 
-    channels: width of each level; the first works on cells of cell x cell pixels, each following one on squares of 2 x 2 of those before it, so
-    that the latents are cell * 2 ** (len(channels) - 1) times smaller each way. blocks: of each level, on either side. latent_channels: numbers
-    of each latent. scaling_factor, shift_factor: as fusion.codecs.codec reads them.
+    channels: width of each level; the first works on cells of cell x cell pixels, each following one on squares of 2 x
+    2 of those before it, so that the latents are cell * 2 ** (len(channels) - 1) times smaller each way. blocks: of
+    each level, on either side. latent_channels: numbers of each latent. scaling_factor, shift_factor: as
+    fusion.codecs.codec reads them.
     """
 
     @register_to_config
@@ -92,7 +94,12 @@ class ConvAutoencoder(ModelMixin, ConfigMixin):
             down += [Fold(2), nn.Linear(4 * wide, deep), Blocks(blocks, deep, kernel)]
             up = [Blocks(blocks, deep, kernel), nn.Linear(deep, 4 * wide), Unfold(2), *up]
         self.encoder = nn.Sequential(*down, nn.Linear(last, latent_channels))
-        end = (Blocks(blocks, first, kernel), nn.LayerNorm(first, eps=1e-6), Conv(first, pixels, 3, padding=1), Unfold(cell))
+        end = (
+            Blocks(blocks, first, kernel),
+            nn.LayerNorm(first, eps=1e-6),
+            Conv(first, pixels, 3, padding=1),
+            Unfold(cell),
+        )
         self.decoder = nn.Sequential(nn.Linear(latent_channels, last), *up, *end)
 
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:

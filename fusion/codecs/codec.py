@@ -1,7 +1,7 @@
 """Codecs: pixels to latents of unit scale and back: no VAE at all, an autoencoder of diffusers, or the small one of fusion.codecs.autoencoder.
 
-A codec is frozen. What it encodes does not depend on the rest of the batch or on chance: the mode of a VAE's posterior, so that
-encoding a saved image again gives the same latents.
+A codec is frozen. What it encodes does not depend on the rest of the batch or on chance: the mode of a VAE's posterior,
+so that encoding a saved image again gives the same latents.
 """
 
 import hashlib
@@ -43,7 +43,8 @@ class Codec(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
-        """Pixels in [-1, 1] to latents; same device and dtype as the pixels, wherever and however the codec computes."""
+        """Pixels in [-1, 1] to latents; same device and dtype as the pixels, wherever and however the codec
+        computes."""
 
     @abstractmethod
     def decode(self, latents: Float[Tensor, "b c h2 w2"]) -> Float[Tensor, "b 3 h w"]:
@@ -55,7 +56,8 @@ class Codec(nn.Module, ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A short name for everything that the latents depend on: the kind, the configuration, the weights, the dtype."""
+        """A short name for everything that the latents depend on: the kind, the configuration, the weights, the
+        dtype."""
 
 
 class Pixel(Codec):
@@ -91,9 +93,10 @@ class Family:
     decode: Callable[[Any, Tensor], Tensor]
 
 
-# Tiny maps [-1, 1] to its own [0, 1] inside, and its latents are on the scale of the VAE it distils; its latent_magnitude and
-# latent_shift only serve to store latents as bytes (diffusers, autoencoder_tiny.py and vae.py). Flux.2 folds 2x2 latents into
-# channels (pipeline_flux2.py). Qwen-Image's is a video VAE: an image is one frame. ConvAutoencoder is ours.
+# Tiny maps [-1, 1] to its own [0, 1] inside, and its latents are on the scale of the VAE it distils; its
+# latent_magnitude and latent_shift only serve to store latents as bytes (diffusers, autoencoder_tiny.py and vae.py).
+# Flux.2 folds 2x2 latents into channels (pipeline_flux2.py). Qwen-Image's is a video VAE: an image is one frame.
+# ConvAutoencoder is ours.
 FAMILIES = {
     "AutoencoderKL": Family(
         channels=lambda config: config["latent_channels"],
@@ -174,7 +177,9 @@ class Autoencoder(Codec):
         """`(raw - shift) * scale`. Raises ValueError if `downsample` does not divide the sides."""
         height, width = pixels.shape[2:]
         if height % self.downsample or width % self.downsample:
-            raise ValueError(f"a {width}x{height} image has sides that {self.downsample} does not divide; fit it to the stride first")
+            raise ValueError(
+                f"a {width}x{height} image has sides that {self.downsample} does not divide; fit it to the stride first"
+            )
         with torch.autocast(self.vae.device.type, enabled=False):  # a codec's precision is its own
             raw = self.family.encode(self.vae, pixels.to(self.vae.device, self.vae.dtype)).float()
         return ((raw - self.shift.to(raw.device)) * self.scale.to(raw.device)).to(pixels)
@@ -195,7 +200,9 @@ class Autoencoder(Codec):
         """Hash of class, configuration, dtype and every weight."""
         config = {key: value for key, value in self.vae.config.items() if not key.startswith("_")}
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(json.dumps([type(self.vae).__name__, config, str(self.vae.dtype)], sort_keys=True, default=str).encode())
+        digest.update(
+            json.dumps([type(self.vae).__name__, config, str(self.vae.dtype)], sort_keys=True, default=str).encode()
+        )
         for name, weight in sorted(self.vae.state_dict().items()):
             digest.update(name.encode())
             digest.update(bytes_of(weight))
@@ -223,10 +230,10 @@ def load_codec(
 ) -> Codec:
     """The codec called "pixel", or one in a folder or a hub repository.
 
-    The autoencoder is looked for in the place itself, then in its `codec/` (a model saved by us), then in its `vae/` (a pipeline
-    of diffusers). Only safetensors are read. `dtype` None means float32; a configuration with `force_upcast` turns float16,
-    in which Stable Diffusion XL's overflows, into float32. `device` "meta": only the configuration is read, and weights have shapes alone.
-    Raises CodecError.
+    The autoencoder is looked for in the place itself, then in its `codec/` (a model saved by us), then in its `vae/` (a
+    pipeline of diffusers). Only safetensors are read. `dtype` None means float32; a configuration with `force_upcast`
+    turns float16, in which Stable Diffusion XL's overflows, into float32. `device` "meta": only the configuration is
+    read, and weights have shapes alone. Raises CodecError.
     """
     source = str(name_or_folder)
     if source == "pixel":
@@ -247,7 +254,8 @@ def load_codec(
 
 
 def _find_config(source: str) -> tuple[str, dict]:
-    """Which subfolder holds an autoencoder, and its configuration; the hub is asked last, and only once if it does not answer."""
+    """Which subfolder holds an autoencoder, and its configuration; the hub is asked last, and only once if it does not
+    answer."""
     for fetch in (False,) if Path(source).is_dir() else (False, True):
         for subfolder in ("", "codec", "vae"):
             file = _config_file(source, subfolder, fetch)
@@ -256,11 +264,14 @@ def _find_config(source: str) -> tuple[str, dict]:
             try:
                 config = json.loads(file.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise CodecError(f"{source}: {Path(subfolder, CONFIG)} is not JSON ({error}); save the codec again") from None
+                raise CodecError(
+                    f"{source}: {Path(subfolder, CONFIG)} is not JSON ({error}); save the codec again"
+                ) from None
             if isinstance(config, dict) and "_class_name" in config:
                 return subfolder, config
     raise CodecError(
-        f"{source}: no codec found; give 'pixel', or a folder or hub id with diffusers' {CONFIG} in it, in codec/ or in vae/"
+        f"{source}: no codec found; give 'pixel', or a folder or hub id with diffusers' {CONFIG} in it, in codec/ "
+        "or in vae/"
     )
 
 
@@ -275,7 +286,9 @@ def _config_file(source: str, subfolder: str, fetch: bool) -> Path | None:
         return Path(hf_hub_download(source, CONFIG, subfolder=subfolder or None, local_files_only=not fetch))
     except LocalEntryNotFoundError:
         if fetch:
-            raise CodecError(f"{source}: is no folder here, and the hub cannot be reached; check the name and the network") from None
+            raise CodecError(
+                f"{source}: is no folder here, and the hub cannot be reached; check the name and the network"
+            ) from None
         return None
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
         return None
@@ -284,11 +297,17 @@ def _config_file(source: str, subfolder: str, fetch: bool) -> Path | None:
 def _load_weights(source: str, subfolder: str, kind: str, dtype: torch.dtype | None) -> nn.Module:
     try:
         vae, info = _class(kind).from_pretrained(
-            source, subfolder=subfolder or None, torch_dtype=dtype or torch.float32, use_safetensors=True, output_loading_info=True
+            source,
+            subfolder=subfolder or None,
+            torch_dtype=dtype or torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         problem = " ".join(str(error).split())[:300]
-        raise CodecError(f"{source}: the weights of {kind} cannot be read ({problem}); save it again, as safetensors") from None
+        raise CodecError(
+            f"{source}: the weights of {kind} cannot be read ({problem}); save it again, as safetensors"
+        ) from None
     if info["missing_keys"]:
         raise CodecError(f"{source}: {len(info['missing_keys'])} weights of {kind} are missing; save it again")
     return vae
@@ -302,8 +321,8 @@ def _without_weights(kind: str, config: dict) -> nn.Module:
 class LatentCache(Codec):
     """A codec that remembers on disk what it has encoded, so that training reads latents instead of computing them.
 
-    One safetensors file per image in `folder/<codec>/`, named by the hash of its pixels: changing an image, its size or the
-    codec misses the cache, moving or renaming files does not. Several processes may share a folder.
+    One safetensors file per image in `folder/<codec>/`, named by the hash of its pixels: changing an image, its size or
+    the codec misses the cache, moving or renaming files does not. Several processes may share a folder.
     """
 
     def __init__(self, folder: str | Path, codec: Codec):

@@ -1,7 +1,7 @@
 """Charts as inline SVG: curves, points and fronts with axes and legend, and intervals for tables; colours come from the page, dark or light.
 
-A chart is a string of HTML that needs no script and no file. Its colours are CSS variables (`--s0` ... `--s7` for series, `--ink`,
-`--quiet`, `--hair`) which `fusion/common/html.css` defines for both colour schemes.
+A chart is a string of HTML that needs no script and no file. Its colours are CSS variables (`--s0` ... `--s7` for
+series, `--ink`, `--quiet`, `--hair`) which `fusion/common/html.css` defines for both colour schemes.
 """
 
 import math
@@ -88,7 +88,8 @@ def _y_scale(values: list[float], log: bool, zero: bool) -> _Scale:
 
 
 def smooth(points: Sequence[Point], buckets: int = 140) -> list[Point]:
-    """A moving average over a twenty-fifth of the points, at no more than `buckets` places; it begins and ends half a window inside."""
+    """A moving average over a twenty-fifth of the points, at no more than `buckets` places; it begins and ends half a
+    window inside."""
     reach = max(1, len(points) // 50)
     places = range(reach // 2, len(points) - reach // 2, max(1, len(points) // buckets))
     windows = [points[max(0, i - reach) : i + reach + 1] for i in (*places, len(points) - 1)]
@@ -112,7 +113,8 @@ def _curve(line: Line, colour: str, x: _Scale, y: _Scale, noisy: bool) -> str:
         body = trace + (_path(smooth(line.points), x, y, "curve") if noisy else "")
     else:
         dots = "".join(
-            f'<circle class="dot" cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.2"><title>{escape(line.name)} {compact(b)} at {compact(a)}</title></circle>'
+            f'<circle class="dot" cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.2"><title>{escape(line.name)} {compact(b)} at '
+            f"{compact(a)}</title></circle>"
             for a, b in line.points
         )
         body = _path(line.points, x, y, "curve") + (dots if len(line.points) <= DENSE // 2 else "")
@@ -162,9 +164,9 @@ def chart(
 ) -> str:
     """Curves over a common x axis, as an HTML figure.
 
-    The legend gives each curve's last value. unit: what the numbers are, after the title. log: logarithmic y axis, where all values
-    are positive. zero: the y axis begins at 0. ramp: colours in an even ramp, for curves whose order means something. noisy: smooth a
-    curve of many points. Raises ValueError if there is no point to draw.
+    The legend gives each curve's last value. unit: what the numbers are, after the title. log: logarithmic y axis,
+    where all values are positive. zero: the y axis begins at 0. ramp: colours in an even ramp, for curves whose order
+    means something. noisy: smooth a curve of many points. Raises ValueError if there is no point to draw.
     """
     finite = [Line(line.name, [p for p in line.points if all(map(math.isfinite, p))]) for line in lines]
     finite = [line for line in finite if line.points]
@@ -178,8 +180,10 @@ def chart(
     curves = "".join(_curve(line, colour, x, y, noisy) for line, colour in zip(finite, palette))
     caption = f"<b>{escape(title)}</b>" + (f" <small>{escape(unit)}</small>" if unit else "")
     return (
-        f'<figure class="chart"><figcaption>{caption}<span class="legend">{_legend(finite, palette, noisy)}</span></figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{_axes(x, y, x_label)}{curves}</svg></figure>'
+        f'<figure class="chart"><figcaption>{caption}<span '
+        f'class="legend">{_legend(finite, palette, noisy)}</span></figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(title)}">{_axes(x, y, x_label)}{curves}</svg></figure>'
     )
 
 
@@ -190,35 +194,48 @@ def side_by_side(*charts: str) -> str:
 
 @dataclass(frozen=True)
 class Dots:
-    """Points of one kind: their name in the legend, each point with what is said of it when it is pointed at, and whether they stand back."""
+    """Points of one kind: their name in the legend, each point with what is said of it when it is pointed at, and
+    whether they stand back."""
 
     name: str
     points: Sequence[tuple[float, float, str]]
     faint: bool = False
 
 
-def scatter(title: str, groups: Sequence[Dots], x_label: str, front: Sequence[Point] = (), marks: Mapping[str, Point] = {}) -> str:
-    """Points over a logarithmic x axis, as an HTML figure. front: points, x ascending, joined by steps: the best up to each x, of the
-    first group. marks: places with a ring and a name. Raises ValueError if there is no point, or an x that is not positive."""
-    across, values = [x for dots in groups for x, _, _ in dots.points], [y for dots in groups for _, y, _ in dots.points]
+def scatter(
+    title: str, groups: Sequence[Dots], x_label: str, front: Sequence[Point] = (), marks: Mapping[str, Point] = {}
+) -> str:
+    """Points over a logarithmic x axis, as an HTML figure. front: points, x ascending, joined by steps: the best up to
+    each x, of the first group. marks: places with a ring and a name. Raises ValueError if there is no point, or an x
+    that is not positive."""
+    across, values = (
+        [x for dots in groups for x, _, _ in dots.points],
+        [y for dots in groups for _, y, _ in dots.points],
+    )
     if not across or min(across) <= 0:
-        raise ValueError(f"chart {title!r} has no point to draw, or one at {min(across, default=0)} of a logarithmic axis")
+        raise ValueError(
+            f"chart {title!r} has no point to draw, or one at {min(across, default=0)} of a logarithmic axis"
+        )
     x = _Scale(min(across) / 1.1, max(across) * 1.1, LEFT, WIDTH - RIGHT, log=True)
     y = _y_scale([*values, max(values) + 0.1 * (max(values) - min(values))], log=False, zero=False)  # room for names
     palette = colours(len(groups))
     dots = "".join(_dots(group, colour, x, y) for group, colour in zip(groups, palette))
-    legend = "".join(f'<span style="--c:{colour}"><i></i>{escape(group.name)}</span>' for group, colour in zip(groups, palette))
+    legend = "".join(
+        f'<span style="--c:{colour}"><i></i>{escape(group.name)}</span>' for group, colour in zip(groups, palette)
+    )
     steps = _steps(front, x, y, palette[0]) if front else ""
     return (
         f'<figure class="chart"><figcaption><b>{escape(title)}</b><span class="legend">{legend}</span></figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{_axes(x, y, x_label)}{steps}{dots}{_marks(marks, x, y)}'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(title)}">{_axes(x, y, x_label)}{steps}{dots}{_marks(marks, x, y)}'
         "</svg></figure>"
     )
 
 
 def _dots(group: Dots, colour: str, x: _Scale, y: _Scale) -> str:
     circles = "".join(
-        f'<circle class="dot" cx="{x(a):.1f}" cy="{y(b):.1f}" r="{2 if group.faint else 3.2}"><title>{escape(said)}</title></circle>'
+        f'<circle class="dot" cx="{x(a):.1f}" cy="{y(b):.1f}" '
+        f'r="{2 if group.faint else 3.2}"><title>{escape(said)}</title></circle>'
         for a, b, said in group.points
     )
     return f'<g class="{"faint" if group.faint else "plain"}" style="--c:{colour}">{circles}</g>'
@@ -239,7 +256,10 @@ def _marks(marks: Mapping[str, Point], x: _Scale, y: _Scale) -> str:
     for (a, b), names in places.items():
         anchor = "end" if x(a) > WIDTH - 60 else "middle"
         parts.append(f'<circle class="ring" cx="{x(a):.1f}" cy="{y(b):.1f}" r="6.5"/>')
-        parts.append(f'<text class="mark" x="{x(a):.1f}" y="{y(b) - 11:.1f}" text-anchor="{anchor}">{escape(", ".join(names))}</text>')
+        parts.append(
+            f'<text class="mark" x="{x(a):.1f}" y="{y(b) - 11:.1f}" '
+            f'text-anchor="{anchor}">{escape(", ".join(names))}</text>'
+        )
     return "".join(parts)
 
 
@@ -249,7 +269,8 @@ def interval(value: float, low: float, high: float, target: float | None = None,
     low, value, high = (min(max(v, 0.0), top) for v in (low, value, high))
     mark = "" if target is None else f'<line class="target" x1="{x(target):.1f}" x2="{x(target):.1f}" y1="1" y2="15"/>'
     return (
-        '<svg class="interval" viewBox="0 0 160 16" aria-hidden="true"><line class="rail" x1="1" x2="159" y1="8" y2="8"/>'
+        '<svg class="interval" viewBox="0 0 160 16" aria-hidden="true"><line class="rail" x1="1" x2="159" y1="8" '
+        'y2="8"/>'
         f'{mark}<line class="range" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="8" y2="8"/>'
         f'<circle class="value" cx="{x(value):.1f}" cy="8" r="4"/></svg>'
     )

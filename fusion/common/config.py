@@ -34,11 +34,11 @@ def load(cls: type[Config], argv: Sequence[str]) -> Config:
 
 
 def load_config(cls: type[Config], path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """An instance of the dataclass `cls`: its defaults, then the YAML file at `path`, then each `key.key=value` of `overrides`. A file
-    may say `base: another.yaml`, beside it, of which it then tells the differences.
+    """An instance of the dataclass `cls`: its defaults, then the YAML file at `path`, then each `key.key=value` of
+    `overrides`. A file may say `base: another.yaml`, beside it, of which it then tells the differences.
 
-    Raises ConfigError for an unknown key, a wrong type, a value left at "???", a file that is not there or not YAML, and
-    whatever the dataclass's own __post_init__ refuses with a ValueError.
+    Raises ConfigError for an unknown key, a wrong type, a value left at "???", a file that is not there or not YAML,
+    and whatever the dataclass's own __post_init__ refuses with a ValueError.
     """
     where = str(path or cls.__name__)
     try:
@@ -55,7 +55,8 @@ def load_config(cls: type[Config], path: str | Path | None, overrides: Sequence[
 
 
 def keys(path: str | Path, overrides: Sequence[str] = ()) -> set[str]:
-    """The sections that a YAML file, or those it is based on, and `overrides` speak of. Raises ConfigError for what cannot be read."""
+    """The sections that a YAML file, or those it is based on, and `overrides` speak of. Raises ConfigError for what
+    cannot be read."""
     try:
         return {str(key) for key in _read_yaml(path)} | {word.partition("=")[0].partition(".")[0] for word in overrides}
     except ConfigError as error:

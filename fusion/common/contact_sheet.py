@@ -23,8 +23,9 @@ SIDE, GAP, FRAME, LINE, FONT = (
 class Cell:
     """Images that belong together, with words under them.
 
-    images: for example one drawing, or those before and after an edit. captions: lines of text. labels: what each image is. notes: captions
-    in a quieter colour. right: whether the last image is; None where nothing is judged, and nothing framed.
+    images: for example one drawing, or those before and after an edit. captions: lines of text. labels: what each image
+    is. notes: captions in a quieter colour. right: whether the last image is; None where nothing is judged, and nothing
+    framed.
     """
 
     images: Sequence[Image.Image]
@@ -81,7 +82,8 @@ def _draw(cell: Cell) -> Image.Image:
 
 
 def enlarged(image: Image.Image) -> Image.Image:
-    """A small image enlarged by a whole number with hard edges, a large one reduced, so that its longer side is about SIDE."""
+    """A small image enlarged by a whole number with hard edges, a large one reduced, so that its longer side is about
+    SIDE."""
     image, longest = image.convert("RGB"), max(image.size)
     if factor := SIDE // longest:
         return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

@@ -1,7 +1,7 @@
 """A self-contained HTML page: paragraphs, tables, bars, pictures and stories as strings, and the document around them.
 
-Pictures are tiny and would be a stamp on a modern screen: they are shown enlarged by a whole number, to about 128 pixels, with hard
-edges. They travel inside the page as data URIs, in their own size.
+Pictures are tiny and would be a stamp on a modern screen: they are shown enlarged by a whole number, to about 128
+pixels, with hard edges. They travel inside the page as data URIs, in their own size.
 """
 
 import base64
@@ -38,7 +38,8 @@ def code(text: str) -> str:
 
 
 def table(rows: Iterable[Mapping | Sequence], columns: Sequence[str]) -> str:
-    """Rows (mappings by column name, or sequences in the order of the columns) as a table; numbers have four digits and stand to the right."""
+    """Rows (mappings by column name, or sequences in the order of the columns) as a table; numbers have four digits and
+    stand to the right."""
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     body = ""
     for row in rows:
@@ -62,10 +63,14 @@ def bars(title: str, counts: Mapping[str, int]) -> str:
     """How often each of some things comes, as bars under each other, in the order given."""
     most = max(counts.values(), default=1)
     rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td><i style="width:{100 * count / most:.1f}%"></i></td><td class="number">{count:,}</td></tr>'
+        f'<tr><th scope="row">{escape(name)}</th><td><i style="width:{100 * count / most:.1f}%"></i></td><td '
+        f'class="number">{count:,}</td></tr>'
         for name, count in counts.items()
     )
-    return f'<figure class="chart"><figcaption><b>{escape(title)}</b></figcaption><table class="bars">{rows}</table></figure>'
+    return (
+        f'<figure class="chart"><figcaption><b>{escape(title)}</b></figcaption><table '
+        f'class="bars">{rows}</table></figure>'
+    )
 
 
 def png(image: Picture) -> bytes:
@@ -76,7 +81,8 @@ def png(image: Picture) -> bytes:
 
 
 def picture(image: Picture | Path, shown: int = SHOWN, alt: str = "") -> str:
-    """An image (or the PNG file of one) as an <img>, enlarged by the whole number that brings it nearest to `shown` pixels."""
+    """An image (or the PNG file of one) as an <img>, enlarged by the whole number that brings it nearest to `shown`
+    pixels."""
     data = image.read_bytes() if isinstance(image, Path) else png(image)
     width, height = Image.open(io.BytesIO(data)).size
     scale = max(1, round(shown / max(width, height)))
@@ -114,7 +120,8 @@ def document(title: str, header: str, sections: Iterable[Section], end: str = ""
     """A whole self-contained page: header and end are HTML; sections without a body are left out."""
     body = "".join(f"<section><h2>{escape(part.title)}</h2>{part.html}</section>" for part in sections if part.html)
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>\n{STYLE.read_text(encoding='utf-8')}</style></head>\n"
         f"<body><main>{header}{body}{end}</main></body></html>\n"
     )

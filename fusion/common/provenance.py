@@ -8,7 +8,8 @@ from pathlib import Path
 def commit() -> str:
     """Return the short hash of the clone that this package is run from; empty outside a clone, and without git.
 
-    A package that is installed inside another project's clone is not that project: its own files have to be tracked there.
+    A package that is installed inside another project's clone is not that project: its own files have to be tracked
+    there.
     """
     return _git("rev-parse", "--short", "HEAD") if _git("ls-files", "--", Path(__file__).name) else ""
 

@@ -19,7 +19,8 @@ def score_table(scores: Iterable[Score]) -> str:
         rows += (
             f'<tr><th scope="row">{escape(score.name)}</th><td class="number value">{score.value:.2f}</td>'
             f"<td>{interval(score.value, score.low, score.high, score.target)}</td>"
-            f'<td class="number quiet">{score.low:.2f}–{score.high:.2f}</td><td class="number quiet">{count}</td><td>{verdict}</td></tr>'
+            f'<td class="number quiet">{score.low:.2f}–{score.high:.2f}</td><td class="number '
+            f'quiet">{count}</td><td>{verdict}</td></tr>'
         )
     head = (
         '<th>score</th><th></th><th>0 <span class="end">1</span></th>'
@@ -45,7 +46,9 @@ def _range(score: Score, digits: int) -> str:
 
 def amplified(before: Picture, after: Picture, gain: int = 4) -> Picture:
     """How much each pixel changed, times `gain`: black where nothing did. Both pictures have one size."""
-    return ImageChops.difference(before.convert("RGB"), after.convert("RGB")).point(lambda value: min(255, value * gain))
+    return ImageChops.difference(before.convert("RGB"), after.convert("RGB")).point(
+        lambda value: min(255, value * gain)
+    )
 
 
 def triptych(before: Picture, after: Picture, difference: Picture | None = None, caption: str = "") -> str:

@@ -1,10 +1,13 @@
 """Confidence intervals of what is measured, all two-sided at 95%: of shares, means, paired differences, clustered shares and any statistic.
 
-- shares of independent items: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927)
-- means on any scale and differences of the same items: the normal interval; of few values, Student's t ("The probable error of a mean",
+- shares of independent items: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22
+  (1927)
+- means on any scale and differences of the same items: the normal interval; of few values, Student's t ("The probable
+  error of a mean",
   Biometrika 6, 1908)
 - shares of items that come in clusters: Wilson's, at the effective size of the sample (Kish, Survey Sampling, 1965)
-- any statistic: percentiles of the bootstrap (Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7, 1979)
+- any statistic: percentiles of the bootstrap (Efron, "Bootstrap methods: another look at the jackknife", Annals of
+  Statistics 7, 1979)
 """
 
 import math
@@ -33,7 +36,8 @@ LEAST = 8  # items: of fewer, resampling finds them more alike than they are
 
 @dataclass(frozen=True)
 class Score:
-    """A named mean with its interval, how many items it is of, and the target it is held against; shares lie in [0, 1]."""
+    """A named mean with its interval, how many items it is of, and the target it is held against; shares lie in [0,
+    1]."""
 
     name: str
     value: float
@@ -55,7 +59,8 @@ def wilson(share: float, count: float) -> tuple[float, float]:
 
 
 def mean_score(name: str, values: Iterable[float]) -> Score:
-    """The mean of values in [0, 1], True and False among them, with Wilson's interval; ValueError where there is none."""
+    """The mean of values in [0, 1], True and False among them, with Wilson's interval; ValueError where there is
+    none."""
     values = [float(value) for value in values]
     if not values:
         raise ValueError(f"{name}: nothing to score; ask for more prompts")
@@ -64,15 +69,17 @@ def mean_score(name: str, values: Iterable[float]) -> Score:
 
 
 def mean_of(name: str, scores: Iterable[Score]) -> Score:
-    """The mean over shares, each counting the same whatever it is of, as GenEval averages its categories; Wilson's interval of all items."""
+    """The mean over shares, each counting the same whatever it is of, as GenEval averages its categories; Wilson's
+    interval of all items."""
     scores = list(scores)
     share, count = sum(score.value for score in scores) / len(scores), sum(score.count for score in scores)
     return Score(name, share, *wilson(share, count), count)
 
 
 def clustered_share(name: str, hits: Sequence[int], totals: Sequence[int]) -> Score | None:
-    """Hits of totals over clusters whose items are right or wrong together: Wilson's interval for as many items as would vary as much if
-    they were independent; where all are hit, or none, for as many as there are clusters. None without any total."""
+    """Hits of totals over clusters whose items are right or wrong together: Wilson's interval for as many items as
+    would vary as much if they were independent; where all are hit, or none, for as many as there are clusters. None
+    without any total."""
     count = sum(totals)
     if not count:
         return None
@@ -107,7 +114,8 @@ def student(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much some values are larger than others of the same items, half of the interval of that mean, and for how many items."""
+    """By how much some values are larger than others of the same items, half of the interval of that mean, and for how
+    many items."""
 
     difference: float
     half: float
@@ -176,7 +184,8 @@ def resampled_ratio(over: ArrayLike, under: ArrayLike) -> Measured:
 
 
 def resampled_excess(over: ArrayLike, under: ArrayLike) -> Measured:
-    """The largest log2 of the ratio of two means, over the columns, by `bootstrap`. over, under: (items, columns), of the same items."""
+    """The largest log2 of the ratio of two means, over the columns, by `bootstrap`. over, under: (items, columns), of
+    the same items."""
     columns = np.shape(over)[-1]
 
     def largest(drawn: NDArray) -> NDArray:

@@ -47,7 +47,9 @@ def ranks(records: Sequence[Record], key) -> dict[str, Interval]:
         of_seed = [record for record in records if record.seed == seed]
         if {record.contender for record in of_seed} == names:
             for record in of_seed:
-                better, equal = (sum(test(key(other), key(record)) for other in of_seed) for test in (float.__lt__, float.__eq__))
+                better, equal = (
+                    sum(test(key(other), key(record)) for other in of_seed) for test in (float.__lt__, float.__eq__)
+                )
                 places[record.contender].append(better + (equal + 1) / 2)
     return {name: interval(found) for name, found in places.items() if found}
 
@@ -60,10 +62,15 @@ def differences(records: Sequence[Record], pairs: Sequence[Sequence[str]]) -> li
     for one, other in pairs:
         both = [(of[one, seed], of[other, seed]) for seed in seeds if (one, seed) in of and (other, seed) in of]
         if both:
-            found.append({
-                "first": one, "second": other, "seeds": len(both), "error of x": interval([a.x_error - b.x_error for a, b in both]),
-                "colours": interval([_colours(a) - _colours(b) for a, b in both]),
-            })  # fmt: skip
+            found.append(
+                {
+                    "first": one,
+                    "second": other,
+                    "seeds": len(both),
+                    "error of x": interval([a.x_error - b.x_error for a, b in both]),
+                    "colours": interval([_colours(a) - _colours(b) for a, b in both]),
+                }
+            )
     return found
 
 
@@ -77,31 +84,55 @@ PAIRED = ("first", "second", "seeds", "error of x", "colours")
 
 
 COLUMNS = (
-    "contender", "seeds", "M weights", "GFLOP ahead", "GFLOP a step", "MB kept", "ms", "pictures", "error of x", "its rank", "GenEval", "rank in it",
+    "contender",
+    "seeds",
+    "M weights",
+    "GFLOP ahead",
+    "GFLOP a step",
+    "MB kept",
+    "ms",
+    "pictures",
+    "error of x",
+    "its rank",
+    "GenEval",
+    "rank in it",
     "colours",
-)  # fmt: skip
+)
 
 
 def rows(records: Sequence[Record]) -> list[dict]:
     """The table of the page, best error first."""
-    by_error, by_score = ranks(records, lambda one: float(one.x_error)), ranks(records, lambda one: -float(one.scores["overall"]["value"]))
+    by_error, by_score = (
+        ranks(records, lambda one: float(one.x_error)),
+        ranks(records, lambda one: -float(one.scores["overall"]["value"])),
+    )
     found = []
     for name in dict.fromkeys(record.contender for record in records):
         own = [record for record in records if record.contender == name]
         first = own[0]
-        found.append({
-            "contender": name, "seeds": len(own), "M weights": first.parameters / 1e6, "GFLOP ahead": first.forward / 1e9,
-            "GFLOP a step": first.training / 1e9, "MB kept": first.kept / 1e6,
-            "ms": 1000 * mean(one.per_picture for one in own), "pictures": round(mean(one.seen for one in own)),
-            "error of x": interval([one.x_error for one in own]), "its rank": by_error.get(name),
-            "GenEval": interval([one.scores["overall"]["value"] for one in own]), "rank in it": by_score.get(name),
-            "colours": interval([_colours(one) for one in own]),
-        })  # fmt: skip
+        found.append(
+            {
+                "contender": name,
+                "seeds": len(own),
+                "M weights": first.parameters / 1e6,
+                "GFLOP ahead": first.forward / 1e9,
+                "GFLOP a step": first.training / 1e9,
+                "MB kept": first.kept / 1e6,
+                "ms": 1000 * mean(one.per_picture for one in own),
+                "pictures": round(mean(one.seen for one in own)),
+                "error of x": interval([one.x_error for one in own]),
+                "its rank": by_error.get(name),
+                "GenEval": interval([one.scores["overall"]["value"] for one in own]),
+                "rank in it": by_score.get(name),
+                "colours": interval([_colours(one) for one in own]),
+            }
+        )
     return sorted(found, key=lambda row: row["error of x"].mean)
 
 
 def curves(records: Sequence[Record]) -> str:
-    """Validation error against steps, operations and time; each curve the first seed's, as many to a chart as there are colours, best first."""
+    """Validation error against steps, operations and time; each curve the first seed's, as many to a chart as there are
+    colours, best first."""
     first = {record.contender: record for record in reversed(records)}
     ordered = sorted(first.items(), key=lambda item: item[1].x_error)
     axes = {
@@ -131,25 +162,44 @@ def samples(comparison: Comparison, done: Sequence[tuple[Contender, Record]]) ->
 def render(comparison: Comparison, done: Sequence[tuple[Contender, Record]]) -> str:
     """The page as one string of HTML."""
     records = [record for _, record in done]
-    commits, devices = (", ".join(sorted({getattr(record, name) for record in records})) for name in ("commit", "device"))
-    size = f"{compact(comparison.target)} {'parameters' if comparison.match == 'parameters' else 'operations of a forward pass'}"
+    commits, devices = (
+        ", ".join(sorted({getattr(record, name) for record in records})) for name in ("commit", "device")
+    )
+    size = (
+        f"{compact(comparison.target)} "
+        f"{'parameters' if comparison.match == 'parameters' else 'operations of a forward pass'}"
+    )
     lead = (
         f"{len({record.contender for record in records})} contenders of about {size}, {len(records)} of "
-        f"{len(comparison.contenders) * len(comparison.seeds)} runs done, {span(sum(record.seconds for record in records))} of training."
+        f"{len(comparison.contenders) * len(comparison.seeds)} runs done, "
+        f"{span(sum(record.seconds for record in records))} of training."
     )
     words = (
-        "Costs are for one picture: operations of a forward pass and of a training step (two for a multiply-add, in matrix products and "
-        "convolutions), memory kept for the backward pass, and time of training. Error of x: mean squared error of what is predicted of held-out "
-        "pictures, at uniform times. Means over seeds with 95% intervals; ranks are over seeds that all contenders have, 1 is best."
+        "Costs are for one picture: operations of a forward pass and of a training step (two for a multiply-add, in "
+        "matrix products and "
+        "convolutions), memory kept for the backward pass, and time of training. Error of x: mean squared error of "
+        "what is predicted of held-out "
+        "pictures, at uniform times. Means over seeds with 95% intervals; ranks are over seeds that all contenders "
+        "have, 1 is best."
     )
     sections = [
         Section("Table", paragraph(words) + table(rows(records), COLUMNS)),
-        *([Section("Differences, seed by seed", table(differences(records, comparison.pairs), PAIRED))] if comparison.pairs else []),
+        *(
+            [Section("Differences, seed by seed", table(differences(records, comparison.pairs), PAIRED))]
+            if comparison.pairs
+            else []
+        ),
         Section("Validation error", curves(records)),
         Section("Samples", samples(comparison, done) if comparison.prompts else ""),
     ]
-    facts = f"<dl><div><dt>commits</dt><dd><code>{escape(commits)}</code></dd></div><div><dt>device</dt><dd>{escape(devices)}</dd></div></dl>"
-    return document("Comparison", f'<header><h1>Comparison</h1><p class="lead">{escape(lead)}</p>{facts}</header>', sections)
+    listed = {"commits": commits, "device": devices}
+    facts = "".join(
+        f"<div><dt>{name}</dt><dd><code>{escape(value)}</code></dd></div>" for name, value in listed.items()
+    )
+    facts = f"<dl>{facts}</dl>"
+    return document(
+        "Comparison", f'<header><h1>Comparison</h1><p class="lead">{escape(lead)}</p>{facts}</header>', sections
+    )
 
 
 def markdown(rows: Sequence[dict], columns: Sequence[str]) -> str:
@@ -157,7 +207,10 @@ def markdown(rows: Sequence[dict], columns: Sequence[str]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
         cells = (row[column] for column in columns)
-        shown = (f"{cell:,}" if isinstance(cell, int) else f"{cell:.3g}" if isinstance(cell, float) else str(cell or "") for cell in cells)
+        shown = (
+            f"{cell:,}" if isinstance(cell, int) else f"{cell:.3g}" if isinstance(cell, float) else str(cell or "")
+            for cell in cells
+        )
         lines.append("| " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
@@ -174,7 +227,8 @@ def write(comparison: Comparison, done: Sequence[tuple[Contender, Record]]) -> P
 
 
 def compare(comparison: Comparison) -> list[tuple[Contender, Record]] | Summary:
-    """This shard's runs that are not known yet, seed by seed, so that what is there can be compared at any time; the page after each."""
+    """This shard's runs that are not known yet, seed by seed, so that what is there can be compared at any time; the
+    page after each."""
     wanted = [(contender, seed) for seed in comparison.seeds for contender in comparison.contenders]
     done = [(contender, record) for contender, seed in wanted if (record := known(comparison, contender, seed))]
     finished = {(contender.name, record.seed) for contender, record in done}

@@ -35,8 +35,9 @@ TOKENS = 12  # of a text where operations are matched: about a caption of the bu
 
 @dataclass
 class Contender:
-    """What is compared, and what it is called. architecture: a name of fusion.diffusion.registry, None for the unified model; network:
-    its settings but for the width, which is matched. model: settings of the unified model that are others than `unified.model` has."""
+    """What is compared, and what it is called. architecture: a name of fusion.diffusion.registry, None for the unified
+    model; network: its settings but for the width, which is matched. model: settings of the unified model that are
+    others than `unified.model` has."""
 
     name: str
     architecture: str | None = None
@@ -45,7 +46,9 @@ class Contender:
 
     def __post_init__(self):
         if self.network if self.architecture is None else self.model:
-            raise ValueError(f"contender {self.name}: an architecture has a network, and the unified model, which is none, a model")
+            raise ValueError(
+                f"contender {self.name}: an architecture has a network, and the unified model, which is none, a model"
+            )
         if unknown := sorted(set(self.model) - {one.name for one in fields(Model)}):
             raise ValueError(f"contender {self.name}: the unified model has no setting {unknown[0]!r}")
 
@@ -74,11 +77,12 @@ class Scored(Scoring):
 class Comparison:
     """Settings of a comparison.
 
-    out: where runs are trained and the page is written. records: a folder with a JSON per run; runs that it holds, of the same settings, are
-    not repeated. match: what is made equal, the number of parameters or the operations of one forward pass over a picture; target: to
-    what. painter, unified: what all runs of the two programs share; their `run` and seed are set here. prompts: drawn for the page, by
-    all from the same noise. pairs: of contenders' names, whose differences are shown seed by seed: data, noise and order of a seed are the same for
-    all, so that these say more than two intervals.
+    out: where runs are trained and the page is written. records: a folder with a JSON per run; runs that it holds, of
+    the same settings, are not repeated. match: what is made equal, the number of parameters or the operations of one
+    forward pass over a picture; target: to what. painter, unified: what all runs of the two programs share; their `run`
+    and seed are set here. prompts: drawn for the page, by all from the same noise. pairs: of contenders' names, whose
+    differences are shown seed by seed: data, noise and order of a seed are the same for all, so that these say more
+    than two intervals.
     """
 
     out: str = "out/compare"
@@ -101,7 +105,9 @@ class Comparison:
             raise ValueError("a comparison has contenders and seeds, and none of them twice")
         names = [one.name for one in self.contenders]
         if wrong := [pair for pair in self.pairs if len(pair) != 2 or not set(pair) <= set(names)]:
-            raise ValueError(f"pairs: {wrong[0]} are not two contenders; name two of {', '.join(names)}, or set pairs=[]")
+            raise ValueError(
+                f"pairs: {wrong[0]} are not two contenders; name two of {', '.join(names)}, or set pairs=[]"
+            )
         if not 0 <= self.shard < self.shards:
             raise ValueError(f"shard={self.shard}, shards={self.shards}: give a shard from 0 to {self.shards - 1}")
 
@@ -110,9 +116,10 @@ class Comparison:
 class Record:
     """What is known of a finished run.
 
-    settings: a fingerprint of everything it depends on but the code, whose commit stands beside it. parameters: learned numbers. forward:
-    operations per picture of a forward pass; training: of a step. kept: bytes kept for the backward pass per picture. seconds: of
-    training. curve: (step, pictures seen, seconds, validation error of x). scores: those of drawing, as fusion.evaluation.scorecard has them.
+    settings: a fingerprint of everything it depends on but the code, whose commit stands beside it. parameters: learned
+    numbers. forward: operations per picture of a forward pass; training: of a step. kept: bytes kept for the backward
+    pass per picture. seconds: of training. curve: (step, pictures seen, seconds, validation error of x). scores: those
+    of drawing, as fusion.evaluation.scorecard has them.
     """
 
     contender: str
@@ -174,8 +181,8 @@ def match(comparison: Comparison, contender: Contender) -> dict[str, Any]:
 
 
 def fingerprint(config: Diffusion | Unified, scored: Scored) -> str:
-    """Of everything that the outcome of a run depends on, the language models' weights included, wherever they lie. Settings count where they
-    are not as usual, so that records stay known when the programs learn new ones."""
+    """Of everything that the outcome of a run depends on, the language models' weights included, wherever they lie.
+    Settings count where they are not as usual, so that records stay known when the programs learn new ones."""
     settings = {**unusual(config), "run": None, "resume": None, "scored": unusual(scored)}
     settings.pop("probe", None)  # looks on
     texts = [config.model.llm] if isinstance(config, Unified) else [one.path for one in config.painter.texts]
@@ -207,7 +214,8 @@ def _weights(path: str) -> str:
 
 
 def perform(comparison: Comparison, contender: Contender, seed: int) -> Record | Summary:
-    """Train, measure, score, and keep the record and the sheet of samples; a Summary where a signal stopped it, and the next call goes on."""
+    """Train, measure, score, and keep the record and the sheet of samples; a Summary where a signal stopped it, and the
+    next call goes on."""
     config = resolve(comparison, contender, seed)
     program = unified if isinstance(config, Unified) else diffusion
     summary = program.train(config)
@@ -218,9 +226,19 @@ def perform(comparison: Comparison, contender: Contender, seed: int) -> Record |
     card = scorecard.score(subject, counts, split, progress=True)
     facts = json.loads(Path(config.run, "run.json").read_text(encoding="utf-8"))
     record = Record(
-        contender.name, seed, fingerprint(config, comparison.scored), facts["commit"], facts["device"], parameters(learner.model, trained=True),
-        *costs(config, learner), summary.seconds, summary.seen, summary.steps, curve(config), card.as_json(),
-    )  # fmt: skip
+        contender.name,
+        seed,
+        fingerprint(config, comparison.scored),
+        facts["commit"],
+        facts["device"],
+        parameters(learner.model, trained=True),
+        *costs(config, learner),
+        summary.seconds,
+        summary.seen,
+        summary.steps,
+        curve(config),
+        card.as_json(),
+    )
     prompts = comparison.prompts
     keep(comparison, contender, record, strip(subject.draw(prompts, range(len(prompts)), SIZE)))
     return record

@@ -33,7 +33,13 @@ from fusion.sequence.processor import FusionProcessor
 
 SHOWN = 20
 # What `open_as` opens: the kinds of SourceConfig whose rows can be counted.
-FORMATS = {"images": "captioned images", "edits": "edit pairs", "pages": "interleaved pages", "chats": "conversations", "text": "plain text"}
+FORMATS = {
+    "images": "captioned images",
+    "edits": "edit pairs",
+    "pages": "interleaved pages",
+    "chats": "conversations",
+    "text": "plain text",
+}
 NO_LIMIT = 2**40  # tokens: more than any document has
 
 
@@ -41,11 +47,12 @@ NO_LIMIT = 2**40  # tokens: more than any document has
 class Report:
     """What one source holds.
 
-    rows: samples, good and bad. sizes: of its images, (width, height). texts: the length of each text block in characters. lengths:
-    of each document in tokens, with its patches and the noised ones; text_tokens: of all of them, those that are no patch; reader: whose
-    tokens these are. samples: good ones by side of the split; subjects: those of good ones by side. repeats: samples equal to an earlier
-    one in every pixel and letter; image_repeats, text_repeats: (key, key of the first) of images and of texts that came before.
-    bad: (key, reason) of what cannot be used. good: the numbers of the others in the source.
+    rows: samples, good and bad. sizes: of its images, (width, height). texts: the length of each text block in
+    characters. lengths: of each document in tokens, with its patches and the noised ones; text_tokens: of all of them,
+    those that are no patch; reader: whose tokens these are. samples: good ones by side of the split; subjects: those of
+    good ones by side. repeats: samples equal to an earlier one in every pixel and letter; image_repeats, text_repeats:
+    (key, key of the first) of images and of texts that came before. bad: (key, reason) of what cannot be used. good:
+    the numbers of the others in the source.
     """
 
     name: str
@@ -85,7 +92,8 @@ class Findings:
 class Reader:
     """How training would read samples.
 
-    name: of the model whose processor it is. length: of training's rows in tokens, which a conversation has to fit; None for any length.
+    name: of the model whose processor it is. length: of training's rows in tokens, which a conversation has to fit;
+    None for any length.
     """
 
     processor: FusionProcessor
@@ -97,7 +105,8 @@ class Reader:
             raise ValueError(f"length={self.length}: a row of training has at least one token")
 
     def __call__(self, sample: Sample) -> list[Layout]:
-        """The laid out documents of a sample, at their longest: nothing dropped, the last picture's clean copy kept. Raises BadSample."""
+        """The laid out documents of a sample, at their longest: nothing dropped, the last picture's clean copy kept.
+        Raises BadSample."""
         packing = Packing(length=self.length or NO_LIMIT, tail=1.0)
         return documents(sample, self.processor, packing, random.Random(0), guidance=False)
 
@@ -175,7 +184,9 @@ def render(findings: Findings) -> str:
     for report in findings.reports:
         lines += _describe(report)
     for train, validation in findings.leaks[:SHOWN]:
-        lines.append(f"leak: {train} (train) and {validation} (validation) hold the same picture; give both one subject")
+        lines.append(
+            f"leak: {train} (train) and {validation} (validation) hold the same picture; give both one subject"
+        )
     if len(findings.leaks) > SHOWN:
         lines.append(f"      ... and {len(findings.leaks) - SHOWN:,} more leaks")
     return "\n".join(lines)
@@ -189,17 +200,29 @@ def facts(report: Report) -> dict[str, str]:
         others = len(report.sizes) - 4
         said["images"] = f"{report.sizes.total():,}: {common}" + (f", and {others:,} other sizes" if others > 0 else "")
         aspects = sorted(w / h for w, h in report.sizes.elements())
-        said["aspect"] = f"{aspects[0]:.2f} narrowest, {median(aspects):.2f} median, {aspects[-1]:.2f} widest (width / height)"
+        said["aspect"] = (
+            f"{aspects[0]:.2f} narrowest, {median(aspects):.2f} median, {aspects[-1]:.2f} widest (width / height)"
+        )
     if report.texts:
         said["texts"] = f"{len(report.texts):,}: {_spread(report.texts)} (characters)"
     if report.lengths:
         patches = sum(report.lengths) - report.text_tokens
-        said["documents"] = f"{len(report.lengths):,}: {_spread(report.lengths)} (tokens, as {report.reader} reads them)"
-        said["tokens"] = f"{sum(report.lengths):,}: {report.text_tokens:,} of text and control, {patches:,} of patches, clean and noised"
-    said["split"] = ", ".join(f"{report.samples[side]:,} {side} ({len(subjects):,} subjects)" for side, subjects in report.subjects.items())
+        said["documents"] = (
+            f"{len(report.lengths):,}: {_spread(report.lengths)} (tokens, as {report.reader} reads them)"
+        )
+        said["tokens"] = (
+            f"{sum(report.lengths):,}: {report.text_tokens:,} of text and control, {patches:,} of patches, clean "
+            "and noised"
+        )
+    said["split"] = ", ".join(
+        f"{report.samples[side]:,} {side} ({len(subjects):,} subjects)" for side, subjects in report.subjects.items()
+    )
     if report.image_repeats or report.text_repeats:
         images, texts = len(report.image_repeats), len(report.text_repeats)
-        said["repeats"] = f"equal to an earlier one: {report.repeats:,} of the samples, {images:,} of the images, {texts:,} of the texts"
+        said["repeats"] = (
+            f"equal to an earlier one: {report.repeats:,} of the samples, {images:,} of the images, {texts:,} of "
+            "the texts"
+        )
     return said
 
 
@@ -227,7 +250,9 @@ def recognise(path: str | Path) -> list[TableSource]:
     if path.is_file() and path.suffix not in (*TABLES, ".txt"):
         raise ValueError(f"{path}: not a data set; give a folder, a table ({', '.join(TABLES)}) or a .txt file")
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    if tables := [file for file in files if file.suffix in TABLES and file.parent == (path if path.is_dir() else path.parent)]:
+    if tables := [
+        file for file in files if file.suffix in TABLES and file.parent == (path if path.is_dir() else path.parent)
+    ]:
         return [_recognise_table(table) for table in tables]
     if any(file.suffix.lower() in SUFFIXES for file in files):
         return [ImageFolder(path)]
@@ -250,7 +275,9 @@ def open_as(path: str | Path, format: str, columns: dict[str, str] | None = None
     """What a config's `data.sources` with this kind and these columns would read of a path."""
     path = Path(path)
     file = path.name if format == "edits" and path.is_file() else None
-    source = SourceConfig(format, str(path.resolve().parent if file else path.resolve()), columns=columns or None, file=file)
+    source = SourceConfig(
+        format, str(path.resolve().parent if file else path.resolve()), columns=columns or None, file=file
+    )
     return open_sources(DataConfig(sources=[source]), "all", stride=1)
 
 

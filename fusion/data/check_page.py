@@ -18,7 +18,17 @@ REPEATS = 50  # repeated images and texts that are listed, of each
 SPANS = 160  # tokens and pictures of a sample that are drawn
 AS_IT_IS = 1
 # Upper ends of the bars of aspect ratios (width / height), and what they are called.
-ASPECTS = {0.4: "below 2:5", 0.58: "1:2", 0.71: "2:3", 0.87: "3:4", 1.15: "1:1", 1.41: "4:3", 1.73: "3:2", 2.5: "2:1", float("inf"): "above 5:2"}
+ASPECTS = {
+    0.4: "below 2:5",
+    0.58: "1:2",
+    0.71: "2:3",
+    0.87: "3:4",
+    1.15: "1:1",
+    1.41: "4:3",
+    1.73: "3:2",
+    2.5: "2:1",
+    float("inf"): "above 5:2",
+}
 
 
 def write(findings: Findings, sources: Sequence[TableSource], reader: Reader, out: str | Path) -> Path:
@@ -40,7 +50,9 @@ def render(findings: Findings, sources: Sequence[TableSource], reader: Reader) -
         sections += _sections(report, source, reader)
     sections.append(Section("Leaks", _leaks(findings)))
     title = f"Data check: {', '.join(report.name for report in findings.reports)}"
-    return document(title, f'<header><h1>{escape(title)}</h1><p class="lead">{escape(_lead(findings))}</p></header>', sections)
+    return document(
+        title, f'<header><h1>{escape(title)}</h1><p class="lead">{escape(_lead(findings))}</p></header>', sections
+    )
 
 
 def _lead(findings: Findings) -> str:
@@ -51,7 +63,11 @@ def _lead(findings: Findings) -> str:
 
 def _sections(report: Report, source: TableSource, reader: Reader) -> Iterable[Section]:
     entries = {"format": report.format, "samples": f"{report.rows:,}", "bad": f"{len(report.bad):,}"} | facts(report)
-    said = "<dl>" + "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(words)}</dd></div>" for name, words in entries.items()) + "</dl>"
+    said = (
+        "<dl>"
+        + "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(words)}</dd></div>" for name, words in entries.items())
+        + "</dl>"
+    )
     yield Section(report.name, said)
     yield Section("How many of what", _histograms(report))
     yield Section("Bad samples", table(report.bad, ("where", "why")) if report.bad else "")
@@ -65,7 +81,9 @@ def _histograms(report: Report) -> str:
         common = dict(report.sizes.most_common(SIZES))
         named = {f"{width}x{height}": count for (width, height), count in common.items()}
         others = report.sizes.total() - sum(common.values())
-        charts.append(bars("Image sizes", named | ({f"{len(report.sizes) - SIZES:,} others": others} if others else {})))
+        charts.append(
+            bars("Image sizes", named | ({f"{len(report.sizes) - SIZES:,} others": others} if others else {}))
+        )
         charts.append(bars("Aspect ratios, width : height", _aspects(report.sizes)))
     lengths = {"Texts, characters": report.texts, "Documents, tokens with patches": report.lengths}
     charts += [bars(title, _doubling(values)) for title, values in lengths.items() if values]
@@ -101,12 +119,16 @@ def _leaks(findings: Findings) -> str:
 
 
 def _samples(report: Report, source: TableSource, reader: Reader) -> str:
-    """Good samples, evenly chosen, with their tokens and pictures in reading order, and a bar under all that is learned."""
+    """Good samples, evenly chosen, with their tokens and pictures in reading order, and a bar under all that is
+    learned."""
     if not report.good:
         return ""
     chosen = report.good[:: max(1, len(report.good) // DRAWN)][:DRAWN]
     processor = reader.processor
-    words = f"Tokens and patches of {processor.stride} pixels as {reader.name} reads them, images within {processor.max_side} pixels a side."
+    words = (
+        f"Tokens and patches of {processor.stride} pixels as {reader.name} reads them, images within "
+        f"{processor.max_side} pixels a side."
+    )
     figures = [figure(draw_legend(), words, AS_IT_IS)]
     for index in chosen:
         sample = source[index]

@@ -12,8 +12,9 @@ from fusion.worlds.shapes import Options, World
 
 @dataclass
 class Stage:
-    """What comes until document number `until`, None for ever. text: the share of plain text. The others say what the world draws as
-    in fusion.worlds.shapes.Options (tasks, counts, sizes, colours and questions are weights); what is left out is as the world has it."""
+    """What comes until document number `until`, None for ever. text: the share of plain text. The others say what the
+    world draws as in fusion.worlds.shapes.Options (tasks, counts, sizes, colours and questions are weights); what is
+    left out is as the world has it."""
 
     until: int | None = None
     text: float = 0.0
@@ -39,21 +40,27 @@ class Stage:
 
 
 class Curriculum:
-    """A source for fusion.data.formats.Mixture: document number i comes from the first stage that ends after it, or from `texts`.
+    """A source for fusion.data.formats.Mixture: document number i comes from the first stage that ends after it, or
+    from `texts`.
 
-    Stages follow the number of documents, not the clock, so that a run is the same on every machine and resumes exactly, and a longer
-    run has stages of the same length; one that its time limit ends early has not seen the last of them.
+    Stages follow the number of documents, not the clock, so that a run is the same on every machine and resumes
+    exactly, and a longer run has stages of the same length; one that its time limit ends early has not seen the last of
+    them.
     """
 
     def __init__(self, stages: Sequence[Stage], seed: int = 0, texts: "Texts | None" = None, name: str = "world"):
         ends = [float("inf") if stage.until is None else stage.until for stage in stages]
         if not ends or ends != sorted(set(ends)) or ends[0] <= 0 or stages[-1].until is not None:
             said = [stage.until for stage in stages]
-            raise ValueError(f"stages end at {said}: let each end some documents after the one before, and give the last no end")
+            raise ValueError(
+                f"stages end at {said}: let each end some documents after the one before, and give the last no end"
+            )
         if texts is None and any(stage.text for stage in stages):
             raise ValueError("a stage has plain text, but there are no texts")
         self.name, self._seed, self._texts = name, seed, texts
-        self._stages = [(end, stage.text, WorldSource(stage.world, seed, name)) for end, stage in zip(ends, stages, strict=True)]
+        self._stages = [
+            (end, stage.text, WorldSource(stage.world, seed, name)) for end, stage in zip(ends, stages, strict=True)
+        ]
 
     def __len__(self) -> int:
         return 2**62
@@ -122,8 +129,8 @@ TRAINING_SEED, HELD_OUT_SEED = 1, 2  # of the world's documents: two seeds share
 
 
 def open_data(data: DataConfig, stages: Sequence[Stage], side: str, stride: int) -> tuple[list[Source], list[float]]:
-    """The sources of a config on one side of the split ("train" or "validation") and their weights; or the built-in world in stages, of
-    which the last is validated on."""
+    """The sources of a config on one side of the split ("train" or "validation") and their weights; or the built-in
+    world in stages, of which the last is validated on."""
     if stages and data.sources:
         raise ValueError("stages are the built-in world instead of data.sources: give one of them")
     if not stages:

@@ -1,8 +1,9 @@
 """Builds the emoji data set from clones of two public repositories: `python -m train.prepare_emoji NOTO FLUENT OUT`.
 
-NOTO: https://github.com/googlefonts/noto-emoji (its images are Apache-2.0). FLUENT: https://github.com/shuding/fluentui-emoji-unicode
-(Microsoft's Fluent Emoji by code point, MIT). OUT gets 128x128 RGB pictures over white, `metadata.jsonl` with a caption each (the
-Unicode name of the character, its skin tone, its style) and `edits.jsonl` with pairs that differ in style or skin tone alone.
+NOTO: https://github.com/googlefonts/noto-emoji (its images are Apache-2.0). FLUENT:
+https://github.com/shuding/fluentui-emoji-unicode (Microsoft's Fluent Emoji by code point, MIT). OUT gets 128x128 RGB
+pictures over white, `metadata.jsonl` with a caption each (the Unicode name of the character, its skin tone, its style)
+and `edits.jsonl` with pairs that differ in style or skin tone alone.
 """
 
 import argparse
@@ -26,7 +27,8 @@ ORDER = ("", *TONES)
 
 @dataclass(frozen=True)
 class Style:
-    """One of the two ways in which the characters are drawn: its folder in the data set, its name, and its files in a clone."""
+    """One of the two ways in which the characters are drawn: its folder in the data set, its name, and its files in a
+    clone."""
 
     folder: str
     name: str
@@ -66,7 +68,8 @@ class Emoji:
 def find(clone: Path, style: Style) -> dict[Emoji, Path]:
     """The pictures in a clone that show one named character, with or without a skin tone, by code point and tone.
 
-    ASCII is left out (those pictures are plain digits), and so are flags, families and professions: sequences have no Unicode name.
+    ASCII is left out (those pictures are plain digits), and so are flags, families and professions: sequences have no
+    Unicode name.
     """
     folder = clone / style.source
     if not folder.is_dir():
@@ -79,15 +82,17 @@ def find(clone: Path, style: Style) -> dict[Emoji, Path]:
             if 0x80 <= code <= sys.maxunicode and unicodedata.name(chr(code), ""):
                 found[Emoji(code, match[2] or "", style)] = path
     if not found:
-        raise ValueError(f"{folder}: no picture is named as expected ({style.file.pattern}); the repository may have changed")
+        raise ValueError(
+            f"{folder}: no picture is named as expected ({style.file.pattern}); the repository may have changed"
+        )
     return dict(sorted(found.items(), key=lambda item: (item[0].code, ORDER.index(item[0].tone))))
 
 
 def edits(emoji: Sequence[Emoji]) -> Iterator[dict[str, str]]:
     """Pairs that differ in one thing, each in both directions, as rows of edits.jsonl.
 
-    Every picture goes to the other style. One without a skin tone goes to all five; one with a tone goes to those an odd number of
-    steps away, half of them, so that the tones do not outnumber the styles.
+    Every picture goes to the other style. One without a skin tone goes to all five; one with a tone goes to those an
+    odd number of steps away, half of them, so that the tones do not outnumber the styles.
     """
     there = set(emoji)
     for before in emoji:
@@ -114,7 +119,8 @@ def _edit(before: Emoji, after: Emoji, kind: str, instruction: str) -> dict[str,
 def build(noto: Path, fluent: Path, out: Path) -> tuple[int, int]:
     """Write the data set to `out`, which must not exist, and return its numbers of pictures and edits.
 
-    It is built beside `out` and moved there when complete. A picture that cannot be read is named on stderr and left out.
+    It is built beside `out` and moved there when complete. A picture that cannot be read is named on stderr and left
+    out.
     """
     if out.exists():
         raise ValueError(f"{out}: is there already; remove it, or choose another folder")

@@ -1,7 +1,7 @@
 """Endless batches out of endless samples: ranks, worker processes, samples left out, and exact resume.
 
-Every choice made for a sample follows from (seed, shard, its number in the shard's stream) alone. So the state of a stream is small:
-where its samples stand, and which of them wait for a batch; resuming reads those again.
+Every choice made for a sample follows from (seed, shard, its number in the shard's stream) alone. So the state of a
+stream is small: where its samples stand, and which of them wait for a batch; resuming reads those again.
 """
 
 import random
@@ -38,7 +38,8 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """What is made of a sample and waits for a batch. number: of its sample in the shard's stream; part: which cut of it."""
+    """What is made of a sample and waits for a batch. number: of its sample in the shard's stream; part: which cut of
+    it."""
 
     content: Any
     key: str
@@ -85,7 +86,10 @@ class Shard(ABC):
         except BadSample as bad:
             self.left_out.append((bad.key, bad.reason))
             return []
-        return [Item(content, sample.key, sample.source, self.number - 1, part, before) for part, content in enumerate(contents)]
+        return [
+            Item(content, sample.key, sample.source, self.number - 1, part, before)
+            for part, content in enumerate(contents)
+        ]
 
     def wait_for_one(self) -> None:
         """Read on until one more item waits. Raises ValueError when nothing comes that can be used."""
@@ -125,12 +129,17 @@ class Shard(ABC):
 class Batches(IterableDataset):
     """Endless batches, as a dataset for torch's DataLoader; the same for the same (seed, rank, world, workers).
 
-    open_samples: (shard, shards) -> an endless stream of the samples of that shard. Every worker process of every rank is one shard.
-    shard: (samples, seed, shard) -> a Shard.
+    open_samples: (shard, shards) -> an endless stream of the samples of that shard. Every worker process of every rank
+    is one shard. shard: (samples, seed, shard) -> a Shard.
     """
 
     def __init__(
-        self, open_samples: Callable[[int, int], Samples], shard: Callable[[Samples, int, int], Shard], seed: int = 0, rank: int = 0, world: int = 1
+        self,
+        open_samples: Callable[[int, int], Samples],
+        shard: Callable[[Samples, int, int], Shard],
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
     ):
         self.open_samples, self.open_shard = open_samples, shard
         self.seed, self.rank, self.world = seed, rank, world
@@ -139,7 +148,8 @@ class Batches(IterableDataset):
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         workers = worker.num_workers if worker else 1
-        # After n batches it is worker n % workers whose turn is next, but a DataLoader begins with the first: turn the roles instead.
+        # After n batches it is worker n % workers whose turn is next, but a DataLoader begins with the first: turn the
+        # roles instead.
         turn = self.resume["batches"] if self.resume else 0
         role = ((worker.id if worker else 0) + turn) % workers
         shard = self.rank * workers + role
@@ -151,10 +161,11 @@ class Batches(IterableDataset):
 
 
 class Loader:
-    """Batches made by worker processes ahead of time, in a fixed order; `state_dict` says how to go on behind the last one taken.
+    """Batches made by worker processes ahead of time, in a fixed order; `state_dict` says how to go on behind the last
+    one taken.
 
-    workers: processes that make batches; 0 makes them in this one. prefetch: batches that each worker keeps ready. pinned: a thread takes them in
-    and puts them where a GPU fetches them; whoever trains on one sets it.
+    workers: processes that make batches; 0 makes them in this one. prefetch: batches that each worker keeps ready.
+    pinned: a thread takes them in and puts them where a GPU fetches them; whoever trains on one sets it.
     """
 
     def __init__(self, batches: Batches, workers: int = 0, prefetch: int = 4):
@@ -168,7 +179,11 @@ class Loader:
 
     def __next__(self) -> Any:
         if self._iterator is None:
-            ahead = {"prefetch_factor": self.prefetch, "worker_init_fn": _quiet, "pin_memory": self.pinned} if self.workers else {}
+            ahead = (
+                {"prefetch_factor": self.prefetch, "worker_init_fn": _quiet, "pin_memory": self.pinned}
+                if self.workers
+                else {}
+            )
             self._iterator = iter(DataLoader(self.batches, batch_size=None, num_workers=self.workers, **ahead))
         batch = next(self._iterator)
         self.taken += 1
@@ -177,13 +192,21 @@ class Loader:
 
     def state_dict(self) -> dict:
         """JSON: the number of batches taken and the state of each shard behind them."""
-        return {"batches": self.taken, "workers": self.workers, "world": self.batches.world, "shards": dict(self.shards)}
+        return {
+            "batches": self.taken,
+            "workers": self.workers,
+            "world": self.batches.world,
+            "shards": dict(self.shards),
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where `state_dict` was taken. Raises ValueError if the number of workers or ranks is another one."""
         for name, now in (("workers", self.workers), ("world", self.batches.world)):
             if state[name] != now:
-                raise ValueError(f"the run was saved with {name}={state[name]} and cannot go on with {name}={now}: its shards would differ")
+                raise ValueError(
+                    f"the run was saved with {name}={state[name]} and cannot go on with {name}={now}: its shards "
+                    "would differ"
+                )
         self.taken, self.shards = state["batches"], dict(state["shards"])
         self.batches.resume = state
         self._iterator = None
@@ -194,7 +217,8 @@ class Loader:
 
 
 def _quiet(worker: int) -> None:
-    """Ctrl-C goes to the whole process group; the trainer alone decides when the workers end. One thread each is their share."""
+    """Ctrl-C goes to the whole process group; the trainer alone decides when the workers end. One thread each is their
+    share."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -32,11 +32,12 @@ from fusion.sequence.packed import (
 class Packing:
     """How documents become batches.
 
-    length, rows: tokens per row, rows per batch. drop_text, drop_all: probability that a document that draws loses its text, or its
-    text and its context images, so that guidance has something to compare with. tail: probability that the clean copy of a last
-    picture is kept, so that stopping is learned. lookahead: documents to choose from when a row is filled.
-    noised_copies: noised blocks of each target, each with noise and time of its own. short: batches whose oldest document fits this
-    many tokens have rows of that length, and more of them: where attention reads a dense mask, its cost grows with the row.
+    length, rows: tokens per row, rows per batch. drop_text, drop_all: probability that a document that draws loses its
+    text, or its text and its context images, so that guidance has something to compare with. tail: probability that the
+    clean copy of a last picture is kept, so that stopping is learned. lookahead: documents to choose from when a row is
+    filled. noised_copies: noised blocks of each target, each with noise and time of its own. short: batches whose
+    oldest document fits this many tokens have rows of that length, and more of them: where attention reads a dense
+    mask, its cost grows with the row.
     """
 
     length: int = 512
@@ -50,7 +51,10 @@ class Packing:
 
     def __post_init__(self):
         if min(self.length, self.rows, self.lookahead, self.noised_copies) < 1:
-            sizes = f"length={self.length}, rows={self.rows}, lookahead={self.lookahead}, noised_copies={self.noised_copies}"
+            sizes = (
+                f"length={self.length}, rows={self.rows}, lookahead={self.lookahead}, "
+                f"noised_copies={self.noised_copies}"
+            )
             raise ValueError(f"{sizes}: each is at least 1")
         if self.short is not None and not 1 <= self.short <= self.length:
             raise ValueError(f"short={self.short}: choose it between 1 and length={self.length}, or leave it out")
@@ -69,9 +73,8 @@ class Packing:
 class Batch:
     """A packed batch and what it was made of.
 
-    keys, sources: of its documents, in row order. skipped: (key, reason) of each sample that the shard left out for the first time
-    since its last batch.
-    shard, state: whose stream it comes from, and the state of that stream behind it.
+    keys, sources: of its documents, in row order. skipped: (key, reason) of each sample that the shard left out for the
+    first time since its last batch. shard, state: whose stream it comes from, and the state of that stream behind it.
     """
 
     packed: Packed
@@ -92,7 +95,9 @@ class Batch:
 
     def __reduce__(self):
         """To another process as a few arrays: one tensor per image would cost a shared-memory file each."""
-        packed = {f.name: getattr(self.packed, f.name) for f in fields(Packed) if f.name not in ("pixels", "patches", "time")}
+        packed = {
+            f.name: getattr(self.packed, f.name) for f in fields(Packed) if f.name not in ("pixels", "patches", "time")
+        }
         arrays = {name: tensor.numpy() for name, tensor in packed.items()}
         shapes = [tuple(image.shape) for image in self.packed.pixels]
         flat = np.concatenate([np.zeros(0, np.float32), *(image.numpy().ravel() for image in self.packed.pixels)])
@@ -105,7 +110,8 @@ def _arrived(arrays: dict, flat: np.ndarray, shapes: list, *rest) -> Batch:
     return Batch(Packed(**{name: torch.from_numpy(array) for name, array in arrays.items()}, pixels=pixels), *rest)
 
 
-# ---- one sample -> laid out documents -------------------------------------------------------------------------------------------
+# ---- one sample -> laid out documents
+# -------------------------------------------------------------------------------------------
 
 
 def documents(sample: Sample, processor, packing: Packing, rng: random.Random, guidance: bool = True) -> list[Layout]:
@@ -125,7 +131,9 @@ def documents(sample: Sample, processor, packing: Packing, rng: random.Random, g
         raise BadSample(sample.key, "holds nothing to learn: no text or image of an assistant's")
     longest = max(map(len, laid_out))
     if longest > packing.length:
-        raise BadSample(sample.key, f"{longest} tokens do not fit a row of {packing.length}: raise length, or shrink its images")
+        raise BadSample(
+            sample.key, f"{longest} tokens do not fit a row of {packing.length}: raise length, or shrink its images"
+        )
     return laid_out
 
 
@@ -139,7 +147,8 @@ def _lay_out(pieces: list[Piece], control: Control, packing: Packing, rng: rando
 
 
 def _dropped(pieces: list[Piece], drop: float, packing: Packing) -> list[Piece]:
-    """Guidance drops of a document that draws. Where there is no context image, the second kind would only repeat the first."""
+    """Guidance drops of a document that draws. Where there is no context image, the second kind would only repeat the
+    first."""
     pictures = [piece for piece in pieces if isinstance(piece, Picture)]
     if not any(picture.target for picture in pictures):
         return pieces
@@ -158,7 +167,8 @@ def _rows_of(piece: Piece, noised_copies: int) -> int:
 
 
 def _cut(pieces: list[Piece], packing: Packing) -> list[list[Piece]]:
-    """A page cut into documents that fit: between its parts where possible, inside a text only where that text alone is too long."""
+    """A page cut into documents that fit: between its parts where possible, inside a text only where that text alone is
+    too long."""
     cuts, room = [[]], packing.length
     for piece in chain.from_iterable(_shortened(piece, packing.length) for piece in pieces):
         rows = _rows_of(piece, packing.noised_copies)
@@ -176,11 +186,13 @@ def _shortened(piece: Piece, length: int) -> list[Piece]:
     return [replace(piece, ids=piece.ids[start : start + length]) for start in range(0, len(piece.ids), length)]
 
 
-# ---- documents -> rows ----------------------------------------------------------------------------------------------------------
+# ---- documents -> rows
+# ----------------------------------------------------------------------------------------------------------
 
 
 def fill_row(waiting: list[Sized], length: int) -> list[Sized]:
-    """Take out of `waiting` the documents of one row: the oldest that fits, then again and again the longest that still does.
+    """Take out of `waiting` the documents of one row: the oldest that fits, then again and again the longest that still
+    does.
 
     The oldest goes first so that none waits for ever.
     """
@@ -223,7 +235,8 @@ def fixed_batches(samples: Iterable[Sample], processor, packing: Packing, seed: 
     return [replace(batches[0], skipped=tuple(skipped)), *batches[1:]] if batches else []
 
 
-# ---- the endless stream ---------------------------------------------------------------------------------------------------------
+# ---- the endless stream
+# ---------------------------------------------------------------------------------------------------------
 
 
 class Rows(Shard):
@@ -257,5 +270,13 @@ class Rows(Shard):
 class PackedBatches(Batches):
     """Endless packed batches of the documents that the samples of `open_samples` are."""
 
-    def __init__(self, open_samples: Callable[[int, int], Samples], processor, packing: Packing, seed: int = 0, rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        open_samples: Callable[[int, int], Samples],
+        processor,
+        packing: Packing,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ):
         super().__init__(open_samples, partial(Rows, processor=processor, packing=packing), seed, rank, world)

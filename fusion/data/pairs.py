@@ -20,14 +20,17 @@ FULL = 16  # batches of waiting pairs with which the oldest goes, in a smaller b
 
 @dataclass(frozen=True)
 class Pairing:
-    """How pairs become batches. rows: pictures of a batch. drop_text: probability that a picture loses its text, for guidance."""
+    """How pairs become batches. rows: pictures of a batch. drop_text: probability that a picture loses its text, for
+    guidance."""
 
     rows: int = 64
     drop_text: float = 0.1
 
     def __post_init__(self):
         if self.rows < 1 or not 0 <= self.drop_text <= 1:
-            raise ValueError(f"rows={self.rows}, drop_text={self.drop_text}: rows is at least 1, and drop_text a probability")
+            raise ValueError(
+                f"rows={self.rows}, drop_text={self.drop_text}: rows is at least 1, and drop_text a probability"
+            )
 
 
 @dataclass(frozen=True)
@@ -54,17 +57,21 @@ class PairBatch:
 
 
 def pair(sample: Sample, stride: int = 1) -> Pair:
-    """The text of a user and the picture that answers it, its sides multiples of `stride`. Raises BadSample for anything else."""
+    """The text of a user and the picture that answers it, its sides multiples of `stride`. Raises BadSample for
+    anything else."""
     messages = sample.messages or []
     said = [block for message in messages if message["role"] != "assistant" for block in blocks(message["content"])]
     answered = [block for message in messages if message["role"] == "assistant" for block in blocks(message["content"])]
     if [block["type"] for block in answered] != ["image"] or any(block["type"] != "text" for block in said) or not said:
-        raise BadSample(sample.key, "is not a text with the one picture it asks for, and nothing else can be learned here")
+        raise BadSample(
+            sample.key, "is not a text with the one picture it asks for, and nothing else can be learned here"
+        )
     return Pair(to_pixels(fit(open_image(answered[0]["image"]), stride)), "\n".join(block["text"] for block in said))
 
 
 def fixed_pairs(samples: Iterable[Sample], stride: int, rows: int) -> list[PairBatch]:
-    """A finite set of samples as batches, for validation: nothing is dropped; what is no pair is told in `skipped` of the first batch."""
+    """A finite set of samples as batches, for validation: nothing is dropped; what is no pair is told in `skipped` of
+    the first batch."""
     by_size: dict[tuple, list[Item]] = {}
     skipped = []
     for sample in samples:
@@ -84,7 +91,12 @@ def _size(item: Item) -> tuple[int, ...]:
 
 def _batch(items: list[Item], **rest) -> PairBatch:
     pairs = [item.content for item in items]
-    return PairBatch(torch.stack([one.pixels for one in pairs]), tuple(one.text for one in pairs), tuple(item.key for item in items), **rest)
+    return PairBatch(
+        torch.stack([one.pixels for one in pairs]),
+        tuple(one.text for one in pairs),
+        tuple(item.key for item in items),
+        **rest,
+    )
 
 
 class Pairs(Shard):
@@ -117,6 +129,12 @@ class PairBatches(Batches):
     """Endless batches of the pairs that the samples of `open_samples` are."""
 
     def __init__(
-        self, open_samples: Callable[[int, int], Samples], stride: int, pairing: Pairing, seed: int = 0, rank: int = 0, world: int = 1
+        self,
+        open_samples: Callable[[int, int], Samples],
+        stride: int,
+        pairing: Pairing,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
     ):
         super().__init__(open_samples, partial(Pairs, stride=stride, pairing=pairing), seed, rank, world)

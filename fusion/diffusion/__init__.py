@@ -1,6 +1,7 @@
 """The field's diffusion transformers and the UNets before them, a page each: what one does that another does not, side by side.
 
-All are called `forward(x, t, cond)`: noised latents of unit scale (b, c, h, w), times (b,) in [0, 1] with 1 for noise, and a Conditioning.
+All are called `forward(x, t, cond)`: noised latents of unit scale (b, c, h, w), times (b,) in [0, 1] with 1 for noise,
+and a Conditioning.
 """
 
 from fusion.diffusion.checkpoints import load, save_diffusers

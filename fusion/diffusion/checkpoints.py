@@ -42,22 +42,32 @@ PAGES = [
     Page(mmdit.MMDiT, "SD3Transformer2DModel", mmdit.from_diffusers, mmdit.to_diffusers, mmdit.names, mmdit.buffers),
     Page(flux.Flux, "FluxTransformer2DModel", flux.from_diffusers, flux.to_diffusers, flux.names),
     Page(flux2.Flux2, "Flux2Transformer2DModel", flux2.from_diffusers, flux2.to_diffusers, flux2.names),
-    Page(hidream.HiDream, "HiDreamImageTransformer2DModel", hidream.from_diffusers, hidream.to_diffusers, hidream.names),
+    Page(
+        hidream.HiDream, "HiDreamImageTransformer2DModel", hidream.from_diffusers, hidream.to_diffusers, hidream.names
+    ),
     *(Page(unet.UNet, theirs, unet.from_diffusers, unet.to_diffusers, unet.names) for theirs in unet.CLASSES),
 ]
 
 
-HUB = [f"{folder}{files}" for folder in ("", "transformer/") for files in ("config.json", "diffusion_pytorch_model*.safetensors", INDEX)]
+HUB = [
+    f"{folder}{files}"
+    for folder in ("", "transformer/")
+    for files in ("config.json", "diffusion_pytorch_model*.safetensors", INDEX)
+]
 """The files of a network in a repository of the hub, be it the repository's own or a pipeline's."""
 EARLIER = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
 """The classes by what the published DiT and PixArt, which were called Transformer2DModel, say of their norm."""
 
 
-def load(folder_or_hub_id: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> nn.Module:
-    """The network in a folder or hub repository of diffusers, or in the `transformer` of a pipeline there, as ours and ready to sample from.
+def load(
+    folder_or_hub_id: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+) -> nn.Module:
+    """The network in a folder or hub repository of diffusers, or in the `transformer` of a pipeline there, as ours and
+    ready to sample from.
 
-    dtype: of the weights, as they were saved unless given. Safetensors and JSON alone are read. Raises ValueError in one line: no checkpoint
-    there, no network to reach the hub, a class that has no page here, tensors missing, unknown or of another shape.
+    dtype: of the weights, as they were saved unless given. Safetensors and JSON alone are read. Raises ValueError in
+    one line: no checkpoint there, no network to reach the hub, a class that has no page here, tensors missing, unknown
+    or of another shape.
     """
     folder = place(folder_or_hub_id, HUB)
     if not (folder / "config.json").is_file() and (folder / "transformer").is_dir():
@@ -66,7 +76,10 @@ def load(folder_or_hub_id: str | Path, dtype: torch.dtype | None = None, device:
     page = next((page for page in PAGES if page.theirs == settings.get("_class_name")), None)
     if page is None:
         known = ", ".join(page.theirs for page in PAGES)
-        raise ValueError(f"{folder}: a checkpoint of {settings.get('_class_name', 'an unnamed class')}; those of {known} can be loaded")
+        raise ValueError(
+            f"{folder}: a checkpoint of {settings.get('_class_name', 'an unnamed class')}; those of {known} can "
+            "be loaded"
+        )
     try:
         config, tensors = page.from_diffusers(settings), _tensors(folder)
         for name, made in page.buffers(config).items():
@@ -99,7 +112,9 @@ def save_diffusers(model: nn.Module, folder: str | Path) -> None:
         whole.mkdir()
         tensors = give(page.names(model.config), model.state_dict()) | page.buffers(model.config)
         save_file(tensors, whole / WEIGHTS, metadata={"format": "pt"})
-        (whole / "config.json").write_text(json.dumps({"_class_name": page.theirs} | settings, indent=2), encoding="utf-8")
+        (whole / "config.json").write_text(
+            json.dumps({"_class_name": page.theirs} | settings, indent=2), encoding="utf-8"
+        )
         whole.rename(folder)
 
 
@@ -122,13 +137,18 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     if (folder / INDEX).is_file():
         files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
     elif not (folder / WEIGHTS).is_file():
-        raise ValueError(f"{WEIGHTS} is missing, and other weights (.bin) are pickles, which nothing here opens: save it as safetensors")
+        raise ValueError(
+            f"{WEIGHTS} is missing, and other weights (.bin) are pickles, which nothing here opens: save it as "
+            "safetensors"
+        )
     tensors = {}
     for file in files:
         try:
             tensors |= load_file(folder / file)
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{file} is missing or broken ({' '.join(str(error).split())[:100]}): copy it again") from None
+            raise ValueError(
+                f"{file} is missing or broken ({' '.join(str(error).split())[:100]}): copy it again"
+            ) from None
     return tensors
 
 
@@ -142,4 +162,7 @@ def _check_shapes(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     for name, parameter in model.state_dict().items():
         if tensors[name].shape != parameter.shape:
             given, wanted = tuple(tensors[name].shape), tuple(parameter.shape)
-            raise ValueError(f"{name} has shape {given}, and config.json asks for {wanted}: config and weights do not belong together")
+            raise ValueError(
+                f"{name} has shape {given}, and config.json asks for {wanted}: config and weights do not belong "
+                "together"
+            )

@@ -16,8 +16,8 @@ from fusion.diffusion.networks.conditioning import Conditioning
 
 @dataclass(frozen=True)
 class Read:
-    """What an encoder says of a batch of texts: its last layer, all its layers with the embeddings first, one vector for each text, and where
-    there is text."""
+    """What an encoder says of a batch of texts: its last layer, all its layers with the embeddings first, one vector
+    for each text, and where there is text."""
 
     tokens: Float[Tensor, "b n d"]
     layers: tuple[Float[Tensor, "b n d"], ...]
@@ -26,19 +26,23 @@ class Read:
 
 
 class Reader:
-    """A text encoder of a pipeline and its tokenizer, asked as the pipeline asks it (`encoders.TextEncoder` is for training)."""
+    """A text encoder of a pipeline and its tokenizer, asked as the pipeline asks it (`encoders.TextEncoder` is for
+    training)."""
 
     def __init__(self, model, tokenizer):
         self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
 
     @torch.no_grad()
     def read(self, texts: Sequence[str], length: int | None = None, masked: bool = False) -> Read:
-        """Texts padded to `length` tokens (None: what the tokenizer names). masked: whether padding is hidden from the encoder.
+        """Texts padded to `length` tokens (None: what the tokenizer names). masked: whether padding is hidden from the
+        encoder.
 
         A longer text is cut, as its model was trained, and a warning says what is lost: diffusers does the same.
         """
         length = length or self.tokenizer.model_max_length
-        batch = self.tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        batch = self.tokenizer(
+            list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
         self._warn_of_cuts(texts, length)
         return self.ask(batch.input_ids, batch.attention_mask, masked)
 
@@ -55,12 +59,17 @@ class Reader:
             ids = self.tokenizer(text, verbose=False).input_ids
             if len(ids) > length:
                 lost = self.tokenizer.decode(ids[length - 1 : -1])  # both ends of a text are marked, and the mark stays
-                warnings.warn(f"a text of {len(ids)} tokens is cut to {length}, which its encoder was trained for; lost: {lost}", stacklevel=2)
+                warnings.warn(
+                    f"a text of {len(ids)} tokens is cut to {length}, which its encoder was trained for; lost: {lost}",
+                    stacklevel=2,
+                )
 
 
-def load_reader(folder: Path, name: str, kinds: Mapping[str, str], dtype: torch.dtype | None, device: str | torch.device | None) -> Reader:
-    """The encoder in the folder `name` of a pipeline, of safetensors, and its tokenizer; `kinds` are their classes by folder. Of a processor, which
-    reads pictures too and needs torchvision for them, the tokenizer alone is loaded.
+def load_reader(
+    folder: Path, name: str, kinds: Mapping[str, str], dtype: torch.dtype | None, device: str | torch.device | None
+) -> Reader:
+    """The encoder in the folder `name` of a pipeline, of safetensors, and its tokenizer; `kinds` are their classes by
+    folder. Of a processor, which reads pictures too and needs torchvision for them, the tokenizer alone is loaded.
 
     ValueError in one line for what is not transformers' or cannot be read.
     """
@@ -73,12 +82,16 @@ def load_reader(folder: Path, name: str, kinds: Mapping[str, str], dtype: torch.
     elif not _is_a(tokenizer, transformers.PreTrainedTokenizerBase):
         tokenizer = None
     if not _is_a(model, transformers.PreTrainedModel) or tokenizer is None:
-        raise ValueError(f"{folder}: {name} is {kinds.get(name)} and {words} is {kinds.get(words)}: give a model and a tokenizer of transformers")
+        raise ValueError(
+            f"{folder}: {name} is {kinds.get(name)} and {words} is {kinds.get(words)}: give a model and a tokenizer of "
+            "transformers"
+        )
     return _reader(model, folder / name, tokenizer, folder / words, dtype, device, f"{folder}: {name} or {words}")
 
 
 def load_other(place: str | Path, name: str, dtype: torch.dtype | None, device: str | torch.device | None) -> Reader:
-    """A text model with its tokenizer, in a folder or on the hub, as the encoder `name`. ValueError in one line where it cannot be read."""
+    """A text model with its tokenizer, in a folder or on the hub, as the encoder `name`. ValueError in one line where
+    it cannot be read."""
     import transformers
 
     return _reader(transformers.AutoModel, place, transformers.AutoTokenizer, place, dtype, device, f"{name}, {place},")
@@ -98,7 +111,8 @@ def _is_a(kind, parent: type) -> bool:
 
 @dataclass(frozen=True)
 class Readers:
-    """What a pipeline reads prompts with: encoders by folder, class numbers by name, and the config of the network that is told."""
+    """What a pipeline reads prompts with: encoders by folder, class numbers by name, and the config of the network that
+    is told."""
 
     encoders: dict[str, Reader]
     labels: dict[str, int]
@@ -111,7 +125,10 @@ def labels(readers: Readers, prompts: Sequence[str | int]) -> Conditioning:
     numbers = [classes if prompt == "" else readers.labels.get(prompt, prompt) for prompt in prompts]
     for number in numbers:
         if not isinstance(number, int) or not 0 <= number <= classes:
-            raise ValueError(f"no class is called {number!r}: give a number below {classes}, or a name of id2label in model_index.json")
+            raise ValueError(
+                f"no class is called {number!r}: give a number below {classes}, or a name of id2label in "
+                "model_index.json"
+            )
     return Conditioning(label=torch.tensor(numbers))
 
 
@@ -122,7 +139,8 @@ def pixart(readers: Readers, prompts: Sequence[str]) -> Conditioning:
 
 
 def sd3(readers: Readers, prompts: Sequence[str]) -> Conditioning:
-    """SD3: the last layer but one of two CLIPs side by side, padded to T5's width, then 256 tokens of T5; pooled: of both CLIPs.
+    """SD3: the last layer but one of two CLIPs side by side, padded to T5's width, then 256 tokens of T5; pooled: of
+    both CLIPs.
 
     Without T5 its tokens are zeros. Padding counts everywhere, as in training.
     """
@@ -143,7 +161,8 @@ def flux(readers: Readers, prompts: Sequence[str]) -> Conditioning:
 
 
 def sana(readers: Readers, prompts: Sequence[str], instructed: bool = True) -> Conditioning:
-    """SANA: 300 tokens of Gemma's last layer with their mask, the first and the last 299 of a prompt behind its instruction."""
+    """SANA: 300 tokens of Gemma's last layer with their mask, the first and the last 299 of a prompt behind its
+    instruction."""
     from diffusers import SanaPipeline
 
     reader, length, prompts = readers.encoders["text_encoder"], 300, [prompt.lower().strip() for prompt in prompts]
@@ -169,7 +188,8 @@ def lumina2(readers: Readers, prompts: Sequence[str], instructed: bool = True) -
 
 
 def flux2(readers: Readers, prompts: Sequence[str]) -> Conditioning:
-    """Flux.2: 512 tokens of Mistral's layers 10, 20 and 30 side by side, the padding among them; the prompt is a user's, behind a system message."""
+    """Flux.2: 512 tokens of Mistral's layers 10, 20 and 30 side by side, the padding among them; the prompt is a
+    user's, behind a system message."""
     from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 
     reader = readers.encoders["text_encoder"]
@@ -177,12 +197,14 @@ def flux2(readers: Readers, prompts: Sequence[str]) -> Conditioning:
     batch = reader.tokenizer.apply_chat_template(
         format_input(prompts), **chat, padding="max_length", truncation=True, max_length=512, return_tensors="pt"
     )
-    return Conditioning(side_by_side(reader.ask(batch["input_ids"], batch["attention_mask"], masked=True), (10, 20, 30)))
+    return Conditioning(
+        side_by_side(reader.ask(batch["input_ids"], batch["attention_mask"], masked=True), (10, 20, 30))
+    )
 
 
 def flux2_klein(readers: Readers, prompts: Sequence[str]) -> Conditioning:
-    """Flux.2 klein: 512 tokens of Qwen 3's layers 9, 18 and 27 side by side, the padding among them; the prompt is a user's, to be answered
-    without thinking."""
+    """Flux.2 klein: 512 tokens of Qwen 3's layers 9, 18 and 27 side by side, the padding among them; the prompt is a
+    user's, to be answered without thinking."""
     reader = readers.encoders["text_encoder"]
     chat = {"add_generation_prompt": True, "tokenize": False, "enable_thinking": False}
     said = [reader.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], **chat) for prompt in prompts]
@@ -195,7 +217,8 @@ def side_by_side(read: Read, layers: Sequence[int]) -> Float[Tensor, "b n d"]:
 
 
 def hidream(readers: Readers, prompts: Sequence[str]) -> Conditioning:
-    """HiDream: 128 tokens of T5, those of all layers of Llama, the padding among them, and the pooled vectors of two CLIPs."""
+    """HiDream: 128 tokens of T5, those of all layers of Llama, the padding among them, and the pooled vectors of two
+    CLIPs."""
     encoders = readers.encoders
     llama = encoders["text_encoder_4"]
     llama.tokenizer.pad_token = llama.tokenizer.eos_token
@@ -206,7 +229,8 @@ def hidream(readers: Readers, prompts: Sequence[str]) -> Conditioning:
 
 
 def cleaned(prompts: Sequence[str]) -> list[str]:
-    """Prompts as DeepFloyd IF cleans captions, whose sixty expressions diffusers keeps; without bs4 or ftfy, lower case alone."""
+    """Prompts as DeepFloyd IF cleans captions, whose sixty expressions diffusers keeps; without bs4 or ftfy, lower case
+    alone."""
     from diffusers import PixArtAlphaPipeline
 
     return PixArtAlphaPipeline.__new__(PixArtAlphaPipeline)._text_preprocessing(list(prompts), clean_caption=True)

@@ -1,7 +1,8 @@
 """Whole pipelines of diffusers, sampled by our solvers: text encoders, network, VAE and schedule as the checkpoint's own model_index.json has them.
 
-A class of pipeline is one entry of RECIPES: which network, which encoders, how a prompt becomes a condition, and what is usual. The rest is
-the same for all, and so is the seed: its noise is that of diffusers for `generator=torch.Generator().manual_seed(seed)`.
+A class of pipeline is one entry of RECIPES: which network, which encoders, how a prompt becomes a condition, and what
+is usual. The rest is the same for all, and so is the seed: its noise is that of diffusers for
+`generator=torch.Generator().manual_seed(seed)`.
 """
 
 import json
@@ -43,11 +44,13 @@ FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 class Recipe:
     """A pipeline class of diffusers.
 
-    condition: prompts -> what the network is told; unlike: the same for the prompt of the other branch of guidance, where that is read otherwise.
-    encoders, optional: folders of text encoders that have to be, or may be, there. prompts: of which types. told: whether the scale of guidance
-    is told to the network (distilled), not applied to two branches. as_long: whether a guided prediction is made as long, row by row of the
-    latents, as that of the branch of the prompt. even: whether flow times are even before their shift (see `schedules.read_schedule`);
-    by_size: mu where it isn't on the scheduler's line; patches: what counts as their number there. steps, guidance, solver: what is usual.
+    condition: prompts -> what the network is told; unlike: the same for the prompt of the other branch of guidance,
+    where that is read otherwise. encoders, optional: folders of text encoders that have to be, or may be, there.
+    prompts: of which types. told: whether the scale of guidance is told to the network (distilled), not applied to two
+    branches. as_long: whether a guided prediction is made as long, row by row of the latents, as that of the branch of
+    the prompt. even: whether flow times are even before their shift (see `schedules.read_schedule`); by_size: mu where
+    it isn't on the scheduler's line; patches: what counts as their number there. steps, guidance, solver: what is
+    usual.
     """
 
     network: type[nn.Module]
@@ -66,38 +69,69 @@ class Recipe:
     solver: str = "euler"
 
 
-FLUX2 = Recipe(Flux2, texts.flux2, steps=50, guidance=4.0, encoders=("text_encoder",), told=True, even=True, by_size=flux2_mu)
+FLUX2 = Recipe(
+    Flux2, texts.flux2, steps=50, guidance=4.0, encoders=("text_encoder",), told=True, even=True, by_size=flux2_mu
+)
 LUMINA2 = Recipe(
-    Lumina2, texts.lumina2, steps=30, guidance=4.0, encoders=("text_encoder",), unlike=partial(texts.lumina2, instructed=False), as_long=True,
-    even=True, patches=lambda config, *size: config.channels,  # so diffusers counts
-)  # fmt: skip
+    Lumina2,
+    texts.lumina2,
+    steps=30,
+    guidance=4.0,
+    encoders=("text_encoder",),
+    unlike=partial(texts.lumina2, instructed=False),
+    as_long=True,
+    even=True,
+    patches=lambda config, *size: config.channels,  # so diffusers counts
+)
 RECIPES = {
     "DiTPipeline": Recipe(DiT, texts.labels, steps=50, guidance=4.0, prompts=(str, int)),
-    "PixArtAlphaPipeline": Recipe(PixArt, texts.pixart, steps=20, guidance=4.5, encoders=("text_encoder",), solver="dpmpp_2m"),
+    "PixArtAlphaPipeline": Recipe(
+        PixArt, texts.pixart, steps=20, guidance=4.5, encoders=("text_encoder",), solver="dpmpp_2m"
+    ),
     "SanaPipeline": Recipe(
-        Sana, texts.sana, steps=20, guidance=4.5, encoders=("text_encoder",), unlike=partial(texts.sana, instructed=False), solver="dpmpp_2m"
+        Sana,
+        texts.sana,
+        steps=20,
+        guidance=4.5,
+        encoders=("text_encoder",),
+        unlike=partial(texts.sana, instructed=False),
+        solver="dpmpp_2m",
     ),
     "StableDiffusion3Pipeline": Recipe(
-        MMDiT, texts.sd3, steps=28, guidance=7.0, encoders=("text_encoder", "text_encoder_2"), optional=("text_encoder_3",)
+        MMDiT,
+        texts.sd3,
+        steps=28,
+        guidance=7.0,
+        encoders=("text_encoder", "text_encoder_2"),
+        optional=("text_encoder_3",),
     ),
-    "FluxPipeline": Recipe(Flux, texts.flux, steps=28, guidance=3.5, encoders=("text_encoder", "text_encoder_2"), told=True, even=True),
+    "FluxPipeline": Recipe(
+        Flux, texts.flux, steps=28, guidance=3.5, encoders=("text_encoder", "text_encoder_2"), told=True, even=True
+    ),
     "Flux2Pipeline": FLUX2,
     "Flux2KleinPipeline": replace(FLUX2, condition=texts.flux2_klein, told=False),
     "Lumina2Pipeline": LUMINA2,
     "Lumina2Text2ImgPipeline": LUMINA2,
     "HiDreamImagePipeline": Recipe(
-        HiDream, texts.hidream, steps=50, guidance=5.0, encoders=("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4"),
+        HiDream,
+        texts.hidream,
+        steps=50,
+        guidance=5.0,
+        encoders=("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4"),
         by_size=line((256, 0.5), (4096, 1.15)),
-        patches=lambda config, *size: prod(config.largest) // config.patch_size**2,  # of the largest picture, whatever is drawn
+        patches=lambda config, *size: (
+            prod(config.largest) // config.patch_size**2
+        ),  # of the largest picture, whatever is drawn
     ),
-}  # fmt: skip
+}
 DISTILLED = {"told": True, "steps": 4, "guidance": 1.0}
 """What is otherwise in a pipeline whose model_index.json says is_distilled: no second branch, few steps."""
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A network with what stands before and behind it, ready to draw. sample_size: side of the usual picture in latent pixels."""
+    """A network with what stands before and behind it, ready to draw. sample_size: side of the usual picture in latent
+    pixels."""
 
     recipe: Recipe
     network: nn.Module
@@ -122,9 +156,11 @@ class Pipeline:
         negative: str = "",
         solver: str | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """Latents of unit scale, fp32. size: (width, height) in pixels; what is None is what is usual for this pipeline.
+        """Latents of unit scale, fp32. size: (width, height) in pixels; what is None is what is usual for this
+        pipeline.
 
-        guidance: scale of text, 1 for none; both branches are one batch. negative: text, or class, of the other branch. ValueError in one line.
+        guidance: scale of text, 1 for none; both branches are one batch. negative: text, or class, of the other branch.
+        ValueError in one line.
         """
         recipe = self.recipe
         solver, steps = recipe.solver if solver is None else solver, recipe.steps if steps is None else steps
@@ -148,7 +184,9 @@ class Pipeline:
         branches, pictures = len(guidance.weights), len(prompts) * n
         cond = self.condition(prompts).rows(torch.arange(len(prompts)).repeat_interleave(n))
         if branches == 2:
-            cond = cond.joined(self.condition([negative], self.recipe.unlike).rows(torch.zeros(pictures, dtype=torch.long)))
+            cond = cond.joined(
+                self.condition([negative], self.recipe.unlike).rows(torch.zeros(pictures, dtype=torch.long))
+            )
         if self.recipe.told and self.network.config.guidance:
             cond = replace(cond, guidance=torch.full((pictures,), float(scale), device=_weight(self.network).device))
 
@@ -156,7 +194,11 @@ class Pipeline:
             batch = x.repeat(branches, 1, 1, 1)
             told = self.network(batch, t.to(x).expand(len(batch)), cond).chunk(branches)
             guided = guidance.combine(told)
-            return guided * (told[0].norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)) if self.recipe.as_long else guided
+            return (
+                guided * (told[0].norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+                if self.recipe.as_long
+                else guided
+            )
 
         return predict
 
@@ -169,7 +211,10 @@ class Pipeline:
                 kinds = " or ".join(kind.__name__ for kind in self.recipe.prompts)
                 raise ValueError(f"prompt {prompt!r} is of type {type(prompt).__name__}: this pipeline reads {kinds}")
         if negative and self.recipe.told:
-            raise ValueError(f"negative={negative!r}: this network is told the scale of guidance and has no second branch; leave negative out")
+            raise ValueError(
+                f"negative={negative!r}: this network is told the scale of guidance and has no second branch; leave "
+                "negative out"
+            )
         return prompts
 
     def _sides(self, size: tuple[int, int] | None) -> tuple[int, int]:
@@ -178,7 +223,10 @@ class Pipeline:
         width, height = size or (self.sample_size * scale,) * 2
         stride = scale * self.network.config.patch_size
         if width < 1 or height < 1 or width % stride or height % stride:
-            raise ValueError(f"size {width}x{height}: give sides that {stride} divides, the VAE's {scale} times patches of {stride // scale}")
+            raise ValueError(
+                f"size {width}x{height}: give sides that {stride} divides, the VAE's {scale} times patches of "
+                f"{stride // scale}"
+            )
         return height // scale, width // scale
 
 
@@ -188,17 +236,22 @@ def pipeline(
     device: str | torch.device | None = None,
     encoders: Mapping[str, str | Path] | None = None,
 ) -> Pipeline:
-    """A pipeline saved by diffusers, in a folder or on the hub, as ours. Safetensors and text alone are read, nothing is unpickled.
+    """A pipeline saved by diffusers, in a folder or on the hub, as ours. Safetensors and text alone are read, nothing
+    is unpickled.
 
-    dtype: of network and encoders, as they were saved unless given; the VAE's is float32 unless given. encoders: text models by name, each in a
-    folder or on the hub with its tokenizer, that the pipeline comes without (HiDream: {"text_encoder_4": a Llama 3.1}) or that stand in the
-    place of its own. ValueError in one line: no pipeline there, a class without a recipe, a component missing or unreadable.
+    dtype: of network and encoders, as they were saved unless given; the VAE's is float32 unless given. encoders: text
+    models by name, each in a folder or on the hub with its tokenizer, that the pipeline comes without (HiDream:
+    {"text_encoder_4": a Llama 3.1}) or that stand in the place of its own. ValueError in one line: no pipeline there, a
+    class without a recipe, a component missing or unreadable.
     """
     folder, others = place(folder_or_hub_id, [INDEX]), dict(encoders or {})
     index = _index(folder)
     recipe = RECIPES.get(index.get("_class_name"))
     if recipe is None:
-        raise ValueError(f"{folder}: a {index.get('_class_name', 'pipeline without a class')}; those that can be loaded are {', '.join(RECIPES)}")
+        raise ValueError(
+            f"{folder}: a {index.get('_class_name', 'pipeline without a class')}; those that can be loaded are "
+            f"{', '.join(RECIPES)}"
+        )
     recipe = replace(recipe, **DISTILLED) if index.get("is_distilled") else recipe
     there = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and entry[0]}
     own = _components(recipe, there, others, f"{folder}/{INDEX}", index["_class_name"])
@@ -208,10 +261,15 @@ def pipeline(
         raise ValueError(f"{folder} has no folder {lacking[0]}, which its {INDEX} names: copy the pipeline again")
     network, codec = load(folder / "transformer", dtype, device), load_codec(folder / "vae", dtype, device)
     if not isinstance(network, recipe.network) or network.config.channels != codec.channels:
-        raise ValueError(f"{folder}: the network, a {type(network).__name__}, does not draw the {codec.channels} channels of this VAE")
+        raise ValueError(
+            f"{folder}: the network, a {type(network).__name__}, does not draw the {codec.channels} channels of "
+            "this VAE"
+        )
     readers = {name: texts.load_reader(folder, name, there, dtype, device) for name in own}
     readers |= {name: texts.load_other(found, name, dtype, device) for name, found in others.items()}
-    labels = {name.strip(): int(number) for number, names in index.get("id2label", {}).items() for name in names.split(",")}
+    labels = {
+        name.strip(): int(number) for number, names in index.get("id2label", {}).items() for name in names.split(",")
+    }
     return Pipeline(
         recipe,
         network,
@@ -230,7 +288,9 @@ def _components(recipe: Recipe, there: Mapping[str, str], others: Mapping, index
             raise ValueError(f"{index} names no {name}, which {kind} needs{give}")
     read = (*recipe.encoders, *recipe.optional)
     if unread := [name for name in others if name not in read]:
-        raise ValueError(f"encoders={dict(others)}: {kind} reads {', '.join(read) or 'no text encoder'}, and not {unread[0]}")
+        raise ValueError(
+            f"encoders={dict(others)}: {kind} reads {', '.join(read) or 'no text encoder'}, and not {unread[0]}"
+        )
     return [name for name in read if name in there and name not in others]
 
 

@@ -46,8 +46,8 @@ WIDEST = 16384
 
 @dataclass(frozen=True)
 class Sees:
-    """What a network will see: channels of latents, and of texts the widths of tokens and of the pooled vector, and of how many layers of a
-    language model there are how wide ones."""
+    """What a network will see: channels of latents, and of texts the widths of tokens and of the pooled vector, and of
+    how many layers of a language model there are how wide ones."""
 
     channels: int
     text_width: int
@@ -57,8 +57,9 @@ class Sees:
 
 
 def build(name: str, settings: dict[str, Any], sees: Sees) -> nn.Module:
-    """A network that starts as its paper says. settings: fields of its config; what it sees is filled in, and a text's padding is hidden
-    from it. A UNet may have a width, of its finest level, ratios of the levels' widths to it, and heads. Raises ValueError in one line."""
+    """A network that starts as its paper says. settings: fields of its config; what it sees is filled in, and a text's
+    padding is hidden from it. A UNet may have a width, of its finest level, ratios of the levels' widths to it, and
+    heads. Raises ValueError in one line."""
     if name not in ARCHITECTURES:
         raise ValueError(f"architecture {name!r}: choose one of {', '.join(ARCHITECTURES)}")
     network, config = ARCHITECTURES[name]
@@ -84,7 +85,8 @@ def matched(
     sees: Sees,
     size: Callable[[nn.Module], float] = lambda network: sum(p.numel() for p in network.parameters()),
 ) -> dict[str, Any]:
-    """The settings with the width at which a network's `size`, its parameters unless given, is nearest to `target`; heads stay as many."""
+    """The settings with the width at which a network's `size`, its parameters unless given, is nearest to `target`;
+    heads stay as many."""
 
     def measure(width: int) -> float:
         with FakeTensorMode():  # of any width in no time
@@ -93,12 +95,16 @@ def matched(
     step = STEP * settings["heads"]
     widths = range(step, WIDEST + 1, step)
     place = bisect_left(widths, target, key=measure)
-    return settings | {"width": min(widths[max(place - 1, 0) : place + 1], key=lambda width: abs(math.log(measure(width) / target)))}
+    return settings | {
+        "width": min(widths[max(place - 1, 0) : place + 1], key=lambda width: abs(math.log(measure(width) / target)))
+    }
 
 
 def _levels(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of a UNet with its widths level by level. It reads no pooled text unless told to: that is SDXL's."""
-    rest = {"pooled_width": None} | {key: value for key, value in settings.items() if key not in ("width", "ratios", "heads")}
+    rest = {"pooled_width": None} | {
+        key: value for key, value in settings.items() if key not in ("width", "ratios", "heads")
+    }
     if "width" in settings:
         rest["widths"] = [settings["width"] * ratio for ratio in settings.get("ratios", (1, 2, 2))]
     if "heads" in settings:  # diffusers calls them attention_head_dim, whatever its documentation says
@@ -107,7 +113,8 @@ def _levels(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shared_out(head: int, published: tuple[int, ...]) -> tuple[int, ...]:
-    """How the numbers of a head turn by the axes, in the shares of the published network; each an even number, the first takes what is left."""
+    """How the numbers of a head turn by the axes, in the shares of the published network; each an even number, the
+    first takes what is left."""
     others = [2 * round(head * share / sum(published) / 2) for share in published[1:]]
     return (head - sum(others), *others)
 
@@ -115,5 +122,7 @@ def _shared_out(head: int, published: tuple[int, ...]) -> tuple[int, ...]:
 def _spread(blocks: int, layers: int) -> tuple[int, ...]:
     """Which of the layers there are each block reads, from the first to the last."""
     if not layers:
-        raise ValueError("this network reads layers of a language model: give a text encoder its layers, such as layers: [1, 2, 3]")
+        raise ValueError(
+            "this network reads layers of a language model: give a text encoder its layers, such as layers: [1, 2, 3]"
+        )
     return tuple(round(block * (layers - 1) / max(blocks - 1, 1)) for block in range(blocks))

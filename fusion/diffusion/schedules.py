@@ -27,7 +27,8 @@ def line(few: tuple[int, float], many: tuple[int, float]) -> BySize:
 
 
 def flux2_mu(tokens: int, steps: int) -> float:
-    """Flux.2's, fitted at 10 and at 200 steps, between which a line gives that of others (black-forest-labs/flux2, sampling.py)."""
+    """Flux.2's, fitted at 10 and at 200 steps, between which a line gives that of others (black-forest-labs/flux2,
+    sampling.py)."""
     at_200 = 0.00016927 * tokens + 0.45666666
     if tokens > 4300:
         return at_200
@@ -39,9 +40,10 @@ def flux2_mu(tokens: int, steps: int) -> float:
 class FlowSchedule:
     """Networks that predict the velocity itself.
 
-    shift: of the times towards noise, for every size; by_size: instead of it, or None. exponential: mu is the shift's logarithm (SD3's and Flux's).
-    first, end: of even times before their shift, where 0 stands in the place of the end; last: of the least but 0, None for even ones. whole: how
-    many steps the network counts where it is told whole ones alone, rounded down, else None.
+    shift: of the times towards noise, for every size; by_size: instead of it, or None. exponential: mu is the shift's
+    logarithm (SD3's and Flux's). first, end: of even times before their shift, where 0 stands in the place of the end;
+    last: of the least but 0, None for even ones. whole: how many steps the network counts where it is told whole ones
+    alone, rounded down, else None.
     """
 
     shift: float
@@ -80,11 +82,13 @@ class FlowSchedule:
 
 @dataclass(frozen=True)
 class DiscreteSchedule:
-    """Networks that predict the noise of x_k = sqrt(a_k) x + sqrt(1 - a_k) noise at whole steps k (DDPM, arXiv 2006.11239).
+    """Networks that predict the noise of x_k = sqrt(a_k) x + sqrt(1 - a_k) noise at whole steps k (DDPM, arXiv
+    2006.11239).
 
-    Divided by sqrt(a_k) + sqrt(1 - a_k), x_k is a point of the straight path, at t_k = sqrt(1 - a_k) / (sqrt(a_k) + sqrt(1 - a_k)). The ODE
-    is the same in both, so that every solver serves: an Euler step in t is a step of DDIM (arXiv 2010.02502), and dpmpp_2m, which depends on
-    signal to noise alone, stays what it is. signal, noise: sqrt(a_k) and sqrt(1 - a_k) by step k. The walk ends at the data.
+    Divided by sqrt(a_k) + sqrt(1 - a_k), x_k is a point of the straight path, at t_k = sqrt(1 - a_k) / (sqrt(a_k) +
+    sqrt(1 - a_k)). The ODE is the same in both, so that every solver serves: an Euler step in t is a step of DDIM
+    (arXiv 2010.02502), and dpmpp_2m, which depends on signal to noise alone, stays what it is. signal, noise: sqrt(a_k)
+    and sqrt(1 - a_k) by step k. The walk ends at the data.
     """
 
     signal: Float[Tensor, " k"]
@@ -98,7 +102,8 @@ class DiscreteSchedule:
         return self.noise / (self.signal + self.noise)
 
     def chosen(self, steps: int) -> Int[Tensor, " n"]:
-        """The falling steps k at which the network is asked, as diffusers' DDIM (leading) and DPM-Solver (linspace) choose them."""
+        """The falling steps k at which the network is asked, as diffusers' DDIM (leading) and DPM-Solver (linspace)
+        choose them."""
         total = len(self.signal)
         if not 1 <= steps <= total:
             raise ValueError(f"{steps} solver steps: this network knows {total}; use 1 to {total}")
@@ -138,37 +143,58 @@ class DiscreteSchedule:
         return self.signal[k], self.noise[k]
 
 
-# What a scheduler can be told beside, and no checkpoint of the pipelines here is: it would draw otherwise than its authors.
+# What a scheduler can be told beside, and no checkpoint of the pipelines here is: it would draw otherwise than its
+# authors.
 LEFT_OUT = (
-    "clip_sample", "thresholding", "rescale_betas_zero_snr", "trained_betas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
-    "use_lu_lambdas", "shift_terminal", "invert_sigmas", "stochastic_sampling",
-)  # fmt: skip
+    "clip_sample",
+    "thresholding",
+    "rescale_betas_zero_snr",
+    "trained_betas",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "use_lu_lambdas",
+    "shift_terminal",
+    "invert_sigmas",
+    "stochastic_sampling",
+)
 
 
 def read_schedule(folder: Path, even: bool, by_size: BySize | None = None) -> FlowSchedule | DiscreteSchedule:
-    """The schedule of the folder `scheduler` of a pipeline. even: whether the pipeline's flow times are even before their shift; by_size: what the
-    pipeline shifts them by if the scheduler says by size, None for the scheduler's own line.
+    """The schedule of the folder `scheduler` of a pipeline. even: whether the pipeline's flow times are even before
+    their shift; by_size: what the pipeline shifts them by if the scheduler says by size, None for the scheduler's own
+    line.
 
     ValueError in one line for a scheduler of another class or with settings that are left out here.
     """
     try:
         settings = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}/scheduler_config.json cannot be read ({' '.join(str(error).split())[:100]})") from None
+        raise ValueError(
+            f"{folder}/scheduler_config.json cannot be read ({' '.join(str(error).split())[:100]})"
+        ) from None
     kind = settings.get("_class_name")
     if told := [name for name in LEFT_OUT if settings.get(name)]:
         raise ValueError(f"{folder}/scheduler_config.json sets {told[0]}, which our schedules leave out")
     if kind == "FlowMatchEulerDiscreteScheduler":
         return _flow(settings, even, by_size)
-    if kind in FLOW_SOLVERS and settings.get("use_flow_sigmas") and settings.get("prediction_type") == "flow_prediction":
+    if (
+        kind in FLOW_SOLVERS
+        and settings.get("use_flow_sigmas")
+        and settings.get("prediction_type") == "flow_prediction"
+    ):
         return _flow_of_solver(settings, folder, by_size)
     if kind not in SPACINGS or settings.get("prediction_type", "epsilon") != "epsilon":
-        raise ValueError(f"{folder}: {kind} of {settings.get('prediction_type')}; read are flow matching, and epsilon of {', '.join(SPACINGS)}")
+        raise ValueError(
+            f"{folder}: {kind} of {settings.get('prediction_type')}; read are flow matching, and epsilon of "
+            f"{', '.join(SPACINGS)}"
+        )
     return _discrete(settings, folder)
 
 
 def _flow(settings: dict, even: bool, by_size: BySize | None) -> FlowSchedule:
-    """Unless steps are even, the last time but 0 is the first in training, shifted with the others (and so twice if for every size)."""
+    """Unless steps are even, the last time but 0 is the first in training, shifted with the others (and so twice if for
+    every size)."""
     by_size, always = _shifts(settings, "shift", by_size)
     last = None if even else shift(torch.tensor(1 / settings.get("num_train_timesteps", 1000)), always).item()
     return FlowSchedule(always, by_size, settings.get("time_shift_type", "exponential") == "exponential", last=last)
@@ -188,8 +214,8 @@ FLOW_SOLVERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
 
 
 def _flow_of_solver(settings: dict, folder: Path, by_size: BySize | None) -> FlowSchedule:
-    """Of the steps of training, DPM-Solver begins at the last but one and comes to the data; UniPC begins a breath before the end of
-    the last and comes to the first."""
+    """Of the steps of training, DPM-Solver begins at the last but one and comes to the data; UniPC begins a breath
+    before the end of the last and comes to the first."""
     if settings.get("final_sigmas_type", "zero") != "zero":
         raise ValueError(f"{folder}: final_sigmas_type {settings['final_sigmas_type']} is not read; zero is")
     total = settings.get("num_train_timesteps", 1000)

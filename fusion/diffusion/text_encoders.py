@@ -20,7 +20,9 @@ from fusion.sequence.tokens import find_tokenizer
 
 CLIP = ("clip", "clip_text_model")
 # Whose half that reads is a class of its own; all others are decoders, and AutoModel is one without its head.
-CLASSES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"} | dict.fromkeys(CLIP, "CLIPTextModelWithProjection")
+CLASSES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"} | dict.fromkeys(
+    CLIP, "CLIPTextModelWithProjection"
+)
 KEPT = 2**29  # bytes of conditions that stay in memory, beside the network
 
 
@@ -28,10 +30,10 @@ KEPT = 2**29  # bytes of conditions that stay in memory, beside the network
 class EncoderConfig:
     """One text encoder.
 
-    path: folder or hub id of a decoder LLM, a T5 or a CLIP. layer: whose hidden states are the tokens, as in `hidden_states` of
-    transformers (-1: the last, after the final norm). pooled: what the one vector is: the mean over tokens, the last token, or own, CLIP's
-    projected one. layers: hidden states that networks read one by one (HiDream), of one encoder. length: most tokens; what is longer is
-    refused. trained: whether it learns along with the network.
+    path: folder or hub id of a decoder LLM, a T5 or a CLIP. layer: whose hidden states are the tokens, as in
+    `hidden_states` of transformers (-1: the last, after the final norm). pooled: what the one vector is: the mean over
+    tokens, the last token, or own, CLIP's projected one. layers: hidden states that networks read one by one (HiDream),
+    of one encoder. length: most tokens; what is longer is refused. trained: whether it learns along with the network.
     """
 
     path: str = "???"
@@ -62,23 +64,30 @@ class TextEncoder(nn.Module):
         return super().train(mode and self.config.trained)
 
     def forward(self, texts: Sequence[str]) -> Conditioning:
-        """Tokens (b, n, width) with their mask, pooled (b, pooled_width), and layers (k, b, n, width) if it has any. Raises ValueError for a
-        text that is too long."""
+        """Tokens (b, n, width) with their mask, pooled (b, pooled_width), and layers (k, b, n, width) if it has any.
+        Raises ValueError for a text that is too long."""
         ids, mask = self.tokens(texts)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.trained):
             out = self.model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True)
         tokens = out.hidden_states[self.config.layer]
         layers = torch.stack([out.hidden_states[layer] for layer in self.config.layers]) if self.config.layers else None
-        return Conditioning(tokens, mask, self._pooled(out, tokens, mask), layers=layers, layers_mask=None if layers is None else mask)
+        return Conditioning(
+            tokens, mask, self._pooled(out, tokens, mask), layers=layers, layers_mask=None if layers is None else mask
+        )
 
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Bool[Tensor, "b n"]]:
         """Ids and which of them count; an empty text is one token, so that there is something to attend to."""
         rows = [self.tokenizer(text, add_special_tokens=True)["input_ids"] or [self._empty()] for text in texts]
         if long := next((i for i, row in enumerate(rows) if len(row) > self.config.length), None):
-            raise ValueError(f"a text of {len(rows[long])} tokens is longer than the {self.config.length} of this encoder: {texts[long][:60]!r}...")
+            raise ValueError(
+                f"a text of {len(rows[long])} tokens is longer than the {self.config.length} of this encoder: "
+                f"{texts[long][:60]!r}..."
+            )
         device = next(self.model.parameters()).device
         lengths = torch.tensor([len(row) for row in rows], device=device)
-        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=self.tokenizer.pad_token_id).to(device)
+        ids = pad_sequence(
+            [torch.tensor(row) for row in rows], batch_first=True, padding_value=self.tokenizer.pad_token_id
+        ).to(device)
         return ids, torch.arange(ids.shape[1], device=device) < lengths[:, None]
 
     def _empty(self) -> int:
@@ -108,21 +117,35 @@ class TextEncoder(nn.Module):
 
 
 def load_encoder(config: EncoderConfig, dtype: torch.dtype = torch.float32, weights: bool = True) -> TextEncoder:
-    """The encoder in a folder or on the hub, without dropout. weights: False reads the configuration alone, puts them on "meta", and where there
-    is no tokenizer each word is a token. Raises ValueError in one line where there is none, or it has no such layer."""
+    """The encoder in a folder or on the hub, without dropout. weights: False reads the configuration alone, puts them
+    on "meta", and where there is no tokenizer each word is a token. Raises ValueError in one line where there is none,
+    or it has no such layer."""
     try:
         kind = transformers.AutoConfig.from_pretrained(config.path).model_type
         loaded = getattr(transformers, CLASSES.get(kind, "AutoModel"))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(config.path) if weights else find_tokenizer(config.path) or Words()
+        tokenizer = (
+            transformers.AutoTokenizer.from_pretrained(config.path)
+            if weights
+            else find_tokenizer(config.path) or Words()
+        )
         with _without_report():
-            model = loaded.from_pretrained(config.path, dtype=dtype, use_safetensors=True) if weights else _without_weights(loaded, config.path)
+            model = (
+                loaded.from_pretrained(config.path, dtype=dtype, use_safetensors=True)
+                if weights
+                else _without_weights(loaded, config.path)
+            )
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{config.path}: no text encoder can be loaded from there ({' '.join(str(error).split())[:200]})") from None
+        raise ValueError(
+            f"{config.path}: no text encoder can be loaded from there ({' '.join(str(error).split())[:200]})"
+        ) from None
     if config.pooled == "own" and kind not in CLIP:
         raise ValueError(f"{config.path}: pooled=own is CLIP's; a {kind} has mean or last")
     layers = getattr(model.config, "num_hidden_layers", None) or model.config.num_layers
     if wrong := [layer for layer in (config.layer, *config.layers) if not -layers - 1 <= layer <= layers]:
-        raise ValueError(f"{config.path}: layer={wrong[0]}, and it has {layers} (hidden states 0 to {layers}, or -1 to {-layers - 1})")
+        raise ValueError(
+            f"{config.path}: layer={wrong[0]}, and it has {layers} (hidden states 0 to {layers}, or -1 to "
+            f"{-layers - 1})"
+        )
     for part in model.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
@@ -159,11 +182,12 @@ def _without_report() -> Iterator[None]:
 
 
 class TextEncoders(nn.ModuleList):
-    """Several encoders as one: their tokens one behind the other, narrow ones filled up with zeros (SD3, arXiv 2403.03206), and their
-    pooled vectors side by side."""
+    """Several encoders as one: their tokens one behind the other, narrow ones filled up with zeros (SD3, arXiv
+    2403.03206), and their pooled vectors side by side."""
 
     def __init__(self, encoders: Sequence[TextEncoder], folder: str | Path | None = None):
-        """folder: where conditions are kept for other runs, too; in memory the latest are kept in any case. Trained encoders keep none."""
+        """folder: where conditions are kept for other runs, too; in memory the latest are kept in any case. Trained
+        encoders keep none."""
         super().__init__(encoders)
         if not len(self):
             raise ValueError("no text encoder: give at least one, such as {path: out/demo/llm}")
@@ -185,11 +209,18 @@ class TextEncoders(nn.ModuleList):
         return {"text_width": self.width, "pooled_width": self.pooled_width, **layers}
 
     def forward(self, texts: Sequence[str]) -> Conditioning:
-        """The condition of each text; tokens (b, n, width), pooled (b, pooled_width), layers those of the one encoder that has them."""
+        """The condition of each text; tokens (b, n, width), pooled (b, pooled_width), layers those of the one encoder
+        that has them."""
         parts = [self._one(number, texts) for number in range(len(self))]
-        tokens = torch.cat([nn.functional.pad(part.tokens, (0, self.width - part.tokens.shape[-1])) for part in parts], dim=1)
+        tokens = torch.cat(
+            [nn.functional.pad(part.tokens, (0, self.width - part.tokens.shape[-1])) for part in parts], dim=1
+        )
         mask, pooled = (torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("mask", "pooled"))
-        read = {} if self.layered is None else {name: getattr(parts[self.layered], name) for name in ("layers", "layers_mask")}
+        read = (
+            {}
+            if self.layered is None
+            else {name: getattr(parts[self.layered], name) for name in ("layers", "layers_mask")}
+        )
         return Conditioning(tokens, mask, pooled, **read)
 
     def _one(self, number: int, texts: Sequence[str]) -> Conditioning:
@@ -244,6 +275,11 @@ def _together(rows: Sequence[dict[str, Tensor]], device: torch.device) -> Condit
     """The texts as a batch."""
     found = {name: [row[name].to(device) for row in rows] for name in rows[0]}
     tokens = pad_sequence(found["tokens"], batch_first=True)
-    mask = torch.arange(tokens.shape[1], device=device) < torch.tensor([len(row) for row in found["tokens"]], device=device)[:, None]
+    mask = (
+        torch.arange(tokens.shape[1], device=device)
+        < torch.tensor([len(row) for row in found["tokens"]], device=device)[:, None]
+    )
     layers = pad_sequence(found["layers"], batch_first=True).permute(2, 0, 1, 3) if "layers" in found else None
-    return Conditioning(tokens, mask, torch.stack(found["pooled"]), layers=layers, layers_mask=None if layers is None else mask)
+    return Conditioning(
+        tokens, mask, torch.stack(found["pooled"]), layers=layers, layers_mask=None if layers is None else mask
+    )

@@ -32,9 +32,10 @@ CONFIG, WEIGHTS = "painter.json", "network.safetensors"
 class PainterConfig:
     """What a painter is made of.
 
-    architecture: a name of fusion.diffusion.registry; network: settings of its config. texts: its text encoders. texts_cache: a folder that keeps
-    what they say, so that each text is read once. codec: pixel, or a folder or hub id of a diffusers autoencoder. target: what the network predicts,
-    x, v or eps; None: x of pixels, v of latents. path: linear or vp. size: (width, height) drawn unless asked otherwise.
+    architecture: a name of fusion.diffusion.registry; network: settings of its config. texts: its text encoders.
+    texts_cache: a folder that keeps what they say, so that each text is read once. codec: pixel, or a folder or hub id
+    of a diffusers autoencoder. target: what the network predicts, x, v or eps; None: x of pixels, v of latents. path:
+    linear or vp. size: (width, height) drawn unless asked otherwise.
     """
 
     architecture: str = "dit"
@@ -48,7 +49,9 @@ class PainterConfig:
 
     def __post_init__(self):
         if self.target not in (None, "x", "v", "eps") or self.path not in PATHS:
-            raise ValueError(f"target={self.target!r}, path={self.path!r}: target is x, v or eps, and path one of {', '.join(PATHS)}")
+            raise ValueError(
+                f"target={self.target!r}, path={self.path!r}: target is x, v or eps, and path one of {', '.join(PATHS)}"
+            )
 
 
 class Painter(nn.Module):
@@ -94,10 +97,12 @@ class Painter(nn.Module):
         shift: float = Sampling.shift,
         interval: tuple[float, float] = Sampling.guidance_interval,
     ) -> list[Image.Image]:
-        """Draw an image for each prompt; image i starts from the noise of seed + i, or of seed[i], whatever else is drawn with it.
+        """Draw an image for each prompt; image i starts from the noise of seed + i, or of seed[i], whatever else is
+        drawn with it.
 
-        size: (width, height) in pixels, multiples of `stride`. guidance: scale against the image of `negative`, 1 for none, within
-        `interval` of times. Raises ValueError for sizes that do not fit, unknown solvers and prompts that are no texts.
+        size: (width, height) in pixels, multiples of `stride`. guidance: scale against the image of `negative`, 1 for
+        none, within `interval` of times. Raises ValueError for sizes that do not fit, unknown solvers and prompts that
+        are no texts.
         """
         if wrong := next((prompt for prompt in [*prompts, negative] if not isinstance(prompt, str)), None):
             raise ValueError(f"a prompt is a text, not a {type(wrong).__name__}")
@@ -123,17 +128,24 @@ class Painter(nn.Module):
             branches = guidance.branches(t)
             cond, copies = first(both, len(branches) * len(x)), x.repeat(len(branches), 1, 1, 1)
             predicted = self.network(copies, t.to(x.device).expand(len(copies)), cond)
-            return estimate(guidance.combine(predicted.chunk(len(branches))), x, t.to(x.device), self.target, self.flow_path).velocity
+            return estimate(
+                guidance.combine(predicted.chunk(len(branches))), x, t.to(x.device), self.target, self.flow_path
+            ).velocity
 
         return velocity
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write everything into one folder that `load_painter` reads; the description last, so that a half-written folder is none."""
+        """Write everything into one folder that `load_painter` reads; the description last, so that a half-written
+        folder is none."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
             place = Path(temporary)
-            save_file({name: tensor.contiguous() for name, tensor in own_tensors(self.network).items()}, place / WEIGHTS, metadata={"format": "pt"})
+            save_file(
+                {name: tensor.contiguous() for name, tensor in own_tensors(self.network).items()},
+                place / WEIGHTS,
+                metadata={"format": "pt"},
+            )
             self.codec.save(folder / "codec")
             for number, encoder in enumerate(self.texts):
                 encoder.save_pretrained(folder / "texts" / str(number))
@@ -150,7 +162,11 @@ def own_tensors(network: nn.Module) -> dict[str, Tensor]:
 
 def first(cond: Conditioning, count: int) -> Conditioning:
     """The condition of the first rows of a batch."""
-    cut = {name: value[:, :count] if name == "layers" else value[:count] for name, value in vars(cond).items() if value is not None}
+    cut = {
+        name: value[:, :count] if name == "layers" else value[:count]
+        for name, value in vars(cond).items()
+        if value is not None
+    }
     return Conditioning(**cut)
 
 
@@ -163,17 +179,23 @@ def make_painter(config: PainterConfig) -> Painter:
 
 
 def load_painter(folder: str | Path, device: str | torch.device | None = None) -> Painter:
-    """A painter that `save_pretrained` wrote. Raises ValueError in one line where the folder holds none, or not all of one."""
+    """A painter that `save_pretrained` wrote. Raises ValueError in one line where the folder holds none, or not all of
+    one."""
     folder = Path(folder)
     try:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         weights = load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: no painter there ({' '.join(str(error).split())[:100]})") from None
-    settings["texts"] = [EncoderConfig(**one | {"path": str(folder / "texts" / str(n))}) for n, one in enumerate(settings["texts"])]
+    settings["texts"] = [
+        EncoderConfig(**one | {"path": str(folder / "texts" / str(n))}) for n, one in enumerate(settings["texts"])
+    ]
     painter = make_painter(PainterConfig(**settings | {"codec": str(folder / "codec"), "texts_cache": None}))
     missing = own_tensors(painter.network).keys() ^ weights.keys()
     if missing:
-        raise ValueError(f"{folder}: {WEIGHTS} does not hold the weights of the {settings['architecture']} of {CONFIG} ({sorted(missing)[0]})")
+        raise ValueError(
+            f"{folder}: {WEIGHTS} does not hold the weights of the {settings['architecture']} of {CONFIG} "
+            f"({sorted(missing)[0]})"
+        )
     painter.network.load_state_dict(weights, strict=False)  # what is shared stands there once
     return painter.to(device).eval()

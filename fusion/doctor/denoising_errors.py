@@ -30,7 +30,8 @@ class Within(Objective):
 def x_errors(
     patient: Patient, samples: Sequence[Sample], low: float, high: float, rounds: int = 4
 ) -> tuple[Float[Tensor, "m rounds"], Float[Tensor, "m rounds"]]:
-    """Mean squared error of x_hat, and its time, of every target picture of some documents, in as many rounds of noise."""
+    """Mean squared error of x_hat, and its time, of every target picture of some documents, in as many rounds of
+    noise."""
     device, batches = next(patient.learner.model.parameters()).device, patient.batches(samples)
     errors, times = [], []
     for number in range(rounds):
@@ -44,11 +45,16 @@ def x_errors(
 
 
 def misled(tasks: Sequence[Task], most: int = 3) -> list[tuple[Task, list[Sample]]]:
-    """Each task with its document as it would be with the words of others: the next of its kind that say something else, where there are any."""
+    """Each task with its document as it would be with the words of others: the next of its kind that say something
+    else, where there are any."""
     found = []
     for number, task in enumerate(tasks):
         others = [*tasks[number + 1 :], *tasks[:number]]
-        others = list(islice((other for other in others if other.kind == task.kind and other.words != task.words), most))
+        others = list(
+            islice((other for other in others if other.kind == task.kind and other.words != task.words), most)
+        )
         if others:
-            found.append((task, [told(task.sample, [block["text"] for block in said(other.sample)]) for other in others]))
+            found.append(
+                (task, [told(task.sample, [block["text"] for block in said(other.sample)]) for other in others])
+            )
     return found

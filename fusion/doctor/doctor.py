@@ -1,6 +1,7 @@
 """Says what is wrong with a run, and shows why. `fusion doctor RUN [key=value ...]`
 
-Reads the folder that train.unified, train.demo or train.diffusion wrote, finished or not, and writes doctor.json and doctor.html into it.
+Reads the folder that train.unified, train.demo or train.diffusion wrote, finished or not, and writes doctor.json and
+doctor.html into it.
 """
 
 import argparse
@@ -20,7 +21,9 @@ from fusion.doctor.run_data import Patient
 COUNT = 96  # held-out documents of each source
 
 
-def diagnose(run: Path, words: Sequence[str] = (), count: int = COUNT, device: str | None = None, out: Path | None = None) -> list[Finding]:
+def diagnose(
+    run: Path, words: Sequence[str] = (), count: int = COUNT, device: str | None = None, out: Path | None = None
+) -> list[Finding]:
     """All findings; also as OUT/doctor.json and OUT/doctor.html. Raises ValueError in one line."""
     patient, out = Patient(run, words, count, device), out or run
     findings = in_context(list(examine(patient)))
@@ -37,9 +40,16 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fusion doctor", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the folder of a run of train.unified, train.demo or train.diffusion")
     parser.add_argument("--count", type=int, default=COUNT, help="held-out documents of each source that are looked at")
-    parser.add_argument("-o", "--out", type=Path, help="the folder that gets doctor.json and doctor.html; the run's own unless given")
+    parser.add_argument(
+        "-o", "--out", type=Path, help="the folder that gets doctor.json and doctor.html; the run's own unless given"
+    )
     parser.add_argument("--device", help="cuda, cpu, ...")
-    parser.add_argument("words", nargs="*", metavar="key=value", help="of the run's config, where it does not hold any more: data.path=FOLDER")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="key=value",
+        help="of the run's config, where it does not hold any more: data.path=FOLDER",
+    )
     return parser.parse_intermixed_args(argv)
 
 

@@ -15,8 +15,9 @@ class Missing(ValueError):
 
 @dataclass(frozen=True)
 class Rule:
-    """How an illness is judged. statistic: what is measured, in words. mild, severe: limits of the statistic; ill is what lies beyond, which is
-    above them, or below them where `mild` is above `severe`. reason: why the limits stand there. advice: what to do."""
+    """How an illness is judged. statistic: what is measured, in words. mild, severe: limits of the statistic; ill is
+    what lies beyond, which is above them, or below them where `mild` is above `severe`. reason: why the limits stand
+    there. advice: what to do."""
 
     illness: str
     statistic: str
@@ -68,9 +69,17 @@ class Finding:
 
     def as_json(self) -> dict:
         """All but the evidence."""
-        numbers = {} if self.measured is None else {"value": self.measured.value, "low": self.measured.low, "high": self.measured.high}
+        numbers = (
+            {}
+            if self.measured is None
+            else {"value": self.measured.value, "low": self.measured.low, "high": self.measured.high}
+        )
         rule = {name: getattr(self.rule, name) for name in ("statistic", "mild", "severe", "reason", "advice")}
-        return {"illness": self.illness, "verdict": self.verdict} | numbers | {"said": self.said, "follows": self.follows, **rule, **self.figures}
+        return (
+            {"illness": self.illness, "verdict": self.verdict}
+            | numbers
+            | {"said": self.said, "follows": self.follows, **rule, **self.figures}
+        )
 
 
 def worse(one: Finding, other: Finding) -> Finding:

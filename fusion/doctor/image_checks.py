@@ -42,17 +42,21 @@ def _copies(patient: Patient, tasks: Sequence[Task]) -> int:
 COPY = Rule(
     "copying the source",
     "share of edits that go less than half of the way from the source, where the true edit changes the picture",
-    mild=0.1, severe=0.5,
-    reason="short of half of the way the picture is nearer to the source than to the edit that was asked for; runs that do not copy have 0 to 0.05, "
+    mild=0.1,
+    severe=0.5,
+    reason="short of half of the way the picture is nearer to the source than to the edit that was asked for; runs "
+    "that do not copy have 0 to 0.05, "
     "and from a tenth on a person meets it again and again",
-    advice="look for pairs that do not differ, and for instructions that belong to other pairs; raise samples.guidance for edits, lower "
+    advice="look for pairs that do not differ, and for instructions that belong to other pairs; raise samples.guidance "
+    "for edits, lower "
     "image_guidance, and drop the text less often (packing.drop_text)",
-)  # fmt: skip
+)
 
 
 def copying(patient: Patient) -> Finding:
-    """Drawn with the run's own knobs, several times where edits are few; only pixels count that the true edit changes, so that the ground that all
-    three share says nothing. What saw some pairs without a change copies now and then, which a share shows and a median hides."""
+    """Drawn with the run's own knobs, several times where edits are few; only pixels count that the true edit changes,
+    so that the ground that all three share says nothing. What saw some pairs without a change copies now and then,
+    which a share shows and a median hides."""
     tasks = _some(patient, [task for task in patient.edits if _changed(task).any()])
     if not tasks:
         return COPY.unknown("no held-out edit changes a pixel")
@@ -61,7 +65,10 @@ def copying(patient: Patient) -> Finding:
     found = statistics.resampled_mean((moved < HALF).mean(axis=1))
     shown = list(zip(tasks, edited, moved, strict=True))[:SHOWN]
     evidence = "".join(_edit(task, images[0], f"{way[0]:.2f}") for task, images, way in shown)
-    words = f"where the true edit changes something, {found.value:.0%} of {moved.size} edits of {len(tasks)} pictures go less than half of the way"
+    words = (
+        f"where the true edit changes something, {found.value:.0%} of {moved.size} edits of {len(tasks)} pictures go "
+        "less than half of the way"
+    )
     return COPY.judge(found, words, evidence, median=float(np.median(moved)))
 
 
@@ -71,23 +78,30 @@ def _changed(task: Task) -> np.ndarray:
 
 def _moved(task: Task, edited: Image.Image) -> float:
     where, source = _changed(task), looks.values(task.source)
-    return float(np.abs(looks.values(edited) - source)[where].mean() / np.abs(looks.values(task.truth) - source)[where].mean())
+    return float(
+        np.abs(looks.values(edited) - source)[where].mean() / np.abs(looks.values(task.truth) - source)[where].mean()
+    )
 
 
 def _edit(task: Task, edited: Image.Image, share: str) -> str:
     pictures = [(task.source, "source"), (edited, f"its edit, {share}"), (task.truth, "true edit")]
-    return f'<div class="triptych">{paragraph(task.words)}<div>{"".join(figure(image, words) for image, words in pictures)}</div></div>'
+    figures = "".join(figure(image, words) for image, words in pictures)
+    return f'<div class="triptych">{paragraph(task.words)}<div>{figures}</div></div>'
 
 
 COLLAPSED = Rule(
     "collapsed diversity",
-    "without guidance: how much pictures of one prompt differ between seeds, over the model's own error at t = 1 (variances)",
-    mild=0.45, severe=0.15,
-    reason="at t = 1 nothing but the words is known, so that the error there is what they leave open, and pictures of a sampler that draws all of it "
+    "without guidance: how much pictures of one prompt differ between seeds, over the model's own error at t = 1 "
+    "(variances)",
+    mild=0.45,
+    severe=0.15,
+    reason="at t = 1 nothing but the words is known, so that the error there is what they leave open, and pictures of "
+    "a sampler that draws all of it "
     "differ as much: 1; at 0.45 they differ by two thirds of what they should, at 0.15 by two fifths",
-    advice="look for prompts that always came with one picture, for a set so small that it was learned by heart, and for times that never were near "
+    advice="look for prompts that always came with one picture, for a set so small that it was learned by heart, and "
+    "for times that never were near "
     "1 (objective.mean, shift)",
-)  # fmt: skip
+)
 
 
 def collapsed(patient: Patient) -> Finding:
@@ -99,9 +113,17 @@ def collapsed(patient: Patient) -> Finding:
     if len(open_left) != len(spread):  # documents with several pictures: what they leave open on average
         open_left = open_left.mean().expand(len(spread))
     found = statistics.resampled_ratio(spread, open_left.numpy())
-    guided = np.mean([_spread(patient, images) for images in patient.draw(tasks, copies=SEEDS)]) / float(open_left.mean())
-    rows = "".join(f"{paragraph(task.words)}{gallery([(image, '') for image in images])}" for task, images in list(zip(tasks, drawn))[:4])
-    words = f"pictures of one prompt differ by {found.value:.2f} of what the words leave open (with its own guidance by {guided:.2f})"
+    guided = np.mean([_spread(patient, images) for images in patient.draw(tasks, copies=SEEDS)]) / float(
+        open_left.mean()
+    )
+    rows = "".join(
+        f"{paragraph(task.words)}{gallery([(image, '') for image in images])}"
+        for task, images in list(zip(tasks, drawn))[:4]
+    )
+    words = (
+        f"pictures of one prompt differ by {found.value:.2f} of what the words leave open (with its own guidance by "
+        f"{guided:.2f})"
+    )
     return COLLAPSED.judge(found, words, rows, guided=float(guided))
 
 
@@ -112,13 +134,17 @@ def _spread(patient: Patient, images: Sequence[Image.Image]) -> float:
 
 OVER = Rule(
     "over-guided",
-    "log2 of how much more saturation, contrast or detail (the largest of the three) pictures drawn with the run's own guidance have than the true "
+    "log2 of how much more saturation, contrast or detail (the largest of the three) pictures drawn with the run's own "
+    "guidance have than the true "
     "ones, or than those drawn without guidance, whichever is less",
-    mild=0.3, severe=0.7,
-    reason="0.3 is a quarter more than the data has, more than guidance of 2 to 4 adds to models that are well; 0.7 is three fifths more",
-    advice="lower samples.guidance, to where the curve comes down to 0, or let it act within an interval only (guidance_interval); "
+    mild=0.3,
+    severe=0.7,
+    reason="0.3 is a quarter more than the data has, more than guidance of 2 to 4 adds to models that are well; 0.7 is "
+    "three fifths more",
+    advice="lower samples.guidance, to where the curve comes down to 0, or let it act within an interval only "
+    "(guidance_interval); "
     "fusion tune finds it",
-)  # fmt: skip
+)
 
 
 def over_guided(patient: Patient) -> Finding:
@@ -128,42 +154,64 @@ def over_guided(patient: Patient) -> Finding:
         return OVER.judge(Measured(0.0), "it draws without guidance")
     tasks, scales = _some(patient, patient.asked), (1.0, (1 + scale) / 2, scale)
     drawn = {one: patient.draw(tasks, copies=_copies(patient, tasks), guidance=one) for one in scales}
-    looked = {one: np.array([np.mean([looks.look(image) for image in images], axis=0) for images in rows]) for one, rows in drawn.items()}
+    looked = {
+        one: np.array([np.mean([looks.look(image) for image in images], axis=0) for images in rows])
+        for one, rows in drawn.items()
+    }
     true = np.array([looks.look(task.truth) for task in tasks])
-    over_true, over_unguided = statistics.resampled_excess(looked[scale], true), statistics.resampled_excess(looked[scale], looked[1.0])
+    over_true, over_unguided = (
+        statistics.resampled_excess(looked[scale], true),
+        statistics.resampled_excess(looked[scale], looked[1.0]),
+    )
     evidence = _by_guidance(looked, true)
     for at, task in enumerate(tasks[:4]):
         row = [(rows[at][0], f"guidance {one:g}") for one, rows in drawn.items()]
         evidence += paragraph(task.words) + gallery([*row, (task.truth, "true")])
     times, more = 2**over_true.value, 2**over_unguided.value
-    words = f"at guidance {scale:g} drawn pictures have {times:.2f} times what the true ones have, and {more:.2f} times what those without it have"
+    words = (
+        f"at guidance {scale:g} drawn pictures have {times:.2f} times what the true ones have, and {more:.2f} times "
+        "what those without it have"
+    )
     found = min(over_true, over_unguided, key=lambda measured: measured.value)
-    return OVER.judge(found, words, evidence, guidance=scale, over_true=over_true.value, over_unguided=over_unguided.value)
+    return OVER.judge(
+        found, words, evidence, guidance=scale, over_true=over_true.value, over_unguided=over_unguided.value
+    )
 
 
 def _by_guidance(looked: dict[float, np.ndarray], true: np.ndarray) -> str:
     logs = {one: np.log2(rows.mean(axis=0) / true.mean(axis=0)) for one, rows in looked.items()}
-    lines = [Line(name, [(one, float(values[column])) for one, values in logs.items()]) for column, name in enumerate(looks.NAMES)]
-    return side_by_side(chart("Drawn pictures against the true ones", lines, "guidance", "log2 of the ratio of means", noisy=False))
+    lines = [
+        Line(name, [(one, float(values[column])) for one, values in logs.items()])
+        for column, name in enumerate(looks.NAMES)
+    ]
+    return side_by_side(
+        chart("Drawn pictures against the true ones", lines, "guidance", "log2 of the ratio of means", noisy=False)
+    )
 
 
 NOISE = Rule(
     "blurred",
     "error of x at t = 0.05 to 0.2, over that of the noisy picture itself",
-    mild=1.0, severe=2.0,
-    reason="above 1 the network gives back a picture further from the truth than the noisy one that it was shown, which would do better left alone; "
+    mild=1.0,
+    severe=2.0,
+    reason="above 1 the network gives back a picture further from the truth than the noisy one that it was shown, "
+    "which would do better left alone; "
     "runs of sharp pictures are at 0.03 to 0.25",
-    advice="practise low noise (objective.uniform_share, a lower mean or shift, a smaller clamp), give the head more to draw with "
+    advice="practise low noise (objective.uniform_share, a lower mean or shift, a smaller clamp), give the head more "
+    "to draw with "
     "(model.head=conv, smaller patches), look for blurred or enlarged pictures in the data, and train longer",
-)  # fmt: skip
+)
 SOFT = Rule(
     "blurred",
-    "with the run's own knobs: log2 of the detail of drawn pictures over that of the true ones as the codec gives them back (means)",
-    mild=-0.5, severe=-1.0,
-    reason="-0.5 is what a Gaussian of 0.6 pixels takes from drawings with sharp edges, and -1, half the detail, one of a pixel; runs of sharp "
+    "with the run's own knobs: log2 of the detail of drawn pictures over that of the true ones as the codec gives them "
+    "back (means)",
+    mild=-0.5,
+    severe=-1.0,
+    reason="-0.5 is what a Gaussian of 0.6 pixels takes from drawings with sharp edges, and -1, half the detail, one "
+    "of a pixel; runs of sharp "
     "pictures are at -0.35 to 0.5",
     advice=NOISE.advice + "; more samples.steps, if few are taken",
-)  # fmt: skip
+)
 
 
 def blurred(patient: Patient) -> Finding:
@@ -175,15 +223,25 @@ def blurred(patient: Patient) -> Finding:
     path = PATHS[patient.learner.painter.config.path if patient.paints else patient.learner.model.config.path]
     noisy = (path.sigma(times) / path.alpha(times)).square()
     found = statistics.resampled_ratio(errors.mean(-1).numpy(), noisy.mean(-1).numpy())
-    words = f"at t = 0.05 to 0.2 the network's pictures are {found.value:.2f} times as far from the true ones as the noisy ones are"
+    words = (
+        f"at t = 0.05 to 0.2 the network's pictures are {found.value:.2f} times as far from the true ones as the "
+        "noisy ones are"
+    )
     return worse(NOISE.judge(found, words, low_noise=found.value), _soft(patient, _some(patient, tasks)))
 
 
 def _soft(patient: Patient, tasks: list[Task]) -> Finding:
     """What an autoencoder takes from every picture is no fault of training."""
-    drawn = [one for one, in patient.draw(tasks)]
+    drawn = [one for (one,) in patient.draw(tasks)]
     true = [patient.given_back(task.truth) for task in tasks]
     details = [[[looks.detail(looks.values(image)) + looks.FAINT] for image in images] for images in (drawn, true)]
     found = statistics.resampled_excess(*details)
-    shown = [pair for image, task in list(zip(drawn, tasks))[:SHOWN] for pair in ((image, task.words), (task.truth, "true"))]
-    return SOFT.judge(found, f"drawn pictures have {2**found.value:.2f} times the detail of the true ones", gallery(shown), detail=found.value)
+    shown = [
+        pair for image, task in list(zip(drawn, tasks))[:SHOWN] for pair in ((image, task.words), (task.truth, "true"))
+    ]
+    return SOFT.judge(
+        found,
+        f"drawn pictures have {2**found.value:.2f} times the detail of the true ones",
+        gallery(shown),
+        detail=found.value,
+    )

@@ -13,8 +13,9 @@ def values(image: Image.Image) -> np.ndarray:
 
 
 def look(image: Image.Image) -> np.ndarray:
-    """Mean saturation (the largest channel less the smallest), contrast (standard deviation of the brightness), and detail: the root mean
-    square of what is lost when each 2 x 2 pixels become one. The first two are those that guidance is judged by in APG (arXiv 2410.02416)."""
+    """Mean saturation (the largest channel less the smallest), contrast (standard deviation of the brightness), and
+    detail: the root mean square of what is lost when each 2 x 2 pixels become one. The first two are those that
+    guidance is judged by in APG (arXiv 2410.02416)."""
     pixels = values(image)
     return np.array([np.ptp(pixels, axis=-1).mean(), pixels.mean(-1).std(), detail(pixels)]) + FAINT
 
@@ -34,5 +35,7 @@ def thumbnail(image: Image.Image, side: int = 16) -> np.ndarray:
 def distance(one: Image.Image, other: Image.Image) -> float:
     """Root mean square difference in [0, 1], at the smaller of both sizes."""
     size = min(one.size, other.size)
-    first, second = (values(image if image.size == size else image.resize(size, Image.Resampling.BOX)) for image in (one, other))
+    first, second = (
+        values(image if image.size == size else image.resize(size, Image.Resampling.BOX)) for image in (one, other)
+    )
     return float(np.sqrt(np.square(first - second).mean()))

@@ -15,7 +15,11 @@ def by_weight(findings: Sequence[Finding]) -> list[Finding]:
 
 def summary(findings: Sequence[Finding]) -> str:
     """One sentence."""
-    ill = [f"{finding.illness} ({finding.verdict})" for finding in by_weight(findings) if finding.ill and not finding.follows]
+    ill = [
+        f"{finding.illness} ({finding.verdict})"
+        for finding in by_weight(findings)
+        if finding.ill and not finding.follows
+    ]
     unclear = [finding.illness for finding in by_weight(findings) if finding.verdict == UNCLEAR]
     judged = sum(finding.verdict != UNKNOWN for finding in findings)
     parts = [", ".join(ill) or ("nothing is surely wrong" if unclear else "nothing is wrong")]
@@ -39,14 +43,24 @@ def as_text(findings: Sequence[Finding]) -> str:
 def render(run: Path, model: Path | None, findings: Sequence[Finding]) -> str:
     """The page as one string of HTML."""
     facts = {"run": run, "model": model or "none yet"}
-    listed = "".join(f"<div><dt>{name}</dt><dd><code>{escape(str(value))}</code></dd></div>" for name, value in facts.items())
-    header = f'<header><h1>{escape(run.resolve().name)}, examined</h1><p class="lead">{escape(summary(findings))}.</p><dl>{listed}</dl></header>'
+    listed = "".join(
+        f"<div><dt>{name}</dt><dd><code>{escape(str(value))}</code></dd></div>" for name, value in facts.items()
+    )
+    header = (
+        f"<header><h1>{escape(run.resolve().name)}, examined</h1><p "
+        f'class="lead">{escape(summary(findings))}.</p><dl>{listed}</dl></header>'
+    )
     ordered = by_weight(findings)
-    return document(f"{run.resolve().name}, examined", header, [Section("Findings", _table(ordered)), *map(_section, ordered)])
+    return document(
+        f"{run.resolve().name}, examined", header, [Section("Findings", _table(ordered)), *map(_section, ordered)]
+    )
 
 
 def _table(findings: Sequence[Finding]) -> str:
-    rows = [[finding.illness, finding.verdict, *_numbers(finding), finding.rule.mild, finding.rule.severe, finding.said] for finding in findings]
+    rows = [
+        [finding.illness, finding.verdict, *_numbers(finding), finding.rule.mild, finding.rule.severe, finding.said]
+        for finding in findings
+    ]
     return table(rows, ["illness", "verdict", "measured", "95% interval", "mild from", "severe from", "in words"])
 
 

@@ -22,24 +22,40 @@ POINTS = 4  # validations in the last half of a run, below which no slope is tak
 GREEN = Rule(
     "undertrained",
     "what the last doubling of documents took off the validation error of pictures, the learning rate still up",
-    mild=0.05, severe=0.2,
-    reason="a fall of a twentieth with each doubling is nearly flat; where it is a fifth, twice the time is a visibly better model",
+    mild=0.05,
+    severe=0.2,
+    reason="a fall of a twentieth with each doubling is nearly flat; where it is a fifth, twice the time is a visibly "
+    "better model",
     advice="go on: resume=true with more training.documents or minutes, and let the learning rate come down to its end",
-)  # fmt: skip
+)
 ENDED = Rule(
-    GREEN.illness, "what the last doubling of documents took off the validation error of pictures, or off its least before, or one took off while "
-    "the learning rate was up, whichever is least", mild=0.15, severe=0.35,
-    reason="bringing the rate down takes off up to a third by itself; what did not fall before it, or was lower once, does not want training",
+    GREEN.illness,
+    "what the last doubling of documents took off the validation error of pictures, or off its least before, or one "
+    "took off while "
+    "the learning rate was up, whichever is least",
+    mild=0.15,
+    severe=0.35,
+    reason="bringing the rate down takes off up to a third by itself; what did not fall before it, or was lower once, "
+    "does not want training",
     advice=GREEN.advice,
-)  # fmt: skip
+)
 STAGES = Rule(
-    GREEN.illness, "share of the documents before the curriculum's last stage that were seen", mild=1.0, severe=0.9,
-    reason="what comes in the last stage alone was never seen", advice=GREEN.advice,
-)  # fmt: skip
+    GREEN.illness,
+    "share of the documents before the curriculum's last stage that were seen",
+    mild=1.0,
+    severe=0.9,
+    reason="what comes in the last stage alone was never seen",
+    advice=GREEN.advice,
+)
 STOPPED = Rule(
-    GREEN.illness, "share of what it was to last that it lasted, where the curve falls but is too rough for a slope", mild=0.5, severe=0.1,
-    reason="with the learning rate still up, a run that has not seen half of what it was planned for is not known to be done", advice=GREEN.advice,
-)  # fmt: skip
+    GREEN.illness,
+    "share of what it was to last that it lasted, where the curve falls but is too rough for a slope",
+    mild=0.5,
+    severe=0.1,
+    reason="with the learning rate still up, a run that has not seen half of what it was planned for is not known "
+    "to be done",
+    advice=GREEN.advice,
+)
 
 
 Curve = Sequence[tuple[float, float]]
@@ -63,9 +79,13 @@ def _by_stages(patient: Patient) -> Finding | None:
 
 def _by_curve(patient: Patient) -> Finding:
     seen = patient.rows[-1]["seen"]
-    curve = [(row["seen"], row["val/x_error"]) for row in patient.rows if row.get("val/x_error", 0) > 0 and row["seen"] > 0]
+    curve = [
+        (row["seen"], row["val/x_error"]) for row in patient.rows if row.get("val/x_error", 0) > 0 and row["seen"] > 0
+    ]
     if (late := sum(at >= seen / 2 for at, _ in curve)) < POINTS:
-        return GREEN.unknown(f"{late} validations in the last half of the run, and a slope takes {POINTS}; lower training.validate_every")
+        return GREEN.unknown(
+            f"{late} validations in the last half of the run, and a slope takes {POINTS}; lower training.validate_every"
+        )
     rate, falls = _rate(patient), _falls(patient.rows, curve, seen)
     rule = GREEN if rate > 0.1 else ENDED
     said, found = min(falls if rule is ENDED else falls[:1], key=lambda pair: pair[1].value)
@@ -73,18 +93,26 @@ def _by_curve(patient: Patient) -> Finding:
     words = f"{said.format(takes=takes)}, and the learning rate ended at {rate:.0%} of its peak"
     finding, share = rule.judge(found, words, _curves(patient.rows), rate=rate), _share(patient)
     if finding.verdict == UNCLEAR and rule is GREEN:
-        stopped = STOPPED.judge(Measured(share), f"{words}; it was stopped after {share:.1%} of what it was to last", finding.evidence, rate=rate)
+        stopped = STOPPED.judge(
+            Measured(share),
+            f"{words}; it was stopped after {share:.1%} of what it was to last",
+            finding.evidence,
+            rate=rate,
+        )
         return stopped if stopped.ill else finding
     return finding
 
 
 def _falls(rows: Sequence[dict], curve: Curve, seen: int) -> list[tuple[str, Measured]]:
-    """What a doubling took off: over the last half; at its end, against the least of the first half; and while the rate was up."""
+    """What a doubling took off: over the last half; at its end, against the least of the first half; and while the rate
+    was up."""
     first, late = ([point for point in curve if (point[0] < seen / 2) == early] for early in (True, False))
     falls = [("twice the documents {takes} the error", falling(late))]
     if first:
         least = min(error for _, error in first)
-        falls.append(("twice the documents {takes} the least error of the first half", Measured(1 - late[-1][1] / least)))
+        falls.append(
+            ("twice the documents {takes} the least error of the first half", Measured(1 - late[-1][1] / least))
+        )
     rates = [(row["seen"], row["lr"]) for row in rows if "lr" in row]
     peak = max((rate for _, rate in rates), default=0.0)
     end = max((at for at, rate in rates if rate >= peak / 2), default=0)
@@ -107,7 +135,8 @@ def _rate(patient: Patient) -> float:
 
 
 def falling(curve: Curve) -> Measured:
-    """The share that each doubling of x takes off y: a line through log y over log2 x, with the 95% interval of its slope."""
+    """The share that each doubling of x takes off y: a line through log y over log2 x, with the 95% interval of its
+    slope."""
     x, y = np.log2([seen for seen, _ in curve]), np.log2([error for _, error in curve])
     (slope, _), centred = np.polyfit(x, y, 1), x - x.mean()
     left = y - y.mean() - slope * centred
@@ -117,8 +146,15 @@ def falling(curve: Curve) -> Measured:
 
 def _curves(rows: Sequence[dict]) -> str:
     groups = {"Validation error of pictures": ("val/x_error",), "Learning rate": ("lr",)}
-    lines = {title: [Line(name, [(row["seen"], row[name]) for row in rows if name in row]) for name in names] for title, names in groups.items()}
-    charts = [chart(title, found, "seen", log=title != "Learning rate") for title, found in lines.items() if any(line.points for line in found)]
+    lines = {
+        title: [Line(name, [(row["seen"], row[name]) for row in rows if name in row]) for name in names]
+        for title, names in groups.items()
+    }
+    charts = [
+        chart(title, found, "seen", log=title != "Learning rate")
+        for title, found in lines.items()
+        if any(line.points for line in found)
+    ]
     return side_by_side(*charts)
 
 
@@ -127,18 +163,25 @@ def _curves(rows: Sequence[dict]) -> str:
 LEAKING = Rule(
     "leaking validation subjects",
     "share of the validation samples that have a picture, or a subject, of training's",
-    mild=0.0, severe=0.1,
-    reason="one is one too many, as it is always the same picture that the figures are better by; from a tenth on no figure of validation holds",
-    advice="give pictures that are the same one subject (a `subject` column, or one file name), or take them out; fusion data check lists equal ones",
-)  # fmt: skip
+    mild=0.0,
+    severe=0.1,
+    reason="one is one too many, as it is always the same picture that the figures are better by; from a tenth on no "
+    "figure of validation holds",
+    advice="give pictures that are the same one subject (a `subject` column, or one file name), or take them out; "
+    "fusion data check lists equal ones",
+)
 MOST = 5000  # samples of training that are looked at, evenly spread over all
 NEAREST = 4  # of training, that are looked at pixel by pixel
 ALIKE, OF_ITS_CONTRAST = 8 / 255, 0.2  # pictures this near are the same one: saved again, resized, a few levels off
 
 
 def leaking(patient: Patient) -> Finding:
-    """Pictures are compared as thumbnails, and the nearest pixel by pixel. Crops and mirrored pictures are not found."""
-    sides = {side: [source for source in patient.sources(side) if isinstance(source, TableSource)] for side in ("train", "validation")}
+    """Pictures are compared as thumbnails, and the nearest pixel by pixel. Crops and mirrored pictures are not
+    found."""
+    sides = {
+        side: [source for source in patient.sources(side) if isinstance(source, TableSource)]
+        for side in ("train", "validation")
+    }
     if not sides["validation"]:
         return LEAKING.unknown("its data has no end, and every document is drawn from its own number")
     train = [pair for source in sides["train"] for pair in _pictures(source)]
@@ -151,11 +194,18 @@ def leaking(patient: Patient) -> Finding:
     twins = _twins(train, held_out)
     leaked = shared | {held[0].key for held, _ in twins}
     words = (
-        f"{len(leaked)} of {len(samples)} validation samples: {len({held[0].key for held, _ in twins})} by a picture, {len(shared)} by a subject; "
+        f"{len(leaked)} of {len(samples)} validation samples: {len({held[0].key for held, _ in twins})} by a picture, "
+        f"{len(shared)} by a subject; "
         f"{len(train):,} pictures of training were compared"
     )
-    shown = [pair for held, own in twins[:6] for pair in ((held[1], f"validation: {held[0].key}"), (own[1], f"training: {own[0].key}"))]
-    return LEAKING.judge(Measured(len(leaked) / len(samples)), words, gallery(shown), pictures=len(twins), subjects=len(shared))
+    shown = [
+        pair
+        for held, own in twins[:6]
+        for pair in ((held[1], f"validation: {held[0].key}"), (own[1], f"training: {own[0].key}"))
+    ]
+    return LEAKING.judge(
+        Measured(len(leaked) / len(samples)), words, gallery(shown), pictures=len(twins), subjects=len(shared)
+    )
 
 
 Pictured = tuple[Sample, Image.Image]
@@ -170,14 +220,21 @@ def _pictures(source: Source) -> list[Pictured]:
         except BadSample:
             continue
         turns = [turn["content"] for turn in sample.messages] if sample.messages else [sample.content]
-        found += [(sample, block["image"]) for content in turns for block in blocks(content) if block["type"] == "image"]
+        found += [
+            (sample, block["image"]) for content in turns for block in blocks(content) if block["type"] == "image"
+        ]
     return found
 
 
 def _twins(train: Sequence[Pictured], held_out: Sequence[Pictured]) -> list[tuple[Pictured, Pictured]]:
     """Pictures of validation with one of training that is the same."""
     small = [torch.from_numpy(np.stack([looks.thumbnail(image) for _, image in side])) for side in (held_out, train)]
-    nearest = torch.cat([torch.cdist(part, small[1]).topk(min(NEAREST, len(train)), largest=False).indices for part in small[0].split(256)])
+    nearest = torch.cat(
+        [
+            torch.cdist(part, small[1]).topk(min(NEAREST, len(train)), largest=False).indices
+            for part in small[0].split(256)
+        ]
+    )
     found = []
     for held, places in zip(held_out, nearest.tolist(), strict=True):
         limit = min(ALIKE, OF_ITS_CONTRAST * float(looks.values(held[1]).std()))

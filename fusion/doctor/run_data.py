@@ -39,7 +39,8 @@ ROWS = 16  # documents, or pictures that are drawn, in a batch
 
 @dataclass(frozen=True)
 class Task:
-    """A held-out picture and all that stands before it. sample: ends with the picture; source: the last picture before it, if that has its size."""
+    """A held-out picture and all that stands before it. sample: ends with the picture; source: the last picture before
+    it, if that has its size."""
 
     sample: Sample
     truth: Image.Image
@@ -58,8 +59,9 @@ class Task:
 
 
 class Patient:
-    """A run's folder. words: key=value of its config that hold here, such as data.path where the data has moved. count: held-out documents of each
-    source that are looked at. Raises ValueError in one line where the folder is no run, or nothing in it can be looked at."""
+    """A run's folder. words: key=value of its config that hold here, such as data.path where the data has moved. count:
+    held-out documents of each source that are looked at. Raises ValueError in one line where the folder is no run, or
+    nothing in it can be looked at."""
 
     def __init__(self, run: str | Path, words: Sequence[str] = (), count: int = 96, device: str | None = None):
         self.run, self.count, self.device = Path(run), count, device
@@ -69,7 +71,9 @@ class Patient:
         self.rows = [row for row in rows if isinstance(row, dict) and {"step", "seen"} <= row.keys()]
         self.folder = self._folder()
         if self.folder is None and not self.rows:
-            raise ValueError(f"{run}: nothing was logged and no model saved yet; let the run come to its first checkpoint")
+            raise ValueError(
+                f"{run}: nothing was logged and no model saved yet; let the run come to its first checkpoint"
+            )
 
     def _folder(self) -> Path | None:
         """Where the model is: the finished one, else that of the newest checkpoint."""
@@ -111,7 +115,8 @@ class Patient:
     # ---- data ----
 
     def sources(self, side: str) -> list[Source]:
-        """What it learns from ("train") or is validated on ("validation"). Raises Missing where the data cannot be opened."""
+        """What it learns from ("train") or is validated on ("validation"). Raises Missing where the data cannot be
+        opened."""
         if isinstance(self.config, Demo):
             if side == "train":
                 return [Curriculum([replace(stage, text=0.0) for stage in self.stages], TRAINING_SEED)]
@@ -119,7 +124,9 @@ class Patient:
         try:
             return open_data(self.config.data, self.config.stages, side, self._stride if self.folder else 1)[0]
         except (ValueError, OSError) as error:
-            raise Missing(f"its data cannot be read ({' '.join(str(error).split())}); say where it is now, data.path=FOLDER") from None
+            raise Missing(
+                f"its data cannot be read ({' '.join(str(error).split())}); say where it is now, data.path=FOLDER"
+            ) from None
 
     @property
     def _stride(self) -> int:
@@ -158,8 +165,8 @@ class Patient:
             return False
 
     def batches(self, samples: Sequence[Sample]) -> list[Batch] | list[PairBatch]:
-        """Documents as batches, one to a row and in order: whatever else they say, pictures of the same sizes get the same noise from one generator.
-        Raises BadSample for a document that takes more than a row of training."""
+        """Documents as batches, one to a row and in order: whatever else they say, pictures of the same sizes get the
+        same noise from one generator. Raises BadSample for a document that takes more than a row of training."""
         if self.paints:
             return fixed_pairs(samples, self._stride, ROWS)
         laid_out = [self._laid_out(sample) for sample in samples]
@@ -204,7 +211,9 @@ class Patient:
                     drawn[number].append(image)
         return drawn
 
-    def _images(self, tasks: Sequence[Task], size: tuple[int, int], seed: int, knobs: dict[str, Any]) -> list[Image.Image]:
+    def _images(
+        self, tasks: Sequence[Task], size: tuple[int, int], seed: int, knobs: dict[str, Any]
+    ) -> list[Image.Image]:
         if self.paints:
             return self.learner.painter.images([task.words for task in tasks], seed, size=size, **knobs)
         if all(task.source is None for task in tasks):
@@ -220,24 +229,40 @@ def _config(run: Path, words: Sequence[str]) -> Unified | Demo | Diffusion:
     if not run.is_dir():
         raise ValueError(f"{run}: no such folder; give the folder of a run")
     if not path.is_file():
-        raise ValueError(f"{run}: no run there (config.yaml is missing); give the folder that train.unified, train.demo or train.diffusion wrote")
+        raise ValueError(
+            f"{run}: no run there (config.yaml is missing); give the folder that train.unified, train.demo or "
+            "train.diffusion wrote"
+        )
     try:
         keys = set(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
-        raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())[:100]}); the run's programs write it anew") from None
-    for kind, needed in ((Diffusion, {"painter", "run"}), (Demo, {"llm", "out"}), (Unified, {"model", "run", "packing"})):
+        raise ValueError(
+            f"{path} is not YAML ({' '.join(str(error).split())[:100]}); the run's programs write it anew"
+        ) from None
+    for kind, needed in (
+        (Diffusion, {"painter", "run"}),
+        (Demo, {"llm", "out"}),
+        (Unified, {"model", "run", "packing"}),
+    ):
         if needed <= keys:
             return load_config(kind, path, words)
-    raise ValueError(f"{run}: a run of another kind; the doctor looks at those of train.unified, train.demo and train.diffusion")
+    raise ValueError(
+        f"{run}: a run of another kind; the doctor looks at those of train.unified, train.demo and train.diffusion"
+    )
 
 
 # ---- from documents to tasks ----
 
 
 def task_of(sample: Sample) -> Task | None:
-    """The last picture of a document that is asked for and nothing else said beside it, or a page's last behind a text; None where there is none."""
+    """The last picture of a document that is asked for and nothing else said beside it, or a page's last behind a text;
+    None where there is none."""
     if sample.messages:
-        ends = [number for number, turn in enumerate(sample.messages) if turn["role"] == "assistant" and _only_a_picture(turn)]
+        ends = [
+            number
+            for number, turn in enumerate(sample.messages)
+            if turn["role"] == "assistant" and _only_a_picture(turn)
+        ]
         cut = replace(sample, messages=list(sample.messages[: ends[-1] + 1])) if ends and ends[-1] else None
     else:
         cut = _page(sample)
@@ -247,7 +272,9 @@ def task_of(sample: Sample) -> Task | None:
     parts = [(turn["role"], block) for turn in turns for block in blocks(turn["content"])]
     *before, truth = [block["image"] for _, block in parts if block["type"] == "image"]
     source = before[-1] if before and before[-1].size == truth.size else None
-    return Task(cut, truth, source, (sample.source, source is not None, tuple((role, block["type"]) for role, block in parts)))
+    return Task(
+        cut, truth, source, (sample.source, source is not None, tuple((role, block["type"]) for role, block in parts))
+    )
 
 
 def _only_a_picture(turn: dict) -> bool:
@@ -265,7 +292,13 @@ def said(sample: Sample) -> list[dict]:
     """The text blocks of a task that the model did not write: those of its user, or of its page."""
     if not sample.messages:
         return [block for block in sample.content if block["type"] == "text"]
-    return [block for turn in sample.messages if turn["role"] != "assistant" for block in blocks(turn["content"]) if block["type"] == "text"]
+    return [
+        block
+        for turn in sample.messages
+        if turn["role"] != "assistant"
+        for block in blocks(turn["content"])
+        if block["type"] == "text"
+    ]
 
 
 def told(sample: Sample, texts: Sequence[str]) -> Sample:
@@ -277,5 +310,8 @@ def told(sample: Sample, texts: Sequence[str]) -> Sample:
 
     if not sample.messages:
         return replace(sample, content=renewed(sample.content))
-    turns = [{**turn, "content": renewed(turn["content"])} if turn["role"] != "assistant" else turn for turn in sample.messages]
+    turns = [
+        {**turn, "content": renewed(turn["content"])} if turn["role"] != "assistant" else turn
+        for turn in sample.messages
+    ]
     return replace(sample, messages=turns)

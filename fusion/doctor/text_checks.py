@@ -29,16 +29,20 @@ SHOWN = 8
 DEAF = Rule(
     "not conditioned on text",
     "how often the error of x at t = 0.5 to 1 is larger with another document's words (same picture, noise and times)",
-    mild=0.75, severe=0.6,
-    reason="a model that does not read has 0.5, by chance, and one that reads comes near 1 however little the words say, as noise and times are the "
+    mild=0.75,
+    severe=0.6,
+    reason="a model that does not read has 0.5, by chance, and one that reads comes near 1 however little the words "
+    "say, as noise and times are the "
     "same (diffusion models classify by this, arXiv 2303.16203); 0.75 is half-way",
-    advice="look whether captions belong to their pictures (fusion data check shows samples), whether packing.drop_text is far below 1, and train "
+    advice="look whether captions belong to their pictures (fusion data check shows samples), whether "
+    "packing.drop_text is far below 1, and train "
     "longer; if the captions truly say nothing of the pictures, this is the data's illness",
-)  # fmt: skip
+)
 
 
 def deaf(patient: Patient) -> Finding:
-    """Judged kind by kind (source of the data; with or without a picture in context) and all together; told of what is most surely deaf."""
+    """Judged kind by kind (source of the data; with or without a picture in context) and all together; told of what is
+    most surely deaf."""
     kinds = defaultdict(list)
     for task, wrong in misled(patient.tasks):
         if readable := [sample for sample in wrong if patient.reads(sample)]:
@@ -52,34 +56,50 @@ def deaf(patient: Patient) -> Finding:
     shares = {kind: statistics.resampled_ratio(found[:, 0], np.ones(len(found))) for kind, found in heard.items()}
     worst = min(shares, key=lambda kind: shares[kind].most)
     _, cost, right = heard[worst].mean(0)
-    said = f"{worst}: another document's words are worse {shares[worst].value:.0%} of the time, and cost {cost / right:+.1%} of the error"
-    return DEAF.judge(shares[worst], said, _bands(patient, kinds[worst]), cost=float(cost / right), pictures=len(heard[worst]))
+    said = (
+        f"{worst}: another document's words are worse {shares[worst].value:.0%} of the time, and cost "
+        f"{cost / right:+.1%} of the error"
+    )
+    return DEAF.judge(
+        shares[worst], said, _bands(patient, kinds[worst]), cost=float(cost / right), pictures=len(heard[worst])
+    )
 
 
 def _heard(patient: Patient, pairs: Misled) -> np.ndarray:
-    """(pictures, 3): how often wrong words are worse than the right ones, by how much larger the error is with them, and the error with the right."""
+    """(pictures, 3): how often wrong words are worse than the right ones, by how much larger the error is with them,
+    and the error with the right."""
     right = x_errors(patient, [task.sample for task, _ in pairs], 0.5, 1.0)[0].mean(-1)
     turns = range(max(len(wrong) for _, wrong in pairs))  # whoever has fewer of them is told the same ones again
-    wrong = torch.stack([x_errors(patient, [told[turn % len(told)] for _, told in pairs], 0.5, 1.0)[0].mean(-1) for turn in turns])
+    wrong = torch.stack(
+        [x_errors(patient, [told[turn % len(told)] for _, told in pairs], 0.5, 1.0)[0].mean(-1) for turn in turns]
+    )
     return torch.stack([(wrong > right).float().mean(0), (wrong - right).mean(0), right], dim=-1).numpy()
 
 
 def _bands(patient: Patient, pairs: Misled) -> str:
     lines = []
-    for name, samples in (("its own words", [task.sample for task, _ in pairs]), ("another's words", [wrong[0] for _, wrong in pairs])):
+    for name, samples in (
+        ("its own words", [task.sample for task, _ in pairs]),
+        ("another's words", [wrong[0] for _, wrong in pairs]),
+    ):
         means = [float(x_errors(patient, samples, low, high, rounds=1)[0].mean()) for low, high in BANDS]
         lines.append(Line(name, [(round(50 * sum(band)), mean) for band, mean in zip(BANDS, means, strict=True)]))
-    return side_by_side(chart("Error of x by time", lines, "t, per cent", "held-out pictures, same noise", log=True, noisy=False))
+    return side_by_side(
+        chart("Error of x by time", lines, "t, per cent", "held-out pictures, same noise", log=True, noisy=False)
+    )
 
 
 SILENT = Rule(
     "never draws when asked",
     "share of the places where the true answer begins a picture at which the model would begin one",
-    mild=0.95, severe=0.5,
-    reason="one request in twenty that stays without its picture is noticed by everybody; below a half, the picture is the exception",
-    advice="let the control tokens carry loss (objective.w_text above 0), give the data answers that are pictures, and look for answers in words to "
+    mild=0.95,
+    severe=0.5,
+    reason="one request in twenty that stays without its picture is noticed by everybody; below a half, the picture is "
+    "the exception",
+    advice="let the control tokens carry loss (objective.w_text above 0), give the data answers that are pictures, and "
+    "look for answers in words to "
     "requests for pictures; until then draw and edit make it draw",
-)  # fmt: skip
+)
 
 
 @torch.no_grad()
@@ -97,7 +117,9 @@ def silent(patient: Patient) -> Finding:
     share = rightly / asked
     found = Measured(share, *wilson(share, asked))
     evidence = _answers(patient) if SILENT.verdict(found) != WELL else ""
-    return SILENT.judge(found, f"it begins a picture at {rightly} of the {asked} places where it should", evidence, asked=asked)
+    return SILENT.judge(
+        found, f"it begins a picture at {rightly} of the {asked} places where it should", evidence, asked=asked
+    )
 
 
 def _answers(patient: Patient) -> str:
@@ -105,7 +127,9 @@ def _answers(patient: Patient) -> str:
     rows = []
     for task in patient.tasks[:SHOWN]:
         if task.sample.messages:
-            answer = patient.learner.fusion.generate(task.prompt, steps=1, guidance=1.0, max_images=1, max_new_tokens=32)
+            answer = patient.learner.fusion.generate(
+                task.prompt, steps=1, guidance=1.0, max_images=1, max_new_tokens=32
+            )
             rows.append([task.words, " ".join(part if isinstance(part, str) else "[a picture]" for part in answer)])
     return table(rows, ["asked", "answer"]) if rows else ""
 
@@ -113,12 +137,15 @@ def _answers(patient: Patient) -> str:
 FORGETFUL = Rule(
     "forgetting",
     "by which share the perplexity of plain text is above that of the language model it was made of",
-    mild=0.05, severe=0.25,
-    reason="the same tokens under both models, so that what differs is the training; 2 % is what the demo allows itself, and a quarter is a "
+    mild=0.05,
+    severe=0.25,
+    reason="the same tokens under both models, so that what differs is the training; 2 % is what the demo allows "
+    "itself, and a quarter is a "
     "language model of a smaller size",
-    advice="mix plain text into the data (kind: text), lower the language model's rate (training.optim.rates {llm.*: 0.2}), or keep it as it is "
+    advice="mix plain text into the data (kind: text), lower the language model's rate (training.optim.rates {llm.*: "
+    "0.2}), or keep it as it is "
     "(model.mode=mot or frozen, model.lora)",
-)  # fmt: skip
+)
 
 
 def forgetful(patient: Patient) -> Finding:

@@ -29,7 +29,8 @@ KNOBS = ("seed", "steps", "guidance", "image_guidance")  # of a run's samples; u
 
 @dataclass(frozen=True)
 class Drawn:
-    """A held-out sample and what the model made of it; all pictures are of one size. before: None where nothing was edited."""
+    """A held-out sample and what the model made of it; all pictures are of one size. before: None where nothing was
+    edited."""
 
     words: str
     before: Image.Image | None
@@ -38,7 +39,8 @@ class Drawn:
 
 
 def sections(model: Fusion, data: DataConfig, knobs: Mapping[str, Any], count: int = COUNT) -> list[Section]:
-    """The part of a report about characters that were never trained on, by the split that the config's own loaders make.
+    """The part of a report about characters that were never trained on, by the split that the config's own loaders
+    make.
 
     data: as the run had it, with sources of kind images or edits; the latter are told apart by their column `kind`.
     knobs: of Fusion.draw and Fusion.edit.

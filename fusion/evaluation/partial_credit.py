@@ -3,9 +3,11 @@
 from fusion.worlds.shapes import EditVerdict, Expectation, Verdict
 
 WORDS = {
-    "drawing": "the share of what was asked that is right: how many objects; all objects with their shapes, colours, sizes and places; that this "
+    "drawing": "the share of what was asked that is right: how many objects; all objects with their shapes, colours, "
+    "sizes and places; that this "
     "is true of a clean picture; and, where they are asked for, the colours whatever their shapes, and the relations",
-    "edits": "nothing without the asked change, so that a copy is worth nothing; with it a third, another third times the share of the other "
+    "edits": "nothing without the asked change, so that a copy is worth nothing; with it a third, another third times "
+    "the share of the other "
     "pixels that were kept, and a third where the edit is done and nothing else",
 }
 

@@ -17,7 +17,8 @@ SHOWN, EXTREMES = 72, 12  # pixels on screen of a sample, and how many of the be
 
 @dataclass(frozen=True)
 class Result:
-    """settings: what was asked, and how; facts: of the run. scores and rows by suite. text: perplexities, if they were measured."""
+    """settings: what was asked, and how; facts: of the run. scores and rows by suite. text: perplexities, if they were
+    measured."""
 
     folder: Path
     settings: dict
@@ -29,7 +30,11 @@ class Result:
     def figures(self, paired: Sequence["Paired"] = ()) -> dict:
         """For results.json; `rows` beside it have every item."""
         scores = [{"suite": suite} | asdict(score) for suite, found in self.scores.items() for score in found]
-        return self.settings | self.facts | {"figures": scores, "text": self.text, "paired": [asdict(one) for one in paired]}
+        return (
+            self.settings
+            | self.facts
+            | {"figures": scores, "text": self.text, "paired": [asdict(one) for one in paired]}
+        )
 
     def as_text(self) -> str:
         """For a terminal."""
@@ -37,7 +42,10 @@ class Result:
         lines = [as_text(scores)]
         if self.text:
             width = max(len(score.name) for score in scores)
-            lines.append(f"{'text perplexity':<{width}}  {self.text['before']:.2f} -> {self.text['after']:.2f} ({self.text['rise']:+.1%})")
+            lines.append(
+                f"{'text perplexity':<{width}}  {self.text['before']:.2f} -> {self.text['after']:.2f} "
+                f"({self.text['rise']:+.1%})"
+            )
         return "\n".join(lines)
 
 
@@ -45,14 +53,22 @@ def read_result(folder: Path) -> Result:
     """What eval.run wrote into a folder. ValueError in one line where there is none, or half of one."""
     try:
         found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        files = [(suite.name, sorted((folder / "samples" / suite.name.replace(" ", "-")).glob("*.jsonl"))) for suite in SUITES]
-        rows = {name: [Row(**json.loads(line)) for file in paths for line in file.read_text(encoding="utf-8").splitlines()] for name, paths in files}
+        files = [
+            (suite.name, sorted((folder / "samples" / suite.name.replace(" ", "-")).glob("*.jsonl")))
+            for suite in SUITES
+        ]
+        rows = {
+            name: [Row(**json.loads(line)) for file in paths for line in file.read_text(encoding="utf-8").splitlines()]
+            for name, paths in files
+        }
         scores: dict[str, list[Score]] = {}
         for figure_ in found["figures"]:
             scores.setdefault(figure_.pop("suite"), []).append(Score(**figure_))
         return Result(folder, found, {}, scores, {name: rows[name] for name in scores}, found["text"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder}: no finished evaluation there ({' '.join(str(error).split())[:80]}); run eval.run on it first") from None
+        raise ValueError(
+            f"{folder}: no finished evaluation there ({' '.join(str(error).split())[:80]}); run eval.run on it first"
+        ) from None
 
 
 # ---- item by item ----
@@ -79,7 +95,9 @@ def against(one: Result, other: Result) -> list[Paired]:
     """The suites' main values, over suites in which both were asked the same. ValueError where there is none."""
     found = [pair for suite in SUITES if (pair := compared(one, other, suite, suite.main))]
     if not found:
-        raise ValueError(f"{other.folder}: it was asked for nothing that {one.folder} was: give the same --suite and --split")
+        raise ValueError(
+            f"{other.folder}: it was asked for nothing that {one.folder} was: give the same --suite and --split"
+        )
     return found
 
 
@@ -94,11 +112,24 @@ def render(one: Result, paired: Sequence[Paired] = (), other: Result | None = No
     for suite in SUITES:
         if suite.name in one.rows:
             rows = one.rows[suite.name]
-            sections.append(Section(suite.name.capitalize(), score_table(one.scores[suite.name]) + _samples(one.folder, suite.main, rows)))
+            sections.append(
+                Section(
+                    suite.name.capitalize(),
+                    score_table(one.scores[suite.name]) + _samples(one.folder, suite.main, rows),
+                )
+            )
     settings = {name: one.settings[name] for name in ("suite", "split", "seed", "knobs", "prompts")} | one.facts
-    facts = "".join(f"<div><dt>{escape(name)}</dt><dd><code>{escape(str(value))}</code></dd></div>" for name, value in settings.items())
-    lead = f"{one.facts.get('kind', '')}, {sum(map(len, one.rows.values()))} items of the suite “{one.settings['suite']}”."
-    header = f'<header><h1>{escape(str(one.settings["model"]))}</h1><p class="lead">{escape(lead)}</p><dl>{facts}</dl></header>'
+    facts = "".join(
+        f"<div><dt>{escape(name)}</dt><dd><code>{escape(str(value))}</code></dd></div>"
+        for name, value in settings.items()
+    )
+    lead = (
+        f"{one.facts.get('kind', '')}, {sum(map(len, one.rows.values()))} items of the suite “{one.settings['suite']}”."
+    )
+    header = (
+        f"<header><h1>{escape(str(one.settings['model']))}</h1><p "
+        f'class="lead">{escape(lead)}</p><dl>{facts}</dl></header>'
+    )
     return document(f"Evaluation of {one.settings['model']}", header, sections)
 
 
@@ -106,11 +137,16 @@ def _words(text: dict | None) -> str:
     if text is None:
         return ""
     before, after, rise = text["before"], text["after"], text["rise"]
-    return paragraph(f"Perplexity of {text['tokens']:,} tokens of plain text: {before:.2f} before, {after:.2f} now ({rise:+.1%}).")
+    return paragraph(
+        f"Perplexity of {text['tokens']:,} tokens of plain text: {before:.2f} before, {after:.2f} now ({rise:+.1%})."
+    )
 
 
 def _comparison(paired: Sequence[Paired]) -> str:
-    rows = [(one.suite, f"{one.difference:+.3f} ± {one.half:.3f}", one.better, one.worse, one.count, _verdict(one)) for one in paired]
+    rows = [
+        (one.suite, f"{one.difference:+.3f} ± {one.half:.3f}", one.better, one.worse, one.count, _verdict(one))
+        for one in paired
+    ]
     said = "Differences of the same items, this model less the other; the interval is of the mean difference, at 95%."
     return paragraph(said) + table(rows, ("suite", "difference", "better", "worse", "of", ""))
 

@@ -1,7 +1,8 @@
 """Evaluates anything that draws: `fusion eval MODEL --suite quick -o out/eval` writes one page, and all figures as JSON.
 
-It goes on where it was stopped. MODEL: a saved unified model, a painter of any architecture, or a pipeline of diffusers. Several processes share
-the work with --shard 0/2 and --shard 1/2; the same command without --shard then puts it together.
+It goes on where it was stopped. MODEL: a saved unified model, a painter of any architecture, or a pipeline of
+diffusers. Several processes share the work with --shard 0/2 and --shard 1/2; the same command without --shard then puts
+it together.
 """
 
 import argparse
@@ -51,7 +52,9 @@ class Settings:
 def settings_of(model: str, suite: str, split: str, knobs: dict[str, Any]) -> Settings:
     """With a fingerprint of each suite's prompts. ValueError for an unknown suite or split."""
     if suite not in COUNTS or split not in SPLITS:
-        raise ValueError(f"suite={suite}, split={split}: suites are {', '.join(COUNTS)}, and splits {', '.join(SPLITS)}")
+        raise ValueError(
+            f"suite={suite}, split={split}: suites are {', '.join(COUNTS)}, and splits {', '.join(SPLITS)}"
+        )
     counts = {one.name: COUNTS[suite](one) for one in SUITES}
     prompts = {one.name: fingerprint(one, counts[one.name], SPLITS[split]) for one in SUITES}
     return Settings(str(model), suite, split, SPLITS[split], KNOBS | knobs, counts, prompts)
@@ -74,7 +77,8 @@ def asked(subject: Subject, settings: Settings) -> list[Suite]:
 
 
 def ask(subject: Subject, settings: Settings, out: Path, shard: tuple[int, int] = (0, 1)) -> None:
-    """Ask for what is not there yet of this shard's part, which is every n-th item, and keep each batch when it is done."""
+    """Ask for what is not there yet of this shard's part, which is every n-th item, and keep each batch when it is
+    done."""
     work = []
     for suite in asked(subject, settings):
         known = {row.number for row in rows_of(out, suite)}
@@ -90,11 +94,14 @@ def ask(subject: Subject, settings: Settings, out: Path, shard: tuple[int, int] 
 
 
 def keep(out: Path, suite: Suite, answers: Sequence[Answer]) -> None:
-    """Write images as PNG files, then the rows of the batch as one file, whole or not at all, named by the first of them."""
+    """Write images as PNG files, then the rows of the batch as one file, whole or not at all, named by the first of
+    them."""
     place, rows = out / "samples" / slug(suite), []
     place.mkdir(parents=True, exist_ok=True)
     for row, images in answers:
-        names = [f"{row.number:04}{ascii_lowercase[number] if len(images) > 1 else ''}.png" for number in range(len(images))]
+        names = [
+            f"{row.number:04}{ascii_lowercase[number] if len(images) > 1 else ''}.png" for number in range(len(images))
+        ]
         for name, image in zip(names, images, strict=True):
             image.save(place / f"{name}.tmp", format="PNG")
             os.replace(place / f"{name}.tmp", place / name)
@@ -105,7 +112,10 @@ def keep(out: Path, suite: Suite, answers: Sequence[Answer]) -> None:
 def rows_of(out: Path, suite: Suite) -> list[Row]:
     """All rows of a suite that are there, by number."""
     files = sorted((out / "samples" / slug(suite)).glob("*.jsonl"))
-    return sorted((Row(**json.loads(line)) for file in files for line in file.read_text(encoding="utf-8").splitlines()), key=lambda row: row.number)
+    return sorted(
+        (Row(**json.loads(line)) for file in files for line in file.read_text(encoding="utf-8").splitlines()),
+        key=lambda row: row.number,
+    )
 
 
 def slug(suite: Suite) -> str:
@@ -121,17 +131,24 @@ def result(subject: Subject, settings: Settings, out: Path, text: dict | None) -
     rows = {suite.name: rows_of(out, suite) for suite in asked(subject, settings)}
     for name, found in rows.items():
         if len(found) < settings.counts[name]:
-            raise ValueError(f"{out}: {len(found)} of {settings.counts[name]} items of {name} are there; run the other shards, then this again")
+            raise ValueError(
+                f"{out}: {len(found)} of {settings.counts[name]} items of {name} are there; run the other shards, then "
+                "this again"
+            )
     scores = {suite.name: suite.scores(rows[suite.name]) for suite in SUITES if suite.name in rows}
     facts = {
-        "kind": subject.kind, "commit": commit(), "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "versions": {name: version(name) for name in ("torch", "transformers", "diffusers")}, "world": str(WORLD_VERSION),
-    }  # fmt: skip
+        "kind": subject.kind,
+        "commit": commit(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "versions": {name: version(name) for name in ("torch", "transformers", "diffusers")},
+        "world": str(WORLD_VERSION),
+    }
     return Result(out, asdict(settings), facts, scores, rows, text)
 
 
 def begin(settings: Settings, out: Path) -> None:
-    """Make the folder, or make sure that it holds results of the same settings. ValueError otherwise: nothing is written over."""
+    """Make the folder, or make sure that it holds results of the same settings. ValueError otherwise: nothing is
+    written over."""
     file, told = out / SETTINGS, json.dumps(asdict(settings), indent=1) + "\n"
     if file.is_file():
         if json.loads(file.read_text(encoding="utf-8")) != json.loads(told):
@@ -144,10 +161,18 @@ def begin(settings: Settings, out: Path) -> None:
 
 
 def evaluate(
-    model: str, out: Path, suite: str = "quick", split: str = "scored", knobs: dict | None = None, shard: tuple[int, int] = (0, 1),
-    llm: str | None = None, other: Path | None = None, device: str | None = None,
-) -> Result | None:  # fmt: skip
-    """The whole evaluation; None where other shards still work. llm: the language model that the model was made of, for what it did to its text."""
+    model: str,
+    out: Path,
+    suite: str = "quick",
+    split: str = "scored",
+    knobs: dict | None = None,
+    shard: tuple[int, int] = (0, 1),
+    llm: str | None = None,
+    other: Path | None = None,
+    device: str | None = None,
+) -> Result | None:
+    """The whole evaluation; None where other shards still work. llm: the language model that the model was made of, for
+    what it did to its text."""
     settings = settings_of(model, suite, split, with_preset(model, knobs or {}))
     other = read_result(other) if other else None
     begin(settings, out)
@@ -169,15 +194,26 @@ def evaluate(
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="fusion eval", description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="folder of a unified model (or a bundled one's name), of a painter, or of a diffusers pipeline")
+    parser.add_argument(
+        "model", help="folder of a unified model (or a bundled one's name), of a painter, or of a diffusers pipeline"
+    )
     parser.add_argument("--suite", choices=COUNTS, default="quick", help="how many items are asked")
     parser.add_argument("--split", choices=SPLITS, default="scored", help="development while anything is being tuned")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the folder that is written, or gone on with")
-    parser.add_argument("--against", type=Path, help="a folder that this program wrote, of another model: both are compared item by item")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        help="a folder that this program wrote, of another model: both are compared item by item",
+    )
     parser.add_argument("--llm", help="the language model that the model was made of: its perplexity, before and after")
     parser.add_argument("--shard", default="0/1", help="i/n: this process asks for every n-th item, from number i on")
     parser.add_argument("--device", help="cuda, cpu, ...")
-    parser.add_argument("knobs", nargs="*", metavar="knob=value", help="of the sampler: steps=20 guidance=3 solver=heun ..., or preset=fast")
+    parser.add_argument(
+        "knobs",
+        nargs="*",
+        metavar="knob=value",
+        help="of the sampler: steps=20 guidance=3 solver=heun ..., or preset=fast",
+    )
     return parser.parse_intermixed_args(argv)
 
 
@@ -202,7 +238,17 @@ def main(argv: Sequence[str]) -> int:
     logging.disable_progress_bar()  # of reading weights
     try:
         knobs, shard = knobs_of(options.knobs), shard_of(options.shard)
-        found = evaluate(options.model, options.out, options.suite, options.split, knobs, shard, options.llm, options.against, options.device)
+        found = evaluate(
+            options.model,
+            options.out,
+            options.suite,
+            options.split,
+            knobs,
+            shard,
+            options.llm,
+            options.against,
+            options.device,
+        )
     except (ValueError, TypeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

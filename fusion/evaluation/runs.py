@@ -1,7 +1,8 @@
 """Runs of train.unified on one data set beside each other. `fusion runs OUT RUN RUN ...`
 
-Writes OUT/results.json, OUT/samples.png and OUT/report.html: in what the runs' settings differ, validation curves, what became of the text, and
-what each makes of the same subjects, which none was trained on: how near it comes to the true picture, and pictures side by side.
+Writes OUT/results.json, OUT/samples.png and OUT/report.html: in what the runs' settings differ, validation curves, what
+became of the text, and what each makes of the same subjects, which none was trained on: how near it comes to the true
+picture, and pictures side by side.
 """
 
 import argparse
@@ -73,10 +74,16 @@ def differences(runs: Sequence[Run]) -> dict[str, list]:
 def _flat(settings: Any, before: str = "") -> dict[str, Any]:
     if not isinstance(settings, Mapping):
         return {before: settings}
-    return {key: value for name, part in settings.items() for key, value in _flat(part, f"{before}.{name}".strip(".")).items()}
+    return {
+        key: value
+        for name, part in settings.items()
+        for key, value in _flat(part, f"{before}.{name}".strip(".")).items()
+    }
 
 
-def attempts(model: Fusion, asked: Mapping[str, list[Sample]], knobs: Mapping[str, Any], name: str) -> dict[str, list[Drawn]]:
+def attempts(
+    model: Fusion, asked: Mapping[str, list[Sample]], knobs: Mapping[str, Any], name: str
+) -> dict[str, list[Drawn]]:
     """What one model makes of all that is asked."""
     with tqdm(total=sum(map(len, asked.values())), desc=name, unit="pictures") as bar:
 
@@ -87,19 +94,32 @@ def attempts(model: Fusion, asked: Mapping[str, list[Sample]], knobs: Mapping[st
         return {kind: [one(sample) for sample in samples] for kind, samples in asked.items()}
 
 
-# ---- the page -------------------------------------------------------------------------------------------------------------------
+# ---- the page
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def figures(run: Run, model: Fusion, drawn: Mapping[str, Sequence[Drawn]]) -> dict[str, Any]:
     """What is said of one run, by name."""
     trained = sum(p.numel() for p in model.model.parameters() if p.requires_grad)
     found = {
-        "run": run.name, "parameters": sum(p.numel() for p in model.model.parameters()), "trained": trained, "documents": run.last("seen"),
-        "minutes": round(run.last("time") / 60, 1), "validation error of x": run.last("val/x_error"), "validation loss of text": run.last("val/text"),
-    }  # fmt: skip
-    found |= {f"{kind}, median PSNR, dB": round(median([psnr(one.drawn, one.wanted) for one in many]), 2) for kind, many in drawn.items()}
+        "run": run.name,
+        "parameters": sum(p.numel() for p in model.model.parameters()),
+        "trained": trained,
+        "documents": run.last("seen"),
+        "minutes": round(run.last("time") / 60, 1),
+        "validation error of x": run.last("val/x_error"),
+        "validation loss of text": run.last("val/text"),
+    }
+    found |= {
+        f"{kind}, median PSNR, dB": round(median([psnr(one.drawn, one.wanted) for one in many]), 2)
+        for kind, many in drawn.items()
+    }
     text = kept_texts(run.config.model.llm, run.model)
-    return found | {"perplexity of prose, before": round(text["before"], 3), "after": round(text["after"], 3), "rise": round(text["rise"], 4)}
+    return found | {
+        "perplexity of prose, before": round(text["before"], 3),
+        "after": round(text["after"], 3),
+        "rise": round(text["rise"], 4),
+    }
 
 
 def curves(runs: Sequence[Run]) -> str:
@@ -115,7 +135,9 @@ def panels(names: Sequence[str], drawn: Sequence[Mapping[str, Sequence[Drawn]]],
     """The same requests of a kind, answered by each."""
     html = ""
     for same in list(zip(*(one[kind] for one in drawn), strict=True))[:SHOWN]:
-        pictures = {"before": same[0].before, "wanted": same[0].wanted} | {name: one.drawn for name, one in zip(names, same, strict=True)}
+        pictures = {"before": same[0].before, "wanted": same[0].wanted} | {
+            name: one.drawn for name, one in zip(names, same, strict=True)
+        }
         shown = "".join(figure(image, name) for name, image in pictures.items() if image)
         html += f'<div class="triptych"><p>{escape(same[0].words)}</p><div>{shown}</div></div>'
     return html
@@ -127,7 +149,9 @@ def sheet(names: Sequence[str], drawn: Sequence[Mapping[str, Sequence[Drawn]]]) 
     for kind in drawn[0]:
         for same in list(zip(*(one[kind] for one in drawn), strict=True))[: SHOWN // 2]:
             before = {"before": same[0].before} if same[0].before else {}
-            shown = before | {"wanted": same[0].wanted} | {name: one.drawn for name, one in zip(names, same, strict=True)}
+            shown = (
+                before | {"wanted": same[0].wanted} | {name: one.drawn for name, one in zip(names, same, strict=True)}
+            )
             cells.append(Cell(list(shown.values()), [same[0].words], labels=list(shown)))
     return contact_sheet(cells)
 
@@ -135,7 +159,10 @@ def sheet(names: Sequence[str], drawn: Sequence[Mapping[str, Sequence[Drawn]]]) 
 def compare(out: Path, runs: Sequence[Run], count: int, device: str | None) -> list[dict]:
     """Draw, measure, write; returns the figures of each run. ValueError where the runs have other data."""
     first = runs[0]
-    if any(run.config.data.sources != first.config.data.sources or run.config.data.path != first.config.data.path for run in runs):
+    if any(
+        run.config.data.sources != first.config.data.sources or run.config.data.path != first.config.data.path
+        for run in runs
+    ):
         raise ValueError("the runs have other data: give runs of the same data.path and data.sources")
     data = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), first.config.data))
     knobs = {name: first.config.samples[name] for name in KNOBS}
@@ -148,8 +175,13 @@ def compare(out: Path, runs: Sequence[Run], count: int, device: str | None) -> l
     names = [run.name for run in runs]
     differs = differences(runs)
     sections = [
-        Section("Figures", table([(name, *(one[name] for one in told)) for name in told[0] if name != "run"], ["", *names])),
-        Section("Settings in which they differ", table([(key, *map(str, values)) for key, values in differs.items()], ["setting", *names])),
+        Section(
+            "Figures", table([(name, *(one[name] for one in told)) for name in told[0] if name != "run"], ["", *names])
+        ),
+        Section(
+            "Settings in which they differ",
+            table([(key, *map(str, values)) for key, values in differs.items()], ["setting", *names]),
+        ),
         Section("Curves", curves(runs)),
         *(Section(f"Never trained on: {kind}", panels(names, drawn, kind)) for kind in asked),
     ]
@@ -157,7 +189,9 @@ def compare(out: Path, runs: Sequence[Run], count: int, device: str | None) -> l
     results = {"count": count, "knobs": knobs, "differences": differs, "runs": told}
     save((json.dumps(results, indent=1, default=str) + "\n").encode(), out / "results.json")
     save(png(sheet(names, drawn)), out / "samples.png")
-    header = f"<h1>{escape(' · '.join(names))}</h1>" + paragraph(f"{count} subjects of each kind, at most; the same noise for all.")
+    header = f"<h1>{escape(' · '.join(names))}</h1>" + paragraph(
+        f"{count} subjects of each kind, at most; the same noise for all."
+    )
     save(document("Runs compared", header, sections).encode(), out / "report.html")
     return told
 

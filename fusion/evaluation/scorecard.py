@@ -37,7 +37,8 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Scorecard:
-    """Everything a subject was asked and what it made of it, by suite and in the order of the items. seed: of the items; seconds: it took."""
+    """Everything a subject was asked and what it made of it, by suite and in the order of the items. seed: of the
+    items; seconds: it took."""
 
     seed: int
     seconds: float
@@ -92,7 +93,8 @@ class Scorecard:
 
 
 def score(subject: Subject, counts: Mapping[str, int], seed: int, progress: bool = False) -> Scorecard:
-    """Ask a subject for the first items of suites. counts: how many, by suite; seed: of the items, one of fusion.evaluation.suite.SPLITS."""
+    """Ask a subject for the first items of suites. counts: how many, by suite; seed: of the items, one of
+    fusion.evaluation.suite.SPLITS."""
     began, answers = time.monotonic(), {}
     with tqdm(total=sum(counts.values()), desc="scoring", unit="items", disable=not progress) as bar:
         for suite in (suite for suite in SUITES if suite.name in counts):

@@ -1,6 +1,7 @@
 """Several evaluations beside each other: which model is better at what? `fusion beside -o OUT EVALUATION EVALUATION ...`
 
-EVALUATION: folders that eval.run wrote, asked the same; their names are the models' on the page. Writes OUT/report.html and OUT/results.json.
+EVALUATION: folders that eval.run wrote, asked the same; their names are the models' on the page. Writes OUT/report.html
+and OUT/results.json.
 """
 
 import argparse
@@ -25,8 +26,8 @@ ITEMS, SHOWN = 8, 72  # of each suite on the page, and pixels on screen of their
 
 @dataclass(frozen=True)
 class Standing:
-    """One figure. name: of its suite, with FINER where it is that. scores: by model, of those that can do it. first: the best of them; level:
-    whose items differ from its own by no more than chance (95%, paired)."""
+    """One figure. name: of its suite, with FINER where it is that. scores: by model, of those that can do it. first:
+    the best of them; level: whose items differ from its own by no more than chance (95%, paired)."""
 
     name: str
     scores: dict[str, Score]
@@ -44,7 +45,8 @@ class Standing:
 
 
 def opened(folders: Sequence[Path]) -> dict[str, Result]:
-    """The evaluations by name. ValueError where there are fewer than two, two of one name, or some that were asked otherwise."""
+    """The evaluations by name. ValueError where there are fewer than two, two of one name, or some that were asked
+    otherwise."""
     results = {folder.resolve().name: read_result(folder) for folder in folders}
     if len(results) < 2 or len(results) < len(folders):
         raise ValueError("give two evaluations or more, in folders of different names")
@@ -52,20 +54,34 @@ def opened(folders: Sequence[Path]) -> dict[str, Result]:
     for other, result in others:
         for key in ("suite", "split", "seed"):
             if first.settings[key] != result.settings[key]:
-                raise ValueError(f"{other} has {key}={result.settings[key]} and {name} {first.settings[key]}: compare what was asked the same")
+                raise ValueError(
+                    f"{other} has {key}={result.settings[key]} and {name} {first.settings[key]}: compare what was "
+                    "asked the same"
+                )
     return results
 
 
 def standings(results: dict[str, Result]) -> list[Standing]:
-    """The main figure of every suite that one did or more, and the finer one of those that have it, in the suites' order. ValueError where two were
-    asked other things."""
+    """The main figure of every suite that one did or more, and the finer one of those that have it, in the suites'
+    order. ValueError where two were asked other things."""
     found = []
     for suite in SUITES:
         if who := _who(results, suite):
-            found.append(_standing(suite.name, suite, suite.main, who, {name: one.scores[suite.name][0] for name, one in who.items()}))
-        if who and suite.finer and all(suite.finer in row.values for one in who.values() for row in one.rows[suite.name]):
+            found.append(
+                _standing(
+                    suite.name, suite, suite.main, who, {name: one.scores[suite.name][0] for name, one in who.items()}
+                )
+            )
+        if (
+            who
+            and suite.finer
+            and all(suite.finer in row.values for one in who.values() for row in one.rows[suite.name])
+        ):
             name = f"{suite.name} ({FINER})"
-            means = {model: mean_score(name, [row.values[suite.finer] for row in one.rows[suite.name]]) for model, one in who.items()}
+            means = {
+                model: mean_score(name, [row.values[suite.finer] for row in one.rows[suite.name]])
+                for model, one in who.items()
+            }
             found.append(_standing(name, suite, suite.finer, who, means))
     return found
 
@@ -74,26 +90,44 @@ def _standing(name: str, suite: Suite, value: str, who: dict[str, Result], score
     first = max(scores, key=lambda one: scores[one].value)
     pairs = {other: compared(who[first], who[other], suite, value) for other in scores if other != first}
     if missing := [other for other, pair in pairs.items() if pair is None]:
-        raise ValueError(f"{missing[0]} and {first} were asked other items of {suite.name}: evaluate both with the same version")
-    return Standing(name, scores, first, tuple(other for other, pair in pairs.items() if abs(pair.difference) <= pair.half))
+        raise ValueError(
+            f"{missing[0]} and {first} were asked other items of {suite.name}: evaluate both with the same version"
+        )
+    return Standing(
+        name, scores, first, tuple(other for other, pair in pairs.items() if abs(pair.difference) <= pair.half)
+    )
 
 
-# ---- the page -------------------------------------------------------------------------------------------------------------------
+# ---- the page
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def render(results: dict[str, Result], found: Sequence[Standing]) -> str:
     """The page as one string of HTML."""
     names = list(results)
     rows = [(one.name, *(_figure(one.scores.get(name)) for name in names), one.said) for one in found] + _text(results)
-    in_parts = [f"{FINER}, {suite}: {words}" for suite, words in WORDS.items() if any(one.name == f"{suite} ({FINER})" for one in found)]
+    in_parts = [
+        f"{FINER}, {suite}: {words}"
+        for suite, words in WORDS.items()
+        if any(one.name == f"{suite} ({FINER})" for one in found)
+    ]
     finer = "".join(paragraph(f"{words[:1].upper()}{words[1:]}.") for words in in_parts)
     sections = [
         Section("Which is better at what", paragraph(_lead(names, found)) + table(rows, ("", *names, "best")) + finer),
-        *(Section(suite.name.capitalize(), _details(results, suite) + _items(results, suite)) for suite in SUITES if _who(results, suite)),
-        Section("What was evaluated", table([_facts(name, result) for name, result in results.items()], ("", "model", "kind", "knobs", "commit"))),
+        *(
+            Section(suite.name.capitalize(), _details(results, suite) + _items(results, suite))
+            for suite in SUITES
+            if _who(results, suite)
+        ),
+        Section(
+            "What was evaluated",
+            table([_facts(name, result) for name, result in results.items()], ("", "model", "kind", "knobs", "commit")),
+        ),
     ]
     settings = next(iter(results.values())).settings
-    lead = f"{len(names)} models on the suite “{settings['suite']}”, {settings['split']} items; 95% intervals in brackets."
+    lead = (
+        f"{len(names)} models on the suite “{settings['suite']}”, {settings['split']} items; 95% intervals in brackets."
+    )
     header = f'<header><h1>{escape(" · ".join(names))}</h1><p class="lead">{escape(lead)}</p></header>'
     return document("Evaluations beside each other", header, sections)
 
@@ -107,7 +141,10 @@ def _lead(names: Sequence[str], found: Sequence[Standing]) -> str:
     for one in contested:
         if one not in none + level:
             best.setdefault(tuple(name for name in names if name in (one.first, *one.level)), []).append(one.name)
-    said = [f"{' and '.join(who)} {'is' if len(who) == 1 else 'are'} best at {', '.join(what)}" for who, what in best.items()]
+    said = [
+        f"{' and '.join(who)} {'is' if len(who) == 1 else 'are'} best at {', '.join(what)}"
+        for who, what in best.items()
+    ]
     for words, suites in (("no difference seen in", level), ("nobody can do", none)):
         said += [f"{words} {', '.join(one.name for one in suites)}"] if suites else []
     words = "; ".join(said)
@@ -119,13 +156,23 @@ def _text(results: dict[str, Result]) -> list[tuple]:
     rises = {name: one.text["rise"] for name, one in results.items() if one.text}
     if not rises:
         return []
-    said = {name: f"{one.text['before']:.2f} → {one.text['after']:.2f} ({one.text['rise']:+.1%})" for name, one in results.items() if one.text}
+    said = {
+        name: f"{one.text['before']:.2f} → {one.text['after']:.2f} ({one.text['rise']:+.1%})"
+        for name, one in results.items()
+        if one.text
+    }
     best = min(rises, key=rises.get)
-    return [("perplexity of plain text", *(said.get(name) for name in results), best if len(rises) > 1 else f"only {best}")]
+    return [
+        ("perplexity of plain text", *(said.get(name) for name in results), best if len(rises) > 1 else f"only {best}")
+    ]
 
 
 def _figure(score: Score | None) -> str | None:
-    return None if score is None else f"{score.value:.2f}\N{NO-BREAK SPACE}({score.low:.2f}\N{WORD JOINER}–\N{WORD JOINER}{score.high:.2f})"
+    return (
+        None
+        if score is None
+        else f"{score.value:.2f}\N{NO-BREAK SPACE}({score.low:.2f}\N{WORD JOINER}–\N{WORD JOINER}{score.high:.2f})"
+    )
 
 
 def _facts(name: str, result: Result) -> tuple:
@@ -161,10 +208,11 @@ def _items(results: dict[str, Result], suite: Suite) -> str:
 def _cell(result: Result, row, suite: Suite) -> str:
     pictures = "".join(picture(result.folder / name, SHOWN) for name in row.images)
     words = "" if row.said is None else f"{row.said} "
-    return f'<td><div>{pictures}</div><small>{escape(words)}({verdict(row.values[suite.main])})</small></td>'
+    return f"<td><div>{pictures}</div><small>{escape(words)}({verdict(row.values[suite.main])})</small></td>"
 
 
-# ---- the program ----------------------------------------------------------------------------------------------------------------
+# ---- the program
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str]) -> int:
@@ -180,11 +228,23 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     options.out.mkdir(parents=True, exist_ok=True)
-    figures = [{"suite": one.name, "first": one.first, "level": one.level, "figures": {n: vars(s) for n, s in one.scores.items()}} for one in found]
+    figures = [
+        {
+            "suite": one.name,
+            "first": one.first,
+            "level": one.level,
+            "figures": {n: vars(s) for n, s in one.scores.items()},
+        }
+        for one in found
+    ]
     save((json.dumps(figures, indent=1) + "\n").encode(), options.out / "results.json")
     save(render(results, found).encode(), options.out / "report.html")
     width = max(len(one.name) for one in found)
     for one in found:
-        print(f"{one.name:<{width}}  " + "  ".join(f"{name} {score.value:.2f}" for name, score in one.scores.items()) + f"  best: {one.said}")
+        print(
+            f"{one.name:<{width}}  "
+            + "  ".join(f"{name} {score.value:.2f}" for name, score in one.scores.items())
+            + f"  best: {one.said}"
+        )
     print(options.out / "report.html")
     return 0

@@ -24,8 +24,8 @@ Pair = tuple[Image.Image, Image.Image]
 
 
 class Subject:
-    """can: which of draw, edit, follow, answer, decide, describe and tell it does. knobs: of its sampler. Every method takes a seed for
-    each row, and what comes of a row depends on the row and its seed alone."""
+    """can: which of draw, edit, follow, answer, decide, describe and tell it does. knobs: of its sampler. Every method
+    takes a seed for each row, and what comes of a row depends on the row and its seed alone."""
 
     can: frozenset[str] = frozenset({"draw"})
 
@@ -36,20 +36,28 @@ class Subject:
         """A picture of each prompt, (width, height) in pixels."""
         raise NotImplementedError
 
-    def edit(self, images: Sequence[Image.Image], instructions: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+    def edit(
+        self, images: Sequence[Image.Image], instructions: Sequence[str], seeds: Sequence[int]
+    ) -> list[Image.Image]:
         """Each image, all of one size, after its instruction."""
         raise NotImplementedError
 
-    def compose(self, sources: Sequence[Sequence[Image.Image]], instructions: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        """A picture out of each row's, of any size and number, after its instruction: of the size at which the last of the first row is read."""
+    def compose(
+        self, sources: Sequence[Sequence[Image.Image]], instructions: Sequence[str], seeds: Sequence[int]
+    ) -> list[Image.Image]:
+        """A picture out of each row's, of any size and number, after its instruction: of the size at which the last of
+        the first row is read."""
         raise NotImplementedError
 
     def fitted(self, image: Image.Image) -> Size:
         """(width, height) at which it reads an image."""
         raise NotImplementedError
 
-    def follow(self, examples: Sequence[Sequence[Pair]], images: Sequence[Image.Image], seeds: Sequence[int]) -> list[Image.Image]:
-        """Each image, all of one size, changed as its examples, pictures before and after, are; without examples, as it thinks fit."""
+    def follow(
+        self, examples: Sequence[Sequence[Pair]], images: Sequence[Image.Image], seeds: Sequence[int]
+    ) -> list[Image.Image]:
+        """Each image, all of one size, changed as its examples, pictures before and after, are; without examples, as it
+        thinks fit."""
         raise NotImplementedError
 
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str], seeds: Sequence[int]) -> list[str]:
@@ -80,7 +88,9 @@ class Unified(Subject):
 
     def draw(self, prompts, seeds, size):
         # There is no picture to be guided by, and a branch for it would only cost time.
-        return self.model._images([[prompt] for prompt in prompts], seeds, {"image_size": size, **self.knobs, "image_guidance": 1.0})
+        return self.model._images(
+            [[prompt] for prompt in prompts], seeds, {"image_size": size, **self.knobs, "image_guidance": 1.0}
+        )
 
     def edit(self, images, instructions, seeds):
         prompts = [[image, words] for image, words in zip(images, instructions, strict=True)]
@@ -110,9 +120,19 @@ class Unified(Subject):
         return self.model.generate([[prompt] for prompt in prompts], seeds, **{**self.knobs, **limits})
 
     def decide(self, messages, seeds, size):
-        # What counts is whether an answer comes to a picture at all: it is drawn in one step, and nothing is written behind it.
-        quick = {"image_size": size, "steps": 1, "solver": "euler", "guidance": 1.0, "image_guidance": 1.0, "max_new_tokens": OPENING}
-        events = self.model._events([[one] for one in messages], seeds, {**self.knobs, **quick, "max_images": 1}, only_image=True)
+        # What counts is whether an answer comes to a picture at all: it is drawn in one step, and nothing is written
+        # behind it.
+        quick = {
+            "image_size": size,
+            "steps": 1,
+            "solver": "euler",
+            "guidance": 1.0,
+            "image_guidance": 1.0,
+            "max_new_tokens": OPENING,
+        }
+        events = self.model._events(
+            [[one] for one in messages], seeds, {**self.knobs, **quick, "max_images": 1}, only_image=True
+        )
         drew = {event.row for event in events if isinstance(event, ImageDone)}
         return [row in drew for row in range(len(messages))]
 
@@ -129,7 +149,8 @@ class Painted(Subject):
 
 
 class Piped(Subject):
-    """A whole pipeline of diffusers, at its own usual size; pictures are then brought to the size that was asked for."""
+    """A whole pipeline of diffusers, at its own usual size; pictures are then brought to the size that was asked
+    for."""
 
     def __init__(self, pipe: Pipeline | Any, kind: str, knobs: dict[str, Any]):
         super().__init__(kind, knobs)
@@ -146,8 +167,9 @@ class Piped(Subject):
 
 
 def load_subject(folder: str | Path, knobs: dict[str, Any], device: str | None = None) -> Subject:
-    """What lies in a folder: a saved unified model (or a bundled one by its name), a painter, or a pipeline that diffusers saved; those that
-    have no recipe here are run by diffusers itself. ValueError in one line for anything else."""
+    """What lies in a folder: a saved unified model (or a bundled one by its name), a painter, or a pipeline that
+    diffusers saved; those that have no recipe here are run by diffusers itself. ValueError in one line for anything
+    else."""
     path = Path(folder)
     if (path / PAINTER).is_file():
         return Painted(load_painter(path, device), knobs)
@@ -163,7 +185,8 @@ def load_subject(folder: str | Path, knobs: dict[str, Any], device: str | None =
 
 
 def with_preset(folder: str | Path, knobs: dict[str, Any]) -> dict[str, Any]:
-    """Knobs as numbers: with those of the preset of a unified model's folder that they name, if they name one. ValueError in one line."""
+    """Knobs as numbers: with those of the preset of a unified model's folder that they name, if they name one.
+    ValueError in one line."""
     return presets.resolved(knobs, presets.read(place(folder))) if knobs.get("preset") is not None else knobs
 
 

@@ -1,9 +1,9 @@
 """What a suite of the built-in world is: numbered items, each with a seed of its own, and what the judge says of every answer.
 
-A figure depends on the items and on the subject alone. An item's number is its place in the suite's list, its seed is the split's
-seed plus that number, and a longer list begins with the shorter one. How items are put into batches, in which order they are asked, and which
-process asks them changes no answer, but for the rounding of sums: in fp32 that moves no verdict of 600 of the bundled model, in
-bf16 one of 200 (bench/results/scored_2026-12-01_cpu.json).
+A figure depends on the items and on the subject alone. An item's number is its place in the suite's list, its seed is
+the split's seed plus that number, and a longer list begins with the shorter one. How items are put into batches, in
+which order they are asked, and which process asks them changes no answer, but for the rounding of sums: in fp32 that
+moves no verdict of 600 of the bundled model, in bf16 one of 200 (bench/results/scored_2026-12-01_cpu.json).
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,8 @@ from fusion.evaluation.subjects import Subject
 from fusion.worlds.shapes import SCORED_SEED
 
 SPLITS = {"scored": SCORED_SEED, "development": SCORED_SEED + 1}
-"""Seeds of the items. Scored ones are for reported figures; whatever is chosen or tuned is chosen on development items."""
+"""Seeds of the items. Scored ones are for reported figures; whatever is chosen or tuned is chosen on development items.
+"""
 BATCH = 32  # items asked at once
 
 
@@ -33,8 +34,8 @@ class Numbered:
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one item. asked: in words; said: the answer, if it was words. groups: what the item counts in. values: in [0, 1], by
-    name. reasons: what the judge misses, where it says so. images: names of files."""
+    """What came of one item. asked: in words; said: the answer, if it was words. groups: what the item counts in.
+    values: in [0, 1], by name. reasons: what the judge misses, where it says so. images: names of files."""
 
     suite: str
     number: int
@@ -51,9 +52,9 @@ Answer = tuple[Row, list[Image.Image]]
 
 
 class Suite(ABC):
-    """name: of the suite. needs: what a subject has to do for it. words: by value, what its mean is called. main: the value that two
-    subjects are compared by. finer: one that tells subjects apart of which few are all right, as fusion.evaluation.partial_credit has it; None where the main one
-    does."""
+    """name: of the suite. needs: what a subject has to do for it. words: by value, what its mean is called. main: the
+    value that two subjects are compared by. finer: one that tells subjects apart of which few are all right, as
+    fusion.evaluation.partial_credit has it; None where the main one does."""
 
     name: str
     needs: frozenset[str]

@@ -121,7 +121,8 @@ def copied(before: Image.Image, after: Image.Image) -> bool:
 
 
 def apart(answers: Sequence[Image.Image], wanted: Sequence[Image.Image]) -> bool:
-    """Whether two answers are nearer to the two pictures wanted in their order than exchanged: what always answers the same is near neither."""
+    """Whether two answers are nearer to the two pictures wanted in their order than exchanged: what always answers the
+    same is near neither."""
     one, two, first, second = (
         np.asarray(image.convert("RGB").resize(wanted[0].size), dtype=float) for image in (*answers, *wanted)
     )
@@ -129,7 +130,8 @@ def apart(answers: Sequence[Image.Image], wanted: Sequence[Image.Image]) -> bool
 
 
 class Drift(Suite):
-    """Five edits in turn, each of what came of the one before: small changes add up, and an edit counts if all before it were done too."""
+    """Five edits in turn, each of what came of the one before: small changes add up, and an edit counts if all before
+    it were done too."""
 
     name, needs = "five edits in turn", frozenset({"edit"})
     words = {
@@ -165,15 +167,19 @@ class Drift(Suite):
 
 
 class Examples(Suite):
-    """Editing by example: a rule that two examples show and nobody names. The same source is asked for with those examples, with those of another
-    rule, and with none, from the same noise: what does not look at its examples does as well without them, and never follows both rules."""
+    """Editing by example: a rule that two examples show and nobody names. The same source is asked for with those
+    examples, with those of another rule, and with none, from the same noise: what does not look at its examples does as
+    well without them, and never follows both rules."""
 
     name, needs = "rules from examples", frozenset({"follow"})
     words = {
-        "right": "rules done from two examples", "both": "sources changed by either rule as shown", "other": "rules done from examples of another",
-        "without": "rules done without examples", "apart": "examples told apart by pixels, half by chance",
+        "right": "rules done from two examples",
+        "both": "sources changed by either rule as shown",
+        "other": "rules done from examples of another",
+        "without": "rules done without examples",
+        "apart": "examples told apart by pixels, half by chance",
         "copied": "answers to examples that copy the source",
-    }  # fmt: skip
+    }
 
     def items(self, count, seed):
         return evaluation_examples(count, seed)
@@ -214,13 +220,16 @@ def drawn_pairs(pairs: Sequence[Sequence]) -> list[tuple[Image.Image, ...]]:
 
 
 class Stories(Suite):
-    """Stories in pictures. The first picture has to show what was asked for, more have to follow, and in the last there has to be whatever the
-    first one showed and no text behind it speaks of, by its colour or by its shape."""
+    """Stories in pictures. The first picture has to show what was asked for, more have to follow, and in the last there
+    has to be whatever the first one showed and no text behind it speaks of, by its colour or by its shape."""
 
     name, needs = "stories", frozenset({"tell"})
     words = {
-        "right": "stories", "first": "first pictures of stories", "several": "stories of two pictures or more", "kept": "objects kept in stories",
-    }  # fmt: skip
+        "right": "stories",
+        "first": "first pictures of stories",
+        "several": "stories of two pictures or more",
+        "kept": "objects kept in stories",
+    }
 
     def items(self, count, seed):
         return evaluation_stories(count, seed)
@@ -322,7 +331,8 @@ def with_pil(message: dict) -> dict:
 
 
 class Descriptions(Suite):
-    """What is said of true pictures: the kinds of objects named, against those that are there (their intersection over their union)."""
+    """What is said of true pictures: the kinds of objects named, against those that are there (their intersection over
+    their union)."""
 
     name, needs, main = "descriptions", frozenset({"describe"}), "named"
     words = {"named": "objects named in descriptions"}
@@ -350,7 +360,8 @@ class Descriptions(Suite):
 
 
 class RoundTrip(Suite):
-    """Draw what is asked, then say what the drawing shows: the kinds that were asked for, against those that are named."""
+    """Draw what is asked, then say what the drawing shows: the kinds that were asked for, against those that are
+    named."""
 
     name, needs, main = "round trip", frozenset({"draw", "describe"}), "named"
     words = {"named": "objects that come back from a drawing"}
@@ -418,7 +429,8 @@ def drawing_counts(count: int) -> dict[str, int]:
 
 
 def counts_of(count: int) -> dict[str, int]:
-    """How many items of each suite are asked: `count` drawings and questions, and half as many edits and decisions to draw."""
+    """How many items of each suite are asked: `count` drawings and questions, and half as many edits and decisions to
+    draw."""
     return drawing_counts(count) | {Edits.name: count // 2, Questions.name: count, Intents.name: count // 2}
 
 

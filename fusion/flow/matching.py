@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 CLAMP = 0.05
-"""Least t by which the loss of an x-prediction is divided (JiT, arXiv 2511.13720), and least 1 - t of an eps-prediction's x."""
+"""Least t by which the loss of an x-prediction is divided (JiT, arXiv 2511.13720), and least 1 - t of an
+eps-prediction's x."""
 FLOOR = 1e-3
 """Least sigma by which an x-prediction is divided on its way to a velocity."""
 
@@ -39,7 +40,8 @@ class Path(ABC):
         """d sigma / dt."""
 
     def determinant(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """alpha sigma' - alpha' sigma: of the map (x, noise) -> (x_t, v). It never vanishes, so that map inverts everywhere."""
+        """alpha sigma' - alpha' sigma: of the map (x, noise) -> (x_t, v). It never vanishes, so that map inverts
+        everywhere."""
         return self.alpha(t) * self.sigma_dot(t) - self.alpha_dot(t) * self.sigma(t)
 
     def log_snr(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -51,7 +53,9 @@ class Path(ABC):
         t = _over(t, x)
         return self.alpha(t) * x.float() + self.sigma(t) * noise.float()
 
-    def velocity(self, x: Float[Tensor, "*s"], noise: Float[Tensor, "*s"], t: Float[Tensor, "..."]) -> Float[Tensor, "*s"]:
+    def velocity(
+        self, x: Float[Tensor, "*s"], noise: Float[Tensor, "*s"], t: Float[Tensor, "..."]
+    ) -> Float[Tensor, "*s"]:
         """dx_t/dt, in fp32."""
         t = _over(t, x)
         return self.alpha_dot(t) * x.float() + self.sigma_dot(t) * noise.float()
@@ -86,7 +90,8 @@ class Linear(Path):
 
 @dataclass(frozen=True)
 class VP(Path):
-    """Variance preserving, alpha = cos(pi t / 2) and sigma = sin(pi t / 2) (the trigonometric path of arXiv 2303.08797).
+    """Variance preserving, alpha = cos(pi t / 2) and sigma = sin(pi t / 2) (the trigonometric path of arXiv
+    2303.08797).
 
     The cosine is written as a sine of 1 - t, which is exactly 0 at t = 1 in floating point.
     """
@@ -124,9 +129,10 @@ def estimate(
 
     Affine in the prediction, so guidance may combine predictions or velocities alike. The clamp of the x-loss is not
     repeated here: a sampler that divides by 0.05 below t = 0.05 leaves noise of std 0.015 in the picture however many
-    steps it takes, while dividing by t, a step moves x_t part of the way to x_hat and never beyond. Only at t = 0, where x
-    says nothing about the noise, FLOOR keeps v finite. An eps-prediction is of no use at the other end, as errors grow by
-    1 / alpha: there alpha stays at alpha(1 - CLAMP) and x shrinks to zero. Raises ValueError for an unknown target.
+    steps it takes, while dividing by t, a step moves x_t part of the way to x_hat and never beyond. Only at t = 0,
+    where x says nothing about the noise, FLOOR keeps v finite. An eps-prediction is of no use at the other end, as
+    errors grow by 1 / alpha: there alpha stays at alpha(1 - CLAMP) and x shrinks to zero. Raises ValueError for an
+    unknown target.
     """
     prediction, x_t, t = prediction.float(), x_t.float(), _over(t, x_t)
     if target == "x":
@@ -157,8 +163,8 @@ def truth(
 def uniform(n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
     """n times in [0, 1), on the generator's device: each is uniform, and together they are spread evenly.
 
-    One falls into each n-th of the interval, in random order, which takes the luck of the draw out of a batch's loss (the
-    low-discrepancy times of VDM, arXiv 2107.00630).
+    One falls into each n-th of the interval, in random order, which takes the luck of the draw out of a batch's loss
+    (the low-discrepancy times of VDM, arXiv 2107.00630).
     """
     device = generator.device
     which = torch.randperm(n, generator=generator, device=device)
@@ -166,13 +172,15 @@ def uniform(n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
 
 
 def logit_normal(n: int, generator: torch.Generator, mean: float = 0.8, std: float = 0.8) -> Float[Tensor, " n"]:
-    """n times whose logit is normal (SD3, arXiv 2403.03206); the default is JiT's -0.8, 0.8 in a convention where t = 1 is noise."""
+    """n times whose logit is normal (SD3, arXiv 2403.03206); the default is JiT's -0.8, 0.8 in a convention where t = 1
+    is noise."""
     normal = torch.special.ndtri(uniform(n, generator).clamp(1e-6, 1 - 1e-6))
     return torch.sigmoid(mean + std * normal)
 
 
 def shift(t: Float[Tensor, "..."], s: float) -> Float[Tensor, "..."]:
-    """Move times towards noise (s > 1) or data (s < 1), keeping 0 and 1: s t / (1 + (s - 1) t) (SD3, arXiv 2403.03206, eq. 23).
+    """Move times towards noise (s > 1) or data (s < 1), keeping 0 and 1: s t / (1 + (s - 1) t) (SD3, arXiv 2403.03206,
+    eq. 23).
 
     On the linear path it divides the ratio of signal to noise by s. Raises ValueError unless s is positive.
     """
@@ -215,7 +223,8 @@ def x_error(
     target: str,
     path: Path = LINEAR,
 ) -> Float[Tensor, " images"]:
-    """Unweighted mean squared error of x_hat for each image, in fp32: comparable between targets, for validation by time."""
+    """Unweighted mean squared error of x_hat for each image, in fp32: comparable between targets, for validation by
+    time."""
     x_hat = estimate(prediction, path.mix(clean, noise, t), t, target, path).x
     return _mean_by_image((x_hat - clean.float()).square().mean(-1), image, images)
 
@@ -227,6 +236,6 @@ def _mean_by_image(error: Float[Tensor, " n"], image: Int[Tensor, " n"], images:
 
 
 def _over(t: Float[Tensor, "..."], x: Tensor) -> Float[Tensor, "..."]:
-    """t in fp32 with trailing axes of one, so that it broadcasts over the trailing axes of x. A scalar stays one: it may
-    live on the CPU beside an x that does not."""
+    """t in fp32 with trailing axes of one, so that it broadcasts over the trailing axes of x. A scalar stays one: it
+    may live on the CPU beside an x that does not."""
     return t.float() if t.ndim == 0 else t.float().reshape(t.shape + (1,) * (x.ndim - t.ndim))

@@ -53,7 +53,8 @@ class Solver:
 def steps(
     solver: Solver, velocity: Velocity, x: Float[Tensor, "*s"], times: Float[Tensor, " n"], path: Path = LINEAR
 ) -> Iterator[State]:
-    """The states a solver passes through, as they are computed. Raises ValueError unless `times` falls within [0, 1]."""
+    """The states a solver passes through, as they are computed. Raises ValueError unless `times` falls within [0,
+    1]."""
     times = times.detach().float().cpu()
     if len(times) < 2 or not (times[0] <= 1 and times[-1] >= 0 and (times.diff() < 0).all()):
         raise ValueError(f"solver times {times.tolist()} must fall from at most 1 to at least 0: use schedule(steps)")
@@ -94,9 +95,9 @@ def _heun(velocity: Velocity, x: Tensor, times: Tensor, path: Path) -> Iterator[
 def _dpmpp_2m(velocity: Velocity, x: Tensor, times: Tensor, path: Path) -> Iterator[tuple[Tensor, Tensor]]:
     """Second order, one evaluation a step: DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2) on any path.
 
-    With lambda = log(alpha / sigma) and h = lambda_s - lambda_t, the exponential in `alpha_s (1 - e^-h) x_hat` is written
-    out, which leaves it finite at t = 1, where lambda is -inf; a step whose past began there is of first order. Over
-    the whole path in even steps the error falls as log(n) / n^2, since lambda is singular at both ends.
+    With lambda = log(alpha / sigma) and h = lambda_s - lambda_t, the exponential in `alpha_s (1 - e^-h) x_hat` is
+    written out, which leaves it finite at t = 1, where lambda is -inf; a step whose past began there is of first order.
+    Over the whole path in even steps the error falls as log(n) / n^2, since lambda is singular at both ends.
     """
     past = None
     for i, (t, s) in enumerate(pairwise(times)):
@@ -124,9 +125,9 @@ SOLVERS = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m}
 class Guidance:
     """Classifier-free guidance by text and by context images: v0 + image (v_img - v0) + text (v_full - v_img).
 
-    Of the three branches `full` sees everything, `image` sees no text, and `none` neither text nor images (InstructPix2Pix,
-    arXiv 2211.09800, eq. 3). Scale 1 is off, and what scales of 1 make superfluous is not evaluated; without context
-    images `image` is the unconditional branch. Guidance acts for lo < t <= hi (arXiv 2404.07724).
+    Of the three branches `full` sees everything, `image` sees no text, and `none` neither text nor images
+    (InstructPix2Pix, arXiv 2211.09800, eq. 3). Scale 1 is off, and what scales of 1 make superfluous is not evaluated;
+    without context images `image` is the unconditional branch. Guidance acts for lo < t <= hi (arXiv 2404.07724).
     Raises ValueError for an interval outside [0, 1].
     """
 
@@ -137,7 +138,9 @@ class Guidance:
     def __post_init__(self):
         lo, hi = self.interval
         if not 0 <= lo <= hi <= 1:
-            raise ValueError(f"guidance interval {self.interval} is not within [0, 1]: give (lo, hi) with 0 <= lo <= hi <= 1")
+            raise ValueError(
+                f"guidance interval {self.interval} is not within [0, 1]: give (lo, hi) with 0 <= lo <= hi <= 1"
+            )
 
     @property
     def weights(self) -> dict[str, float]:
@@ -169,9 +172,7 @@ class Guidance:
         return guided
 
 
-def text_guidance(
-    full: Velocity, drop: Velocity, scale: float, interval: tuple[float, float] = (0.0, 1.0)
-) -> Velocity:
+def text_guidance(full: Velocity, drop: Velocity, scale: float, interval: tuple[float, float] = (0.0, 1.0)) -> Velocity:
     """v_drop + scale (v_full - v_drop) within the interval, v_full outside."""
     return Guidance(text=scale, interval=interval).velocity({"full": full, "image": drop})
 

@@ -22,8 +22,9 @@ from fusion.generation.sampling import Sampling, row_seeds
 from fusion.sequence.images import fit_size, open_image
 from fusion.sequence.processor import FusionProcessor
 from fusion.unified.backbone import family_of
+from fusion.unified.config import FusionConfig
 from fusion.unified.loading import DeviceMap, PlacingError, dtype_of
-from fusion.unified.model import SHORTEST_WAVE, BaseError, FusionConfig, FusionModel
+from fusion.unified.model import SHORTEST_WAVE, BaseError, FusionModel
 from fusion.unified.settings import FORMAT_VERSION, Lora, ModelSettings, NetworkSettings
 
 Output = list[str | PILImage.Image]
@@ -40,14 +41,16 @@ def register() -> None:
 
 
 class Fusion:
-    """What `from_llm` and `load` return. `model`: the FusionModel; `processor`: the FusionProcessor; `codec`: pixels to latents."""
+    """What `from_llm` and `load` return. `model`: the FusionModel; `processor`: the FusionProcessor; `codec`: pixels to
+    latents."""
 
     def __init__(self, model: FusionModel, processor: FusionProcessor, codec: Codec):
         self.model, self.processor, self.codec = model, processor, codec
 
     @property
     def presets(self) -> named.Presets:
-        """Named knobs of drawing, saved with the model (fusion.generation.presets): generate(..., preset="fast"). Raises ValueError for broken ones."""
+        """Named knobs of drawing, saved with the model (fusion.generation.presets): generate(..., preset="fast").
+        Raises ValueError for broken ones."""
         return named.checked(named.of(self.model.generation_config))
 
     @presets.setter
@@ -59,9 +62,10 @@ class Fusion:
     def generate(self, prompt, seed: int | Sequence[int] = 0, **knobs) -> Output | list[Output]:
         """Continue a prompt with text and images; the model decides when to draw, how large, and when to stop.
 
-        prompt: a string; a list of strings and images (one user turn); chat messages; or a list of any of the last two (a batch:
-        row i uses seed + i, or seed[i], and equals running it alone with that seed). knobs: see fusion.generation.sampling.Sampling;
-        preset="fast" sets those of one of the model's `presets` that are not given beside it.
+        prompt: a string; a list of strings and images (one user turn); chat messages; or a list of any of the last two
+        (a batch: row i uses seed + i, or seed[i], and equals running it alone with that seed). knobs: see
+        fusion.generation.sampling.Sampling; preset="fast" sets those of one of the model's `presets` that are not given
+        beside it.
         """
         prompts, batched = _batch(prompt)
         outputs: list[Output] = [[] for _ in prompts]
@@ -83,7 +87,8 @@ class Fusion:
         return self._images([[prompt]] * n, seed, {"image_guidance": 1.0, **knobs})
 
     def edit(self, image, instruction: str, seed: int = 0, **knobs) -> PILImage.Image:
-        """The image after the instruction, same size. An image that patches do not divide is drawn at the nearest size and resized back."""
+        """The image after the instruction, same size. An image that patches do not divide is drawn at the nearest size
+        and resized back."""
         original = open_image(image)
         size = self.fitted_size(original)
         edited = self._images([[original, instruction]], seed, {"image_size": size, **knobs})[0]
@@ -103,7 +108,10 @@ class Fusion:
         events = self._events(prompts, seed, knobs, force_image=True, only_image=True)
         done = {event.row: event.image for event in events if isinstance(event, ImageDone)}
         if len(done) < len(prompts):
-            raise ValueError("the prompt leaves no room for an image in the model's context: shorten it or ask for a smaller image_size")
+            raise ValueError(
+                "the prompt leaves no room for an image in the model's context: shorten it or ask for a smaller "
+                "image_size"
+            )
         return [done[row] for row in range(len(prompts))]
 
     def _events(self, prompts: list, seed: int | Sequence[int], knobs: dict, **how) -> Iterator[Event]:
@@ -120,15 +128,16 @@ class Fusion:
         if settings.image_size is not None and tuple(settings.image_size) not in self.processor.sizes:
             p = self.processor
             raise ValueError(
-                f"image_size {settings.image_size}: sides must be multiples of {p.stride} up to {p.max_side}, at most {p.max_patches} patches"
+                f"image_size {settings.image_size}: sides must be multiples of {p.stride} up to {p.max_side}, at most "
+                f"{p.max_patches} patches"
             )
         return settings
 
     # ---- folders ----
 
     def add_lora(self, rank: int = 8, alpha: float = 16.0, targets: str = "linear", seed: int = 0) -> "Fusion":
-        """Put low-rank adapters into the LLM, which is frozen but for them; targets: attention, or linear for all linear layers. Answers stay
-        what they were until they are trained. seed: of the new weights."""
+        """Put low-rank adapters into the LLM, which is frozen but for them; targets: attention, or linear for all
+        linear layers. Answers stay what they were until they are trained. seed: of the new weights."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model.add_lora(Lora(rank=rank, alpha=alpha, targets=targets))
@@ -142,15 +151,20 @@ class Fusion:
     def save_pretrained(self, folder: str | Path, base: str | Path | None = None) -> None:
         """Write model, processor and codec into one folder; files appear whole or not at all, the model's config last.
 
-        base: where the LLM's own weights lie (a folder or hub id): they are left out, and a model of adapters takes a few MB. ValueError unless
-        the LLM is frozen, or for a quantised model.
+        base: where the LLM's own weights lie (a folder or hub id): they are left out, and a model of adapters takes a
+        few MB. ValueError unless the LLM is frozen, or for a quantised model.
         """
         folder = Path(folder)
         if self.model.quantised or base is not None:
             self.model.refuse_unless_whole("save_pretrained")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        if base is not None and any(p.requires_grad for name, p in self.model.llm.named_parameters() if "lora_" not in name):
-            raise ValueError(f"base={str(base)!r}: the LLM's weights learn, so that they are not those of the base: save them with the model")
+        if base is not None and any(
+            p.requires_grad for name, p in self.model.llm.named_parameters() if "lora_" not in name
+        ):
+            raise ValueError(
+                f"base={str(base)!r}: the LLM's weights learn, so that they are not those of the base: save them with "
+                "the model"
+            )
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
             if base is None:
                 self.model.save_pretrained(temporary)
@@ -169,7 +183,8 @@ class Fusion:
             config.base = config.base_weights = None
 
     def export_llm(self, folder: str | Path) -> None:
-        """Write the decoder back as a plain LLM that AutoModelForCausalLM loads, with its tokenizer; adapters become part of its weights."""
+        """Write the decoder back as a plain LLM that AutoModelForCausalLM loads, with its tokenizer; adapters become
+        part of its weights."""
         self.model.refuse_unless_whole("export_llm")
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -231,7 +246,8 @@ def from_llm(
 
 
 def llm_config(llm: str | Path):
-    """The config of an LLM as it is extended: one of a supported family, without dropout. ValueError in one line for any other."""
+    """The config of an LLM as it is extended: one of a supported family, without dropout. ValueError in one line for
+    any other."""
     text_config = _without_dropout(_llm_config(llm))
     family_of(text_config)
     return text_config
@@ -267,20 +283,26 @@ def load(
 ) -> Fusion:
     """Load a folder that `save_pretrained` wrote, or a model that comes with the package, by its name ("shapes").
 
-    dtype: of the weights, a torch dtype or bf16, fp16, fp32; as they were saved unless given, or with "auto". llm: where the LLM is that was left out
-    of the folder, if it has moved. For inference: device_map, instead of device, spreads the layers over devices, the CPU and the disk, as
-    transformers and accelerate take it ("auto", or a dict by name, fusion.unified.loading.whole_map), with max_memory for auto and an offload_folder
-    for what has to be written to be offloaded; quantization_config, of transformers, quantises the LLM's layers and nothing else.
-    Raises ValueError in one line where the folder is not one or is incomplete, and for settings that are none.
+    dtype: of the weights, a torch dtype or bf16, fp16, fp32; as they were saved unless given, or with "auto". llm:
+    where the LLM is that was left out of the folder, if it has moved. For inference: device_map, instead of device,
+    spreads the layers over devices, the CPU and the disk, as transformers and accelerate take it ("auto", or a dict by
+    name, fusion.unified.loading.whole_map), with max_memory for auto and an offload_folder for what has to be written
+    to be offloaded; quantization_config, of transformers, quantises the LLM's layers and nothing else. Raises
+    ValueError in one line where the folder is not one or is incomplete, and for settings that are none.
     """
     register()
     dtype, placing = dtype_of(dtype), _placing(device, device_map, max_memory, offload_folder, quantization_config)
     folder = place(folder)
     version = json.loads((folder / "config.json").read_text()).get("format_version")
     if version != FORMAT_VERSION:
-        raise ValueError(f"{folder}: format version {version}, this fusion reads {FORMAT_VERSION}: save the model again with this version")
+        raise ValueError(
+            f"{folder}: format version {version}, this fusion reads {FORMAT_VERSION}: save the model again with "
+            "this version"
+        )
     try:
-        model, weights = FusionModel.from_pretrained(folder, dtype=dtype or "auto", output_loading_info=True, llm=llm, **placing)
+        model, weights = FusionModel.from_pretrained(
+            folder, dtype=dtype or "auto", output_loading_info=True, llm=llm, **placing
+        )
         if weights["missing_keys"]:
             raise KeyError(f"no weights for {', '.join(sorted(weights['missing_keys']))}")
         processor = FusionProcessor.from_pretrained(folder)
@@ -290,11 +312,15 @@ def load(
     except SettingError as error:
         raise SettingError(f"{folder / 'config.json'}: {error}") from None
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder}: the model is incomplete ({' '.join(str(error).split())[:200]}): copy or save it again") from None
+        raise ValueError(
+            f"{folder}: the model is incomplete ({' '.join(str(error).split())[:200]}): copy or save it again"
+        ) from None
     return Fusion((model if placing else model.to(device)).eval(), processor, codec)
 
 
-def _placing(device, device_map: DeviceMap | None, max_memory: dict | None, offload_folder, quantization_config) -> dict:
+def _placing(
+    device, device_map: DeviceMap | None, max_memory: dict | None, offload_folder, quantization_config
+) -> dict:
     """Arguments of FusionModel.from_pretrained for what is not simply on one device; empty where all is."""
     if device is not None and device_map is not None:
         raise ValueError(f"device={str(device)!r} and device_map={device_map!r}: give one of them")
@@ -303,18 +329,25 @@ def _placing(device, device_map: DeviceMap | None, max_memory: dict | None, offl
             raise ValueError("max_memory and offload_folder go with device_map: give one, such as 'auto'")
         return {}
     device_map = device_map if device is None else device
-    placing = {"device_map": device_map, "max_memory": max_memory, "offload_folder": offload_folder, "quantization_config": quantization_config}
+    placing = {
+        "device_map": device_map,
+        "max_memory": max_memory,
+        "offload_folder": offload_folder,
+        "quantization_config": quantization_config,
+    }
     return {name: value for name, value in placing.items() if value is not None}
 
 
 def place(folder: str | Path) -> Path:
-    """The folder itself if it holds a model, else the bundled one of that name. Raises ValueError in one line where there is neither."""
+    """The folder itself if it holds a model, else the bundled one of that name. Raises ValueError in one line where
+    there is neither."""
     for found in (Path(folder), BUNDLED / folder):
         if (found / "config.json").is_file():
             return found
     names = ", ".join(sorted(path.parent.name for path in BUNDLED.glob("*/config.json")))
     raise ValueError(
-        f"{folder}: no fusion model there (config.json is missing): give the folder that save_pretrained wrote, or a bundled name ({names})"
+        f"{folder}: no fusion model there (config.json is missing): give the folder that save_pretrained wrote, or a "
+        f"bundled name ({names})"
     )
 
 
@@ -335,7 +368,9 @@ def _without_dropout(config):
 
 def _batch(prompt) -> tuple[list, bool]:
     """A prompt, or a batch of prompts: lists whose items are all lists."""
-    batched = isinstance(prompt, list | tuple) and bool(prompt) and all(isinstance(item, list | tuple) for item in prompt)
+    batched = (
+        isinstance(prompt, list | tuple) and bool(prompt) and all(isinstance(item, list | tuple) for item in prompt)
+    )
     return (list(prompt) if batched else [prompt]), batched
 
 

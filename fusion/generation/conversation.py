@@ -9,7 +9,8 @@ from fusion.sequence.images import open_image
 
 
 def read_words(words: list[str]) -> list:
-    """What a person gave on the command line, in order: text, `@picture.png` as an image, `@@` for a text that begins with @.
+    """What a person gave on the command line, in order: text, `@picture.png` as an image, `@@` for a text that begins
+    with @.
 
     A single `@chat.json` gives what that file holds (see `read`). Raises ValueError.
     """
@@ -27,7 +28,8 @@ def read_words(words: list[str]) -> list:
 
 
 def read(path: str | Path) -> list[dict] | dict:
-    """Chat messages (a list, or `{"messages": [...]}`) or a document without roles (`{"content": [...]}`) from a JSON file.
+    """Chat messages (a list, or `{"messages": [...]}`) or a document without roles (`{"content": [...]}`) from a JSON
+    file.
 
     Images are given by path, from the folder of the file on, or as data: URIs; they are opened here. Raises ValueError.
     """
@@ -35,7 +37,9 @@ def read(path: str | Path) -> list[dict] | dict:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{path}: {(error.strerror or str(error)).lower()}; give the path of a JSON file of messages") from None
+        raise ValueError(
+            f"{path}: {(error.strerror or str(error)).lower()}; give the path of a JSON file of messages"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{path}: is not JSON ({error})") from None
     if isinstance(data, dict) and "messages" in data:
@@ -63,7 +67,8 @@ def _open(content, folder: Path) -> list[dict]:
 
 
 def write(messages: list[dict], folder: str | Path) -> Path:
-    """Write a conversation, its images as PIL images, into a new folder: `messages.json`, which comes last, and the images it names.
+    """Write a conversation, its images as PIL images, into a new folder: `messages.json`, which comes last, and the
+    images it names.
 
     The folder is the first free one of `chat`, `chat-2`, `chat-3`, ... Returns the path of the JSON file.
     """

@@ -26,13 +26,15 @@ def imagined() -> Iterator[None]:
 
 
 def parameters(*modules: nn.Module, trained: bool = False) -> int:
-    """How many numbers they learn; each once, however many modules share it. trained: only those that need a gradient."""
+    """How many numbers they learn; each once, however many modules share it. trained: only those that need a
+    gradient."""
     found = {id(p): p for module in modules for p in module.parameters() if p.requires_grad or not trained}
     return sum(p.numel() for p in found.values())
 
 
 def flops(run: Callable[[], Any]) -> int:
-    """Floating-point operations of matrix products and convolutions in `run()`, two for a multiply-add; of its backward pass too if it has one."""
+    """Floating-point operations of matrix products and convolutions in `run()`, two for a multiply-add; of its backward
+    pass too if it has one."""
     # Attention as two matrix products, which the counter knows on every device.
     with sdpa_kernel(SDPBackend.MATH), counting() as counter:
         run()
@@ -40,20 +42,34 @@ def flops(run: Callable[[], Any]) -> int:
 
 
 def counting() -> FlopCounterMode:
-    """Counts such operations of what runs inside, eagerly and in whatever kernels it would without; torch knows those of attention on GPUs."""
+    """Counts such operations of what runs inside, eagerly and in whatever kernels it would without; torch knows those
+    of attention on GPUs."""
     return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward})
 
 
 def _convolution_backward(
-    gradient: Shape, x: Shape, weight: Shape, bias, stride, padding, dilation, transposed: bool, output_padding, groups: int, wanted, out_shape=None
+    gradient: Shape,
+    x: Shape,
+    weight: Shape,
+    bias,
+    stride,
+    padding,
+    dilation,
+    transposed: bool,
+    output_padding,
+    groups: int,
+    wanted,
+    out_shape=None,
 ) -> int:
-    """Of what is wanted, the gradients of input and weight, each is as much as the forward pass. The counter's own knows nothing of groups."""
+    """Of what is wanted, the gradients of input and weight, each is as much as the forward pass. The counter's own
+    knows nothing of groups."""
     where = x if transposed else gradient
     return (wanted[0] + wanted[1]) * 2 * where[0] * math.prod(where[2:]) * math.prod(weight)
 
 
 def kept_bytes(run: Callable[[], Any]) -> int:
-    """Bytes of activations that `run()` keeps for the backward pass, parameters left out, shared storage counted once."""
+    """Bytes of activations that `run()` keeps for the backward pass, parameters left out, shared storage counted
+    once."""
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -70,7 +86,8 @@ def kept_bytes(run: Callable[[], Any]) -> int:
 
 @cache
 def passes(settings: Sampling) -> int:
-    """Forward passes that one picture takes: each evaluation of the solver, once for every branch of guidance that takes part in it."""
+    """Forward passes that one picture takes: each evaluation of the solver, once for every branch of guidance that
+    takes part in it."""
     counted = 0
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:

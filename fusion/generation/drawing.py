@@ -19,7 +19,8 @@ from fusion.unified.model import FusionModel
 
 @dataclass(frozen=True)
 class Canvas:
-    """Where one picture is drawn: its prefixes by branch name and its row in each, its grid, and the noise it starts from."""
+    """Where one picture is drawn: its prefixes by branch name and its row in each, its grid, and the noise it starts
+    from."""
 
     prefixes: dict[str, tuple[Prefix, int]]
     grid: tuple[int, int]
@@ -36,7 +37,8 @@ class Drawn:
 
 
 def draw(model: FusionModel, canvases: list[Canvas], settings: Sampling) -> Iterator[Drawn]:
-    """Integrate the flow of several pictures at once; yields after every step, the last time with the finished pictures."""
+    """Integrate the flow of several pictures at once; yields after every step, the last time with the finished
+    pictures."""
     block = _Block(model, canvases, settings)
     times = schedule(settings.steps, settings.shift)
     noise = torch.nn.utils.rnn.pad_sequence([canvas.noise for canvas in canvases], batch_first=True)
@@ -47,7 +49,8 @@ def draw(model: FusionModel, canvases: list[Canvas], settings: Sampling) -> Iter
 
 
 class _Block:
-    """The patch rows of all canvases behind their prefixes, branch by branch: what one evaluation of the velocity runs."""
+    """The patch rows of all canvases behind their prefixes, branch by branch: what one evaluation of the velocity
+    runs."""
 
     def __init__(self, model: FusionModel, canvases: list[Canvas], settings: Sampling):
         self.model, self.guidance, self.pictures = model, settings.flow_guidance, len(canvases)
@@ -80,18 +83,26 @@ class _Block:
         branches = self.guidance.branches(t)
         predictions = self._predict(x.repeat(len(branches), 1, 1), t).chunk(len(branches))
         config = self.model.config
-        return estimate(self.guidance.combine(predictions), x, t.to(x.device), config.target, PATHS[config.path]).velocity
+        return estimate(
+            self.guidance.combine(predictions), x, t.to(x.device), config.target, PATHS[config.path]
+        ).velocity
 
     def _predict(self, x: Float[Tensor, "k n p"], t: Tensor) -> Float[Tensor, "k n p"]:
         model, count = self.model, len(x)
         time = model.embed_time(t.to(x.device)[None])
         picture = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
         reference = None if self.reference is None else self.reference[:count].flatten(0, 1)
-        embeds = model.embed_patches(x.flatten(0, 1), time, picture.flatten(), self.cell[:count].flatten(0, 1), reference).view(*x.shape[:2], -1)
+        embeds = model.embed_patches(
+            x.flatten(0, 1), time, picture.flatten(), self.cell[:count].flatten(0, 1), reference
+        ).view(*x.shape[:2], -1)
         hidden = model.backbone(
-            embeds.to(model.dtype), self.block.position[:, :count], _first(self.mask, count), model.modulate_rows(time, picture),
-            self.cache.head(count), picture,
-        )  # fmt: skip
+            embeds.to(model.dtype),
+            self.block.position[:, :count],
+            _first(self.mask, count),
+            model.modulate_rows(time, picture),
+            self.cache.head(count),
+            picture,
+        )
         return self._head(hidden, x, time)
 
     def _head(self, hidden: Float[Tensor, "k n d"], x: Float[Tensor, "k n p"], time) -> Float[Tensor, "k n p"]:

@@ -1,8 +1,8 @@
 """Interleaved generation: rows of a batch write text, open images, draw them, read what they drew, and write on.
 
-A row is a small state machine: `text` until it opens an image or stops; `size` while the size text is spelled (only valid sizes can
-be); `draw` until all rows that write have come to an image or an end, so that images are drawn as one batch; then the finished image
-is committed to the cache as the clean picture that reloading its PNG would give.
+A row is a small state machine: `text` until it opens an image or stops; `size` while the size text is spelled (only
+valid sizes can be); `draw` until all rows that write have come to an image or an end, so that images are drawn as one
+batch; then the finished image is committed to the cache as the clean picture that reloading its PNG would give.
 """
 
 from collections.abc import Iterator
@@ -57,7 +57,8 @@ Event = TextPiece | ImagePreview | ImageDone
 
 @dataclass
 class _Row:
-    """One document being written. pieces: what it holds; run: ids of the text at its end; size: ids of the size text being spelled."""
+    """One document being written. pieces: what it holds; run: ids of the text at its end; size: ids of the size text
+    being spelled."""
 
     pieces: list[Piece]
     generator: torch.Generator
@@ -73,8 +74,8 @@ class _Row:
 class Generator:
     """Generation over a model, its processor and its codec.
 
-    force_image: every row begins with an image, whatever the model would do. only_image: a row ends with its first image.
-    previews: yield an ImagePreview after every solver step.
+    force_image: every row begins with an image, whatever the model would do. only_image: a row ends with its first
+    image. previews: yield an ImagePreview after every solver step.
     """
 
     def __init__(
@@ -121,7 +122,11 @@ class Generator:
 
     def _step(self, index: int, row: _Row, logits: Float[Tensor, " v"], prefix: Prefix) -> Iterator[TextPiece]:
         spelling = row.state == "size"
-        token = self._id(choose(logits, self._allowed_size(row) if spelling else self._allowed_text(row), self.settings, row.generator))
+        token = self._id(
+            choose(
+                logits, self._allowed_size(row) if spelling else self._allowed_text(row), self.settings, row.generator
+            )
+        )
         if spelling:
             if token == self.processor.control.image_patch:
                 self._begin_drawing(row, prefix.writers[index].order)
@@ -176,8 +181,11 @@ class Generator:
 
     @cached_property
     def _text_columns(self) -> Bool[Tensor, " v"]:
-        """Columns that text may take: the tokenizer's tokens but its special ones, the stops, and `<|image_start|>` as the last choice."""
-        allowed = torch.zeros(self.model.llm_vocab + self.model.config.control_tokens, dtype=torch.bool, device=self.model.device)
+        """Columns that text may take: the tokenizer's tokens but its special ones, the stops, and `<|image_start|>` as
+        the last choice."""
+        allowed = torch.zeros(
+            self.model.llm_vocab + self.model.config.control_tokens, dtype=torch.bool, device=self.model.device
+        )
         allowed[: min(len(self.processor.tokenizer), self.model.llm_vocab)] = True
         special = torch.tensor(sorted(self.processor.text.special), device=self.model.device)
         allowed[self.model.column(special)] = False
@@ -210,7 +218,9 @@ class Generator:
             if drawn.step == drawn.steps or self.previews:
                 images = [self._image(x_hat, rows[i].grid) for i, x_hat in zip(waiting, drawn.x_hat, strict=True)]
             if images and drawn.step < drawn.steps:
-                yield from (ImagePreview(i, image, drawn.step, drawn.steps) for i, image in zip(waiting, images, strict=True))
+                yield from (
+                    ImagePreview(i, image, drawn.step, drawn.steps) for i, image in zip(waiting, images, strict=True)
+                )
         patches = []
         for index, image in zip(waiting, images, strict=True):
             yield ImageDone(index, image)
@@ -230,17 +240,20 @@ class Generator:
         return [self._patches(pixels)]
 
     def _canvases(self, waiting: list[int], rows: list[_Row], prefix: Prefix) -> list[Canvas]:
-        """Where to draw: behind each document itself and, for guidance, behind what is left of it without text (and images)."""
+        """Where to draw: behind each document itself and, for guidance, behind what is left of it without text (and
+        images)."""
         prefixes = {"full": {index: (prefix, index) for index in waiting}}
         for name in list(self.settings.flow_guidance.weights)[1:]:
             branch = self._branch(name, [rows[i] for i in waiting])
             prefixes[name] = {index: (branch, place) for place, index in enumerate(waiting)}
         return [
-            Canvas({name: where[index] for name, where in prefixes.items()}, rows[index].grid, self._noise(rows[index])) for index in waiting
+            Canvas({name: where[index] for name, where in prefixes.items()}, rows[index].grid, self._noise(rows[index]))
+            for index in waiting
         ]
 
     def _noise(self, row: _Row) -> Float[Tensor, "n p"]:
-        """Drawn as a picture and then cut, so that a seed is the same noise for models of all patch sizes, and for a Painter."""
+        """Drawn as a picture and then cut, so that a seed is the same noise for models of all patch sizes, and for a
+        Painter."""
         side = self.model.config.patch_size
         shape = self.codec.channels, *(count * side for count in row.grid)
         return patchify(torch.randn(shape, generator=row.generator), side)

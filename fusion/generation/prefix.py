@@ -1,7 +1,7 @@
 """What a batch of documents has read so far: a cache, the columns of every cached row, and a writer per document.
 
-Documents of a batch grow at different speeds. Rows that have nothing to read are padded, and the mask, being data, knows: where a row
-lies in the cache means nothing.
+Documents of a batch grow at different speeds. Rows that have nothing to read are padded, and the mask, being data,
+knows: where a row lies in the cache means nothing.
 """
 
 from dataclasses import replace
@@ -30,7 +30,8 @@ def arranged(tables: list[Int64[np.ndarray, "10 _"]], start: int, device: torch.
 
 
 class Prefix:
-    """Documents being read by a model, one per row of the batch. `last` is the hidden state of the last row of each, (b, d)."""
+    """Documents being read by a model, one per row of the batch. `last` is the hidden state of the last row of each,
+    (b, d)."""
 
     def __init__(self, model: FusionModel, control: Control, documents: int):
         self.model = model
@@ -38,7 +39,9 @@ class Prefix:
         self.cache = PrefixCache()
         self.rows: Rows | None = None
         self.last: Float[Tensor, "b d"] | None = None
-        self.pictures: list[list[Float[Tensor, "_ p"]]] = [[] for _ in range(documents)]  # the clean pictures of each, as writers count them
+        self.pictures: list[list[Float[Tensor, "_ p"]]] = [
+            [] for _ in range(documents)
+        ]  # the clean pictures of each, as writers count them
         self.encoded = 0  # rows that went through the decoder, padding not counted
 
     def write(self, row: int, pieces: list[Piece]) -> None:
@@ -52,7 +55,8 @@ class Prefix:
                 writer.text(piece.ids)
 
     def read(self, patches: list[Float[Tensor, "_ p"]]) -> None:
-        """Run everything written since the last call through the decoder. patches: of the clean pictures in it, in row order."""
+        """Run everything written since the last call through the decoder. patches: of the clean pictures in it, in row
+        order."""
         new = [writer.take() for writer in self.writers]
         waiting = iter(patches)
         for held, writer in zip(self.pictures, self.writers, strict=True):
@@ -63,7 +67,9 @@ class Prefix:
         self.rows = batch if self.rows is None else Rows.cat([self.rows, batch])
         time = self.model.embed_time(torch.zeros(1, device=self.model.device))
         width = self.model.config.patch_width
-        values = torch.cat(patches).to(self.model.device) if patches else torch.zeros(0, width, device=self.model.device)
+        values = (
+            torch.cat(patches).to(self.model.device) if patches else torch.zeros(0, width, device=self.model.device)
+        )
         embeds = self.model.embed(batch, values, time)
         mask = self.model.backbone.mask(batch, self.rows)
         modulation = self.model.modulate_rows(time, batch.picture)

@@ -2,8 +2,9 @@
 
     {"presets": {"fast": {"steps": 6, "solver": "dpmpp_2m", "guidance": 3.0}, "best": {...}}, ...}
 
-A preset sets any of KNOBS: those that decide what a picture is like and what it costs. transformers keeps the field from `from_pretrained` to
-`save_pretrained`, so that a model of AutoModel has it too, as `model.generation_config.presets`. `fusion tune` finds presets.
+A preset sets any of KNOBS: those that decide what a picture is like and what it costs. transformers keeps the field
+from `from_pretrained` to `save_pretrained`, so that a model of AutoModel has it too, as
+`model.generation_config.presets`. `fusion tune` finds presets.
 """
 
 import json
@@ -34,19 +35,24 @@ def _checked(name: str, knobs: Any) -> dict[str, Any]:
     if not isinstance(knobs, Mapping):
         raise ValueError(f"preset {name!r} is {type(knobs).__name__} and not knobs by name")
     if unknown := sorted(set(knobs) - set(KNOBS)):
-        raise ValueError(f"preset {name!r}: {', '.join(unknown)} cannot be set by a preset; what can is {', '.join(KNOBS)}")
+        raise ValueError(
+            f"preset {name!r}: {', '.join(unknown)} cannot be set by a preset; what can is {', '.join(KNOBS)}"
+        )
     plain = {knob: tuple(value) if isinstance(value, list) else value for knob, value in knobs.items()}
     try:
         Sampling(**plain)
     except TypeError:
-        raise ValueError(f"preset {name!r}: {json.dumps(plain, default=str)} are not values that the knobs can have") from None
+        raise ValueError(
+            f"preset {name!r}: {json.dumps(plain, default=str)} are not values that the knobs can have"
+        ) from None
     except ValueError as error:
         raise ValueError(f"preset {name!r}: {error}") from None
     return plain
 
 
 def resolved(knobs: Mapping[str, Any], presets: Any) -> dict[str, Any]:
-    """Knobs with those of the preset that their `preset` names, if one is named; what is said beside it has the last word.
+    """Knobs with those of the preset that their `preset` names, if one is named; what is said beside it has the last
+    word.
 
     Raises ValueError in one line for a preset that is not among `presets`.
     """
@@ -55,7 +61,9 @@ def resolved(knobs: Mapping[str, Any], presets: Any) -> dict[str, Any]:
         return said
     known = checked(presets)
     if not known:
-        raise ValueError(f"preset={name!r}: this model has no presets; `fusion tune MODEL -o OUT --save` finds some and saves them")
+        raise ValueError(
+            f"preset={name!r}: this model has no presets; `fusion tune MODEL -o OUT --save` finds some and saves them"
+        )
     if name not in known:
         raise ValueError(f"preset={name!r}: this model has {', '.join(sorted(known))}")
     return known[name] | said
@@ -69,7 +77,9 @@ def of(config: GenerationConfig) -> Any:
 def put(config: GenerationConfig, presets: Any) -> None:
     """Give a model's generation config these presets, in place of those that it has."""
     config.presets = checked(presets)
-    config._from_model_config = False  # of a config that stems from the model's, transformers reads no more than it knows
+    config._from_model_config = (
+        False  # of a config that stems from the model's, transformers reads no more than it knows
+    )
 
 
 def read(folder: str | Path) -> Presets:
@@ -82,7 +92,8 @@ def read(folder: str | Path) -> Presets:
 
 
 def write(folder: str | Path, presets: Any) -> Path:
-    """Put presets into a model's folder, in place of those that it has; all else in the file stays, and it changes whole or not at all."""
+    """Put presets into a model's folder, in place of those that it has; all else in the file stays, and it changes
+    whole or not at all."""
     file = Path(folder) / FILE
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     found.pop("_from_model_config", None)

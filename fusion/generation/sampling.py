@@ -14,10 +14,11 @@ from fusion.flow.solvers import SOLVERS, Guidance
 class Sampling:
     """How text and images are sampled; raises ValueError in one line for values that make no sense.
 
-    temperature, top_p: of text; temperature 0 takes the likeliest token. max_new_tokens, max_images: per answer. steps, solver, shift: of
-    the flow (shift > 1 spends more steps at high noise). guidance: towards the text; image_guidance: towards the context images
-    (InstructPix2Pix's two scales, 1 is off); guidance_interval: times (lo, hi] within which both act. negative_prompt: what the
-    unconditional branch reads in place of nothing. image_size: (width, height) in pixels; None lets the model choose.
+    temperature, top_p: of text; temperature 0 takes the likeliest token. max_new_tokens, max_images: per answer. steps,
+    solver, shift: of the flow (shift > 1 spends more steps at high noise). guidance: towards the text; image_guidance:
+    towards the context images (InstructPix2Pix's two scales, 1 is off); guidance_interval: times (lo, hi] within which
+    both act. negative_prompt: what the unconditional branch reads in place of nothing. image_size: (width, height) in
+    pixels; None lets the model choose.
     """
 
     temperature: float = 0.0
@@ -55,7 +56,8 @@ class Sampling:
 
 
 def row_seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """Seeds of the `count` rows of a batch: seed, seed + 1, ..., or those given, one a row; ValueError for another number of them."""
+    """Seeds of the `count` rows of a batch: seed, seed + 1, ..., or those given, one a row; ValueError for another
+    number of them."""
     seeds = list(seed) if isinstance(seed, Sequence) else [seed + row for row in range(count)]
     if len(seeds) != count:
         raise ValueError(f"{len(seeds)} seeds for {count} rows: give one for each, or a single number")

@@ -1,10 +1,11 @@
 """Convolutions on both sides of the decoder: an embedding and a head that look at whole pictures, cell by cell.
 
-A patch of 16 x 16 pixels is 768 numbers. A linear layer has to learn anew what a thing looks like wherever in a patch it lies, and 768
-numbers do not come back out of a decoder of width 256: what a linear head draws stays soft however long it trains, and nothing but
-attention joins the halves of a shape that a border of patches cuts. Here a patch is 4 x 4 cells (fewer where 4 does not divide it), and
-ConvNeXt blocks (arXiv 2201.03545) run over the cells of the whole picture: before the decoder, where convolutions make transformers learn to
-see sooner (arXiv 2106.14881), and behind it. Compare the U-Net blocks of Transfusion (arXiv 2408.11039) and DiP (arXiv 2511.18822).
+A patch of 16 x 16 pixels is 768 numbers. A linear layer has to learn anew what a thing looks like wherever in a patch
+it lies, and 768 numbers do not come back out of a decoder of width 256: what a linear head draws stays soft however
+long it trains, and nothing but attention joins the halves of a shape that a border of patches cuts. Here a patch is 4 x
+4 cells (fewer where 4 does not divide it), and ConvNeXt blocks (arXiv 2201.03545) run over the cells of the whole
+picture: before the decoder, where convolutions make transformers learn to see sooner (arXiv 2106.14881), and behind it.
+Compare the U-Net blocks of Transfusion (arXiv 2408.11039) and DiP (arXiv 2511.18822).
 """
 
 import math
@@ -25,7 +26,15 @@ class Conv32(nn.Conv2d):
     def forward(self, x: Float[Tensor, "m h w inputs"]) -> Float[Tensor, "m h w outputs"]:
         with torch.autocast(x.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.float()
-            y = F.conv2d(x.float().permute(0, 3, 1, 2), self.weight.float(), bias, self.stride, self.padding, self.dilation, self.groups)
+            y = F.conv2d(
+                x.float().permute(0, 3, 1, 2),
+                self.weight.float(),
+                bias,
+                self.stride,
+                self.padding,
+                self.dilation,
+                self.groups,
+            )
         return y.permute(0, 2, 3, 1)
 
 
@@ -43,7 +52,8 @@ ALL = slice(None)
 
 @dataclass(frozen=True)
 class Raster:
-    """Pictures of one size, whose cells lie row by row. patches: which patches are theirs; size: rows and columns of patches; cells: of cells."""
+    """Pictures of one size, whose cells lie row by row. patches: which patches are theirs; size: rows and columns of
+    patches; cells: of cells."""
 
     patches: Int[Tensor, " n"] | slice
     size: tuple[int, int]
@@ -56,10 +66,12 @@ class Raster:
 
 @dataclass(frozen=True)
 class Strip:
-    """Pictures of any sizes, whose cells lie patch by patch; for a convolution, one picture below the other with rows of zeros between them.
+    """Pictures of any sizes, whose cells lie patch by patch; for a convolution, one picture below the other with rows
+    of zeros between them.
 
-    For GPUs: one convolution for every size would be as many small kernels to launch and as many times to wait, and cuDNN plans each anew for
-    every number of pictures, which takes longer than a step. place: of each cell, on `height` x `width` of them.
+    For GPUs: one convolution for every size would be as many small kernels to launch and as many times to wait, and
+    cuDNN plans each anew for every number of pictures, which takes longer than a step. place: of each cell, on `height`
+    x `width` of them.
     """
 
     place: Int[Tensor, " k"]
@@ -69,7 +81,9 @@ class Strip:
     size = (1, 1)
 
     @classmethod
-    def of(cls, row: Int[Tensor, " k"], column: Int[Tensor, " k"], picture: Int[Tensor, " k"], grid: Int[Tensor, "m 2"]) -> "Strip":
+    def of(
+        cls, row: Int[Tensor, " k"], column: Int[Tensor, " k"], picture: Int[Tensor, " k"], grid: Int[Tensor, "m 2"]
+    ) -> "Strip":
         """row, column, picture: of each cell. grid: rows and columns of cells of each picture."""
         bottom = (grid[:, 0] + REACH).cumsum(0)
         height, width = torch.stack([bottom[-1], grid[:, 1].amax()]).tolist()
@@ -91,8 +105,8 @@ def rounded(height: int) -> int:
 class ConvBlock(nn.Module):
     """A ConvNeXt block (arXiv 2201.03545): depthwise convolution, LayerNorm, MLP, added to its input; fp32.
 
-    `told` modulates what is normalised, as in SPADE (arXiv 1903.07291); `whose`: which of its rows a cell takes, each its own if None. It starts
-    without effect.
+    `told` modulates what is normalised, as in SPADE (arXiv 1903.07291); `whose`: which of its rows a cell takes, each
+    its own if None. It starts without effect.
     """
 
     def __init__(self, width: int, kernel: int = 2 * REACH + 1, expansion: int = 4):
@@ -105,7 +119,11 @@ class ConvBlock(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(
-        self, z: Float[Tensor, "n width"], beside: Raster | Strip, told: Float[Tensor, "k width"], whose: Int[Tensor, " n"] | None = None
+        self,
+        z: Float[Tensor, "n width"],
+        beside: Raster | Strip,
+        told: Float[Tensor, "k width"],
+        whose: Int[Tensor, " n"] | None = None,
     ) -> Float[Tensor, "n width"]:
         modulation = self.modulation(F.silu(told))
         shift, scale = (modulation if whose is None else modulation[whose]).chunk(2, dim=-1)
@@ -133,13 +151,17 @@ class Cells:
         """Patches of whole pictures of one size as their cells, row by row; of size (1, 1), patch by patch."""
         side = self.patch_size // self.count
         pattern = "(m r s) (c a p b q) -> (m r a s b) (c p q)"
-        return rearrange(patches.float(), pattern, r=size[0], s=size[1], a=self.count, b=self.count, c=self.channels, p=side, q=side)
+        return rearrange(
+            patches.float(), pattern, r=size[0], s=size[1], a=self.count, b=self.count, c=self.channels, p=side, q=side
+        )
 
     def gather(self, cells: Float[Tensor, "k c"], size: tuple[int, int]) -> Float[Tensor, "n p"]:
         """The inverse of `spread`."""
         side = self.patch_size // self.count
         pattern = "(m r a s b) (c p q) -> (m r s) (c a p b q)"
-        return rearrange(cells, pattern, r=size[0], s=size[1], a=self.count, b=self.count, c=self.channels, p=side, q=side)
+        return rearrange(
+            cells, pattern, r=size[0], s=size[1], a=self.count, b=self.count, c=self.channels, p=side, q=side
+        )
 
     def dealt(self, rows: Shaped[Tensor, "n w"], size: tuple[int, int]) -> Shaped[Tensor, "k d"]:
         """A row of each patch, dealt out to its cells, in the order of `spread`."""
@@ -149,7 +171,9 @@ class Cells:
         """The inverse of `dealt`."""
         return rearrange(cells, "(m r a s b) d -> (m r s) (a b d)", r=size[0], s=size[1], a=self.count, b=self.count)
 
-    def arranged(self, cell: Int[Tensor, "n 2"], picture: Int[Tensor, " n"], grid: Int[Tensor, "m 2"]) -> list[Raster] | list[Strip]:
+    def arranged(
+        self, cell: Int[Tensor, "n 2"], picture: Int[Tensor, " n"], grid: Int[Tensor, "m 2"]
+    ) -> list[Raster] | list[Strip]:
         """Pictures whose patches lie one after the other, in parts that are convolved together.
 
         cell, picture: of each patch; grid: rows and columns of patches of each picture.
@@ -159,7 +183,10 @@ class Cells:
         sizes, which = torch.unique(grid, dim=0, return_inverse=True)
         of_patch = which[picture]
         patches = [of_patch.eq(index).nonzero()[:, 0] for index in range(len(sizes))] if len(sizes) > 1 else [ALL]
-        return [Raster(some, (r, s), (r * self.count, s * self.count)) for some, (r, s) in zip(patches, sizes.tolist(), strict=True)]
+        return [
+            Raster(some, (r, s), (r * self.count, s * self.count))
+            for some, (r, s) in zip(patches, sizes.tolist(), strict=True)
+        ]
 
     def strip(self, cell: Int[Tensor, "n 2"], picture: Int[Tensor, " n"], grid: Int[Tensor, "m 2"]) -> Strip:
         """See `arranged`."""
@@ -179,7 +206,8 @@ def together(parts: list[Raster] | list[Strip], rows: list[Float[Tensor, "_ widt
 
 
 def grids(cell: Int[Tensor, "n 2"]) -> tuple[Int[Tensor, " n"], Int[Tensor, "m 2"]]:
-    """The picture of each patch, counted from 0, and rows and columns of each picture, of pictures whose patches lie one after the other."""
+    """The picture of each patch, counted from 0, and rows and columns of each picture, of pictures whose patches lie
+    one after the other."""
     begins = cell.sum(-1).eq(0)
     last = torch.cat([begins[1:], begins.new_ones(min(1, len(begins)))])
     return begins.cumsum(0) - 1, cell[last] + 1
@@ -195,9 +223,12 @@ def places(grid: Int[Tensor, "m 2"], patches: int) -> tuple[Int[Tensor, "n 2"], 
 
 
 class ConvEmbed(PatchEmbed):
-    """A patch embedding that has looked around: ConvNeXt blocks over the cells of each picture, told its time, added to the linear one."""
+    """A patch embedding that has looked around: ConvNeXt blocks over the cells of each picture, told its time, added to
+    the linear one."""
 
-    def __init__(self, channels: int, patch_size: int, width: int, time_width: int | None, inner: int = 64, blocks: int = 2):
+    def __init__(
+        self, channels: int, patch_size: int, width: int, time_width: int | None, inner: int = 64, blocks: int = 2
+    ):
         super().__init__(channels * patch_size**2, width)
         self.cells = Cells(channels, patch_size)
         self.seen = Conv32(self.cells.numbers, inner, 3, padding=1)
@@ -213,14 +244,20 @@ class ConvEmbed(PatchEmbed):
         rows = super().forward(patches)
         if not len(patches):
             return rows
-        told = rows.new_zeros(1, self.seen.out_channels).float() if self.told is None else self.told(F.silu(time.float()))
+        told = (
+            rows.new_zeros(1, self.seen.out_channels).float() if self.told is None else self.told(F.silu(time.float()))
+        )
         whose = torch.zeros_like(cell[:, 0]) if self.told is None else picture
         parts = self.cells.arranged(cell, *grids(cell))
         seen = [self._look(patches[part.patches], part, told, whose[part.patches]) for part in parts]
         return rows + together(parts, seen).to(rows.dtype)
 
     def _look(
-        self, patches: Float[Tensor, "n p"], part: Raster | Strip, told: Float[Tensor, "m inner"], whose: Int[Tensor, " n"]
+        self,
+        patches: Float[Tensor, "n p"],
+        part: Raster | Strip,
+        told: Float[Tensor, "m inner"],
+        whose: Int[Tensor, " n"],
     ) -> Float[Tensor, "n width"]:
         z = part.convolved(self.seen, self.cells.spread(patches, part.size))
         whose = self.cells.dealt(whose[:, None].expand(-1, self.cells.count**2), part.size)[:, 0]
@@ -230,15 +267,24 @@ class ConvEmbed(PatchEmbed):
 
 
 class ConvHead(FlowHead):
-    """A head that looks at the noised picture again: the decoder says what belongs in a patch, a small convolutional net draws it.
+    """A head that looks at the noised picture again: the decoder says what belongs in a patch, a small convolutional
+    net draws it.
 
-    A cell is a row of its pixels and its share of the decoder's answer, which also modulates every block. What they draw is added to the
-    linear head, which does all of it while the convolutions are `resting`. With `reference`, the picture that is edited lies beside the
-    noised one (as in InstructPix2Pix, arXiv 2211.09800): what stays the same can be copied to the pixel.
+    A cell is a row of its pixels and its share of the decoder's answer, which also modulates every block. What they
+    draw is added to the linear head, which does all of it while the convolutions are `resting`. With `reference`, the
+    picture that is edited lies beside the noised one (as in InstructPix2Pix, arXiv 2211.09800): what stays the same can
+    be copied to the pixel.
     """
 
     def __init__(
-        self, width: int, channels: int, patch_size: int, time_width: int | None, reference: bool = False, inner: int = 64, blocks: int = 2
+        self,
+        width: int,
+        channels: int,
+        patch_size: int,
+        time_width: int | None,
+        reference: bool = False,
+        inner: int = 64,
+        blocks: int = 2,
     ):
         super().__init__(width, channels * patch_size**2, time_width)
         self.cells = Cells(channels, patch_size)
@@ -260,7 +306,9 @@ class ConvHead(FlowHead):
         drawn = [self._draw(h[part.patches], [picture[part.patches] for picture in pictures], part) for part in parts]
         return self.out(h) + together(parts, drawn)
 
-    def _draw(self, h: Float[Tensor, "n width"], pictures: list[Float[Tensor, "n p"]], part: Raster | Strip) -> Float[Tensor, "n p"]:
+    def _draw(
+        self, h: Float[Tensor, "n width"], pictures: list[Float[Tensor, "n p"]], part: Raster | Strip
+    ) -> Float[Tensor, "n p"]:
         told = self.cells.dealt(self.told(h), part.size)
         pixels = torch.cat([self.cells.spread(picture, part.size) for picture in pictures], dim=-1)
         z = told + part.convolved(self.seen, pixels)

@@ -46,7 +46,9 @@ class PrefixCache(DynamicCache):
         stacked = PrefixCache()
         for index in range(len(caches[0].layers)):
             parts = [(c.layers[index].keys[r], c.layers[index].values[r]) for c, r in zip(caches, rows, strict=True)]
-            keys, values = zip(*((_room(k, length - k.shape[2]), _room(v, length - v.shape[2])) for k, v in parts), strict=True)
+            keys, values = zip(
+                *((_room(k, length - k.shape[2]), _room(v, length - v.shape[2])) for k, v in parts), strict=True
+            )
             DynamicCache.update(stacked, torch.cat(keys), torch.cat(values), index)
         return stacked
 

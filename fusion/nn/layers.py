@@ -35,7 +35,8 @@ def modulate(
 
 
 class PatchEmbed(nn.Module):
-    """Patch rows -> width, cast to the dtype of the weights. Input of unit scale comes out with unit RMS (`match_rms` sets another)."""
+    """Patch rows -> width, cast to the dtype of the weights. Input of unit scale comes out with unit RMS (`match_rms`
+    sets another)."""
 
     reference = False  # whether it looks at the picture that is edited
 
@@ -57,14 +58,15 @@ class PatchEmbed(nn.Module):
         picture: Int[Tensor, "*n"] | None = None,
         reference: Float[Tensor, "*n patch"] | None = None,
     ) -> Float[Tensor, "*n width"]:
-        """cell: row and column of each patch; time, picture: of the pictures, and which of them a patch belongs to. For embeddings that look
-        at whole pictures. reference: the patch in the same place of the picture that is edited, zeros where there is none; for those that
-        look at it."""
+        """cell: row and column of each patch; time, picture: of the pictures, and which of them a patch belongs to. For
+        embeddings that look at whole pictures. reference: the patch in the same place of the picture that is edited,
+        zeros where there is none; for those that look at it."""
         return self.proj(patches.to(self.proj.weight.dtype))
 
 
 class ReferenceEmbed(PatchEmbed):
-    """A patch and, beside it, that of the picture that is edited, which has no effect at first (InstructPix2Pix, arXiv 2211.09800)."""
+    """A patch and, beside it, that of the picture that is edited, which has no effect at first (InstructPix2Pix, arXiv
+    2211.09800)."""
 
     reference = True
 
@@ -94,10 +96,11 @@ def match_rms(embed: PatchEmbed, target: float) -> None:
 def timestep_features(
     t: Float[Tensor, " n"], width: int, freq_shift: float = 0.0, scale: float = 1000.0, origin: float = 0.0
 ) -> Float[Tensor, "n width"]:
-    """Cosines, then sines, of scale (t - origin) at frequencies 10000^(-i / (half - freq_shift)), i < half = width / 2; fp32.
+    """Cosines, then sines, of scale (t - origin) at frequencies 10000^(-i / (half - freq_shift)), i < half = width / 2;
+    fp32.
 
-    freq_shift 0 is DiT's own (arXiv 2212.09748), SD3's and Flux's; diffusers' port of DiT uses 1. A scale of 1000 is DDPM's steps; networks
-    that count from noise to data have a negative one and the origin 1.
+    freq_shift 0 is DiT's own (arXiv 2212.09748), SD3's and Flux's; diffusers' port of DiT uses 1. A scale of 1000 is
+    DDPM's steps; networks that count from noise to data have a negative one and the origin 1.
     """
     half = width // 2
     index = torch.arange(half, dtype=torch.float32, device=t.device)
@@ -109,7 +112,9 @@ def timestep_features(
 class TimestepEmbedding(nn.Module):
     """t in [0, 1] -> width: `timestep_features`, then linear, SiLU, linear; fp32 throughout (DiT, arXiv 2212.09748)."""
 
-    def __init__(self, width: int, frequencies: int = 256, freq_shift: float = 0.0, scale: float = 1000.0, origin: float = 0.0):
+    def __init__(
+        self, width: int, frequencies: int = 256, freq_shift: float = 0.0, scale: float = 1000.0, origin: float = 0.0
+    ):
         super().__init__()
         if frequencies % 2:
             raise ValueError(f"{frequencies} timestep features do not split into cosines and sines: use an even number")
@@ -155,8 +160,9 @@ class Modulation(nn.Module):
 class Seen:
     """What a head may look at beside the decoder's answer, picture after picture.
 
-    noised: the patches that the decoder was given. grid: rows and columns of patches of each picture. reference: the patches of the
-    picture that is edited, zeros where none is; None for a head that does not look at it (`FlowHead.reference`).
+    noised: the patches that the decoder was given. grid: rows and columns of patches of each picture. reference: the
+    patches of the picture that is edited, zeros where none is; None for a head that does not look at it
+    (`FlowHead.reference`).
     """
 
     noised: Float[Tensor, "n p"]
@@ -165,11 +171,12 @@ class Seen:
 
 
 class FlowHead(nn.Module):
-    """Hidden rows -> prediction of the flow: a LayerNorm without parameters, modulated by time, and a linear layer that starts at zero.
+    """Hidden rows -> prediction of the flow: a LayerNorm without parameters, modulated by time, and a linear layer that
+    starts at zero.
 
     DiT's final layer. `time` holds one row per image and `image` says whose row a patch takes; without `image`, time
-    broadcasts against the rows. `time_width` None builds the head of a network that is not told the time. `seen` is for heads that
-    look at it.
+    broadcasts against the rows. `time_width` None builds the head of a network that is not told the time. `seen` is for
+    heads that look at it.
     """
 
     reference = False  # whether it looks at the picture that is edited

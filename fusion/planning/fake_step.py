@@ -19,8 +19,8 @@ _BY_INDEX = {_ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.defau
 
 
 class Imagined(TorchDispatchMode):
-    """Inside, fractions have shapes and no contents, and what is made of whole numbers alone is real: which row is whose decides over shapes
-    further on (how many patches are noised), and no weight ever does."""
+    """Inside, fractions have shapes and no contents, and what is made of whole numbers alone is real: which row is
+    whose decides over shapes further on (how many patches are noised), and no weight ever does."""
 
     def __init__(self):
         super().__init__()
@@ -43,7 +43,8 @@ class Imagined(TorchDispatchMode):
             return func(*args, **kwargs)
 
     def like(self, tensor: Tensor) -> Tensor:
-        """A tensor of that shape on the CPU: in fp32 and without contents, or the whole numbers themselves (zeros where they are on "meta")."""
+        """A tensor of that shape on the CPU: in fp32 and without contents, or the whole numbers themselves (zeros where
+        they are on "meta")."""
         if not tensor.is_floating_point():
             return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
         with self.fake:
@@ -57,17 +58,24 @@ class Imagined(TorchDispatchMode):
                 for name, tensor in store.items():
                     if tensor is not None and id(tensor) not in made:
                         copy = self.like(tensor)
-                        made[id(tensor)] = nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+                        made[id(tensor)] = (
+                            nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+                        )
                     store[name] = None if tensor is None else made[id(tensor)]
 
 
 def _chosen(index: Tensor | None) -> Iterable[Tensor | None]:
     """The indices that a mask stands for."""
-    return index.nonzero().unbind(1) if index is not None and index.dtype == torch.bool and not isinstance(index, FakeTensor) else [index]
+    return (
+        index.nonzero().unbind(1)
+        if index is not None and index.dtype == torch.bool and not isinstance(index, FakeTensor)
+        else [index]
+    )
 
 
 class Meter(TorchDispatchMode):
-    """Follows the memory of every tensor that is made inside, real or imagined, operation by operation. live, peak: bytes."""
+    """Follows the memory of every tensor that is made inside, real or imagined, operation by operation. live, peak:
+    bytes."""
 
     def __init__(self):
         super().__init__()
@@ -102,9 +110,10 @@ class Meter(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a step on one device. weights: of the model, trained or not; codec: of the autoencoder, if there is one; optimizer: its state;
-    average: the EMA of the weights; gradients; kept: what the forward pass leaves for the backward pass, copies of weights in bf16 included; peak:
-    the most that is there at once, `when`. Gradients come while what is kept goes, so that the peak is less than the sum.
+    """Bytes of a step on one device. weights: of the model, trained or not; codec: of the autoencoder, if there is one;
+    optimizer: its state; average: the EMA of the weights; gradients; kept: what the forward pass leaves for the
+    backward pass, copies of weights in bf16 included; peak: the most that is there at once, `when`. Gradients come
+    while what is kept goes, so that the peak is less than the sum.
     """
 
     weights: int
@@ -126,10 +135,12 @@ def follow(
     autocast: torch.autocast,
     ranks: int = 1,
 ) -> Memory:
-    """The memory of a step as fusion.training.trainer.Trainer takes it, the optimizer's state already there. loss: the forward pass of one batch, whose tensors
-    are in `batch` and not counted. ranks: how many devices train, each with all weights.
+    """The memory of a step as fusion.training.trainer.Trainer takes it, the optimizer's state already there. loss: the
+    forward pass of one batch, whose tensors are in `batch` and not counted. ranks: how many devices train, each with
+    all weights.
 
-    On real tensors as well as inside `Imagined`; the model is not what it was afterwards, and what `settings` freezes is frozen.
+    On real tensors as well as inside `Imagined`; the model is not what it was afterwards, and what `settings` freezes
+    is frozen.
     """
     with Meter() as meter:
         meter.overlook(*batch)
@@ -158,7 +169,16 @@ def follow(
         _update(optimizers)
         ema.update(1)
         peaks["while weights are updated"] = meter.peak
-    return Memory(weights, encoder, optimizer, average, gradients, kept, meter.peak, next(when for when, peak in peaks.items() if peak == meter.peak))
+    return Memory(
+        weights,
+        encoder,
+        optimizer,
+        average,
+        gradients,
+        kept,
+        meter.peak,
+        next(when for when, peak in peaks.items() if peak == meter.peak),
+    )
 
 
 def _update(optimizers: Optimizers) -> None:

@@ -24,8 +24,9 @@ Run = Unified | Diffusion
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run takes. parameters: by part, all and trained. work: operations of a step on each device, forward and backward; reading: those of
-    texts on top, if all of them are new. mfu: share of the device's speed that is reached. price: dollars per device and hour."""
+    """What a run takes. parameters: by part, all and trained. work: operations of a step on each device, forward and
+    backward; reading: those of texts on top, if all of them are new. mfu: share of the device's speed that is reached.
+    price: dollars per device and hour."""
 
     config: Run
     subject: Subject
@@ -78,19 +79,30 @@ class Forecast:
         return None if self.price is None else self.price * self.gpus * self.seconds / 3600
 
 
-def forecast(config: Run, gpus: int = 1, device: str = "h100", mfu: float = 0.4, price: float | None = None) -> Forecast:
+def forecast(
+    config: Run, gpus: int = 1, device: str = "h100", mfu: float = 0.4, price: float | None = None
+) -> Forecast:
     """Imagine a step of the run that a config describes. ValueError in one line where that is not possible."""
     if gpus < 1 or not 0 < mfu <= 1 or (price is not None and price < 0):
-        raise ValueError(f"gpus={gpus}, mfu={mfu}, price={price}: at least one device, a share above 0 and at most 1, and no negative price")
+        raise ValueError(
+            f"gpus={gpus}, mfu={mfu}, price={price}: at least one device, a share above 0 and at most 1, and no "
+            "negative price"
+        )
     on, training = DEVICES[device](), config.training
     precision = training.precision
     if precision == "auto":
         precision = "bf16" if device != "cpu" or bf16_is_faster() else "fp32"
-    subject = PainterSubject(config) if isinstance(config, Diffusion) else UnifiedSubject(config, "matmul" if device == "cpu" else "sdpa")
+    subject = (
+        PainterSubject(config)
+        if isinstance(config, Diffusion)
+        else UnifiedSubject(config, "matmul" if device == "cpu" else "sdpa")
+    )
     try:
         memory, work, reading = _imagine(subject, config, precision, gpus)
     except (DataDependentOutputException, DynamicOutputShapeException, NotImplementedError) as error:
-        raise ValueError(f"{subject.title}: what it computes depends on its weights, so that it cannot be planned ({error})") from None
+        raise ValueError(
+            f"{subject.title}: what it computes depends on its weights, so that it cannot be planned ({error})"
+        ) from None
     return Forecast(config, subject, precision, parameters(subject), memory, work, reading, gpus, on, mfu, price)
 
 
@@ -114,10 +126,13 @@ def _imagine(subject: Subject, config: Run, precision: str, gpus: int) -> tuple[
 
 
 def shared_out(memory: Memory, subject: Subject, gpus: int) -> Memory:
-    """The memory of each of several devices that share everything out (fusion.training.sharding), reckoned: beside its share, a device has what the layers do
-    not hold as a whole, with gradients, and two layers, one that computes and the next."""
+    """The memory of each of several devices that share everything out (fusion.training.sharding), reckoned: beside its
+    share, a device has what the layers do not hold as a whole, with gradients, and two layers, one that computes and
+    the next."""
     if gpus == 1:
-        raise ValueError("training.sharded: one device has nobody to share with; plan for more (--gpus), or set it to false")
+        raise ValueError(
+            "training.sharded: one device has nobody to share with; plan for more (--gpus), or set it to false"
+        )
     layers = [sum(p.nbytes for p in layer.parameters()) for layer in subject.layers()]
     alone = subject.whole()
     whole = 2 * (memory.weights - alone - sum(layers)) + 3 * max(layers)

@@ -24,7 +24,8 @@ SHOWN = 24  # pictures of the first batch
 
 
 class PainterSubject(Subject):
-    """The painter of a config. Experts, where its network has any, share out the rows evenly. ValueError in one line for what cannot be imagined."""
+    """The painter of a config. Experts, where its network has any, share out the rows evenly. ValueError in one line
+    for what cannot be imagined."""
 
     def __init__(self, config: Diffusion):
         self.config = config
@@ -76,7 +77,10 @@ class PainterSubject(Subject):
     def drawing(self) -> Image.Image:
         """The first pictures and their texts, as the network gets them."""
         batch = self.taken[0]
-        pairs = [replace(ask(text), truth=(to_image(pixels),)) for text, pixels in zip(batch.texts[:SHOWN], batch.pixels[:SHOWN], strict=True)]
+        pairs = [
+            replace(ask(text), truth=(to_image(pixels),))
+            for text, pixels in zip(batch.texts[:SHOWN], batch.pixels[:SHOWN], strict=True)
+        ]
         return sheet(pairs, [()] * len(pairs))
 
     def reading(self) -> Callable[[], object] | None:
@@ -101,7 +105,8 @@ def imagined_painter(settings: PainterConfig) -> Painter:
 
 
 def pair_batches(config: Diffusion, painter: Painter) -> tuple[Sequence[PairBatch], str]:
-    """A few batches, and where they are from: of the run's data, or, where that is not here, of pictures as large as they are drawn."""
+    """A few batches, and where they are from: of the run's data, or, where that is not here, of pictures as large as
+    they are drawn."""
     try:
         return list(islice(iter(batches(config, painter.stride)), BATCHES)), f"{BATCHES} batches of the data"
     except (OSError, ValueError) as error:

@@ -35,8 +35,8 @@ class Shares:
 
 
 class Subject(ABC):
-    """The model of a run without contents. model: what is trained; codec: its autoencoder; shares: of its batches, and source: where
-    those are from."""
+    """The model of a run without contents. model: what is trained; codec: its autoencoder; shares: of its batches, and
+    source: where those are from."""
 
     model: nn.Module
     codec: Codec
@@ -58,7 +58,8 @@ class Subject(ABC):
 
     @abstractmethod
     def step(self) -> tuple[list[Tensor], Callable[[], Tensor]]:
-        """The batch that takes most memory: its tensors, and the forward pass to its loss, which is called inside `imagined`."""
+        """The batch that takes most memory: its tensors, and the forward pass to its loss, which is called inside
+        `imagined`."""
 
     @abstractmethod
     def layers(self) -> list[nn.Module]:

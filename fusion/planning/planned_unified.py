@@ -24,19 +24,27 @@ from fusion.unified.objective import latents, losses
 SIZE = (0,) * 5  # tokens of a size text that is assumed
 LLM = ("LLM embeddings", "LLM layers", "LLM norms", "LLM head", "LoRA")
 OURS = {
-    "twins": "weights for pictures", "control": "new tokens", "patch": "pictures in", "time": "time", "modulation": "time", "flow": "pictures out",
-}  # fmt: skip
+    "twins": "weights for pictures",
+    "control": "new tokens",
+    "patch": "pictures in",
+    "time": "time",
+    "modulation": "time",
+    "flow": "pictures out",
+}
 """Parts by how the names of their parameters begin."""
 
 
 class UnifiedSubject(Subject):
-    """The model of a config. processor: None where the LLM's folder has no tokenizer. attention: where the config says auto. What a folder of
-    latents would save is not looked at: pictures are encoded. ValueError in one line for what cannot be imagined."""
+    """The model of a config. processor: None where the LLM's folder has no tokenizer. attention: where the config says
+    auto. What a folder of latents would save is not looked at: pictures are encoded. ValueError in one line for what
+    cannot be imagined."""
 
     def __init__(self, config: Unified, attention: str):
         settings = config.model
         if settings.start:
-            raise ValueError("model.start: a saved model is not imagined: leave it out, and give the settings that it was made with")
+            raise ValueError(
+                "model.start: a saved model is not imagined: leave it out, and give the settings that it was made with"
+            )
         self.config, self.text_config = config, llm_config(settings.llm)
         self.codec: Codec = load_codec(settings.codec, device="meta")
         self.processor = _processor(settings, self.text_config.vocab_size, self.codec)
@@ -49,7 +57,10 @@ class UnifiedSubject(Subject):
             self.model = FusionModel(made)
             if any(".experts." in name for name, _ in self.model.named_parameters()):
                 kind = self.text_config.model_type
-                raise ValueError(f"{settings.llm}: which experts of {kind} compute depends on its weights, so that it cannot be planned")
+                raise ValueError(
+                    f"{settings.llm}: which experts of {kind} compute depends on its weights, so that it cannot "
+                    "be planned"
+                )
             if settings.lora:
                 self.model.add_lora(settings.lora)
         self.attention = attention if settings.attention == "auto" else settings.attention
@@ -83,7 +94,9 @@ class UnifiedSubject(Subject):
             clean = latents(packed, self.codec, self.model.config.patch_size)
             return losses(self.model, clean, self.config.objective, torch.Generator().manual_seed(0)).total(1, 1)
 
-        given = [tensor for tensor in (getattr(packed, field.name) for field in fields(packed)) if isinstance(tensor, Tensor)]
+        given = [
+            tensor for tensor in (getattr(packed, field.name) for field in fields(packed)) if isinstance(tensor, Tensor)
+        ]
         return [*given, *packed.pixels], loss
 
     def layers(self) -> list[nn.Module]:
@@ -110,7 +123,10 @@ class UnifiedSubject(Subject):
     def drawing(self) -> Image.Image:
         """The first packed row, and its mask."""
         if self.processor is None:
-            raise ValueError(f"{self.config.model.llm} has no tokenizer here, without which there is nothing to draw: leave --out away")
+            raise ValueError(
+                f"{self.config.model.llm} has no tokenizer here, without which there is nothing to draw: leave "
+                "--out away"
+            )
         return draw_packed(self.taken[0], self.processor)
 
 
@@ -118,22 +134,28 @@ def _processor(settings: Model, vocabulary: int, codec: Codec) -> FusionProcesso
     tokenizer = find_tokenizer(settings.llm)
     if tokenizer is None:
         return None
-    return FusionProcessor.from_tokenizer(tokenizer, vocabulary, codec.downsample * settings.patch_size, settings.max_side, settings.max_patches)
+    return FusionProcessor.from_tokenizer(
+        tokenizer, vocabulary, codec.downsample * settings.patch_size, settings.max_side, settings.max_patches
+    )
 
 
 def packed_batches(config: Unified, subject: UnifiedSubject) -> tuple[list[Packed], str]:
-    """A few batches, and where they are from: of the run's data, or, where that is not here, of texts and pictures that fill the rows."""
+    """A few batches, and where they are from: of the run's data, or, where that is not here, of texts and pictures that
+    fill the rows."""
     if subject.processor is None:
         return [assumed_batch(config, subject)], f"assumed, for {config.model.llm} has no tokenizer here"
     try:
         taken = [batch.packed for batch in islice(iter(batches(config, subject.processor)), BATCHES)]
     except (OSError, ValueError) as error:
-        return [assumed_batch(config, subject)], f"assumed, for the data cannot be read here: {' '.join(str(error).split())}"
+        return [
+            assumed_batch(config, subject)
+        ], f"assumed, for the data cannot be read here: {' '.join(str(error).split())}"
     return taken, f"{BATCHES} batches of the data"
 
 
 def assumed_batch(config: Unified, subject: UnifiedSubject, words: int = 32) -> Packed:
-    """Full rows of documents with one picture to draw, as large as the data's may be (256 x 256 where that is not said), after 32 tokens."""
+    """Full rows of documents with one picture to draw, as large as the data's may be (256 x 256 where that is not
+    said), after 32 tokens."""
     data, packing = config.data, config.packing
     side = data.max_side or 256
     width, height = data.size or fit_size(side, side, subject.stride, data.max_pixels, config.model.max_side)

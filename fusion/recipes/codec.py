@@ -42,11 +42,11 @@ class CodecTrainingError(RuntimeError):
 class Images:
     """What to learn from: a folder of images with all its subfolders, or "shapes", the built-in world.
 
-    size: side of the square that images are resized and cropped to (the codec itself takes any size that its downsample divides); null, of the
-    built-in world alone, for the sizes that it draws.
-    crop: side of the random square that is cut from it to train on; a network of convolutions learns more from many small pieces.
-    held_out: the share of subjects kept for validation, the same subjects that other programs hold out of the same folder.
-    validate: how many held-out images are reconstructed at a time.
+    size: side of the square that images are resized and cropped to (the codec itself takes any size that its downsample
+    divides); null, of the built-in world alone, for the sizes that it draws. crop: side of the random square that is
+    cut from it to train on; a network of convolutions learns more from many small pieces. held_out: the share of
+    subjects kept for validation, the same subjects that other programs hold out of the same folder. validate: how many
+    held-out images are reconstructed at a time.
     """
 
     path: str = "shapes"
@@ -63,10 +63,11 @@ CELL = 4
 
 @dataclass
 class Network:
-    """The autoencoder. kind: kl, diffusers' AutoencoderKL; or conv, fusion.codecs.autoencoder's, which learns many times as fast on a CPU.
+    """The autoencoder. kind: kl, diffusers' AutoencoderKL; or conv, fusion.codecs.autoencoder's, which learns many
+    times as fast on a CPU.
 
-    Each of `channels` is a resolution, halved from one to the next; the first is that of the pixels, or of conv's cells of 4 x 4. layers: blocks
-    of each. groups: of kl's norms.
+    Each of `channels` is a resolution, halved from one to the next; the first is that of the pixels, or of conv's cells
+    of 4 x 4. layers: blocks of each. groups: of kl's norms.
     """
 
     kind: str = "kl"
@@ -79,7 +80,9 @@ class Network:
         if self.kind not in KINDS:
             raise ValueError(f"network.kind={self.kind!r}: choose one of {', '.join(KINDS)}")
         if not self.channels or (self.kind == "kl" and any(c % self.groups for c in self.channels)):
-            raise ValueError(f"network.channels={list(self.channels)}: each must be a multiple of network.groups={self.groups}")
+            raise ValueError(
+                f"network.channels={list(self.channels)}: each must be a multiple of network.groups={self.groups}"
+            )
 
     @property
     def downsample(self) -> int:
@@ -91,11 +94,12 @@ class Network:
 class CodecRun:
     """A run: the folder it writes, its images, the network, the weights of the losses, and how long it trains.
 
-    Training ends after `images` images or `minutes` minutes, whichever comes first, and the learning rate falls along whichever is
-    ahead. The loss is `l1` and `mse` of the pixels, `edge` times the L1 of their differences to the right and downward neighbours
-    (what blur costs, without a perceptual network). Of an AutoencoderKL, `kl` times the divergence of the posterior from N(0, 1) per latent number;
-    of a ConvAutoencoder, whose latents get noise of a deviation up to `noise` before they are decoded, `unit` times what keeps them from growing
-    out of it: the squares of their channels' means and of how far the mean squares are from 1.
+    Training ends after `images` images or `minutes` minutes, whichever comes first, and the learning rate falls along
+    whichever is ahead. The loss is `l1` and `mse` of the pixels, `edge` times the L1 of their differences to the right
+    and downward neighbours (what blur costs, without a perceptual network). Of an AutoencoderKL, `kl` times the
+    divergence of the posterior from N(0, 1) per latent number; of a ConvAutoencoder, whose latents get noise of a
+    deviation up to `noise` before they are decoded, `unit` times what keeps them from growing out of it: the squares of
+    their channels' means and of how far the mean squares are from 1.
     """
 
     out: str = "out/codec"
@@ -121,18 +125,25 @@ class CodecRun:
     def __post_init__(self):
         stride = self.network.downsample
         if self.data.size is None and self.data.path != "shapes":
-            raise ValueError("data.size=null: only the built-in world has sizes of its own; choose one for a folder of images")
+            raise ValueError(
+                "data.size=null: only the built-in world has sizes of its own; choose one for a folder of images"
+            )
         if self.data.size and self.data.size % stride:
-            raise ValueError(f"data.size={self.data.size}: the network's downsample {stride} does not divide it; choose a multiple")
+            raise ValueError(
+                f"data.size={self.data.size}: the network's downsample {stride} does not divide it; choose a multiple"
+            )
         largest = self.data.size or min(PICTURE_SIZES[0])
         if self.data.crop % stride or self.data.crop > largest:
-            raise ValueError(f"data.crop={self.data.crop}: choose a multiple of {stride}, at most {largest}, the side of the smallest image")
+            raise ValueError(
+                f"data.crop={self.data.crop}: choose a multiple of {stride}, at most {largest}, the side of the "
+                "smallest image"
+            )
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run reached. psnr: of held-out images through the saved codec, dB. mean, std: of the raw latents before scaling. interrupted: by which
-    signal, None if it reached its end."""
+    """What a run reached. psnr: of held-out images through the saved codec, dB. mean, std: of the raw latents before
+    scaling. interrupted: by which signal, None if it reached its end."""
 
     folder: Path
     psnr: float
@@ -149,7 +160,8 @@ class Result:
 
 @dataclass(frozen=True)
 class Pictures:
-    """train: pixels without end. held_out: pixels to validate on. skipped: by path, why an image was not used; grows as they are read."""
+    """train: pixels without end. held_out: pixels to validate on. skipped: by path, why an image was not used; grows as
+    they are read."""
 
     train: Iterator[Float[Tensor, "3 size size"]]
     held_out: Float[Tensor, "n 3 size size"]
@@ -179,12 +191,15 @@ def _folder(data: Images, seed: int) -> Pictures:
         raise ValueError(f"data.path={data.path}: no such folder; give a folder of images, or shapes")
     sides = _split(root, data.held_out)
     train = _read(sides["train"], data.size, seed, skipped)
-    first = list(islice(_read(sides["validation"], data.size, seed, skipped), min(data.validate, len(sides["validation"]))))
+    first = list(
+        islice(_read(sides["validation"], data.size, seed, skipped), min(data.validate, len(sides["validation"])))
+    )
     return Pictures(train, torch.stack(first), skipped)
 
 
 def _split(root: Path, held_out: float) -> dict[str, list[Path]]:
-    """The image files under `root` by side; tables in it tell which are of one subject, as they tell fusion.data.formats."""
+    """The image files under `root` by side; tables in it tell which are of one subject, as they tell
+    fusion.data.formats."""
     paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
     subjects = Subjects()
     names = [subjects.add({"file_name": path.name}, path.name) for path in paths]
@@ -196,7 +211,9 @@ def _split(root: Path, held_out: float) -> dict[str, list[Path]]:
         chosen = Split(side, held_out).chosen(subjects.all())
         sides[side] = [path for path, name in zip(paths, names) if subjects.of(name) in chosen]
         if not sides[side]:
-            raise ValueError(f"{root}: none of its {len(paths)} images is for {side}; add images, or change data.held_out")
+            raise ValueError(
+                f"{root}: none of its {len(paths)} images is for {side}; add images, or change data.held_out"
+            )
     return sides
 
 
@@ -248,17 +265,24 @@ def losses(vae: nn.Module, pixels: Float[Tensor, "b 3 h w"], run: CodecRun) -> d
     return parts | {"total": sum(getattr(run, name) * value for name, value in parts.items())}
 
 
-def _with_posterior(vae: AutoencoderKL, pixels: Float[Tensor, "b 3 h w"], run: CodecRun) -> tuple[Float[Tensor, "b 3 h w"], dict[str, Tensor]]:
+def _with_posterior(
+    vae: AutoencoderKL, pixels: Float[Tensor, "b 3 h w"], run: CodecRun
+) -> tuple[Float[Tensor, "b 3 h w"], dict[str, Tensor]]:
     """What is made of a sample of the posterior, and what keeps that regular."""
     posterior = vae.encode(pixels).latent_dist
     return vae.decode(posterior.sample()).sample, {"kl": posterior.kl().mean() / posterior.mean[0].numel()}
 
 
-def _with_noise(vae: ConvAutoencoder, pixels: Float[Tensor, "b 3 h w"], run: CodecRun) -> tuple[Float[Tensor, "b 3 h w"], dict[str, Tensor]]:
-    """What is made of latents with noise, as much of it as each image's draw says, and what keeps them of unit scale."""
+def _with_noise(
+    vae: ConvAutoencoder, pixels: Float[Tensor, "b 3 h w"], run: CodecRun
+) -> tuple[Float[Tensor, "b 3 h w"], dict[str, Tensor]]:
+    """What is made of latents with noise, as much of it as each image's draw says, and what keeps them of unit
+    scale."""
     latents = vae.encode(pixels).float()
     deviation = run.noise * torch.rand(len(latents), 1, 1, 1, device=latents.device)
-    by_channel = (latents.square().mean(dim=(0, 2, 3)) - 1).square().mean() + latents.mean(dim=(0, 2, 3)).square().mean()
+    by_channel = (latents.square().mean(dim=(0, 2, 3)) - 1).square().mean() + latents.mean(
+        dim=(0, 2, 3)
+    ).square().mean()
     return vae.decode(latents + deviation * torch.randn_like(latents)), {"unit": by_channel}
 
 
@@ -282,14 +306,18 @@ def train(run: CodecRun) -> Result:
     ema = EMA(vae, run.ema)
     images, seconds, interrupted = _loop(run, vae, ema, pictures, Metrics(out / "metrics.jsonl"))
     with ema.swapped_in():
-        mean, std = latent_scale(vae, torch.stack([_piece(image, run.data.crop) for image in islice(pictures.train, 32 * run.batch)]))
+        mean, std = latent_scale(
+            vae, torch.stack([_piece(image, run.data.crop) for image in islice(pictures.train, 32 * run.batch)])
+        )
         vae.register_to_config(shift_factor=mean, scaling_factor=1 / std)
         Autoencoder(vae).save(out / "codec")
         value = psnr(reconstruct(vae, pictures.held_out), pictures.held_out)
     return Result(out, value, mean, std, images, seconds, pictures.skipped, interrupted)
 
 
-def _loop(run: CodecRun, vae: nn.Module, ema: EMA, pictures: Pictures, metrics: Metrics) -> tuple[int, float, str | None]:
+def _loop(
+    run: CodecRun, vae: nn.Module, ema: EMA, pictures: Pictures, metrics: Metrics
+) -> tuple[int, float, str | None]:
     """Returns how many images were seen, the seconds it took, and the signal that ended it, if one did."""
     optimizers, means = Optimizers(vae, run.optim), Means()
     began, step, progress = time.monotonic(), 0, 0.0
@@ -307,7 +335,9 @@ def _loop(run: CodecRun, vae: nn.Module, ema: EMA, pictures: Pictures, metrics: 
             bar.update(run.batch)
             last = progress >= 1 or interrupts.asked
             if step % run.log_every == 0 or last:
-                metrics.log(step, seen, seconds, **means.take(), lr=run.optim.lr * factor, images_per_second=seen / seconds)
+                metrics.log(
+                    step, seen, seconds, **means.take(), lr=run.optim.lr * factor, images_per_second=seen / seconds
+                )
             if step % run.sample_every == 0 or last:
                 with ema.swapped_in():
                     value = _validate(vae, pictures.held_out, Path(run.out) / "samples" / f"step_{step}")
@@ -329,7 +359,9 @@ def _update(run: CodecRun, vae: nn.Module, optimizers: Optimizers, pictures: Pic
         parts = losses(vae, pixels, run)
     values = {name: value.item() for name, value in parts.items()}
     if not math.isfinite(values["total"]):
-        raise CodecTrainingError(f"step {step}: the loss is {values['total']}; lower optim.lr={run.optim.lr} or set precision=fp32")
+        raise CodecTrainingError(
+            f"step {step}: the loss is {values['total']}; lower optim.lr={run.optim.lr} or set precision=fp32"
+        )
     parts["total"].backward()
     torch.nn.utils.clip_grad_norm_(vae.parameters(), run.optim.clip)
     optimizers.step()
@@ -353,7 +385,8 @@ def reconstruct(vae: nn.Module, pixels: Float[Tensor, "n 3 h w"], batch: int = 3
 
 
 def psnr(a: Float[Tensor, "n 3 h w"], b: Float[Tensor, "n 3 h w"]) -> float:
-    """Peak signal-to-noise ratio in dB, the mean over images; pixels in [-1, 1], so the peak is 2. Equal images count as 8-bit noise."""
+    """Peak signal-to-noise ratio in dB, the mean over images; pixels in [-1, 1], so the peak is 2. Equal images count
+    as 8-bit noise."""
     mse = (a - b).square().mean(dim=(1, 2, 3)).clamp(min=(2 / 255) ** 2 / 12)
     return (10 * torch.log10(4 / mse)).mean().item()
 
@@ -366,7 +399,8 @@ def latent_scale(vae: nn.Module, pixels: Float[Tensor, "n 3 h w"], batch: int = 
 
 
 def _validate(vae: nn.Module, held_out: Float[Tensor, "n 3 h w"], folder: Path) -> float:
-    """The PSNR of held-out images, and a picture of the first eight: original, reconstruction, difference times four."""
+    """The PSNR of held-out images, and a picture of the first eight: original, reconstruction, difference times
+    four."""
     made = reconstruct(vae, held_out)
     rows = torch.stack([held_out[:8], made[:8], (4 * (made - held_out)[:8]).clamp(-1, 1)])
     folder.mkdir(parents=True, exist_ok=True)
@@ -384,6 +418,9 @@ def main(argv: Sequence[str]) -> int:
         return 1
     for problem in result.skipped.values():
         print(f"skipped {problem}", file=sys.stderr)
-    print(f"{result.images} images in {result.seconds:.0f} s, {len(result.skipped)} files skipped, PSNR of held-out images {result.psnr:.2f} dB")
+    print(
+        f"{result.images} images in {result.seconds:.0f} s, {len(result.skipped)} files skipped, PSNR of held-out "
+        f"images {result.psnr:.2f} dB"
+    )
     print(f"raw latents: mean {result.mean:.3f}, std {result.std:.3f}; the codec is in {result.folder / 'codec'}")
     return 0

@@ -54,10 +54,12 @@ class WorldConfig:
 
 @dataclass
 class Scoring(ImageSampling):
-    """How the finished model is scored and shown. count: prompts; split: scored, or development while anything is being chosen.
+    """How the finished model is scored and shown. count: prompts; split: scored, or development while anything is being
+    chosen.
 
     texts: held-out texts whose perplexity is compared. image_guidance: see fusion.generation.sampling.Sampling.
-    targets: by name of fusion.evaluation.scorecard.FIGURES, and text_rise, the largest share by which the perplexity may rise.
+    targets: by name of fusion.evaluation.scorecard.FIGURES, and text_rise, the largest share by which the perplexity
+    may rise.
     """
 
     count: int = 200
@@ -73,9 +75,10 @@ class Scoring(ImageSampling):
 
 @dataclass
 class Demo:
-    """The demo: the folder it writes; how many documents it trains on, and the minutes after which it stops doing so, those of the
-    language model and the codec included; and the settings of its parts. codec: null where `model.codec` is not made here. processes: that learn
-    to draw together on CPUs, each with packing.rows of its own; on a GPU one does it all. held_out: documents of each task for validation.
+    """The demo: the folder it writes; how many documents it trains on, and the minutes after which it stops doing so,
+    those of the language model and the codec included; and the settings of its parts. codec: null where `model.codec`
+    is not made here. processes: that learn to draw together on CPUs, each with packing.rows of its own; on a GPU one
+    does it all. held_out: documents of each task for validation.
     """
 
     out: str = "out/demo"
@@ -109,7 +112,8 @@ class Outcome:
 
 
 def demo(config: Demo) -> Summary | Outcome:
-    """The whole program; a Summary if it was interrupted while learning to draw. Raises ValueError, PretrainingError and NotFinite."""
+    """The whole program; a Summary if it was interrupted while learning to draw. Raises ValueError, PretrainingError
+    and NotFinite."""
     out = Path(config.out)
     begin(config, out)
     language_model(config)
@@ -169,7 +173,10 @@ def language_model(config: Demo) -> None:
         pretrain(replace(config.llm, seconds=min(config.llm.seconds, 60 * config.minutes)))
     last = read(out / "metrics.jsonl")[-1]
     times = last["unigram_perplexity"] / last["perplexity"]
-    print(f"held-out perplexity {last['perplexity']:.2f}, {times:.1f} times below the {last['unigram_perplexity']:.1f} of single words")
+    print(
+        f"held-out perplexity {last['perplexity']:.2f}, {times:.1f} times below the {last['unigram_perplexity']:.1f} "
+        "of single words"
+    )
 
 
 def autoencoder(config: Demo) -> str | None:
@@ -224,7 +231,9 @@ def trainer_for(config: Demo, model: Fusion, corpus: Corpus, rank: int = 0, worl
     settings = replace(config.training, minutes=max(config.training.minutes - spent, 1e-6))
     sampler = Sampler(model, groups, config.samples)
     loader = Loader(batches, config.training.workers)
-    return Trainer(UnifiedLearner(model), loader, config.objective, settings, config.out, held_out, sampler, resume=True)
+    return Trainer(
+        UnifiedLearner(model), loader, config.objective, settings, config.out, held_out, sampler, resume=True
+    )
 
 
 def _mixture(curriculum: Curriculum, seed: int, shard: int, shards: int) -> Mixture:
@@ -239,7 +248,9 @@ def watched(config: Demo, model: Fusion, corpus: Corpus) -> tuple[dict, dict]:
         samples = first_samples(WorldSource(World(Options(tasks={task: 1.0})), HELD_OUT_SEED, task), config.held_out)
         held_out[task] = fixed_batches(samples, model.processor, config.packing)
         groups[task] = from_samples(samples[: config.samples.held_out])
-    held_out["text"] = fixed_batches(first_samples(Texts(corpus.held_out), config.held_out), model.processor, config.packing)
+    held_out["text"] = fixed_batches(
+        first_samples(Texts(corpus.held_out), config.held_out), model.processor, config.packing
+    )
     return held_out, groups
 
 
@@ -278,7 +289,8 @@ def summary_of(outcome: Outcome, config: Demo) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`python -m train.demo CONFIG.yaml [key=value ...]`: 0 at the end, 1 with one line where it cannot go on, 130 when interrupted."""
+    """`python -m train.demo CONFIG.yaml [key=value ...]`: 0 at the end, 1 with one line where it cannot go on, 130 when
+    interrupted."""
     config = load(Demo, argv)
     logging.disable_progress_bar()
     try:

@@ -15,9 +15,13 @@ from fusion.training.metrics import read
 from fusion.training.perplexity import Kept
 
 PROMPTS = (
-    "draw a red circle", "draw a green square on a beige ground", "draw a red circle left of a blue square",
-    "draw a yellow cross above a cyan triangle", "draw three orange circles", "draw a black square and a purple cross",
-)  # fmt: skip
+    "draw a red circle",
+    "draw a green square on a beige ground",
+    "draw a red circle left of a blue square",
+    "draw a yellow cross above a cyan triangle",
+    "draw three orange circles",
+    "draw a black square and a purple cross",
+)
 STORIES = (
     "tell me a story in three pictures about a red circle",
     "tell me a story in two pictures about a blue square and a yellow triangle",
@@ -94,7 +98,9 @@ def stories(model: Fusion, knobs: dict) -> list[Section]:
 
 def descriptions(model: Fusion, images: Sequence[Image.Image], knobs: dict) -> str:
     """What the model says of pictures that it did not draw."""
-    replies = model.generate([[image, "Describe the picture."] for image in images], **{**knobs, "max_images": 0, "max_new_tokens": 64})
+    replies = model.generate(
+        [[image, "Describe the picture."] for image in images], **{**knobs, "max_images": 0, "max_new_tokens": 64}
+    )
     return gallery([(image, "".join(reply)) for image, reply in zip(images, replies, strict=True)])
 
 
@@ -106,18 +112,30 @@ def answered(answer: Answer) -> tuple[Image.Image, str]:
 
 def text(kept: Kept, most: float | None) -> str:
     """Perplexity before and after."""
-    said = "" if most is None else f" The target is a rise of at most {most:.0%}: {'met' if kept.rise <= most else 'missed'}."
+    said = (
+        ""
+        if most is None
+        else f" The target is a rise of at most {most:.0%}: {'met' if kept.rise <= most else 'missed'}."
+    )
     rows = [("the language model", kept.before), ("after learning to draw", kept.after)]
-    words = f"{kept.tokens:,} tokens of held-out text, the same for both. It {'rose' if kept.rise > 0 else 'fell'} by {abs(kept.rise):.1%}.{said}"
+    words = (
+        f"{kept.tokens:,} tokens of held-out text, the same for both. It {'rose' if kept.rise > 0 else 'fell'} by "
+        f"{abs(kept.rise):.1%}.{said}"
+    )
     return paragraph(words) + table(rows, ("held-out perplexity", "per token"))
 
 
 def codec(run: Path) -> str:
     """Held-out pictures through the codec when it was trained."""
-    _, sheet = max((int(sheet.parent.name.removeprefix("step_")), sheet) for sheet in run.glob("samples/step_*/reconstructions.png"))
+    _, sheet = max(
+        (int(sheet.parent.name.removeprefix("step_")), sheet)
+        for sheet in run.glob("samples/step_*/reconstructions.png")
+    )
     quality = read(run / "metrics.jsonl")[-1]["val/psnr"]
     caption = f"pictures, what is left of them, and four times the difference; PSNR {quality:.1f} dB"
-    return paragraph("Held-out pictures, encoded and decoded: no drawing of this model is sharper.") + figure(sheet, caption)
+    return paragraph("Held-out pictures, encoded and decoded: no drawing of this model is sharper.") + figure(
+        sheet, caption
+    )
 
 
 def commands(folder: Path) -> str:
@@ -126,7 +144,7 @@ def commands(folder: Path) -> str:
 .venv/bin/fusion generate {folder} "draw a red circle left of a blue square"
 .venv/bin/fusion chat {folder}
 .venv/bin/fusion edit {folder} IMAGE.png "make the circle green"
-.venv/bin/fusion eval {folder} --split development -o {folder.parent / 'eval'}
+.venv/bin/fusion eval {folder} --split development -o {folder.parent / "eval"}
 .venv/bin/python -m train.demo out=out/longer minutes=120 documents=1000000
 
 import fusion

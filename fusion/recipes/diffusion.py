@@ -39,8 +39,8 @@ SHOWN = 60  # of the scored pictures, on the page
 
 @dataclass
 class PainterSamples(ImageSampling):
-    """What is drawn at intervals, and how. prompts: texts. held_out: pairs of each source that are drawn again, beside the true
-    image. seed: of the first."""
+    """What is drawn at intervals, and how. prompts: texts. held_out: pairs of each source that are drawn again, beside
+    the true image. seed: of the first."""
 
     prompts: list[str] = field(default_factory=list)
     held_out: int = 8
@@ -49,7 +49,8 @@ class PainterSamples(ImageSampling):
 
 @dataclass
 class Scoring:
-    """GenEval in miniature of the finished painter, on the built-in world's prompts. count: prompts, 0 for none; split: see fusion.evaluation.suite."""
+    """GenEval in miniature of the finished painter, on the built-in world's prompts. count: prompts, 0 for none; split:
+    see fusion.evaluation.suite."""
 
     count: int = 0
     split: str = "scored"
@@ -64,8 +65,9 @@ class Scoring:
 class Diffusion:
     """A run: the folder it writes, painter, data, batches, loss, training, validation, samples and scores.
 
-    resume: go on from the newest complete checkpoint in `run`. balance: weight of the loss that keeps experts evenly chosen, in networks
-    that have any (fusion.diffusion.networks.experts). stages: the built-in world instead of `data.sources`, see fusion.data.curriculum.
+    resume: go on from the newest complete checkpoint in `run`. balance: weight of the loss that keeps experts evenly
+    chosen, in networks that have any (fusion.diffusion.networks.experts). stages: the built-in world instead of
+    `data.sources`, see fusion.data.curriculum.
     """
 
     run: str = "out/diffusion"
@@ -98,7 +100,9 @@ class PainterLearner(Learner):
         """Tokens are patches; nothing is padded."""
         pictures, _, height, width = batch.pixels.shape
         patches = pictures * (height // self.painter.stride) * (width // self.painter.stride)
-        return Counts(text=0, pictures=pictures, documents=pictures, tokens=patches, padding=0, skipped=len(batch.skipped))
+        return Counts(
+            text=0, pictures=pictures, documents=pictures, tokens=patches, padding=0, skipped=len(batch.skipped)
+        )
 
     def losses(self, batch: PairBatch, objective: FlowObjective, generator: torch.Generator) -> Losses:
         """The flow loss of each picture."""
@@ -117,9 +121,17 @@ class PainterLearner(Learner):
         if chosen and chosen.shares and torch.is_grad_enabled():
             flow = flow + self.balance * chosen.loss() * len(clean)
         return Losses(
-            text=none, text_count=0, control=none, control_count=0, flow=flow, flow_count=len(clean), x_error=error, time=time,
-            w_text=0.0, w_flow=1.0,
-        )  # fmt: skip
+            text=none,
+            text_count=0,
+            control=none,
+            control_count=0,
+            flow=flow,
+            flow_count=len(clean),
+            x_error=error,
+            time=time,
+            w_text=0.0,
+            w_flow=1.0,
+        )
 
     def save_pretrained(self, folder: Path) -> None:
         """A folder for fusion.diffusion.load_painter."""
@@ -128,11 +140,15 @@ class PainterLearner(Learner):
     def units(self) -> list[nn.Module]:
         """The network's blocks. ValueError where text encoders learn along."""
         if any(p.requires_grad for p in self.model.texts.parameters()):
-            raise ValueError("training.sharded: text encoders that learn along are not shared out; set trained: false for them, or sharded: false")
+            raise ValueError(
+                "training.sharded: text encoders that learn along are not shared out; set trained: false for them, or "
+                "sharded: false"
+            )
         return [*blocks_of(self.model.network), self.model.network]
 
     def recomputed(self) -> AbstractContextManager:
-        """Each block of the network. ValueError where experts are watched: what they chose would be another thing the second time."""
+        """Each block of the network. ValueError where experts are watched: what they chose would be another thing the
+        second time."""
         if any(isinstance(part, Router) for part in self.model.network.modules()):
             raise ValueError("training.recompute: networks with experts keep their activations; set it to false")
         return super().recomputed()
@@ -172,7 +188,8 @@ def text_of(prompt: Prompt) -> list[str]:
 
 
 def train(config: Diffusion) -> Summary:
-    """The whole run: train, save RUN/model, score it, write RUN/report.html. Raises ValueError and NotFinite, each one line."""
+    """The whole run: train, save RUN/model, score it, write RUN/report.html. Raises ValueError and NotFinite, each one
+    line."""
     run, ranks = Path(config.run), this_rank()
     program.refuse_another(run, config.resume)
     torch.manual_seed(config.training.seed)
@@ -196,7 +213,16 @@ def trainer_for(config: Diffusion, painter: Painter, rank: int = 0, world: int =
         held_out[source.name] = fixed_pairs(samples[: config.validation.documents], stride, config.pairing.rows)
         groups[source.name] = from_samples(samples[: config.samples.held_out])
     sampler = Sampler(painter, groups, config.samples)
-    return Trainer(PainterLearner(painter, config.balance), loader, config.objective, config.training, config.run, held_out, sampler, config.resume)
+    return Trainer(
+        PainterLearner(painter, config.balance),
+        loader,
+        config.objective,
+        config.training,
+        config.run,
+        held_out,
+        sampler,
+        config.resume,
+    )
 
 
 def batches(config: Diffusion, stride: int, rank: int = 0, world: int = 1) -> PairBatches:

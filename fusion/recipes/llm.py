@@ -33,7 +33,8 @@ class PretrainingError(RuntimeError):
 
 @dataclass
 class TextData:
-    """What to read: a .txt file, a folder of them or a table with a column `text` (path), or else `texts` texts of the built-in world.
+    """What to read: a .txt file, a folder of them or a table with a column `text` (path), or else `texts` texts of the
+    built-in world.
 
     held_out: the share of texts (of files, in a folder) kept for the perplexity. max_chars: where longer texts are cut.
     """
@@ -48,8 +49,8 @@ class TextData:
 class Pretraining:
     """A run: the folder it writes, its text, tokenizer (bpe or sentencepiece), network, and how long it trains.
 
-    kv_heads: heads of keys and values, as many as heads unless given; feed_forward: its inner width, 8/3 of the width unless given, so that
-    a gated one is as large as a plain one of 4; tied: one matrix for token embeddings and head.
+    kv_heads: heads of keys and values, as many as heads unless given; feed_forward: its inner width, 8/3 of the width
+    unless given, so that a gated one is as large as a plain one of 4; tied: one matrix for token embeddings and head.
     context: tokens per row; positions: the longest position that the saved model accepts. Training ends after `tokens`
     tokens or `seconds` seconds, whichever comes first, and the learning rate falls along whichever is ahead.
     """
@@ -78,8 +79,8 @@ class Pretraining:
 class Corpus:
     """Texts to train on, texts held out, and why which samples were left out ("path:line: reason").
 
-    turns: what is said in conversations of the built-in world, for the tokenizer alone: words that begin a turn are words of their own
-    to a byte-level BPE, and prose has few of them.
+    turns: what is said in conversations of the built-in world, for the tokenizer alone: words that begin a turn are
+    words of their own to a byte-level BPE, and prose has few of them.
     """
 
     train: list[str]
@@ -103,7 +104,9 @@ def read_corpus(data: TextData, seed: int = 0) -> Corpus:
     train = [text for text in train if text not in kept_apart]
     if not train or not held_out:
         because = f" ({len(skipped)} left out, the first is {skipped[0]})" if skipped else ""
-        raise ValueError(f"{data.path or 'the built-in world'}: nothing to train on, or nothing held out; give more texts{because}")
+        raise ValueError(
+            f"{data.path or 'the built-in world'}: nothing to train on, or nothing held out; give more texts{because}"
+        )
     np.random.default_rng(seed).shuffle(train)
     return Corpus(train, held_out, skipped, turns)
 
@@ -111,7 +114,13 @@ def read_corpus(data: TextData, seed: int = 0) -> Corpus:
 def spoken(documents: int, draw: np.random.Generator) -> list[str]:
     """The texts of so many conversations of the built-in world, turn by turn."""
     samples = (World().sample(draw) for _ in range(documents))
-    return [block["text"] for sample in samples for turn in sample.messages for block in turn["content"] if block["type"] == "text"]
+    return [
+        block["text"]
+        for sample in samples
+        for turn in sample.messages
+        for block in turn["content"]
+        if block["type"] == "text"
+    ]
 
 
 def _read(source: PlainText) -> tuple[list[str], list[str]]:
@@ -132,8 +141,11 @@ def stream_of(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Int[Tenso
     return torch.tensor(ids)
 
 
-def batches(stream: Int[Tensor, " tokens"], rows: int, context: int, seed: int) -> Iterator[Int[Tensor, "rows context+1"]]:
-    """Rows cut from the stream, endlessly and shuffled; each pass cuts it at other places, so that no token is always left over."""
+def batches(
+    stream: Int[Tensor, " tokens"], rows: int, context: int, seed: int
+) -> Iterator[Int[Tensor, "rows context+1"]]:
+    """Rows cut from the stream, endlessly and shuffled; each pass cuts it at other places, so that no token is always
+    left over."""
     if len(stream) <= context:
         raise ValueError(f"the text has {len(stream)} tokens, a row {context + 1}; give more text or a smaller context")
     draw = torch.Generator().manual_seed(seed)
@@ -150,7 +162,10 @@ def batches(stream: Int[Tensor, " tokens"], rows: int, context: int, seed: int) 
 def new_model(settings: Pretraining, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A freshly initialised Llama of the settings' size."""
     if settings.width % (2 * settings.heads):
-        raise ValueError(f"width {settings.width} does not give {settings.heads} heads of even size; choose a multiple of {2 * settings.heads}")
+        raise ValueError(
+            f"width {settings.width} does not give {settings.heads} heads of even size; choose a multiple of "
+            f"{2 * settings.heads}"
+        )
     torch.manual_seed(settings.seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -171,11 +186,13 @@ def new_model(settings: Pretraining, tokenizer: PreTrainedTokenizerFast) -> Llam
 
 @torch.no_grad()
 def initialise(model: LlamaForCausalLM) -> None:
-    """Unit embeddings, matrices that keep the scale, and small steps of the layers: which word was read stays in the residual stream.
+    """Unit embeddings, matrices that keep the scale, and small steps of the layers: which word was read stays in the
+    residual stream.
 
-    Begun with Llama's own 0.02 throughout, a trained model's first layer outweighs the embeddings a hundred times, and of what a colour word
-    becomes there, three hundredths of the variance tell which colour it is: pictures then learn its colours later (docs/log.md). What leaves
-    a layer starts at 1 / sqrt(2 layers) of the scale that is kept (GPT-2). An embedding that is the head too keeps logits at scale 1.
+    Begun with Llama's own 0.02 throughout, a trained model's first layer outweighs the embeddings a hundred times, and
+    of what a colour word becomes there, three hundredths of the variance tell which colour it is: pictures then learn
+    its colours later (docs/log.md). What leaves a layer starts at 1 / sqrt(2 layers) of the scale that is kept (GPT-2).
+    An embedding that is the head too keeps logits at scale 1.
     """
     config = model.config
     model.get_input_embeddings().weight.normal_(std=config.hidden_size**-0.5 if config.tie_word_embeddings else 1.0)
@@ -186,7 +203,9 @@ def initialise(model: LlamaForCausalLM) -> None:
             weight.normal_(std=weight.shape[1] ** -0.5 * (depth if leaves else 1.0))
 
 
-def next_token_loss(model: LlamaForCausalLM, rows: Int[Tensor, "b context+1"], reduction: str = "mean") -> Float[Tensor, ""]:
+def next_token_loss(
+    model: LlamaForCausalLM, rows: Int[Tensor, "b context+1"], reduction: str = "mean"
+) -> Float[Tensor, ""]:
     """Cross-entropy in nats of each token given those before it in its row, in fp32."""
     logits = model(rows[:, :-1], use_cache=False).logits
     return F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten(), reduction=reduction)
@@ -204,17 +223,19 @@ def perplexity(model: LlamaForCausalLM, stream: Int[Tensor, " tokens"], context:
 
 
 def unigram_perplexity(train: Int[Tensor, " tokens"], held_out: Int[Tensor, " tokens2"], vocab_size: int) -> float:
-    """Perplexity of the held-out stream under the training stream's token frequencies, each counted once more (Laplace)."""
+    """Perplexity of the held-out stream under the training stream's token frequencies, each counted once more
+    (Laplace)."""
     counts = torch.bincount(train, minlength=vocab_size).double() + 1
     return torch.exp(-(counts / counts.sum()).log()[held_out[1:]].mean()).item()
 
 
 def pretrain(settings: Pretraining, progress: Callable[..., tqdm] = tqdm) -> Path:
-    """Train tokenizer and model, and save both to `settings.out`, where AutoModelForCausalLM and AutoTokenizer find them.
+    """Train tokenizer and model, and save both to `settings.out`, where AutoModelForCausalLM and AutoTokenizer find
+    them.
 
-    progress: makes the progress bar; called as tqdm is. The folder also gets config.yaml and metrics.jsonl, whose last row has
-    `perplexity` and `unigram_perplexity` of the held-out texts. Raises ValueError for unusable data or settings, and
-    PretrainingError when the loss is no longer a number.
+    progress: makes the progress bar; called as tqdm is. The folder also gets config.yaml and metrics.jsonl, whose last
+    row has `perplexity` and `unigram_perplexity` of the held-out texts. Raises ValueError for unusable data or
+    settings, and PretrainingError when the loss is no longer a number.
     """
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -226,7 +247,8 @@ def pretrain(settings: Pretraining, progress: Callable[..., tqdm] = tqdm) -> Pat
     stream, held_out = stream_of(tokenizer, corpus.train), stream_of(tokenizer, corpus.held_out)
     model = new_model(settings, tokenizer)
     tqdm.write(
-        f"{len(corpus.train):,} texts, {len(stream):,} tokens of {len(tokenizer)} kinds, {model.num_parameters() / 1e6:.1f} M parameters; "
+        f"{len(corpus.train):,} texts, {len(stream):,} tokens of {len(tokenizer)} kinds, "
+        f"{model.num_parameters() / 1e6:.1f} M parameters; "
         f"trains on {settings.tokens:,} tokens, at most {settings.seconds:.0f} s"
     )
     metrics = Metrics(out / "metrics.jsonl")
@@ -238,11 +260,16 @@ def pretrain(settings: Pretraining, progress: Callable[..., tqdm] = tqdm) -> Pat
     metrics.log(step, seen, seconds, **figures)
     _save(out, model, tokenizer)
     stopped = "the time was up" if seen < settings.tokens else "all tokens seen"
-    tqdm.write(f"{seen:,} tokens in {seconds:.0f} s ({stopped}); held-out " + ", ".join(f"{k} {v:.2f}" for k, v in figures.items()))
+    tqdm.write(
+        f"{seen:,} tokens in {seconds:.0f} s ({stopped}); held-out "
+        + ", ".join(f"{k} {v:.2f}" for k, v in figures.items())
+    )
     return out
 
 
-def _train(model: LlamaForCausalLM, stream: Tensor, settings: Pretraining, metrics: Metrics, progress: Callable) -> tuple[int, int, float]:
+def _train(
+    model: LlamaForCausalLM, stream: Tensor, settings: Pretraining, metrics: Metrics, progress: Callable
+) -> tuple[int, int, float]:
     """Steps, tokens and seconds that it took."""
     model.train()
     optimizers = Optimizers(model, settings.optim)

@@ -10,14 +10,15 @@ from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 
-# Sizes of pictures are written as text ("64x48"). Whatever the text, the trainers see every size whose sides have two digits
-# and divide by four this often, so that such a side is one token.
+# Sizes of pictures are written as text ("64x48"). Whatever the text, the trainers see every size whose sides have two
+# digits and divide by four this often, so that such a side is one token.
 SIDES = range(12, 100, 4)
 SIZE_COUNT = 40
 
 
 def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A fast tokenizer with at most `vocab_size` entries, learned from the texts; its EOS is `<|endoftext|>`, it adds no BOS.
+    """A fast tokenizer with at most `vocab_size` entries, learned from the texts; its EOS is `<|endoftext|>`, it adds
+    no BOS.
 
     kind: "bpe" (byte-level, as in GPT-2) or "sentencepiece" (unigram with byte fallback, Kudo 2018, arXiv:1804.10959).
     Raises ValueError for another kind, and for a size that cannot hold the bytes.
@@ -53,10 +54,11 @@ def _train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def train_sentencepiece_model(texts: Iterable[str], vocab_size: int) -> sentencepiece.SentencePieceProcessor:
-    """A unigram model that changes nothing about the text: no normalisation, no added or removed space, bytes as fallback."""
+    """A unigram model that changes nothing about the text: no normalisation, no added or removed space, bytes as
+    fallback."""
     texts = list(_with_sizes(texts))
-    # Candidates are the substrings that different characters follow. In plain sentences a space follows "▁and" every time, so that
-    # "▁and" would not be one; alone, the end does too.
+    # Candidates are the substrings that different characters follow. In plain sentences a space follows "▁and" every
+    # time, so that "▁and" would not be one; alone, the end does too.
     words = sorted({f" {word}" for text in texts for word in re.findall(r"\w+", text)})
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -85,8 +87,8 @@ def train_sentencepiece_model(texts: Iterable[str], vocab_size: int) -> sentence
 def _train_sentencepiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """The learned pieces and scores in a fast tokenizer, which finds the same best segmentation.
 
-    To the fast model every piece is text, also the names of control and byte pieces (`<|endoftext|>`, `<0x41>`). They begin with
-    "<", which is cut off from what follows, here as there: so nobody can type them.
+    To the fast model every piece is text, also the names of control and byte pieces (`<|endoftext|>`, `<0x41>`). They
+    begin with "<", which is cut off from what follows, here as there: so nobody can type them.
     """
     learned = train_sentencepiece_model(texts, vocab_size)
     pieces = [(learned.id_to_piece(token), learned.get_score(token)) for token in range(learned.vocab_size())]

@@ -31,7 +31,8 @@ from fusion.unified.objective import Objective
 from fusion.unified.settings import Lora, ModelSettings, check_lora
 from fusion.worlds.shapes import World
 
-# Each a function of the model, the run's data config and knobs of generation; what it returns becomes part of the report.
+# Each a function of the model, the run's data config and knobs of generation; what it returns becomes part of the
+# report.
 EVALUATIONS = {"emoji": emoji.sections}
 
 
@@ -73,11 +74,12 @@ class Validation:
 
 @dataclass
 class Unified:
-    """A run: the folder it writes, model, data, how documents are packed, losses, training, validation, the forgetting probe and samples.
+    """A run: the folder it writes, model, data, how documents are packed, losses, training, validation, the forgetting
+    probe and samples.
 
-    resume: go on from the newest complete checkpoint in `run`. world: weight of the built-in world's documents in the mixture, beside
-    those of the sources. stages: the built-in world alone, instead of `data.sources`, see fusion.data.curriculum. evaluation: what is tried at
-    the end and shown in the report, by its name in EVALUATIONS.
+    resume: go on from the newest complete checkpoint in `run`. world: weight of the built-in world's documents in the
+    mixture, beside those of the sources. stages: the built-in world alone, instead of `data.sources`, see
+    fusion.data.curriculum. evaluation: what is tried at the end and shown in the report, by its name in EVALUATIONS.
     """
 
     run: str = "out/unified"
@@ -151,7 +153,9 @@ def _extended(settings: Model) -> Fusion:
     return model
 
 
-def trainer_for(config: Unified, model: Fusion, rank: int = 0, world: int = 1, follow: Callable | None = None) -> Trainer:
+def trainer_for(
+    config: Unified, model: Fusion, rank: int = 0, world: int = 1, follow: Callable | None = None
+) -> Trainer:
     """Trainer, stream, validation and sampler of a config. follow: of the model, see Trainer."""
     stride = model.processor.stride
     loader = Loader(batches(config, model.processor, rank, world), config.training.workers)
@@ -162,13 +166,17 @@ def trainer_for(config: Unified, model: Fusion, rank: int = 0, world: int = 1, f
         groups[source.name] = from_samples(samples[: config.samples.held_out])
     sampler = Sampler(model, groups, config.samples)
     learner = UnifiedLearner(model, config.model.llm)
-    return Trainer(learner, loader, config.objective, config.training, config.run, held_out, sampler, config.resume, follow)
+    return Trainer(
+        learner, loader, config.objective, config.training, config.run, held_out, sampler, config.resume, follow
+    )
 
 
 def batches(config: Unified, processor: FusionProcessor, rank: int = 0, world: int = 1) -> PackedBatches:
     """The stream that a config trains on."""
     seed = config.training.seed
-    sources, weights = open_data(config.data, config.stages, "train", processor.stride)  # read once here, shared by the workers
+    sources, weights = open_data(
+        config.data, config.stages, "train", processor.stride
+    )  # read once here, shared by the workers
     if config.world:
         sources, weights = [*sources, WorldSource(World(), seed)], [*weights, config.world]
 

@@ -1,15 +1,17 @@
 """Parts of a document: text and images in reading order, and how chat messages become them.
 
-A *message* is what people write: `{"role": "user", "content": "draw a cat"}`, where the content is a string or a list of blocks
-`{"type": "text", "text": str}` and `{"type": "image", "image": anything fusion.sequence.images.open_image reads}`. A *document* is what the
-model reads: the messages rendered by a chat template, cut into parts that say what is learned.
+A *message* is what people write: `{"role": "user", "content": "draw a cat"}`, where the content is a string or a list
+of blocks `{"type": "text", "text": str}` and `{"type": "image", "image": anything fusion.sequence.images.open_image
+reads}`. A *document* is what the model reads: the messages rendered by a chat template, cut into parts that say what is
+learned.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-# A private-use character marks where a block stands while the chat template, which only knows strings, runs over the messages.
+# A private-use character marks where a block stands while the chat template, which only knows strings, runs over the
+# messages.
 _MARK = "\ue000{}\ue001"
 
 
@@ -17,8 +19,8 @@ _MARK = "\ue000{}\ue001"
 class Text:
     """A run of text.
 
-    loss: the model learns to write it. template: it was written by the chat template, so control tokens in it are read as such (in
-    all other text they stay plain characters) and guidance never drops it.
+    loss: the model learns to write it. template: it was written by the chat template, so control tokens in it are read
+    as such (in all other text they stay plain characters) and guidance never drops it.
     """
 
     text: str
@@ -39,11 +41,14 @@ Document = tuple[Part, ...]
 
 
 def check_unicode(text: str) -> None:
-    """Raise ValueError for a string with half of a surrogate pair in it, which JSON can spell, but no tokenizer reads and no file holds."""
+    """Raise ValueError for a string with half of a surrogate pair in it, which JSON can spell, but no tokenizer reads
+    and no file holds."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"the text is not valid Unicode (character {error.start} is {text[error.start]!a}); write it again as UTF-8") from None
+        raise ValueError(
+            f"the text is not valid Unicode (character {error.start} is {text[error.start]!a}); write it again as UTF-8"
+        ) from None
 
 
 def blocks(content: Any) -> list[dict]:
@@ -55,9 +60,14 @@ def blocks(content: Any) -> list[dict]:
     for block in content:
         kind = block.get("type") if isinstance(block, dict) else None
         if kind not in ("text", "image") or kind not in block:
-            raise ValueError(f'a block is {{"type": "text", "text": ...}} or {{"type": "image", "image": ...}}, not {str(block)[:80]!r}')
+            raise ValueError(
+                f'a block is {{"type": "text", "text": ...}} or {{"type": "image", "image": ...}}, not '
+                f"{str(block)[:80]!r}"
+            )
         if kind == "text" and not isinstance(block["text"], str):
-            raise ValueError(f"the text of a block is a string, not {type(block['text']).__name__}: write it as a string")
+            raise ValueError(
+                f"the text of a block is a string, not {type(block['text']).__name__}: write it as a string"
+            )
         if kind == "text":
             check_unicode(block["text"])
     return list(content)
@@ -66,8 +76,9 @@ def blocks(content: Any) -> list[dict]:
 def from_messages(messages: list, render: Callable[[list[dict]], str], prompt: bool = False) -> Document:
     """Chat messages -> document.
 
-    render: the chat template as a function from string-only messages to one string. Assistant turns are learned: their text, the
-    template text that closes them, and their images as targets. With `prompt` nothing is learned: all images are context.
+    render: the chat template as a function from string-only messages to one string. Assistant turns are learned: their
+    text, the template text that closes them, and their images as targets. With `prompt` nothing is learned: all images
+    are context.
     """
     parts: list[Part] = []
     plain = []
@@ -78,7 +89,9 @@ def from_messages(messages: list, render: Callable[[list[dict]], str], prompt: b
         marks = ""
         for block in blocks(message.get("content")):
             learned = role == "assistant" and not prompt
-            part = Text(block["text"], loss=learned) if block["type"] == "text" else Image(block["image"], target=learned)
+            part = (
+                Text(block["text"], loss=learned) if block["type"] == "text" else Image(block["image"], target=learned)
+            )
             marks += _MARK.format(len(parts))
             parts.append(part)
         plain.append({"role": role, "content": marks})
@@ -104,15 +117,21 @@ def _unmark(rendered: str, parts: list[Part]) -> Document:
         if rest:
             document.append(Text(rest, loss=learned, template=True))
     if marked != len(parts):
-        raise ValueError("the model's chat template leaves a message out: put a system prompt into the first user message")
+        raise ValueError(
+            "the model's chat template leaves a message out: put a system prompt into the first user message"
+        )
     return tuple(part for part in document if not isinstance(part, Text) or part.text)
 
 
 def from_content(content: Any) -> Document:
     """An interleaved document without roles (a page, a book): everything in it is learned."""
-    return tuple(Text(b["text"], loss=True) if b["type"] == "text" else Image(b["image"], target=True) for b in blocks(content))
+    return tuple(
+        Text(b["text"], loss=True) if b["type"] == "text" else Image(b["image"], target=True) for b in blocks(content)
+    )
 
 
 def as_context(document: Document) -> Document:
     """The same document with nothing to learn: what a prompt is."""
-    return tuple(replace(part, loss=False) if isinstance(part, Text) else replace(part, target=False) for part in document)
+    return tuple(
+        replace(part, loss=False) if isinstance(part, Text) else replace(part, target=False) for part in document
+    )

@@ -1,7 +1,7 @@
 """Images in: open anything safely, fit it to a stride, and turn it into pixels and back.
 
-Datasets, the Python interface and the command line all open images here, so a file that is refused is refused everywhere,
-with one line that names it. Sizes are (width, height) as in PIL; pixels are float32 (3, h, w) in [-1, 1].
+Datasets, the Python interface and the command line all open images here, so a file that is refused is refused
+everywhere, with one line that names it. Sizes are (width, height) as in PIL; pixels are float32 (3, h, w) in [-1, 1].
 """
 
 import base64
@@ -20,8 +20,8 @@ from torch import Tensor
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64_000_000
 
-# Formats that PIL decodes on its own. EPS and WMF start other programs, others have no signature to know them by, and ICO is decoded as
-# soon as it is opened: what is inside may be of any size, whatever the header says.
+# Formats that PIL decodes on its own. EPS and WMF start other programs, others have no signature to know them by, and
+# ICO is decoded as soon as it is opened: what is inside may be of any size, whatever the header says.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI")
 
 
@@ -37,13 +37,13 @@ def open_image(
 ) -> Image.Image:
     """Open an image of any kind as 8-bit RGB, upright, carrying nothing but its pixels.
 
-    `source` is a path, a data: URI, the bytes of a file, a PIL image, an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of uint8,
-    uint16, bool or floats in [0, 1], or a tensor (3, h, w) of floats in [-1, 1]. URLs are never fetched. `name` replaces the
-    path in error messages.
+    `source` is a path, a data: URI, the bytes of a file, a PIL image, an array (h, w), (h, w, 1), (h, w, 3) or (h, w,
+    4) of uint8, uint16, bool or floats in [0, 1], or a tensor (3, h, w) of floats in [-1, 1]. URLs are never fetched.
+    `name` replaces the path in error messages.
 
-    EXIF orientation is applied, transparency is laid over white, 16-bit values are scaled, CMYK and palettes are converted
-    (colour profiles are ignored), and of an animated file the first frame is taken. The size is read from the header and checked
-    against `max_pixels` before anything is decoded. Raises BadImage.
+    EXIF orientation is applied, transparency is laid over white, 16-bit values are scaled, CMYK and palettes are
+    converted (colour profiles are ignored), and of an animated file the first frame is taken. The size is read from the
+    header and checked against `max_pixels` before anything is decoded. Raises BadImage.
     """
     if isinstance(source, Tensor):
         return _from_tensor(source, name or "image tensor", max_pixels)
@@ -55,10 +55,14 @@ def open_image(
     if isinstance(source, bytes):
         return _decode(source, name or "image bytes", max_bytes, max_pixels)
     if isinstance(source, str) and source.startswith("data:"):
-        return _decode(_read_data_uri(source, name or "data: URI", max_bytes), name or "data: URI", max_bytes, max_pixels)
+        return _decode(
+            _read_data_uri(source, name or "data: URI", max_bytes), name or "data: URI", max_bytes, max_pixels
+        )
     if isinstance(source, (str, Path)):
         return _decode(_read_file(source, name or str(source), max_bytes), name or str(source), max_bytes, max_pixels)
-    raise BadImage(name or "image", f"a {type(source).__name__} is not an image; pass a path, bytes, PIL image, array or tensor")
+    raise BadImage(
+        name or "image", f"a {type(source).__name__} is not an image; pass a path, bytes, PIL image, array or tensor"
+    )
 
 
 def _read_file(source: str | Path, name: str, max_bytes: int) -> bytes:
@@ -213,7 +217,9 @@ def fit_size(
     """
     area, side = max_pixels or math.inf, max_side or math.inf
     if side < stride or area < stride**2:
-        raise ValueError(f"max_pixels={max_pixels}, max_side={max_side} leave no room for a {stride}x{stride} image; raise them")
+        raise ValueError(
+            f"max_pixels={max_pixels}, max_side={max_side} leave no room for a {stride}x{stride} image; raise them"
+        )
     scale = min(1.0, math.sqrt(area / (width * height)), side / max(width, height))
     w, h = max(width * scale, stride), max(height * scale, stride)
     w, h = min(w, area / h), min(h, area / w)  # a thin image grew to one stride: take that from its length
@@ -234,7 +240,8 @@ def fit(image: Image.Image, stride: int, max_pixels: int | None = None, max_side
 
 
 def cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resize an image to cover `size` (width, height) with its aspect ratio kept, and cut off what stands out, equally on both sides."""
+    """Resize an image to cover `size` (width, height) with its aspect ratio kept, and cut off what stands out, equally
+    on both sides."""
     if image.size == size:
         return image
     scale = min(image.width / size[0], image.height / size[1])
@@ -246,8 +253,8 @@ def cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def bucket_sizes(pixels: int, stride: int, max_aspect: float = 2.0) -> list[tuple[int, int]]:
     """Sizes (width, height) of about, and at most, `pixels` pixels, from upright to wide, one per width.
 
-    Sides are multiples of `stride`, the aspect ratio at most `max_aspect` either way (aspect ratio bucketing, as NovelAI
-    described it for Stable Diffusion: batches of one size without cropping everything square).
+    Sides are multiples of `stride`, the aspect ratio at most `max_aspect` either way (aspect ratio bucketing, as
+    NovelAI described it for Stable Diffusion: batches of one size without cropping everything square).
     """
     sizes = []
     for width in range(stride, math.isqrt(int(pixels * max_aspect)) + 1, stride):

@@ -1,7 +1,8 @@
 """What the model reads, as a picture: the packed sequence token by token, and its attention mask.
 
-Above stands the sequence in reading order: text tokens as chips, pictures as thumbnails in the grid of their patches, a bar under
-whatever is learned. Below stands the mask: a row sees the columns that are coloured, each in the colour of what is seen.
+Above stands the sequence in reading order: text tokens as chips, pictures as thumbnails in the grid of their patches, a
+bar under whatever is learned. Below stands the mask: a row sees the columns that are coloured, each in the colour of
+what is seen.
 """
 
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ LABELLED = 10 * ZOOM  # cells of at least this height have their token written b
 class Span:
     """A run of rows that is drawn as one thing: a token, a picture's patches, or padding.
 
-    kind: a key of KINDS. learned: a next token is learned at this row, or the flow at these patches. picture: index in the batch.
+    kind: a key of KINDS. learned: a next token is learned at this row, or the flow at these patches. picture: index in
+    the batch.
     """
 
     kind: str
@@ -53,7 +55,9 @@ class Span:
 
 def spans(packed: Packed, processor, row: int = 0) -> list[Span]:
     """The rows of one batch row as spans, in order."""
-    doc, picture, ids, labels = (column[row].tolist() for column in (packed.doc, packed.picture, packed.ids, packed.labels))
+    doc, picture, ids, labels = (
+        column[row].tolist() for column in (packed.doc, packed.picture, packed.ids, packed.labels)
+    )
     result: list[Span] = []
     start = 0
     while start < len(ids):
@@ -67,7 +71,9 @@ def spans(packed: Packed, processor, row: int = 0) -> list[Span]:
             result.append(_picture_span(packed, picture[start], start, stop, doc[start]))
         else:
             kind = "control token" if ids[start] in processor.text.special else "text"
-            result.append(Span(kind, start, stop, doc[start], readable(processor.decode([ids[start]])), labels[start] != IGNORE))
+            result.append(
+                Span(kind, start, stop, doc[start], readable(processor.decode([ids[start]])), labels[start] != IGNORE)
+            )
         start = stop
     return result
 
@@ -75,7 +81,9 @@ def spans(packed: Packed, processor, row: int = 0) -> list[Span]:
 def _picture_span(packed: Packed, index: int, start: int, stop: int, doc: int) -> Span:
     noised = bool(packed.noised_picture[index])
     rows, columns = packed.grid[index].tolist()
-    label = f"{columns} x {rows} patches" + (f", t = {packed.time[index]:.2f}" if noised and packed.time is not None else "")
+    label = f"{columns} x {rows} patches" + (
+        f", t = {packed.time[index]:.2f}" if noised and packed.time is not None else ""
+    )
     return Span("noised block" if noised else "clean picture", start, stop, doc, label, noised, index)
 
 
@@ -88,7 +96,8 @@ def summary(packed: Packed, processor, row: int = 0) -> str:
     noised = sum(span.kind == "noised block" for span in all_spans)
     return (
         f"{sum(rows.values())} rows: {rows['text']} text tokens, {rows['control token']} control tokens, "
-        f"{rows['clean picture']} patches of {pictures} clean pictures, {rows['noised block']} of {noised} noised blocks, "
+        f"{rows['clean picture']} patches of {pictures} clean pictures, {rows['noised block']} of {noised} noised "
+        "blocks, "
         f"{rows['padding']} padding; a next token is learned at {learned}"
     )
 
@@ -96,21 +105,27 @@ def summary(packed: Packed, processor, row: int = 0) -> str:
 def readable(text: str) -> str:
     """A token's text on one line in Latin letters: spaces as middle dots, line ends and other scripts as escapes."""
     shown = "".join(
-        "·" if c == " " else c if c.isprintable() and ord(c) < 0x180 else c.encode("unicode_escape").decode() for c in text
+        "·" if c == " " else c if c.isprintable() and ord(c) < 0x180 else c.encode("unicode_escape").decode()
+        for c in text
     )
     return shown if len(shown) <= 24 else shown[:23] + "…"
 
 
 def draw_packed(packed: Packed, processor, row: int = 0) -> Image.Image:
-    """The sequence and the mask of one row of a packed batch, as an RGB image (times and noise are shown where they are set).
+    """The sequence and the mask of one row of a packed batch, as an RGB image (times and noise are shown where they are
+    set).
 
     Raises ValueError where the batch has no such row, or one too long to be drawn.
     """
     if not 0 <= row < len(packed.ids):
-        raise ValueError(f"row {row} is not in a batch of {len(packed.ids)} rows: ask for one from 0 to {len(packed.ids) - 1}")
+        raise ValueError(
+            f"row {row} is not in a batch of {len(packed.ids)} rows: ask for one from 0 to {len(packed.ids) - 1}"
+        )
     count = packed.ids.shape[1]
     if count > MOST:
-        raise ValueError(f"{count} rows are too many to draw, {MOST} are the most: shorten the document or take smaller pictures")
+        raise ValueError(
+            f"{count} rows are too many to draw, {MOST} are the most: shorten the document or take smaller pictures"
+        )
     all_spans = spans(packed, processor, row)
     width = max(MASK, count) + 2 * MARGIN + _rail(all_spans, count)
     parts = [_legend(width), _sequence(all_spans, packed, width), _mask(all_spans, packed, row, width)]
@@ -123,7 +138,8 @@ def draw_packed(packed: Packed, processor, row: int = 0) -> Image.Image:
 
 
 def draw_sequence(packed: Packed, processor, row: int = 0, most: int = 200) -> Image.Image:
-    """The sequence alone, without the mask, as an RGB image: the first `most` tokens and pictures of a row of a packed batch."""
+    """The sequence alone, without the mask, as an RGB image: the first `most` tokens and pictures of a row of a packed
+    batch."""
     width = MASK + 2 * MARGIN
     return _sequence(spans(packed, processor, row)[:most], packed, width)
 
@@ -168,7 +184,9 @@ def _sequence(all_spans: list[Span], packed: Packed, width: int) -> Image.Image:
             x = MARGIN
         lines[-1].append((span, chip))
         x += chip.width + GAP
-    page = Image.new("RGB", (width, sum(max(chip.height for _, chip in line) + 2 * GAP for line in lines) + MARGIN), PAPER)
+    page = Image.new(
+        "RGB", (width, sum(max(chip.height for _, chip in line) + 2 * GAP for line in lines) + MARGIN), PAPER
+    )
     top = 0
     for line in lines:
         height, x = max(chip.height for _, chip in line), MARGIN
@@ -183,7 +201,9 @@ def _chip(span: Span, packed: Packed) -> Image.Image:
     chip = _token(span) if span.picture < 0 else _thumbnail(span, packed)
     if span.learned:
         colour = LEARNS_PICTURE if span.picture >= 0 else LEARNS_TEXT
-        ImageDraw.Draw(chip).rounded_rectangle((0, chip.height - 3 * ZOOM, chip.width - 1, chip.height - 1), ZOOM, fill=colour)
+        ImageDraw.Draw(chip).rounded_rectangle(
+            (0, chip.height - 3 * ZOOM, chip.width - 1, chip.height - 1), ZOOM, fill=colour
+        )
     return chip
 
 
@@ -192,7 +212,13 @@ def _token(span: Span) -> Image.Image:
     chip = Image.new("RGB", (int(font.getlength(span.label)) + 12 * ZOOM, CHIP + 5 * ZOOM), PAPER)
     draw = ImageDraw.Draw(chip)
     quiet = span.kind != "text"
-    draw.rounded_rectangle((0, 0, chip.width - 1, CHIP - 1), 4 * ZOOM, fill=KINDS[span.kind][1], outline=HAIR if quiet else None, width=ZOOM)
+    draw.rounded_rectangle(
+        (0, 0, chip.width - 1, CHIP - 1),
+        4 * ZOOM,
+        fill=KINDS[span.kind][1],
+        outline=HAIR if quiet else None,
+        width=ZOOM,
+    )
     draw.text((chip.width // 2, CHIP // 2), span.label, fill=QUIET if quiet else INK, font=font, anchor="mm")
     return chip
 
@@ -203,7 +229,9 @@ def _thumbnail(span: Span, packed: Packed) -> Image.Image:
     cell = max(4, min(24, 112 // max(rows, columns))) * ZOOM
     width, height, border = columns * cell, rows * cell, 2 * ZOOM
     font = _font(11)
-    chip = Image.new("RGB", (max(width + 2 * border, int(font.getlength(span.label))), height + 2 * border + 21 * ZOOM), PAPER)
+    chip = Image.new(
+        "RGB", (max(width + 2 * border, int(font.getlength(span.label))), height + 2 * border + 21 * ZOOM), PAPER
+    )
     draw = ImageDraw.Draw(chip)
     draw.rectangle((0, 0, width + 2 * border - 1, height + 2 * border - 1), fill=KINDS[span.kind][0])
     chip.paste(_shown(span, packed).resize((width, height), Image.Resampling.NEAREST), (border, border))
@@ -216,7 +244,8 @@ def _thumbnail(span: Span, packed: Packed) -> Image.Image:
 
 
 def _shown(span: Span, packed: Packed) -> Image.Image:
-    """The pixels of a picture; those of a noised block with noise of their time, or of half of it where none is drawn yet."""
+    """The pixels of a picture; those of a noised block with noise of their time, or of half of it where none is drawn
+    yet."""
     pixels = packed.pixels[packed.source[span.picture]].cpu().float()
     if span.kind == "noised block":
         t = 0.5 if packed.time is None else float(packed.time[span.picture])
@@ -233,7 +262,8 @@ def _cell(rows: int) -> int:
 
 
 def _rail(all_spans: list[Span], rows: int) -> int:
-    """Room beside the mask: for the tokens' names where cells are large enough to have them, else for a strip of colour."""
+    """Room beside the mask: for the tokens' names where cells are large enough to have them, else for a strip of
+    colour."""
     if _cell(rows) < LABELLED:
         return 20 * ZOOM
     return min(150 * ZOOM, max(int(_font(10).getlength(span.label)) for span in all_spans) + 24 * ZOOM)
@@ -245,7 +275,9 @@ def _mask(all_spans: list[Span], packed: Packed, row: int, width: int) -> Image.
     cell, rail = _cell(count), _rail(all_spans, count)
     rows = packed.map(lambda column: column[..., row : row + 1, :].cpu())
     seen = visible(rows, rows)[0].numpy()
-    colour = np.repeat([KINDS[span.kind][0] for span in all_spans], [span.stop - span.start for span in all_spans], axis=0)
+    colour = np.repeat(
+        [KINDS[span.kind][0] for span in all_spans], [span.stop - span.start for span in all_spans], axis=0
+    )
     cells = np.where(seen[..., None], colour[None], np.array(WHITE)).astype(np.uint8)
     matrix = Image.fromarray(cells).resize((count * cell, count * cell), Image.Resampling.NEAREST)
     page = Image.new("RGB", (width, matrix.height + rail + MARGIN), PAPER)

@@ -1,8 +1,9 @@
 """Packed rows -> attention mask, as data: who sees whom, decided by four integer columns.
 
-A row sees, inside its own document: its own block, and every row of the clean stream whose order is below its own. So text is causal,
-the patches of a picture see each other in both directions, a noised block sees what stood before its picture and itself, and nobody
-else ever sees noise. Padding sees itself alone. Sliding windows count clean-stream order, so noised blocks consume none of it.
+A row sees, inside its own document: its own block, and every row of the clean stream whose order is below its own. So
+text is causal, the patches of a picture see each other in both directions, a noised block sees what stood before its
+picture and itself, and nobody else ever sees noise. Padding sees itself alone. Sliding windows count clean-stream
+order, so noised blocks consume none of it.
 """
 
 from typing import Any, NamedTuple
@@ -43,7 +44,8 @@ def _clean_before(query: _Sight, key: _Sight, window: int | None) -> Tensor:
 
 
 def visible(query: Rows, key: Rows, window: int | None = None) -> Bool[Tensor, "b q k"]:
-    """Say which keys each query sees. window: rows of the clean stream that a sliding layer looks back on, itself included."""
+    """Say which keys each query sees. window: rows of the clean stream that a sliding layer looks back on, itself
+    included."""
     return _sees(_Sight.of(query).at((..., None)), _Sight.of(key).at((..., None, slice(None))), window)
 
 

@@ -3,11 +3,12 @@
 Axis legend, used in every signature of the project:
 
     b rows of a batch    t tokens of a row    d width    v vocabulary    h, w, c height, width and channels
-    n patches (of all pictures of a batch, in row order)    p numbers in a patch    m pictures of a batch (clean copies and noised blocks)
+    n patches (of all pictures of a batch, in row order)    p numbers in a patch
+    m pictures of a batch (clean copies and noised blocks)
 
-Layout of a document (BAGEL and SenseNova-U1 isolate noise this way). Its *clean stream* comes first: text and clean pictures, each
-`<|image_start|>` size `<|image_patch|>`... `<|image_end|>`. Then come its *noised blocks*, one per target picture. Targets that nothing
-follows need no clean copy. What each row carries is said in rows.py.
+Layout of a document (BAGEL and SenseNova-U1 isolate noise this way). Its *clean stream* comes first: text and clean
+pictures, each `<|image_start|>` size `<|image_patch|>`... `<|image_end|>`. Then come its *noised blocks*, one per
+target picture. Targets that nothing follows need no clean copy. What each row carries is said in rows.py.
 """
 
 from collections.abc import Callable
@@ -45,8 +46,9 @@ class Tokens:
 class Picture:
     """A picture to be read or drawn.
 
-    pixels: (3, h, w) in [-1, 1]. size_ids: the tokens of its size text (`64x48`, width x height in pixels). grid: rows and columns of
-    patches. clean: a clean copy stands in the clean stream (later tokens can see it). target: it has a noised block.
+    pixels: (3, h, w) in [-1, 1]. size_ids: the tokens of its size text (`64x48`, width x height in pixels). grid: rows
+    and columns of patches. clean: a clean copy stands in the clean stream (later tokens can see it). target: it has a
+    noised block.
     """
 
     pixels: Float[Tensor, "3 h w"]
@@ -74,11 +76,14 @@ def finish(pieces: list[Piece], keep_tail: bool) -> list[Piece]:
 
 def drop_text(pieces: list[Piece]) -> list[Piece]:
     """The document without its text, for guidance: template and pictures stay, no text is learned."""
-    return [replace(p, loss=False) if isinstance(p, Tokens) else p for p in pieces if isinstance(p, Picture) or p.template]
+    return [
+        replace(p, loss=False) if isinstance(p, Tokens) else p for p in pieces if isinstance(p, Picture) or p.template
+    ]
 
 
 def drop_all(pieces: list[Piece]) -> list[Piece]:
-    """The document without its text and without every picture but the last target, for guidance: dropped pictures leave no tokens."""
+    """The document without its text and without every picture but the last target, for guidance: dropped pictures leave
+    no tokens."""
     last = max((i for i, p in enumerate(pieces) if isinstance(p, Picture) and p.target), default=None)
     kept = [p for i, p in enumerate(pieces) if isinstance(p, Tokens) or i == last]
     return drop_text(kept)
@@ -88,8 +93,8 @@ def drop_all(pieces: list[Piece]) -> list[Piece]:
 class Layout:
     """One document laid out: its table (rows.py) and, beside it, its images.
 
-    pixels: the images, each once. Of each image in the table, clean copies and noised blocks in order: source, which of `pixels` it shows;
-    noised_picture; grid, its rows and columns of patches; reference, see Packed.
+    pixels: the images, each once. Of each image in the table, clean copies and noised blocks in order: source, which of
+    `pixels` it shows; noised_picture; grid, its rows and columns of patches; reference, see Packed.
     """
 
     table: Int64[np.ndarray, "10 t"]
@@ -122,14 +127,19 @@ def _patch_table(
     table = np.zeros((len(Column), len(cell)), np.int64)
     table[Column.ID], table[Column.LABEL], table[Column.PICTURE] = control.image_patch, IGNORE, picture
     table[Column.ORDER], table[Column.BLOCK], table[Column.NOISED] = order, block, noised
-    table[Column.TIME], table[Column.ROW], table[Column.COLUMN] = position, position + cell // grid[1], position + cell % grid[1]
+    table[Column.TIME], table[Column.ROW], table[Column.COLUMN] = (
+        position,
+        position + cell // grid[1],
+        position + cell % grid[1],
+    )
     return table
 
 
 class Writer:
     """Writes the table of one document, all at once (`layout`) or as a sampler goes (`take`).
 
-    order, position and blocks are the counters of the clean stream; labels of its last row wait until the next token is known.
+    order, position and blocks are the counters of the clean stream; labels of its last row wait until the next token is
+    known.
     """
 
     def __init__(self, control: Control, learn_text: bool = True):
@@ -143,7 +153,11 @@ class Writer:
         steps = np.arange(len(ids))
         table = np.zeros((len(Column), len(ids)), np.int64)
         table[Column.ID], table[Column.LABEL], table[Column.PICTURE] = ids, IGNORE, -1
-        table[Column.ORDER], table[Column.BLOCK], table[POSITION] = self.order + steps, self.blocks + steps, self.position + steps
+        table[Column.ORDER], table[Column.BLOCK], table[POSITION] = (
+            self.order + steps,
+            self.blocks + steps,
+            self.position + steps,
+        )
         if learned and self.learn_text:
             table[Column.LABEL, :-1] = ids[1:]
             self._label_last(ids[0])
@@ -168,9 +182,13 @@ class Writer:
 
     def reference(self, grid: tuple[int, int]) -> int:
         """The last clean picture of this size so far, as an index of `pictures`; -1 where there is none."""
-        return max((i for i, (_, noised, other, _) in enumerate(self.pictures) if not noised and other == grid), default=-1)
+        return max(
+            (i for i, (_, noised, other, _) in enumerate(self.pictures) if not noised and other == grid), default=-1
+        )
 
-    def patches(self, source: int, grid: tuple[int, int], noised: bool, order: int, position: int, reference: int = -1) -> None:
+    def patches(
+        self, source: int, grid: tuple[int, int], noised: bool, order: int, position: int, reference: int = -1
+    ) -> None:
         """The patch rows of a picture: one block, one order, axial positions."""
         self.tables.append(_patch_table(self.control, grid, noised, order, position, self.blocks, len(self.pictures)))
         self.blocks += 1
@@ -190,8 +208,9 @@ class Writer:
 def layout(pieces: list[Piece], control: Control, learn_text: bool = True, noised_copies: int = 1) -> Layout:
     """Lay one document out: clean stream, then noised blocks.
 
-    learn_text: False leaves all next-token labels out (documents whose text was dropped for guidance). noised_copies: blocks of each
-    target, which get noise and time of their own: blocks do not see each other, so the prefix is paid for once.
+    learn_text: False leaves all next-token labels out (documents whose text was dropped for guidance). noised_copies:
+    blocks of each target, which get noise and time of their own: blocks do not see each other, so the prefix is paid
+    for once.
     """
     writer = Writer(control, learn_text)
     pixels, noised_blocks = [], []
@@ -202,7 +221,9 @@ def layout(pieces: list[Piece], control: Control, learn_text: bool = True, noise
             continue
         writer.open_picture(piece.size_ids, piece.target)
         if piece.target:
-            noised_blocks.append((len(pixels), piece.grid, True, writer.order, writer.position, writer.reference(piece.grid)))
+            noised_blocks.append(
+                (len(pixels), piece.grid, True, writer.order, writer.position, writer.reference(piece.grid))
+            )
         if piece.clean:
             writer.clean_picture(len(pixels), piece.grid)
         pixels.append(piece.pixels)
@@ -216,9 +237,9 @@ def layout(pieces: list[Piece], control: Control, learn_text: bool = True, noise
 class Packed(Rows):
     """A batch: rows of documents side by side, (b, t), and their images.
 
-    pixels: the images, each once; source: which of them a picture shows. grid: rows and columns of patches of each picture. reference: for a
-    noised block, the last clean picture of its size that stood before it in its document (the one that is edited, if any is), else -1.
-    patches, time: filled by `with_patches`; time is 0 for clean copies.
+    pixels: the images, each once; source: which of them a picture shows. grid: rows and columns of patches of each
+    picture. reference: for a noised block, the last clean picture of its size that stood before it in its document (the
+    one that is edited, if any is), else -1. patches, time: filled by `with_patches`; time is 0 for clean copies.
     """
 
     pixels: tuple[Float[Tensor, "3 _ _"], ...]
@@ -231,9 +252,12 @@ class Packed(Rows):
 
     @cached_property
     def references(self) -> Float[Tensor, "k p"]:
-        """The patch of the reference at the place of each noised patch; zeros where its picture has none. Patches of a picture lie together."""
+        """The patch of the reference at the place of each noised patch; zeros where its picture has none. Patches of a
+        picture lie together."""
         place = torch.arange(len(self.patches), device=self.patches.device)
-        start = torch.zeros_like(self.reference).scatter_reduce(0, self.picture_of_patch, place, "amin", include_self=False)
+        start = torch.zeros_like(self.reference).scatter_reduce(
+            0, self.picture_of_patch, place, "amin", include_self=False
+        )
         picture = self.picture_of_patch[self.noised_patch]
         reference = self.reference[picture]
         inside = self.noised_patch.nonzero()[:, 0] - start[picture]
@@ -267,15 +291,21 @@ def _together(images: tuple[Tensor, ...], move: Callable[[Tensor], Tensor]) -> t
     if not images:
         return ()
     sizes = [image.numel() for image in images]
-    return tuple(part.view(image.shape) for part, image in zip(move(_whole(images, sizes)).split(sizes), images, strict=True))
+    return tuple(
+        part.view(image.shape) for part, image in zip(move(_whole(images, sizes)).split(sizes), images, strict=True)
+    )
 
 
 def _whole(images: tuple[Tensor, ...], sizes: list[int]) -> Tensor:
-    """All numbers of the images one after the other: the tensor that they are parts of, as those from another process are, or a new one."""
+    """All numbers of the images one after the other: the tensor that they are parts of, as those from another process
+    are, or a new one."""
     base = images[0]._base
     if base is not None and base.shape == (sum(sizes),):
         places = accumulate(sizes, initial=0)
-        if all(i._base is base and i.is_contiguous() and i.storage_offset() == place for i, place in zip(images, places, strict=False)):
+        if all(
+            i._base is base and i.is_contiguous() and i.storage_offset() == place
+            for i, place in zip(images, places, strict=False)
+        ):
             return base
     return torch.cat([image.flatten() for image in images])
 
@@ -283,12 +313,15 @@ def _whole(images: tuple[Tensor, ...], sizes: list[int]) -> Tensor:
 def pack(rows: list[list[Layout]], length: int | None = None, pad_id: int = 0) -> Packed:
     """Lay documents side by side in rows and rows in a batch.
 
-    rows: the documents of each row. length: tokens per row (default: the longest row). Raises ValueError when a row does not fit.
+    rows: the documents of each row. length: tokens per row (default: the longest row). Raises ValueError when a row
+    does not fit.
     """
     longest = max(sum(map(len, row)) for row in rows)
     length = length or longest
     if longest > length:
-        raise ValueError(f"a row of {longest} tokens does not fit a length of {length}: raise the length or shorten the documents")
+        raise ValueError(
+            f"a row of {longest} tokens does not fit a length of {length}: raise the length or shorten the documents"
+        )
     table = padding(len(rows), length, pad_id=pad_id)
     pixels, source, noised, grid, reference = [], [], [], [], []
     for b, row in enumerate(rows):

@@ -28,7 +28,8 @@ def grid(shape: Sequence[int], patch_size: int | Sequence[int]) -> tuple[int, ..
     if any(size <= 0 or size % side for size, side in zip(shape, sides)):
         fits = [max(size // side, 1) * side for size, side in zip(shape, sides)]
         raise ValueError(
-            f"size {_by(shape)} does not divide into patches of {_by(sides)}: resize or crop to {_by(fits)}, or change patch_size"
+            f"size {_by(shape)} does not divide into patches of {_by(sides)}: resize or crop to {_by(fits)}, or change "
+            "patch_size"
         )
     return tuple(size // side for size, side in zip(shape, sides))
 
@@ -76,19 +77,23 @@ def cells(grid: Sequence[int], device: torch.device | str | None = None) -> Int[
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(grid))
 
 
-def sincos(cells: Real[Tensor, "n rank"], width: int, base: float = 10000.0, shortest: float = 2 * math.pi) -> Float[Tensor, "n width"]:
+def sincos(
+    cells: Real[Tensor, "n rank"], width: int, base: float = 10000.0, shortest: float = 2 * math.pi
+) -> Float[Tensor, "n width"]:
     """Fixed features of a position, in fp32: for each axis in turn, sines and then cosines of geometric frequencies.
 
-    Waves are from `shortest` to nearly `base * shortest` cells long; with the defaults this is the absolute embedding of MAE and DiT
-    (arXiv 2111.06377, 2212.09748) for any rank. Those two put the column first, which is `sincos(cells.flip(-1), width)`. What
-    `2 * rank` does not divide of the width stays zero.
-    Raises ValueError when the width has no room for one frequency per axis.
+    Waves are from `shortest` to nearly `base * shortest` cells long; with the defaults this is the absolute embedding
+    of MAE and DiT (arXiv 2111.06377, 2212.09748) for any rank. Those two put the column first, which is
+    `sincos(cells.flip(-1), width)`. What `2 * rank` does not divide of the width stays zero. Raises ValueError when the
+    width has no room for one frequency per axis.
     """
     rank = cells.shape[-1]
     pairs = width // (2 * rank)
     if pairs == 0:
         raise ValueError(f"width {width} is too small for sin-cos positions of {rank} axes: use at least {2 * rank}")
-    frequency = 2 * math.pi / shortest * base ** -(torch.arange(pairs, dtype=torch.float32, device=cells.device) / pairs)
+    frequency = (
+        2 * math.pi / shortest * base ** -(torch.arange(pairs, dtype=torch.float32, device=cells.device) / pairs)
+    )
     angle = cells.float()[..., None] * frequency
     features = torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2)
     return F.pad(features, (0, width - features.shape[-1]))

@@ -1,7 +1,7 @@
 """What people write to what the model reads: messages, text and images to tokens and pictures, and ids back to text.
 
-The tokenizer stays as it is, for a resized vocabulary changes the LLM's logits: the control tokens around images, and those of our
-own chat template where a tokenizer brings none, live here, with ids beyond the LLM's vocabulary.
+The tokenizer stays as it is, for a resized vocabulary changes the LLM's logits: the control tokens around images, and
+those of our own chat template where a tokenizer brings none, live here, with ids beyond the LLM's vocabulary.
 """
 
 from functools import cached_property
@@ -23,10 +23,12 @@ IMAGE_TOKENS = ("<|image_start|>", "<|image_patch|>", "<|image_end|>")
 CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 IMAGE = IMAGE_TOKENS[1]  # stands for a whole image in rendered chat templates
 
-# For LLMs without a chat template. A text begins with the token that begins all of the tokenizer's texts, if it has one.
+# For LLMs without a chat template. A text begins with the token that begins all of the tokenizer's texts, if it has
+# one.
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{% if message.role == 'system' %}<|system|>{% elif message.role == 'user' %}<|user|>{% else %}<|assistant|>{% endif %}"
+    "{% if message.role == 'system' %}<|system|>{% elif message.role == 'user' %}<|user|>{% else %}<|assistant|>{% "
+    "endif %}"
     "{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
@@ -35,14 +37,15 @@ TEMPLATE = (
 class FusionProcessor(ProcessorMixin):
     """Tokenizer, control tokens, chat template and image sizes of a model; saved in the model's folder.
 
-    control_tokens: string -> id. stride: pixels along the side of a patch. max_side: longest side of an image in pixels.
-    max_patches: patches of an image.
+    control_tokens: string -> id. stride: pixels along the side of a patch. max_side: longest side of an image in
+    pixels. max_patches: patches of an image.
 
-    Attributes beside those: `control` (ids for sequence.py), `vocab_base` (the first new id), `total_vocab` (the LLM's ids and the
-    new ones), `stop_ids` (what ends an assistant turn), `sizes` (the grammar of image sizes).
+    Attributes beside those: `control` (ids for sequence.py), `vocab_base` (the first new id), `total_vocab` (the LLM's
+    ids and the new ones), `stop_ids` (what ends an assistant turn), `sizes` (the grammar of image sizes).
     """
 
-    @no_type_check  # transformers looks up the names of the arguments, which a type checker's wrapper would hide from it
+    # transformers looks up the names of the arguments, which a type checker's wrapper would hide from it.
+    @no_type_check
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -74,7 +77,8 @@ class FusionProcessor(ProcessorMixin):
         max_patches: int = 4096,
         chat_template: str | None = None,
     ) -> "FusionProcessor":
-        """A processor for an LLM that has `vocab_size` logits; new ids begin behind both its logits and the tokenizer's ids.
+        """A processor for an LLM that has `vocab_size` logits; new ids begin behind both its logits and the tokenizer's
+        ids.
 
         chat_template: Jinja source; without it the tokenizer's own is used, or ours where there is none.
         """
@@ -94,8 +98,8 @@ class FusionProcessor(ProcessorMixin):
     def document(self, source: Any, prompt: bool = False) -> Document:
         """What a person gives, as a document.
 
-        source: chat messages; or a string, or a list of strings and images (one user turn); or `{"content": [blocks]}`, an
-        interleaved document without roles. With `prompt` nothing is learned and it ends where the model is to go on.
+        source: chat messages; or a string, or a list of strings and images (one user turn); or `{"content": [blocks]}`,
+        an interleaved document without roles. With `prompt` nothing is learned and it ends where the model is to go on.
         Raises ValueError in one line.
         """
         if isinstance(source, dict) and "role" not in source:
@@ -116,17 +120,25 @@ class FusionProcessor(ProcessorMixin):
         return documents.as_context(kept[:-1] if end else kept) if prompt else kept
 
     def _render(self, plain: list[dict], prompt: bool) -> str:
-        """The chat template over messages of marks; these depend on roles and numbers of blocks alone, so few are ever rendered."""
+        """The chat template over messages of marks; these depend on roles and numbers of blocks alone, so few are ever
+        rendered."""
         key = (prompt, *((message["role"], message["content"]) for message in plain))
         if key not in self._rendered:
             try:
-                # Templates of models that think aloud leave an empty thought in prompts too, as they do in what is learned.
+                # Templates of models that think aloud leave an empty thought in prompts too, as they do in what is
+                # learned.
                 self._rendered[key] = self.tokenizer.apply_chat_template(
-                    plain, chat_template=self.chat_template, tokenize=False, add_generation_prompt=prompt, enable_thinking=False
+                    plain,
+                    chat_template=self.chat_template,
+                    tokenize=False,
+                    add_generation_prompt=prompt,
+                    enable_thinking=False,
                 )
             except (TemplateError, TypeError) as error:
                 roles = ", ".join(message["role"] for message in plain)
-                raise ValueError(f"the model's chat template refuses the turns {roles}: {' '.join(str(error).split())}") from None
+                raise ValueError(
+                    f"the model's chat template refuses the turns {roles}: {' '.join(str(error).split())}"
+                ) from None
         return self._rendered[key]
 
     # Pieces
@@ -134,8 +146,8 @@ class FusionProcessor(ProcessorMixin):
     def pieces(self, document: Document, strict: bool = False, limit: int | None = None) -> list[Piece]:
         """A document as tokens and pictures, ready for sequence.layout.
 
-        strict: refuse images that are not of an allowed size, instead of fitting them. limit: the most tokens that the document may
-        have. Raises ValueError in one line.
+        strict: refuse images that are not of an allowed size, instead of fitting them. limit: the most tokens that the
+        document may have. Raises ValueError in one line.
         """
         pieces: list[Piece] = []
         after_text, space = False, ""
@@ -150,11 +162,17 @@ class FusionProcessor(ProcessorMixin):
                 text, space = text[:-1], " "
             ids = (self.text.marked if part.template else self.text.plain)(text, after_text)
             if ids:
-                pieces += _until_stop(ids, self.text.special) if part.template and part.loss else [Tokens(ids, part.loss, part.template)]
+                pieces += (
+                    _until_stop(ids, self.text.special)
+                    if part.template and part.loss
+                    else [Tokens(ids, part.loss, part.template)]
+                )
                 after_text = ids[-1] not in self.text.special
         length = clean_length(pieces)
         if limit is not None and length > limit:
-            raise ValueError(f"the prompt has {length} tokens, the model reads {limit}: shorten the text or shrink the images")
+            raise ValueError(
+                f"the prompt has {length} tokens, the model reads {limit}: shorten the text or shrink the images"
+            )
         return pieces
 
     def _picture(self, part: Image, strict: bool) -> Picture:
@@ -162,7 +180,8 @@ class FusionProcessor(ProcessorMixin):
         if image.size not in self.sizes:
             if strict:
                 raise ValueError(
-                    f"the image is {image.width}x{image.height}: its sides must be multiples of {self.stride} up to {self.max_side}, "
+                    f"the image is {image.width}x{image.height}: its sides must be multiples of {self.stride} up to "
+                    f"{self.max_side}, "
                     f"with at most {self.max_patches} patches"
                 )
             image = fit(image, self.stride, self.max_patches * self.stride**2, self.max_side)
@@ -182,7 +201,9 @@ class FusionProcessor(ProcessorMixin):
         turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         stops = {self.tokenizer.eos_token_id} - {None}
         for messages in (turn, [*turn, turn[0]]):
-            closing = next((p.text for p in self.document(messages) if isinstance(p, Text) and p.template and p.loss), "")
+            closing = next(
+                (p.text for p in self.document(messages) if isinstance(p, Text) and p.template and p.loss), ""
+            )
             stops.update(next(([index] for index in self.text.marked(closing) if index in self.text.special), ()))
         return tuple(sorted(stops))
 
@@ -205,23 +226,28 @@ class FusionProcessor(ProcessorMixin):
         return_tensors: str | None = None,
         padding: bool | str = False,
     ):
-        """Chat messages (or a list of conversations) as a string, as ids, or with `return_dict` as `__call__` returns them.
+        """Chat messages (or a list of conversations) as a string, as ids, or with `return_dict` as `__call__` returns
+        them.
 
-        In the string `<|image_patch|>` stands for each image, whose block need not hold one then, and what people typed stands
-        unguarded: to keep their text apart from control tokens, tokenize here and not in a second step.
+        In the string `<|image_patch|>` stands for each image, whose block need not hold one then, and what people typed
+        stands unguarded: to keep their text apart from control tokens, tokenize here and not in a second step.
         """
         batched = bool(conversation) and isinstance(conversation[0], list | tuple)
         conversations = conversation if batched else [conversation]
         if not tokenize:
             conversations = [[_with_placeholders(message) for message in row] for row in conversations]
         rows = [
-            documents.from_messages(_messages(row), lambda plain: self._render(plain, add_generation_prompt), prompt=True)
+            documents.from_messages(
+                _messages(row), lambda plain: self._render(plain, add_generation_prompt), prompt=True
+            )
             for row in conversations
         ]
         if not tokenize:
             texts = ["".join(part.text if isinstance(part, Text) else IMAGE for part in row) for row in rows]
             return texts if batched else texts[0]
-        features = self._features([self.pieces(row) for row in rows], batched or return_tensors is not None, return_tensors, padding)
+        features = self._features(
+            [self.pieces(row) for row in rows], batched or return_tensors is not None, return_tensors, padding
+        )
         return features if return_dict else features["input_ids"]
 
     def __call__(
@@ -234,8 +260,9 @@ class FusionProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Rendered text, `<|image_patch|>` for each image, to the model's inputs.
 
-        images: in reading order, or a list of images for each text. Returns input_ids, attention_mask and, where there are images,
-        pixel_values (a list of (3, h, w) tensors in [-1, 1], in reading order) and image_sizes (height, width).
+        images: in reading order, or a list of images for each text. Returns input_ids, attention_mask and, where there
+        are images, pixel_values (a list of (3, h, w) tensors in [-1, 1], in reading order) and image_sizes (height,
+        width).
         """
         texts = [text] if isinstance(text, str) else list(text)
         given = _flat(images)
@@ -259,12 +286,16 @@ class FusionProcessor(ProcessorMixin):
         begins = self.tokenizer("a")["input_ids"][:1] == [self.tokenizer.bos_token_id]
         return self.tokenizer.bos_token if begins else ""
 
-    def _features(self, rows: list[list[Piece]], batched: bool, return_tensors: str | None, padding: bool | str) -> BatchFeature:
+    def _features(
+        self, rows: list[list[Piece]], batched: bool, return_tensors: str | None, padding: bool | str
+    ) -> BatchFeature:
         ids = [[index for piece in row for index in self._ids(piece)] for row in rows]
         masks = [[1] * len(row) for row in ids]
         if padding:
             length = max(map(len, ids))
-            pad = next((index for index in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if index is not None), 0)
+            pad = next(
+                (index for index in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if index is not None), 0
+            )
             left = self.tokenizer.padding_side == "left"
             ids = [_pad(row, length, pad, left) for row in ids]
             masks = [_pad(row, length, 0, left) for row in masks]
@@ -299,13 +330,17 @@ def _messages(source: Any) -> list:
     if isinstance(source, str):
         source = [source]
     if not isinstance(source, list | tuple):
-        raise ValueError(f"a prompt is a string, a list of strings and images, or chat messages, not {type(source).__name__}")
+        raise ValueError(
+            f"a prompt is a string, a list of strings and images, or chat messages, not {type(source).__name__}"
+        )
     if not any(isinstance(item, dict) and "role" in item for item in source):
         blocks = [{"type": "text", "text": item} if isinstance(item, str) else _image_block(item) for item in source]
         source = [{"role": "user", "content": blocks}]
     for message in source:
         role = message.get("role") if isinstance(message, dict) else None
-        _check_filled(message.get("content") if role else message, f"the {role} message" if len(source) > 1 else "the prompt")
+        _check_filled(
+            message.get("content") if role else message, f"the {role} message" if len(source) > 1 else "the prompt"
+        )
     return list(source)
 
 
@@ -314,7 +349,9 @@ def _with_placeholders(message: dict) -> dict:
     content = message.get("content")
     if not isinstance(content, list | tuple):
         return message
-    return message | {"content": [{"image": None} | b if isinstance(b, dict) and b.get("type") == "image" else b for b in content]}
+    return message | {
+        "content": [{"image": None} | b if isinstance(b, dict) and b.get("type") == "image" else b for b in content]
+    }
 
 
 def _image_block(item) -> dict:

@@ -9,8 +9,8 @@
     position on three axes, time, row and column of the image; equal on text
     picture  which image a patch belongs to; -1 on text
 
-Documents are written as numpy tables, (10, rows) int64 with a number of `Column` for each; the network reads `Rows`, the
-same as tensors. doc, order, block and noised decide who sees whom (mask.py).
+Documents are written as numpy tables, (10, rows) int64 with a number of `Column` for each; the network reads `Rows`,
+the same as tensors. doc, order, block and noised decide who sees whom (mask.py).
 """
 
 from collections.abc import Callable
@@ -48,9 +48,9 @@ POSITION = slice(Column.TIME, Column.COLUMN + 1)
 def padding(sequences: int, length: int, start: int = 0, pad_id: int = 0) -> Int64[np.ndarray, "10 b t"]:
     """Make a table of padding for documents to be written into. start: place of its first row in the sequences.
 
-    Padding belongs to no document, so that no document sees it, and each row of it is a block of its own, so that it sees
-    itself: a softmax over nothing would be NaN. Blocks are compared within a document, and padding counts as one: its
-    blocks are numbered by place, which keeps them apart however often rows are added behind it.
+    Padding belongs to no document, so that no document sees it, and each row of it is a block of its own, so that it
+    sees itself: a softmax over nothing would be NaN. Blocks are compared within a document, and padding counts as one:
+    its blocks are numbered by place, which keeps them apart however often rows are added behind it.
     """
     table = np.zeros((len(Column), sequences, length), np.int64)
     table[Column.ID], table[Column.LABEL], table[Column.DOC], table[Column.PICTURE] = pad_id, IGNORE, -1, -1

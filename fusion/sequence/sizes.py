@@ -1,7 +1,7 @@
 """The grammar of image sizes: which token may come next in a size text, so that every size drawn is valid and bounded.
 
-A size is text, `64x48` (width x height in pixels), in the tokenizer's own spelling. All allowed sizes form a trie over their tokens.
-The size ends where `<|image_patch|>` is chosen, so that `64x64` and `64x640` are both reachable.
+A size is text, `64x48` (width x height in pixels), in the tokenizer's own spelling. All allowed sizes form a trie over
+their tokens. The size ends where `<|image_patch|>` is chosen, so that `64x64` and `64x640` are both reachable.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,20 +11,30 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class Next:
-    """What may follow the tokens of a size so far: more tokens of the size, and, where it is complete, `<|image_patch|>`."""
+    """What may follow the tokens of a size so far: more tokens of the size, and, where it is complete,
+    `<|image_patch|>`."""
 
     tokens: tuple[int, ...]
     complete: bool
 
 
 class SizeGrammar:
-    """The sizes whose sides are multiples of `stride` between `min_side` and `max_side` pixels, of at most `max_patches` patches.
+    """The sizes whose sides are multiples of `stride` between `min_side` and `max_side` pixels, of at most
+    `max_patches` patches.
 
     encode: text -> token ids. The trie is built when it is first asked for: one encoding per size.
     """
 
-    def __init__(self, encode: Callable[[str], Iterable[int]], stride: int, min_side: int, max_side: int, max_patches: int):
-        self.encode, self.stride, self.min_side, self.max_side, self.max_patches = encode, stride, min_side, max_side, max_patches
+    def __init__(
+        self, encode: Callable[[str], Iterable[int]], stride: int, min_side: int, max_side: int, max_patches: int
+    ):
+        self.encode, self.stride, self.min_side, self.max_side, self.max_patches = (
+            encode,
+            stride,
+            min_side,
+            max_side,
+            max_patches,
+        )
         least = -(-min_side // stride)
         if least < 1 or least * stride > max_side or least * least > max_patches:
             raise ValueError(
@@ -37,7 +47,11 @@ class SizeGrammar:
         """Whether (width, height) in pixels is allowed."""
         columns, rows = (side // self.stride for side in size)
         divides = all(side % self.stride == 0 for side in size)
-        return divides and all(self._least <= n <= self._most for n in (columns, rows)) and columns * rows <= self.max_patches
+        return (
+            divides
+            and all(self._least <= n <= self._most for n in (columns, rows))
+            and columns * rows <= self.max_patches
+        )
 
     def next_tokens(self, prefix: Sequence[int]) -> Next:
         """What may follow; raises ValueError where no size begins with these tokens."""

@@ -1,7 +1,8 @@
 """Text to token ids and back, so that nothing a person types becomes a control token.
 
-Two ways in: `plain` for what people write, where `<|image_patch|>` or `</s>` are characters like any other, and `marked` for
-what a chat template writes, where they are tokens. Text goes in piece by piece, yet comes out as if the tokenizer had read it in one go.
+Two ways in: `plain` for what people write, where `<|image_patch|>` or `</s>` are characters like any other, and
+`marked` for what a chat template writes, where they are tokens. Text goes in piece by piece, yet comes out as if the
+tokenizer had read it in one go.
 """
 
 import re
@@ -16,9 +17,9 @@ CACHE = 65_536  # texts remembered: templates, sizes, questions and short captio
 class SafeTokenizer:
     """A Hugging Face tokenizer together with control tokens that it does not know.
 
-    control: string -> id, ids beyond the tokenizer's own. template: the chat template's source; added tokens that it writes are
-    control tokens too, even where the tokenizer does not call them special.
-    special: all ids that `plain` never returns (the unknown token excepted: characters that the tokenizer cannot spell become it).
+    control: string -> id, ids beyond the tokenizer's own. template: the chat template's source; added tokens that it
+    writes are control tokens too, even where the tokenizer does not call them special. special: all ids that `plain`
+    never returns (the unknown token excepted: characters that the tokenizer cannot spell become it).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, control: dict[str, int], template: str):
@@ -39,7 +40,8 @@ class SafeTokenizer:
         self._begins_with_space = self._encode("a") != self._continue("a")
 
     def plain(self, text: str, after_text: bool = False) -> tuple[int, ...]:
-        """Ids of what a person wrote. after_text: it continues a text, and no token that begins one is put before it."""
+        """Ids of what a person wrote. after_text: it continues a text, and no token that begins one is put before
+        it."""
         return self._remember(self._read_plain, text, after_text, True)
 
     def marked(self, text: str, after_text: bool = False) -> tuple[int, ...]:
@@ -73,8 +75,11 @@ class SafeTokenizer:
         cuts = [match.start() + 1 for match in self._typed.finditer(text)]
         ids = self._pieces(text, cuts, after_text)
         if not self._forbidden.isdisjoint(ids):
-            # Some normalisations make control tokens of other characters (full-width `＜s＞`): spell those texts letter by letter.
-            ids = [index for index in self._pieces(text, range(1, len(text)), after_text) if index not in self._forbidden]
+            # Some normalisations make control tokens of other characters (full-width `＜s＞`): spell those texts letter
+            # by letter.
+            ids = [
+                index for index in self._pieces(text, range(1, len(text)), after_text) if index not in self._forbidden
+            ]
         return ids
 
     def _pieces(self, text: str, cuts: Iterable[int], after_text: bool) -> list[int]:
@@ -127,7 +132,9 @@ def _any_of(strings: Iterable[str]) -> re.Pattern:
 def find_tokenizer(place: str | Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer in a folder or on the hub; None where there is only a model's configuration, or nothing."""
     folder = Path(place)
-    if folder.is_dir() and not any(file for pattern in ("*token*", "*vocab*", "*.model") for file in folder.glob(pattern)):
+    if folder.is_dir() and not any(
+        file for pattern in ("*token*", "*vocab*", "*.model") for file in folder.glob(pattern)
+    ):
         return None  # transformers would make one that knows no words
     try:
         return AutoTokenizer.from_pretrained(place)

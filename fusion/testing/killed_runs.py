@@ -1,4 +1,7 @@
-"""A small training run in a process of its own, killed at random moments and begun again: `python -m fusion.testing.killed_runs LLM RUN` is the run."""
+"""A small training run in a process of its own, killed at random moments and begun again.
+
+`python -m fusion.testing.killed_runs LLM RUN` is the run.
+"""
 
 import random
 import subprocess
@@ -16,8 +19,11 @@ STEPS_KEPT = 3
 
 
 def start(llm: Path, run: Path) -> subprocess.Popen:
-    """The run in its process, from the newest checkpoint on; a checkpoint after every step, so that most kills hit one being written."""
-    return subprocess.Popen([sys.executable, "-m", "fusion.testing.killed_runs", str(llm), str(run)], stdout=subprocess.DEVNULL)
+    """The run in its process, from the newest checkpoint on; a checkpoint after every step, so that most kills hit one
+    being written."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "fusion.testing.killed_runs", str(llm), str(run)], stdout=subprocess.DEVNULL
+    )
 
 
 def run(llm: Path, folder: Path) -> None:
@@ -27,7 +33,8 @@ def run(llm: Path, folder: Path) -> None:
 
 
 def until_done(llm: Path, folder: Path, rng: random.Random, most: int) -> list[float]:
-    """Kill -9 the run up to `most` times, each at a random moment after its first step, and let it end then. Returns those moments in seconds."""
+    """Kill -9 the run up to `most` times, each at a random moment after its first step, and let it end then. Returns
+    those moments in seconds."""
     kills: list[float] = []
     while len(kills) < most:
         process, before = start(llm, folder), _written(folder)
@@ -55,10 +62,16 @@ def differences(one: Path, other: Path) -> list[str]:
     found = [] if last.name == same.name else [f"{last.name} and {same.name}"]
     for file in ("weights.safetensors", "optimizer.safetensors", "model/model.safetensors"):
         a, b = load_file(last / file), load_file(same / file)
-        found += [f"{file}: {name}" for name in a.keys() | b.keys() if name not in a or name not in b or not torch.equal(a[name], b[name])]
+        found += [
+            f"{file}: {name}"
+            for name in a.keys() | b.keys()
+            if name not in a or name not in b or not torch.equal(a[name], b[name])
+        ]
     return found
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    training.make(Path(sys.argv[1]), Path(sys.argv[2]), resume=True, save_every=1, keep=STEPS_KEPT, validate=False, documents=120).fit()
+    training.make(
+        Path(sys.argv[1]), Path(sys.argv[2]), resume=True, save_every=1, keep=STEPS_KEPT, validate=False, documents=120
+    ).fit()

@@ -11,7 +11,8 @@ from torch import Tensor
 from fusion.codecs.codec import Pixel
 from fusion.sequence.packed import Control, Packed, Picture, Piece, Tokens, layout, pack
 from fusion.testing import tiny_llms as families
-from fusion.unified.model import FusionConfig, FusionModel
+from fusion.unified.config import FusionConfig
+from fusion.unified.model import FusionModel
 from fusion.unified.objective import latents
 
 PATCH = 2
@@ -22,17 +23,25 @@ CASES = [(family, "adaln", "axial") for family in families.FAMILIES]
 CASES += [(family, *mode) for family in ("llama", "gemma3_text") for mode in MODES]
 CASES += [("gpt2", time, "shared") for time in ("added", "none")]
 # Heads that look at the noised picture, and at others.
-CASES += [("llama", "adaln", "axial", "conv+reference"), ("gpt2", "none", "shared", "conv+reference"), ("qwen3", "adaln", "axial", "conv")]
+CASES += [
+    ("llama", "adaln", "axial", "conv+reference"),
+    ("gpt2", "none", "shared", "conv+reference"),
+    ("qwen3", "adaln", "axial", "conv"),
+]
 # An embedding that looks at the picture that is edited.
 CASES += [("llama", "adaln", "axial", "linear+reference"), ("gpt2", "added", "shared", "linear+reference")]
-# Weights by modality in families of different make: rows of experts, of norms behind the heads, of one axis (opt), of post-norms.
+# Weights by modality in families of different make: rows of experts, of norms behind the heads, of one axis (opt), of
+# post-norms.
 CASES += [(family, "adaln", "axial", "linear", "mot") for family in ("llama", "mixtral", "gemma3_text", "olmo2")]
 CASES += [(family, "none", "shared", "linear", "mot") for family in ("gpt2", "opt")]
 # An image stream beside a language model that never changes.
-CASES += [(family, "adaln", "axial", "linear", "frozen") for family in ("llama", "qwen3_moe", "gpt_oss", "gemma3_text", "olmo2", "olmo")]
+CASES += [
+    (family, "adaln", "axial", "linear", "frozen")
+    for family in ("llama", "qwen3_moe", "gpt_oss", "gemma3_text", "olmo2", "olmo")
+]
 CASES += [("gpt2", "none", "shared", "linear", "frozen"), ("opt", "added", "shared", "conv", "frozen")]
-# The same, which reads the language model's hidden states by projections of its own: windows and norms of keys, a cache by another name, queries,
-# keys and values in one.
+# The same, which reads the language model's hidden states by projections of its own: windows and norms of keys, a cache
+# by another name, queries, keys and values in one.
 CASES += [(family, "adaln", "axial", "linear", "frozen+hidden") for family in ("gemma3_text", "gpt_neox")]
 CASES += [("gpt2", "none", "shared", "linear", "frozen+hidden")]
 STREAM = 48  # its width, of 64
@@ -53,8 +62,17 @@ def picture(rows: int, columns: int, seed: int, target: bool = True, clean: bool
 
 
 def story() -> list[Piece]:
-    """Text beyond the window of 16, a target larger than the window, a context picture, a second target of its size, and text behind all."""
-    return [text(19, 1), picture(5, 4, 2), text(3, 3), picture(2, 3, 4, target=False), text(2, 5), picture(2, 3, 6), text(18, 7)]
+    """Text beyond the window of 16, a target larger than the window, a context picture, a second target of its size,
+    and text behind all."""
+    return [
+        text(19, 1),
+        picture(5, 4, 2),
+        text(3, 3),
+        picture(2, 3, 4, target=False),
+        text(2, 5),
+        picture(2, 3, 6),
+        text(18, 7),
+    ]
 
 
 def drawing() -> list[Piece]:
@@ -74,17 +92,28 @@ def prose() -> list[Piece]:
 
 @cache
 def tiny_fusion(
-    family: str, time: str = "adaln", positions: str = "axial", head: str = "linear", mode: str = "shared", attention: str | None = None
+    family: str,
+    time: str = "adaln",
+    positions: str = "axial",
+    head: str = "linear",
+    mode: str = "shared",
+    attention: str | None = None,
 ) -> FusionModel:
-    """A fusion model of a tiny random LLM, float32, what starts at zero drawn from N(0, 0.02), and twins moved away from what they are copies
-    of. Shared: do not change it."""
+    """A fusion model of a tiny random LLM, float32, what starts at zero drawn from N(0, 0.02), and twins moved away
+    from what they are copies of. Shared: do not change it."""
     return stirred(fresh_fusion(family, time, positions, head, mode, attention))
 
 
 def fresh_fusion(
-    family: str, time: str = "adaln", positions: str = "axial", head: str = "linear", mode: str = "shared", attention: str | None = None
+    family: str,
+    time: str = "adaln",
+    positions: str = "axial",
+    head: str = "linear",
+    mode: str = "shared",
+    attention: str | None = None,
 ) -> FusionModel:
-    """The same as `from_llm` leaves it: what starts at zero is zero. The embedding is of the head's kind; linear+reference is an embedding's."""
+    """The same as `from_llm` leaves it: what starts at zero is zero. The embedding is of the head's kind;
+    linear+reference is an embedding's."""
     llm = families.tiny_llm(family, attention, **NO_DROPOUT)
     embed, head = (head, "linear") if head == "linear+reference" else (head.partition("+")[0], head)
     parts = {"time": time, "positions": positions, "embed": embed, "head": head}
@@ -97,7 +126,8 @@ def fresh_fusion(
 
 
 def stirred(model: FusionModel) -> FusionModel:
-    """The model with every weight of ours that is all zero drawn from N(0, 0.02), so that nothing hides behind a zero; nor behind a copy."""
+    """The model with every weight of ours that is all zero drawn from N(0, 0.02), so that nothing hides behind a zero;
+    nor behind a copy."""
     generator = torch.Generator().manual_seed(2)
     for name, weight in model.named_parameters():
         if name.startswith("twins."):
@@ -133,7 +163,8 @@ def noise_of(patches: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Answer:
-    """Everything a packed forward pass says: hidden (b, t, d) after the final norm, logits (b, t, v), prediction (n, p)."""
+    """Everything a packed forward pass says: hidden (b, t, d) after the final norm, logits (b, t, v), prediction (n,
+    p)."""
 
     hidden: Tensor
     logits: Tensor
@@ -152,7 +183,9 @@ def answer(model: FusionModel, packed: Packed) -> Answer:
 def watched(model: FusionModel) -> Iterator[list[Tensor]]:
     """Hidden states of every call of the decoder while the block runs."""
     calls: list[Tensor] = []
-    hook = model.llm.base_model.register_forward_hook(lambda module, args, output: calls.append(output.last_hidden_state.detach()))
+    hook = model.llm.base_model.register_forward_hook(
+        lambda module, args, output: calls.append(output.last_hidden_state.detach())
+    )
     try:
         yield calls
     finally:
@@ -202,7 +235,11 @@ def routing_margins(model: FusionModel) -> Iterator[list[float]]:
         chosen = model.llm.config.num_experts_per_tok
         margins.append((best[:, chosen - 1] - best[:, chosen]).min().item())
 
-    hooks = [module.register_forward_hook(watch) for module in model.llm.modules() if type(module).__name__.endswith("Router")]
+    hooks = [
+        module.register_forward_hook(watch)
+        for module in model.llm.modules()
+        if type(module).__name__.endswith("Router")
+    ]
     try:
         yield margins
     finally:

@@ -38,38 +38,47 @@ READS = {"reads": (0, 1, 1), "layer_width": LAYER}
 
 
 def ask_dit(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network gives it."""
+    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network
+    gives it."""
     # Their embedding of labels drops some at random in training; in eval it is a table.
     return theirs(x, timestep=1000 * t, class_labels=cond.label).sample[:, :4]
 
 
 def ask_pixart(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network gives it."""
+    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network
+    gives it."""
     told = {"resolution": None, "aspect_ratio": None}
     if theirs.config.use_additional_conditions:
         height, width = 8 * x.shape[-2], 8 * x.shape[-1]
-        told = {"resolution": torch.tensor([[height, width]] * len(x)).float(), "aspect_ratio": torch.tensor([[height / width]] * len(x))}
+        told = {
+            "resolution": torch.tensor([[height, width]] * len(x)).float(),
+            "aspect_ratio": torch.tensor([[height / width]] * len(x)),
+        }
     kwargs = {"encoder_hidden_states": cond.tokens, "encoder_attention_mask": cond.mask, "added_cond_kwargs": told}
     return theirs(x, timestep=1000 * t, **kwargs).sample[:, :4]
 
 
 def ask_sana(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network gives it."""
+    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network
+    gives it."""
     return theirs(x, cond.tokens, 1000 * t, encoder_attention_mask=cond.mask).sample
 
 
 def ask_lumina2(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network gives it."""
+    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network
+    gives it."""
     return -theirs(x, 1 - t, cond.tokens, cond.mask).sample  # as its pipeline asks it, and takes the answer
 
 
 def ask_mmdit(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network gives it."""
+    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network
+    gives it."""
     return theirs(x, cond.tokens, cond.pooled, 1000 * t).sample
 
 
 def ask_flux(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network gives it."""
+    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network
+    gives it."""
     size = [side // 2 for side in x.shape[-2:]]
     where = cells(size).float()
     ids = torch.cat([torch.zeros(len(where), 1), where], dim=1), torch.zeros(cond.tokens.shape[1], 3)
@@ -78,31 +87,43 @@ def ask_flux(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
 
 
 def ask_flux2(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network gives it."""
+    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network
+    gives it."""
     patch = isqrt(theirs.config.in_channels // x.shape[1])
     size = [side // patch for side in x.shape[-2:]]
     once, words = torch.arange(1), torch.arange(cond.tokens.shape[1])
-    drawn, text = torch.cartesian_prod(once, *map(torch.arange, size), once), torch.cartesian_prod(once, once, once, words)
+    drawn, text = (
+        torch.cartesian_prod(once, *map(torch.arange, size), once),
+        torch.cartesian_prod(once, once, once, words),
+    )
     rows = theirs(patchify(x, patch, rank=2), cond.tokens, t, drawn, text, guidance=cond.guidance).sample
     return unpatchify(rows, size, patch, x.shape[1])
 
 
 def ask_hidream(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network gives it."""
-    for part in theirs.modules():  # their experts have gradients in training only, and the rest of the network draws in eval only
+    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network
+    gives it."""
+    for part in (
+        theirs.modules()
+    ):  # their experts have gradients in training only, and the rest of the network draws in eval only
         part.training = isinstance(part, MOEFeedForwardSwiGLU)
     return -theirs(x, 1000 * t, cond.tokens, cond.layers, cond.pooled).sample  # as their pipeline does
 
 
 def ask_unet(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network gives it."""
+    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network
+    gives it."""
     return theirs(x, 1000 * t, class_labels=cond.label).sample
 
 
 def ask_reading_unet(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network gives it."""
+    """Call the diffusers network on latents x (b, c, h, w) at times t (b,) and return its prediction as our network
+    gives it."""
     height, width = 8 * x.shape[-2], 8 * x.shape[-1]
-    told = {"text_embeds": cond.pooled, "time_ids": torch.tensor([[height, width, 0, 0, height, width]] * len(x)).float()}
+    told = {
+        "text_embeds": cond.pooled,
+        "time_ids": torch.tensor([[height, width, 0, 0, height, width]] * len(x)).float(),
+    }
     return theirs(x, 1000 * t, cond.tokens, encoder_attention_mask=cond.mask, added_cond_kwargs=told).sample
 
 
@@ -111,7 +132,8 @@ def ask_reading_unet(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor
 
 @dataclass(frozen=True)
 class Reference:
-    """A class of diffusers in small. ask: it on (x, t, cond), as ours answers; square: whether it takes square pictures only."""
+    """A class of diffusers in small. ask: it on (x, t, cond), as ours answers; square: whether it takes square pictures
+    only."""
 
     name: str
     settings: dict
@@ -126,9 +148,18 @@ class Reference:
         return model.eval()
 
 
-LATENT = {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 2, "sample_size": 8, "patch_size": 2, "in_channels": 4}
+LATENT = {
+    "num_attention_heads": 4,
+    "attention_head_dim": 12,
+    "num_layers": 2,
+    "sample_size": 8,
+    "patch_size": 2,
+    "in_channels": 4,
+}
 
-DIT = partial(Reference, "DiTTransformer2DModel", ask=ask_dit, square=True)  # it puts the patches of squares together, and of nothing else
+DIT = partial(
+    Reference, "DiTTransformer2DModel", ask=ask_dit, square=True
+)  # it puts the patches of squares together, and of nothing else
 PIXART = partial(Reference, "PixArtTransformer2DModel", ask=ask_pixart)
 SANA = partial(Reference, "SanaTransformer2DModel", ask=ask_sana)
 LUMINA2 = partial(Reference, "Lumina2Transformer2DModel", ask=ask_lumina2)
@@ -140,27 +171,80 @@ UNET = partial(Reference, "UNet2DModel", ask=ask_unet)
 READING_UNET = partial(Reference, "UNet2DConditionModel", ask=ask_reading_unet)
 
 pixart = LATENT | {"cross_attention_dim": 48, "caption_channels": TEXT, "norm_eps": 1e-6, "out_channels": 8}
-sana = LATENT | {"out_channels": 4, "num_cross_attention_heads": 2, "cross_attention_head_dim": 24, "cross_attention_dim": 48}
+sana = LATENT | {
+    "out_channels": 4,
+    "num_cross_attention_heads": 2,
+    "cross_attention_head_dim": 24,
+    "cross_attention_dim": 48,
+}
 sana |= {"caption_channels": TEXT, "mlp_ratio": 2.5}
-lumina2 = {"patch_size": 2, "in_channels": 4, "hidden_size": 48, "num_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 4}
+lumina2 = {
+    "patch_size": 2,
+    "in_channels": 4,
+    "hidden_size": 48,
+    "num_layers": 2,
+    "num_refiner_layers": 1,
+    "num_attention_heads": 4,
+}
 lumina2 |= {"multiple_of": 8, "axes_dim_rope": (4, 4, 4), "axes_lens": (32, 16, 16), "cap_feat_dim": TEXT}
-mmdit = LATENT | {"out_channels": 4, "joint_attention_dim": TEXT, "caption_projection_dim": 48, "pooled_projection_dim": POOLED}
+mmdit = LATENT | {
+    "out_channels": 4,
+    "joint_attention_dim": TEXT,
+    "caption_projection_dim": 48,
+    "pooled_projection_dim": POOLED,
+}
 mmdit |= {"pos_embed_max_size": 10}
-flux = {"patch_size": 1, "in_channels": 16, "num_single_layers": 2, "joint_attention_dim": TEXT, "pooled_projection_dim": POOLED}
+flux = {
+    "patch_size": 1,
+    "in_channels": 16,
+    "num_single_layers": 2,
+    "joint_attention_dim": TEXT,
+    "pooled_projection_dim": POOLED,
+}
 flux |= {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 2, "axes_dims_rope": (4, 4, 4)}
-flux2 = {"patch_size": 1, "in_channels": 16, "num_single_layers": 2, "joint_attention_dim": TEXT, "axes_dims_rope": (4, 4, 2, 2)}
+flux2 = {
+    "patch_size": 1,
+    "in_channels": 16,
+    "num_single_layers": 2,
+    "joint_attention_dim": TEXT,
+    "axes_dims_rope": (4, 4, 2, 2),
+}
 flux2 |= {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 2}
-hidream = {"patch_size": 2, "in_channels": 4, "out_channels": 4, "num_attention_heads": 4, "attention_head_dim": 12, "axes_dims_rope": (4, 4, 4)}
+hidream = {
+    "patch_size": 2,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_attention_heads": 4,
+    "attention_head_dim": 12,
+    "axes_dims_rope": (4, 4, 4),
+}
 hidream |= {"num_layers": 2, "num_single_layers": 2, "llama_layers": [2, 0, 1, 1], "max_resolution": (16, 16)}
 hidream |= {"caption_channels": [TEXT, LAYER], "text_emb_dim": POOLED}
 
-plain = {"in_channels": 4, "out_channels": 4, "block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 4}
+plain = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (8, 16),
+    "norm_num_groups": 4,
+    "attention_head_dim": 4,
+}
 plain |= {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
 ddpm = plain | {"downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6}
-reading = plain | {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+reading = plain | {
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
 reading |= {"attention_head_dim": 2, "cross_attention_dim": TEXT}
-sdxl = {"attention_head_dim": (2, 4), "transformer_layers_per_block": (1, 2), "use_linear_projection": True, "addition_embed_type": "text_time"}
-sdxl |= {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
+sdxl = {
+    "attention_head_dim": (2, 4),
+    "transformer_layers_per_block": (1, 2),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+}
+sdxl |= {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+}
 sdxl |= {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": POOLED + 6 * 8}
 
 REFERENCES = {
@@ -171,7 +255,9 @@ REFERENCES = {
     "sana": SANA(sana | {"patch_size": 1}),
     "sana 1.5, and with positions": SANA(sana | {"qk_norm": "rms_norm_across_heads", "interpolation_scale": 2.0}),
     "lumina2": LUMINA2(lumina2 | {"num_kv_heads": 2}),
-    "lumina2 of other sizes": LUMINA2(lumina2 | {"num_kv_heads": 4, "ffn_dim_multiplier": 1.5, "num_refiner_layers": 2, "norm_eps": 1e-6}),
+    "lumina2 of other sizes": LUMINA2(
+        lumina2 | {"num_kv_heads": 4, "ffn_dim_multiplier": 1.5, "num_refiner_layers": 2, "norm_eps": 1e-6}
+    ),
     "mmdit, sd3": MMDIT(mmdit),
     "mmdit, sd3.5 medium": MMDIT(mmdit | {"num_layers": 3, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}),
     "flux": FLUX(flux | {"guidance_embeds": False}),
@@ -189,22 +275,39 @@ REFERENCES = {
 
 SMALL = {
     "dit, labels": lambda: DiT(DiTConfig(**SIZES, classes=10)),
-    **{f"dit, text, {kind}": lambda kind=kind: DiT(DiTConfig(**SIZES, text_width=TEXT, conditioning=kind)) for kind in CONDITIONINGS},
+    **{
+        f"dit, text, {kind}": lambda kind=kind: DiT(DiTConfig(**SIZES, text_width=TEXT, conditioning=kind))
+        for kind in CONDITIONINGS
+    },
     "uvit, labels": lambda: UViT(UViTConfig(**ODD, size=(4, 4), classes=10)),
     "uvit, text": lambda: UViT(UViTConfig(**ODD, size=(4, 4), text_width=TEXT, words=10, time_mlp=True)),
     "pixart": lambda: PixArt(PixArtConfig(**SIZES, text_width=TEXT)),
     "sana": lambda: Sana(SanaConfig(channels=4, patch_size=2, **SIZES, cross_heads=2, text_width=TEXT, qk_norm=True)),
-    "lumina2": lambda: Lumina2(Lumina2Config(channels=4, **SIZES, refiners=1, kv_heads=2, axes=(4, 4, 4), text_width=TEXT)),
+    "lumina2": lambda: Lumina2(
+        Lumina2Config(channels=4, **SIZES, refiners=1, kv_heads=2, axes=(4, 4, 4), text_width=TEXT)
+    ),
     "crossdit": lambda: CrossDiT(CrossDiTConfig(channels=4, **SIZES, **WIDTHS)),
     "ditair": lambda: DiTAir(DiTAirConfig(channels=4, **SIZES, **WIDTHS)),
     "ditair-lite": lambda: DiTAir(DiTAirConfig(channels=4, **SIZES, **WIDTHS, share_attention=True)),
     "mmdit": lambda: MMDiT(MMDiTConfig(channels=4, **SIZES, **WIDTHS, qk_norm=True, dual=(1,), text_mask=True)),
-    "flux": lambda: Flux(FluxConfig(channels=4, **SIZES, single=1, axes=(4, 4, 4), **WIDTHS, guidance=True, text_mask=True)),
-    "flux2": lambda: Flux2(Flux2Config(channels=4, **SIZES, single=1, axes=(4, 4, 2, 2), text_width=TEXT, guidance=True, text_mask=True)),
-    "hidream": lambda: HiDream(HiDreamConfig(channels=4, **SIZES, single=1, axes=(4, 4, 4), **WIDTHS, **READS, text_mask=True)),
-    "unet, labels": lambda: UNet(UNetConfig(**LEVELS, text_width=None, classes=10, others={"norm_num_groups": 4, "attention_head_dim": 4})),
-    "unet, text": lambda: UNet(UNetConfig(**LEVELS, text_width=TEXT, others={"norm_num_groups": 4, "attention_head_dim": 2})),
-    "unet, text and sizes": lambda: UNet(UNetConfig(**LEVELS, **WIDTHS, others={"norm_num_groups": 4, "attention_head_dim": 2})),
+    "flux": lambda: Flux(
+        FluxConfig(channels=4, **SIZES, single=1, axes=(4, 4, 4), **WIDTHS, guidance=True, text_mask=True)
+    ),
+    "flux2": lambda: Flux2(
+        Flux2Config(channels=4, **SIZES, single=1, axes=(4, 4, 2, 2), text_width=TEXT, guidance=True, text_mask=True)
+    ),
+    "hidream": lambda: HiDream(
+        HiDreamConfig(channels=4, **SIZES, single=1, axes=(4, 4, 4), **WIDTHS, **READS, text_mask=True)
+    ),
+    "unet, labels": lambda: UNet(
+        UNetConfig(**LEVELS, text_width=None, classes=10, others={"norm_num_groups": 4, "attention_head_dim": 4})
+    ),
+    "unet, text": lambda: UNet(
+        UNetConfig(**LEVELS, text_width=TEXT, others={"norm_num_groups": 4, "attention_head_dim": 2})
+    ),
+    "unet, text and sizes": lambda: UNet(
+        UNetConfig(**LEVELS, **WIDTHS, others={"norm_num_groups": 4, "attention_head_dim": 2})
+    ),
 }
 
 
@@ -212,7 +315,11 @@ SMALL = {
 PAINTED = {"patch_size": 16, "width": 64, "layers": 2, "heads": 4}
 LEARNERS = {
     **{f"dit, {kind}": partial(build, "dit", PAINTED | {"conditioning": kind}) for kind in CONDITIONINGS},
-    "unet": partial(build, "unet", {"width": 16, "ratios": [1, 2], "layers": 1, "heads": 2, "attention": [0, 1], "others": {"norm_num_groups": 8}}),
+    "unet": partial(
+        build,
+        "unet",
+        {"width": 16, "ratios": [1, 2], "layers": 1, "heads": 2, "attention": [0, 1], "others": {"norm_num_groups": 8}},
+    ),
     "uvit": partial(build, "uvit", PAINTED | {"layers": 3, "size": [2, 2], "words": 64}),
     "pixart": partial(build, "pixart", PAINTED),
     "sana": partial(build, "sana", PAINTED),
@@ -239,16 +346,26 @@ def condition(model: nn.Module, batch: int) -> Conditioning:
     config = model.config
     if getattr(config, "classes", None) is not None:
         return Conditioning(label=torch.arange(batch) % 11)
-    tokens, pooled = torch.randn(batch, 5, TEXT), torch.randn(batch, POOLED) if getattr(config, "pooled_width", None) else None
+    tokens, pooled = (
+        torch.randn(batch, 5, TEXT),
+        torch.randn(batch, POOLED) if getattr(config, "pooled_width", None) else None,
+    )
     guidance = torch.rand(batch) * 5 if getattr(config, "guidance", False) else None
     mask = torch.arange(5) < torch.arange(batch)[:, None] % 5 + 1
     if not hasattr(config, "reads"):
         return Conditioning(tokens, mask, pooled, guidance=guidance)
     layers = torch.randn(max(config.reads) + 1, batch, 6, LAYER)
-    return Conditioning(tokens, mask, pooled, layers=layers, layers_mask=torch.arange(6) < torch.arange(batch)[:, None] % 6 + 1)
+    return Conditioning(
+        tokens, mask, pooled, layers=layers, layers_mask=torch.arange(6) < torch.arange(batch)[:, None] % 6 + 1
+    )
 
 
 def one(cond: Conditioning, index: int) -> Conditioning:
     """The condition of one row of the batch."""
     given = {name: value for name, value in vars(cond).items() if value is not None}
-    return Conditioning(**{name: value[:, index : index + 1] if name == "layers" else value[index : index + 1] for name, value in given.items()})
+    return Conditioning(
+        **{
+            name: value[:, index : index + 1] if name == "layers" else value[index : index + 1]
+            for name, value in given.items()
+        }
+    )

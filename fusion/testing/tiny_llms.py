@@ -1,8 +1,9 @@
 """Tiny random language models of every supported Hugging Face family, and a tiny tokenizer for them.
 
-The models keep what makes their family special (sliding windows, layers without positions, multipliers, experts, soft caps,
-partial rotary) at sizes where a forward pass takes milliseconds. Weights are drawn wider than a real initialisation, and what would
-be constant is drawn too, so that attention is peaked, experts are chosen with a margin, and no bias hides behind its 0.
+The models keep what makes their family special (sliding windows, layers without positions, multipliers, experts, soft
+caps, partial rotary) at sizes where a forward pass takes milliseconds. Weights are drawn wider than a real
+initialisation, and what would be constant is drawn too, so that attention is peaked, experts are chosen with a margin,
+and no bias hides behind its 0.
 """
 
 import torch
@@ -90,7 +91,8 @@ FAMILIES: dict[str, dict] = {
 
 
 def tiny_config(family: str, **overrides):
-    """The `PretrainedConfig` of a tiny model; `family` is any `model_type` of transformers, overrides are config fields."""
+    """The `PretrainedConfig` of a tiny model; `family` is any `model_type` of transformers, overrides are config
+    fields."""
     fields = SIZES | FAMILIES.get(family, {}) | overrides
     if pattern := fields.get("layer_types"):
         fields["layer_types"] = [pattern[layer % len(pattern)] for layer in range(fields["num_hidden_layers"])]
@@ -117,7 +119,8 @@ CORPUS = (
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most `VOCAB` entries that reproduces any text; its only special token ends a text."""
+    """A byte-level BPE tokenizer of at most `VOCAB` entries that reproduces any text; its only special token ends a
+    text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -128,4 +131,6 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", clean_up_tokenization_spaces=False
+    )

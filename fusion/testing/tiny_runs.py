@@ -58,17 +58,41 @@ class Given:
         """There is nothing to close."""
 
 
-def make(llm, run, loader=None, sample=None, resume=False, objective=None, rank=0, world=1, validate=True, follow=None, **settings) -> Trainer:
+def make(
+    llm,
+    run,
+    loader=None,
+    sample=None,
+    resume=False,
+    objective=None,
+    rank=0,
+    world=1,
+    validate=True,
+    follow=None,
+    **settings,
+) -> Trainer:
     """A Trainer with settings that suit a test; `settings` are those of Training, `optimizer`, `mode` and `deep`."""
     model = api.from_llm(llm, dtype=torch.float32, mode=settings.pop("mode", "shared"), deep=settings.pop("deep", "kv"))
     defaults = {
-        "documents": 40, "workers": 0, "precision": "fp32", "ema": 0.9, "seed": 3, "log_every": 1, "save_every": 2, "keep": 3,
-        "validate_every": 2, "sample_every": 2, "trackers": [], "optim": Optim(optimizer=settings.pop("optimizer", "adamw"), warmup=3, lr=1e-3),
-    }  # fmt: skip
+        "documents": 40,
+        "workers": 0,
+        "precision": "fp32",
+        "ema": 0.9,
+        "seed": 3,
+        "log_every": 1,
+        "save_every": 2,
+        "keep": 3,
+        "validate_every": 2,
+        "sample_every": 2,
+        "trackers": [],
+        "optim": Optim(optimizer=settings.pop("optimizer", "adamw"), warmup=3, lr=1e-3),
+    }
     training = Training(**defaults | settings)
     loader = loader or Loader(PackedBatches(open_samples, model.processor, PACKING, 2, rank, world), training.workers)
     watched = {"world": held_out(model.processor)} if validate else None
-    return Trainer(UnifiedLearner(model), loader, objective or Objective(), training, run, watched, sample, resume, follow)
+    return Trainer(
+        UnifiedLearner(model), loader, objective or Objective(), training, run, watched, sample, resume, follow
+    )
 
 
 def learn(model, steps: int, **optim) -> None:

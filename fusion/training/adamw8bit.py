@@ -1,7 +1,8 @@
 """AdamW whose states take a byte per number (Dettmers et al., arXiv 2110.02861), as bitsandbytes has it.
 
-This is imported only where it is chosen: bitsandbytes need not be there. A state is codes in blocks of 256 and the largest magnitude of each
-block; tensors of less than 4096 numbers have theirs in fp32. The code books are the same for all tensors.
+This is imported only where it is chosen: bitsandbytes need not be there. A state is codes in blocks of 256 and the
+largest magnitude of each block; tensors of less than 4096 numbers have theirs in fp32. The code books are the same for
+all tensors.
 """
 
 import bitsandbytes
@@ -19,10 +20,14 @@ class AdamW8bit(bitsandbytes.optim.AdamW8bit):
     def __init__(self, params, **settings):
         super().__init__(params, **settings)
         if any(isinstance(p, DTensor) for group in self.param_groups for p in group["params"]):
-            raise ValueError("optimizer='adamw8bit': bitsandbytes cannot share out its states over ranks: choose adamw, or do not share out")
+            raise ValueError(
+                "optimizer='adamw8bit': bitsandbytes cannot share out its states over ranks: choose adamw, or do not "
+                "share out"
+            )
 
     def fill_qmap(self) -> None:
-        """The code books, real ones where a step is imagined too (fusion.planning.fake_step): they are made by looking at numbers."""
+        """The code books, real ones where a step is imagined too (fusion.planning.fake_step): they are made by looking
+        at numbers."""
         with _disable_current_modes():
             super().fill_qmap()
 

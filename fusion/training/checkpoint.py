@@ -12,7 +12,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-# Written last: the files of the checkpoint with sizes and hashes, so that a copy that broke off is noticed, and a bit that fell over.
+# Written last: the files of the checkpoint with sizes and hashes, so that a copy that broke off is noticed, and a bit
+# that fell over.
 MARKER = "complete.json"
 
 
@@ -62,7 +63,10 @@ def newest(folder: str | Path) -> Path | None:
 def what_is_missing(path: Path) -> str | None:
     """None for a complete checkpoint, else what is wrong with it."""
     try:
-        listed = [(name, size, digest) for name, (size, digest) in json.loads((path / MARKER).read_text(encoding="utf-8")).items()]
+        listed = [
+            (name, size, digest)
+            for name, (size, digest) in json.loads((path / MARKER).read_text(encoding="utf-8")).items()
+        ]
     except (OSError, ValueError, TypeError, AttributeError):
         return f"no {MARKER}"
     for name, size, digest in listed:

@@ -24,8 +24,8 @@ class Device:
         return self.bf16 if precision == "bf16" else self.fp32
 
 
-# NVIDIA's data sheets: tensor cores without sparsity (of the 4090, with sums in fp32), fp32 without TF32, which PyTorch leaves off. Memory as the
-# driver reports it.
+# NVIDIA's data sheets: tensor cores without sparsity (of the 4090, with sums in fp32), fp32 without TF32, which PyTorch
+# leaves off. Memory as the driver reports it.
 DEVICES: dict[str, Callable[[], Device]] = {
     "h100": lambda: Device("H100 SXM", 989e12, 67e12, 79.6 * GIB),
     "h200": lambda: Device("H200 SXM", 989e12, 67e12, 139.8 * GIB),
@@ -36,7 +36,8 @@ DEVICES: dict[str, Callable[[], Device]] = {
 
 
 def name_of(device: torch.device) -> str | None:
-    """The GPU that training runs on, as DEVICES calls it; None for one that is not there, and for whatever is no NVIDIA GPU."""
+    """The GPU that training runs on, as DEVICES calls it; None for one that is not there, and for whatever is no NVIDIA
+    GPU."""
     told = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
     return next((name for name in DEVICES if name in told), None)
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class EMA:
     """Average of a model's trained parameters.
 
-    The decay of step s is min(decay, (1 + s) / (10 + s)) (TensorFlow's ExponentialMovingAverage): early on the average forgets the
-    random start within a few steps, and a short run is not an average over its whole youth.
+    The decay of step s is min(decay, (1 + s) / (10 + s)) (TensorFlow's ExponentialMovingAverage): early on the average
+    forgets the random start within a few steps, and a short run is not an average over its whole youth.
     """
 
     def __init__(self, model: nn.Module, decay: float):

@@ -21,15 +21,16 @@ from fusion.unified.objective import FlowObjective, Losses, Objective, latents, 
 
 
 class Learner(ABC):
-    """`model`: the network whose parameters with requires_grad are trained. `kept`: the network that users get; it is the same one, unless the
-    ranks share `model` out (fusion.training.sharding)."""
+    """`model`: the network whose parameters with requires_grad are trained. `kept`: the network that users get; it is
+    the same one, unless the ranks share `model` out (fusion.training.sharding)."""
 
     model: nn.Module
     kept: nn.Module
 
     @abstractmethod
     def to(self, device: torch.device) -> None:
-        """Move everything there; what is trained is fp32 from now on, whatever it was saved in: autocast casts it for the products."""
+        """Move everything there; what is trained is fp32 from now on, whatever it was saved in: autocast casts it for
+        the products."""
 
     @abstractmethod
     def counts(self, batch: Any) -> Counts:
@@ -45,7 +46,8 @@ class Learner(ABC):
 
     @abstractmethod
     def units(self) -> list[nn.Module]:
-        """The parts of `model` that are whole one at a time where the ranks share it out: layers, and last what is called to use them."""
+        """The parts of `model` that are whole one at a time where the ranks share it out: layers, and last what is
+        called to use them."""
 
     def rest(self, resting: bool) -> None:
         """Let the convolutions of the head rest, or no longer. ValueError where there are none."""
@@ -61,7 +63,8 @@ class Learner(ABC):
 
 
 class UnifiedLearner(Learner):
-    """A Fusion that learns from packed batches. llm: where its LLM came from, which is left out of saved folders if it never changes."""
+    """A Fusion that learns from packed batches. llm: where its LLM came from, which is left out of saved folders if it
+    never changes."""
 
     def __init__(self, fusion: Fusion, llm: str | None = None):
         self.fusion, self.llm = fusion, llm
@@ -76,14 +79,23 @@ class UnifiedLearner(Learner):
         """Of text: the learned tokens; of pictures: the noised blocks."""
         packed = batch.packed
         return Counts(
-            text=int((packed.labels != IGNORE).sum()), pictures=int(packed.noised_picture.sum()), documents=len(batch.keys),
-            tokens=packed.ids.numel(), padding=int((packed.doc < 0).sum()), skipped=len(batch.skipped),
-        )  # fmt: skip
+            text=int((packed.labels != IGNORE).sum()),
+            pictures=int(packed.noised_picture.sum()),
+            documents=len(batch.keys),
+            tokens=packed.ids.numel(),
+            padding=int((packed.doc < 0).sum()),
+            skipped=len(batch.skipped),
+        )
 
     def losses(self, batch: Batch, objective: Objective, generator: torch.Generator) -> Losses:
         """Next tokens, and the flow of noised blocks."""
         device = next(self.model.parameters()).device
-        return losses(self.model, latents(batch.packed.to(device), self.fusion.codec, self.model.config.patch_size), objective, generator)
+        return losses(
+            self.model,
+            latents(batch.packed.to(device), self.fusion.codec, self.model.config.patch_size),
+            objective,
+            generator,
+        )
 
     def save_pretrained(self, folder: Path) -> None:
         """A folder for fusion.load."""
@@ -91,7 +103,8 @@ class UnifiedLearner(Learner):
         self.fusion.save_pretrained(folder, self.llm if config.lora or config.mode == "frozen" else None)
 
     def units(self) -> list[nn.Module]:
-        """The decoder's layers. Weights by modality belong to the model as a whole: the layers that use them do not hold them."""
+        """The decoder's layers. Weights by modality belong to the model as a whole: the layers that use them do not
+        hold them."""
         return [*layers_of(self.model.llm), self.model]
 
     def rest(self, resting: bool) -> None:
@@ -106,8 +119,9 @@ class UnifiedLearner(Learner):
 
 
 def compiles(device: torch.device) -> str | None:
-    """None where torch.compile works on a device, or else why not, in one line: it needs a C++ compiler, on GPUs Triton, and not every machine has
-    them. The first time on a machine it takes some seconds, which compiling anything else would take as well."""
+    """None where torch.compile works on a device, or else why not, in one line: it needs a C++ compiler, on GPUs
+    Triton, and not every machine has them. The first time on a machine it takes some seconds, which compiling anything
+    else would take as well."""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(64, device=device))
     except Exception as error:  # whatever can be amiss with a toolchain
@@ -119,14 +133,16 @@ def compiles(device: torch.device) -> str | None:
 @contextmanager
 def compiled(layers: Sequence[nn.Module]) -> Iterator[None]:
     """Inside, each of the layers runs compiled."""
-    # Hooks know the number of their layer, so that each layer is a compilation of its own; beyond the limit they would run eagerly.
+    # Hooks know the number of their layer, so that each layer is a compilation of its own; beyond the limit they would
+    # run eagerly.
     with torch._dynamo.config.patch(recompile_limit=4 * len(layers)), _changed(layers, torch.compile):
         yield
 
 
 @contextmanager
 def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside, of each layer only what enters is kept for the backward pass, which computes the rest again (Chen et al., arXiv 1604.06174)."""
+    """Inside, of each layer only what enters is kept for the backward pass, which computes the rest again (Chen et al.,
+    arXiv 1604.06174)."""
     with _changed(layers, lambda forward: partial(checkpoint, forward, use_reentrant=False)):
         yield
 

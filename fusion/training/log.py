@@ -18,7 +18,8 @@ from fusion.training.probe_and_trackers import Tracked
 
 @dataclass(frozen=True)
 class Counts:
-    """What the batches of one step hold together, over all ranks: what losses are divided by, and what the log tells."""
+    """What the batches of one step hold together, over all ranks: what losses are divided by, and what the log
+    tells."""
 
     text: int
     pictures: int
@@ -30,7 +31,8 @@ class Counts:
 
 @dataclass(frozen=True)
 class Sums:
-    """What one step measured, summed over its batches and all ranks; `control` is the part of `text` on control tokens."""
+    """What one step measured, summed over its batches and all ranks; `control` is the part of `text` on control
+    tokens."""
 
     total: float
     text: float
@@ -41,7 +43,8 @@ class Sums:
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a run stands. seconds: of training. progress: the share of the run that is done. lr: the learning rate of the step."""
+    """Where a run stands. seconds: of training. progress: the share of the run that is done. lr: the learning rate of
+    the step."""
 
     step: int
     seen: int
@@ -112,15 +115,25 @@ class Log:
         self.pictures += counts.pictures
 
     def skipped(self, skipped: Iterable[tuple[str, str]]) -> int:
-        """List samples that were left out, as (key, reason) of all ranks, in skipped.txt; returns how many there are by now."""
+        """List samples that were left out, as (key, reason) of all ranks, in skipped.txt; returns how many there are by
+        now."""
         return self.left_out.add(skipped) if self.left_out else 0
 
     def write(self, moment: Moment) -> None:
         """The means since the last call as a row and in the bar."""
         elapsed = max(time.monotonic() - self.since, 1e-9)
-        documents, tokens, pictures, means = self.documents / elapsed, self.tokens / elapsed, self.pictures / elapsed, self.means.take()
+        documents, tokens, pictures, means = (
+            self.documents / elapsed,
+            self.tokens / elapsed,
+            self.pictures / elapsed,
+            self.means.take(),
+        )
         self.since, self.documents, self.tokens, self.pictures = time.monotonic(), 0, 0, 0
-        rates = {"per_second/documents": documents, "per_second/tokens": tokens, "per_second/pictures": pictures} | self._work_done(tokens)
+        rates = {
+            "per_second/documents": documents,
+            "per_second/tokens": tokens,
+            "per_second/pictures": pictures,
+        } | self._work_done(tokens)
         self.row(moment, means | {"skipped": moment.skipped, "lr": moment.lr, "memory_gib": peak_gib()} | rates)
         left = moment.seconds * (1 - moment.progress) / max(moment.progress, 1e-9)
         self.bar.n = round(100 * moment.progress, 1)
@@ -130,12 +143,14 @@ class Log:
         )
 
     def _work_done(self, tokens: float) -> dict[str, float]:
-        """Of so many tokens per second: trillions of operations, and the share of what the devices promise (model-FLOPs utilisation, PaLM's
-        appendix B, arXiv 2204.02311)."""
+        """Of so many tokens per second: trillions of operations, and the share of what the devices promise (model-FLOPs
+        utilisation, PaLM's appendix B, arXiv 2204.02311)."""
         if not self.work:
             return {}
         done = tokens * self.work
-        return {"per_second/teraflop": done / 1e12} | ({"per_second/share_of_peak": done / self.peak} if self.peak else {})
+        return {"per_second/teraflop": done / 1e12} | (
+            {"per_second/share_of_peak": done / self.peak} if self.peak else {}
+        )
 
     def row(self, moment: Moment, values: dict[str, float]) -> None:
         """Any values as a row."""

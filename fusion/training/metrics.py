@@ -21,7 +21,8 @@ class Metrics:
         os.replace(fresh, self.path)
 
     def log(self, step: int, seen: int, time: float, **values: float | int | None) -> None:
-        """One row. seen: training documents so far. time: seconds of training so far. A value None (nothing measured) is left out."""
+        """One row. seen: training documents so far. time: seconds of training so far. A value None (nothing measured)
+        is left out."""
         row = {"step": step, "seen": seen, "time": round(time, 3)} | {k: v for k, v in values.items() if v is not None}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_line(row))

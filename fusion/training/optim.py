@@ -24,13 +24,14 @@ STATES = {"AdamW": "exp_avg", "AdamW8bit": "state1", "Muon": "momentum"}
 class Optim:
     """Settings of the optimizer.
 
-    optimizer: adamw; adamw8bit, whose states take a quarter of the memory (bitsandbytes, which has to be installed); or muon, which takes the
-    hidden matrices of the network and leaves the rest to AdamW. lr: the peak learning rate
-    of both (Muon's step is scaled to the RMS of AdamW's, so that one rate serves both); matrix_lr: Muon's own, where it should differ.
-    rates: factors on the rate by name of parameter, as in {"llm.*": 0.2}: * stands for anything, the last pattern that fits counts, and
-    what has 0 is frozen. Names begin with llm. in a language model, twins. in the copies of its modules that pictures pass through, texts. in
-    a painter's text encoders. schedule: cosine, or wsd (constant, then linear down over the last `decay` of the run). warmup: steps of linear
-    warmup. floor: share of the peak that is left at the end. clip: largest norm of the gradient.
+    optimizer: adamw; adamw8bit, whose states take a quarter of the memory (bitsandbytes, which has to be installed); or
+    muon, which takes the hidden matrices of the network and leaves the rest to AdamW. lr: the peak learning rate of
+    both (Muon's step is scaled to the RMS of AdamW's, so that one rate serves both); matrix_lr: Muon's own, where it
+    should differ. rates: factors on the rate by name of parameter, as in {"llm.*": 0.2}: * stands for anything, the
+    last pattern that fits counts, and what has 0 is frozen. Names begin with llm. in a language model, twins. in the
+    copies of its modules that pictures pass through, texts. in a painter's text encoders. schedule: cosine, or wsd
+    (constant, then linear down over the last `decay` of the run). warmup: steps of linear warmup. floor: share of the
+    peak that is left at the end. clip: largest norm of the gradient.
     """
 
     optimizer: str = "adamw"
@@ -51,7 +52,9 @@ class Optim:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer={self.optimizer!r}: choose one of {', '.join(OPTIMIZERS)}")
         if self.optimizer == "adamw8bit" and not find_spec("bitsandbytes"):
-            raise ValueError("optimizer='adamw8bit' needs bitsandbytes, which is not here: pip install bitsandbytes, or choose adamw")
+            raise ValueError(
+                "optimizer='adamw8bit' needs bitsandbytes, which is not here: pip install bitsandbytes, or choose adamw"
+            )
         if self.schedule not in ("cosine", "wsd"):
             raise ValueError(f"schedule={self.schedule!r}: choose cosine or wsd")
         if negative := [pattern for pattern, factor in self.rates.items() if factor < 0]:
@@ -63,7 +66,8 @@ class Optim:
 
 
 def rate(settings: Optim, step: int, progress: float) -> float:
-    """Factor on the peak learning rate at a step (counted from 0) and a share of the run in [0, 1]; `floor` once that is 1."""
+    """Factor on the peak learning rate at a step (counted from 0) and a share of the run in [0, 1]; `floor` once that
+    is 1."""
     progress = min(max(progress, 0.0), 1.0)
     cosine = (1 + math.cos(math.pi * progress)) / 2
     share = cosine if settings.schedule == "cosine" else min(1.0, (1 - progress) / max(settings.decay, 1e-9))
@@ -71,11 +75,16 @@ def rate(settings: Optim, step: int, progress: float) -> float:
 
 
 def freeze(model: nn.Module, settings: Optim) -> None:
-    """Take what has the rate 0 out of training. ValueError for a pattern that fits no parameter, and where nothing is left to train."""
+    """Take what has the rate 0 out of training. ValueError for a pattern that fits no parameter, and where nothing is
+    left to train."""
     named = dict(model.named_parameters())
     for pattern in settings.rates:
         if not any(fnmatchcase(name, pattern) for name in named):
-            parts = ", ".join(dict.fromkeys(f"{first}.*" if rest else first for first, _, rest in (name.partition(".") for name in named)))
+            parts = ", ".join(
+                dict.fromkeys(
+                    f"{first}.*" if rest else first for first, _, rest in (name.partition(".") for name in named)
+                )
+            )
             raise ValueError(f"rates: no parameter is called {pattern!r}; their names fit {parts}")
     for name, p in named.items():
         if not settings.factor(name):
@@ -95,7 +104,9 @@ class Optimizers:
         self.parts: list[Optimizer] = [_adam(_adam_groups(model, matrices, settings), settings)]
         if matrices:
             groups = _by_factor(matrices, self.names, settings.matrix_lr or settings.lr, settings)
-            self.parts.append(Muon(groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay))
+            self.parts.append(
+                Muon(groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+            )
         for group in self.groups:
             group["peak"] = group["lr"]
 
@@ -122,12 +133,17 @@ class Optimizers:
     def state_dict(self) -> dict[str, Tensor]:
         """`<kind>/<parameter>` -> tensor; without code books, which are no state."""
         states = ((self.names[p], state) for part in self.parts for p, state in part.state.items())
-        kept = ((kind, name, value) for name, state in states for kind, value in state.items() if not kind.startswith("qmap"))
+        kept = (
+            (kind, name, value)
+            for name, state in states
+            for kind, value in state.items()
+            if not kind.startswith("qmap")
+        )
         return {f"{kind}/{name}": torch.as_tensor(value) for kind, name, value in kept}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Take the state back, each tensor onto the device of its parameter (step counts stay where fused AdamW wants them). ValueError for that
-        of another optimizer."""
+        """Take the state back, each tensor onto the device of its parameter (step counts stay where fused AdamW wants
+        them). ValueError for that of another optimizer."""
         parameters = {name: p for p, name in self.names.items()}
         owner = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
         for key, value in tensors.items():
@@ -136,7 +152,10 @@ class Optimizers:
             owner[p].state[p][kind] = shards.like(value, p) if value.shape == p.shape else value.to(p.device).clone()
         for part in self.parts:
             if any(STATES[type(part).__name__] not in state for state in part.state.values()):
-                raise ValueError(f"optimizer={self.settings.optimizer!r}: the checkpoint was written with another one: go on with that")
+                raise ValueError(
+                    f"optimizer={self.settings.optimizer!r}: the checkpoint was written with another one: go on "
+                    "with that"
+                )
             if hasattr(part, "complete"):
                 part.complete()
 
@@ -151,18 +170,27 @@ def _adam(groups: list[dict], settings: Optim) -> Optimizer:
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The weight matrices inside lists of layers: the decoder's, a diffusion transformer's, the blocks of a convolutional head. Muon is for those;
-    embeddings, output layers, tables, and modulation, several matrices in one, are not among them."""
+    """The weight matrices inside lists of layers: the decoder's, a diffusion transformer's, the blocks of a
+    convolutional head. Muon is for those; embeddings, output layers, tables, and modulation, several matrices in one,
+    are not among them."""
     layers = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    inside = ((name, p) for group in layers for name, p in group.named_parameters() if "modulation" not in name and "table" not in name)
+    inside = (
+        (name, p)
+        for group in layers
+        for name, p in group.named_parameters()
+        if "modulation" not in name and "table" not in name
+    )
     found = {id(p): p for _, p in inside if p.ndim == 2 and p.requires_grad and min(p.shape) > 1}
     return list(found.values())
 
 
 def _adam_groups(model: nn.Module, matrices: list[nn.Parameter], settings: Optim) -> list[dict]:
-    """Matrices of linear layers decay; norms, biases, embeddings, tables and modulation, where zero means nothing, do not."""
+    """Matrices of linear layers decay; norms, biases, embeddings, tables and modulation, where zero means nothing, do
+    not."""
     elsewhere = {id(p) for p in matrices}
-    linear = {id(m.weight) for name, m in model.named_modules() if isinstance(m, nn.Linear) and "modulation" not in name}
+    linear = {
+        id(m.weight) for name, m in model.named_modules() if isinstance(m, nn.Linear) and "modulation" not in name
+    }
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}  # a tied head is an embedding
     groups = defaultdict(list)
     for name, p in model.named_parameters():
@@ -184,9 +212,10 @@ def _by_factor(params: list[nn.Parameter], names: dict[nn.Parameter, str], lr: f
 class Muon(Optimizer):
     """Momentum, orthogonalised: every singular value of a matrix's update becomes about 1 (Jordan 2024).
 
-    As torch.optim.Muon with Nesterov momentum and adjust_lr_fn="match_rms_adamw" (0.2 sqrt(max(rows, columns)), arXiv 2502.16982), but
-    matrices of one shape go through Newton-Schulz together, in the dtype that autocast takes where `step` is called, or fp32, and where
-    several ranks train, each takes its share of them (arXiv 2502.16982, section 2.3).
+    As torch.optim.Muon with Nesterov momentum and adjust_lr_fn="match_rms_adamw" (0.2 sqrt(max(rows, columns)), arXiv
+    2502.16982), but matrices of one shape go through Newton-Schulz together, in the dtype that autocast takes where
+    `step` is called, or fp32, and where several ranks train, each takes its share of them (arXiv 2502.16982, section
+    2.3).
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0, steps: int = 5):
@@ -222,7 +251,10 @@ def _dealt_out(x: Tensor, steps: int) -> Tensor:
     """`orthogonalise`, where there are several ranks with the same x, each for every n-th matrix."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return orthogonalise(x, steps)
-    updates, mine = torch.zeros_like(x, dtype=_dtype_of_products(x)), slice(dist.get_rank(), None, dist.get_world_size())
+    updates, mine = (
+        torch.zeros_like(x, dtype=_dtype_of_products(x)),
+        slice(dist.get_rank(), None, dist.get_world_size()),
+    )
     if len(x[mine]):
         updates[mine] = orthogonalise(x[mine], steps)
     dist.all_reduce(updates)  # of each matrix one rank's and zeros
@@ -236,7 +268,8 @@ def _dtype_of_products(x: Tensor) -> torch.dtype:
 
 
 def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
-    """(k, rows, columns) -> the same shape with singular values near 1, by Newton-Schulz iteration; within autocast in its dtype, else in fp32."""
+    """(k, rows, columns) -> the same shape with singular values near 1, by Newton-Schulz iteration; within autocast in
+    its dtype, else in fp32."""
     a, b, c = NEWTON_SCHULZ
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x

@@ -56,7 +56,10 @@ def prose(count: int, seed: int = 1) -> list[str]:
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], context: int) -> list[list[int]]:
     """Each text as ids with the end of text behind it, cut to `context`; ValueError where not one gives two tokens."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    encoded = [([*one, *end])[:context] for one in tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+    encoded = [
+        ([*one, *end])[:context]
+        for one in tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ]
     encoded = [one for one in encoded if len(one) > 1]
     if not encoded:
         raise ValueError("no text of two tokens or more: give texts to measure the perplexity of")
@@ -74,7 +77,9 @@ def perplexity(model: PreTrainedModel, ids: Sequence[Sequence[int]]) -> float:
     for start in range(0, len(ordered), ROWS):
         part = ordered[start : start + ROWS]
         rows = torch.nn.utils.rnn.pad_sequence([torch.tensor(one) for one in part], batch_first=True)
-        labels = torch.nn.utils.rnn.pad_sequence([torch.tensor(one) for one in part], batch_first=True, padding_value=-100)
+        labels = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(one) for one in part], batch_first=True, padding_value=-100
+        )
         total += float(_cross_entropy(model, rows.to(model.device), labels.to(model.device)))
         count += int((labels[:, 1:] != -100).sum())
     return math.exp(total / count)

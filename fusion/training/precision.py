@@ -11,7 +11,8 @@ ROWS, WIDTH, OUT = 2048, 256, 1024  # of the product that is measured
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The autocast context of a training step. precision: "fp32", "bf16", or "auto", which measures CPUs and takes bf16 elsewhere."""
+    """The autocast context of a training step. precision: "fp32", "bf16", or "auto", which measures CPUs and takes bf16
+    elsewhere."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
     if precision == "auto":
@@ -23,8 +24,9 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 def bf16_is_faster() -> bool:
     """Whether a linear layer's product takes less time in bf16 on this CPU; a fifth of a second, once per process.
 
-    CPUs with AMX tiles gain two times and more, and so does an EPYC with AVX512-BF16 (217 against 99 GFLOP/s per core); on a Xeon that has
-    it, fp32 was twice as fast (150 against 80), and without either bf16 is emulated. The margin pays for the casts around each product.
+    CPUs with AMX tiles gain two times and more, and so does an EPYC with AVX512-BF16 (217 against 99 GFLOP/s per core);
+    on a Xeon that has it, fp32 was twice as fast (150 against 80), and without either bf16 is emulated. The margin pays
+    for the casts around each product.
     """
     return _seconds(torch.bfloat16) < 0.8 * _seconds(torch.float32)
 

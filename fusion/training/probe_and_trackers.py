@@ -19,10 +19,11 @@ PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"
 
 @dataclass
 class Probe:
-    """The forgetting probe: at each validation, the perplexity of plain text is taken beside that of the LLM as it came.
+    """The forgetting probe: at each validation, the perplexity of plain text is taken beside that of the LLM as it
+    came.
 
-    texts: a file of plain texts, one to a line; null for the built-in world's prose. count: how many of them, 0 for no probe. context: tokens at
-    which a text is cut.
+    texts: a file of plain texts, one to a line; null for the built-in world's prose. count: how many of them, 0 for no
+    probe. context: tokens at which a text is cut.
     """
 
     texts: str | None = None
@@ -41,14 +42,17 @@ class Probe:
             lines = Path(self.texts).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             said = " ".join(str(error).split())
-            raise ValueError(f"probe.texts: {self.texts} cannot be read ({said}); give a file of texts, one to a line") from None
+            raise ValueError(
+                f"probe.texts: {self.texts} cannot be read ({said}); give a file of texts, one to a line"
+            ) from None
         if not (texts := [line for line in lines if line.strip()][: self.count]):
             raise ValueError(f"probe.texts: {self.texts} has no text; write one to a line")
         return texts
 
 
 class Forgetting:
-    """The perplexities of the probe's texts. llm: folder or hub id of the LLM before it learned anything, which is read once."""
+    """The perplexities of the probe's texts. llm: folder or hub id of the LLM before it learned anything, which is read
+    once."""
 
     def __init__(self, llm: str, probe: Probe):
         self.ids = encode(AutoTokenizer.from_pretrained(llm), probe.read(), probe.context)
@@ -61,7 +65,8 @@ class Forgetting:
 
 
 def trackers(wanted: list[str] | None) -> list[str]:
-    """The trackers that are used: those wanted, or TensorBoard where it is installed. ValueError for others, and for those without their package."""
+    """The trackers that are used: those wanted, or TensorBoard where it is installed. ValueError for others, and for
+    those without their package."""
     if wanted is None:
         return ["tensorboard"] if find_spec("tensorboard") else []
     for name in wanted:
@@ -96,5 +101,7 @@ class Tracked:
 
     def close(self) -> None:
         """Write what is not written yet."""
-        for tracker in self.accelerator.trackers:  # and not accelerate's own end of training, after which ranks are strangers
+        for (
+            tracker
+        ) in self.accelerator.trackers:  # and not accelerate's own end of training, after which ranks are strangers
             tracker.finish()

@@ -1,7 +1,7 @@
 """Several processes of one machine that train as one, each with its share of the cores.
 
-Threads of one process wait for each other at every operation, processes once a step: with two cores that are not always free, two
-processes of one thread do more than one of two (docs/log.md).
+Threads of one process wait for each other at every operation, processes once a step: with two cores that are not always
+free, two processes of one thread do more than one of two (docs/log.md).
 """
 
 import os
@@ -23,13 +23,14 @@ PATIENCE = 20.0
 
 
 def this_rank() -> PartialState:
-    """Which of how many ranks this process is. On CPUs accelerate has to be told so by whoever asks first, or each rank takes itself for all."""
+    """Which of how many ranks this process is. On CPUs accelerate has to be told so by whoever asks first, or each rank
+    takes itself for all."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
 def leave() -> None:
-    """Part from the other ranks at a program's end. Threads of a group that is left to the interpreter's last moments can abort a rank (status -6)
-    that has done all its work."""
+    """Part from the other ranks at a program's end. Threads of a group that is left to the interpreter's last moments
+    can abort a rank (status -6) that has done all its work."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -37,23 +38,32 @@ def leave() -> None:
 def run_ranks(count: int, module: str, arguments: Sequence[str]) -> int:
     """`python -m module arguments` as `count` ranks on CPUs; returns 0, or the first exit status that is another.
 
-    SIGINT and SIGTERM are passed on, so that every rank ends as it would alone. When a rank fails, the others are ended.
+    SIGINT and SIGTERM are passed on, so that every rank ends as it would alone. When a rank fails, the others are
+    ended.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     common = os.environ | {
-        "WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": str(max(1, cores // count)),
         "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",  # the name of a laptop may lead nowhere
-    }  # fmt: skip
+    }
     command = [sys.executable, "-m", module, *arguments]
-    # In a session of their own: a signal from the terminal comes to this process alone, and once from here to each of them.
+    # In a session of their own: a signal from the terminal comes to this process alone, and once from here to each of
+    # them.
     ranks = [
-        subprocess.Popen(command, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, start_new_session=True) for rank in range(count)
+        subprocess.Popen(command, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, start_new_session=True)
+        for rank in range(count)
     ]
-    before = {number: signal.signal(number, lambda number, _: _send(ranks, number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, lambda number, _: _send(ranks, number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         return _wait(ranks)
     finally:

@@ -18,8 +18,8 @@ from fusion.training.trainer import NotFinite, Summary
 
 
 def main(cls: type, train: Callable[[Any], Summary], unit: str, argv: list[str]) -> int:
-    """Load the config of a program from its command line and train: 0 when the run ended or was asked to stop, 1 with one line on stderr when
-    it could not go on. unit: what is counted."""
+    """Load the config of a program from its command line and train: 0 when the run ended or was asked to stop, 1 with
+    one line on stderr when it could not go on. unit: what is counted."""
     config = load(cls, argv)
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -31,9 +31,15 @@ def main(cls: type, train: Callable[[Any], Summary], unit: str, argv: list[str])
         leave()
     if this_rank().is_main_process:
         if summary.interrupted:
-            print(f"stopped by {summary.interrupted} at step {summary.steps}, {config.run}/checkpoints has it: resume=true goes on")
+            print(
+                f"stopped by {summary.interrupted} at step {summary.steps}, {config.run}/checkpoints has it: "
+                "resume=true goes on"
+            )
         else:
-            print(f"{config.run}/report.html, {config.run}/model  ({summary.seen:,} {unit} in {summary.seconds / 60:.1f} minutes)")
+            print(
+                f"{config.run}/report.html, {config.run}/model  ({summary.seen:,} {unit} in {summary.seconds / 60:.1f} "
+                "minutes)"
+            )
     return 0
 
 
@@ -44,7 +50,8 @@ def refuse_another(run: Path, resume: bool) -> None:
 
 
 def describe(run: Path, config: Any, program: str, title: str | None = None) -> None:
-    """Write config.yaml and run.json: what the report says about how this run came about. title: the folder's name unless given."""
+    """Write config.yaml and run.json: what the report says about how this run came about. title: the folder's name
+    unless given."""
     run.mkdir(parents=True, exist_ok=True)
     save_config(config, run / "config.yaml")
     facts = {
@@ -52,6 +59,8 @@ def describe(run: Path, config: Any, program: str, title: str | None = None) -> 
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         "command": " ".join([f"python -m {program}", *sys.argv[1:]]),
         "commit": commit(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads",
     }
     (run / "run.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")

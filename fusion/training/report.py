@@ -1,9 +1,11 @@
 """A run folder -> report.html: one self-contained page with samples, scores, curves and the config. `python -m fusion.training.report RUN`
 
-Only the run folder is read: `config.yaml`, `run.json` (what the program knew when it started: title, started, command, commit,
-device), `metrics.jsonl` and `samples/step_N/*.png`. Whatever is missing is left out and said, so a run can be looked at while it goes.
+Only the run folder is read: `config.yaml`, `run.json` (what the program knew when it started: title, started, command,
+commit, device), `metrics.jsonl` and `samples/step_N/*.png`. Whatever is missing is left out and said, so a run can be
+looked at while it goes.
 
-Metrics are grouped by their names: what stands before the last slash is one chart (`loss/text` and `loss/flow` share `loss`).
+Metrics are grouped by their names: what stands before the last slash is one chart (`loss/text` and `loss/flow` share
+`loss`).
 """
 
 import json
@@ -85,7 +87,9 @@ def read(folder: str | Path) -> Run:
         raise ValueError(f"{folder} is not a folder; give the folder of a run")
     missing = []
     facts, config = _facts(folder / "run.json", missing), _config(folder / "config.yaml", missing)
-    return Run(folder, facts, config, _rows(folder / "metrics.jsonl", missing), _samples(folder / "samples", missing), missing)
+    return Run(
+        folder, facts, config, _rows(folder / "metrics.jsonl", missing), _samples(folder / "samples", missing), missing
+    )
 
 
 def _facts(path: Path, missing: list[str]) -> dict:
@@ -103,7 +107,8 @@ def _config(path: Path, missing: list[str]) -> str:
 
 
 def _rows(path: Path, missing: list[str]) -> list[dict]:
-    """The rows of metrics.jsonl. A run that was cut off may have left half a line at the end: it is left out, and said."""
+    """The rows of metrics.jsonl. A run that was cut off may have left half a line at the end: it is left out, and
+    said."""
     if not path.is_file():
         missing.append(f"{path.name} (curves)")
         return []
@@ -128,7 +133,10 @@ def lines(rows: Sequence[dict], group: str) -> list[Line]:
     """The curves of a group of metrics, over what was seen."""
     names = dict.fromkeys(name for row in rows for name in row if _group(name) == group)
     return [
-        Line(name.removeprefix(group).strip("/").replace("_", " ") or "now", [(r["seen"], r[name]) for r in rows if _is_number(r.get(name))])
+        Line(
+            name.removeprefix(group).strip("/").replace("_", " ") or "now",
+            [(r["seen"], r[name]) for r in rows if _is_number(r.get(name))],
+        )
         for name in names
     ]
 
@@ -156,7 +164,9 @@ def curves(rows: Sequence[dict]) -> str:
     charts = []
     for group in sorted(found, key=lambda g: (list(LOOKS).index(g) if g in LOOKS else len(LOOKS), g)):
         look, curves_of_group = LOOKS.get(group) or Look(_readable(group)), lines(rows, group)
-        if group.endswith("_of") and len(curves_of_group) < 2:  # by source, where there is one: that is the chart before
+        if (
+            group.endswith("_of") and len(curves_of_group) < 2
+        ):  # by source, where there is one: that is the chart before
             continue
         try:
             charts.append(chart(look.title, curves_of_group, f"{_unit(rows)} seen", *astuple(look)[1:]))
@@ -174,7 +184,9 @@ def samples(found: dict[int, list[Path]]) -> str:
     for path in found[latest]:
         before = [(step, other) for step in earlier for other in found[step] if other.name == path.name]
         strip = "".join(figure(other, f"step {step:,}", AS_IT_IS) for step, other in _spread(before, EARLIER))
-        sheets += figure(path, _caption(path, latest), AS_IT_IS) + (f'<div class="strip">{strip}</div>' if strip else "")
+        sheets += figure(path, _caption(path, latest), AS_IT_IS) + (
+            f'<div class="strip">{strip}</div>' if strip else ""
+        )
     return f'<div class="sheets">{sheets}</div>'
 
 
@@ -218,9 +230,13 @@ def _header(run: Run) -> str:
         if name == "title" or value is None:
             continue
         shown = f"<code>{escape(str(value))}</code>" if name in ("command", "commit") else escape(str(value))
-        entries += f'<div{" class=long" if name == "command" else ""}><dt>{escape(name)}</dt><dd>{shown}</dd></div>'
+        entries += f"<div{' class=long' if name == 'command' else ''}><dt>{escape(name)}</dt><dd>{shown}</dd></div>"
     title = escape(str(run.facts.get("title") or run.folder.resolve().name))
-    return f'<header><h1>{title}</h1><p class="lead">{escape(_lead(run))}</p>' + (f"<dl>{entries}</dl>" if entries else "") + "</header>"
+    return (
+        f'<header><h1>{title}</h1><p class="lead">{escape(_lead(run))}</p>'
+        + (f"<dl>{entries}</dl>" if entries else "")
+        + "</header>"
+    )
 
 
 def render(run: Run, extra: Iterable[Section] = ()) -> str:
@@ -229,7 +245,10 @@ def render(run: Run, extra: Iterable[Section] = ()) -> str:
         *extra,
         Section("Samples on the way", samples(run.samples) if run.samples else ""),
         Section("Curves", curves(run.rows)),
-        Section("Configuration", f"<details><summary>config.yaml</summary>{code(run.config)}</details>" if run.config else ""),
+        Section(
+            "Configuration",
+            f"<details><summary>config.yaml</summary>{code(run.config)}</details>" if run.config else "",
+        ),
     ]
     missing = f'<p class="missing">Not in this run folder: {escape("; ".join(run.missing))}.</p>' if run.missing else ""
     return document(str(run.facts.get("title") or run.folder.resolve().name), _header(run), sections, missing)
@@ -238,7 +257,8 @@ def render(run: Run, extra: Iterable[Section] = ()) -> str:
 def write(run_folder: str | Path, extra: Iterable[Section] = ()) -> Path:
     """Write `report.html` into a run folder, atomically, and return its path.
 
-    extra: sections of the caller, shown first: what came of the run stands above how it went. Raises ValueError if there is no such folder.
+    extra: sections of the caller, shown first: what came of the run stands above how it went. Raises ValueError if
+    there is no such folder.
     """
     run = read(run_folder)
     path = run.folder / "report.html"

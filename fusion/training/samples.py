@@ -20,7 +20,8 @@ from fusion.sequence.images import open_image
 
 @dataclass
 class ImageSampling:
-    """How images are drawn, as a config says it: names, meanings and defaults are those of fusion.generation.sampling.Sampling."""
+    """How images are drawn, as a config says it: names, meanings and defaults are those of
+    fusion.generation.sampling.Sampling."""
 
     steps: int = Sampling.steps
     solver: str = Sampling.solver
@@ -35,8 +36,8 @@ class ImageSampling:
 
 @dataclass
 class Samples(ImageSampling):
-    """What is sampled at intervals. prompts: texts. held_out: documents of each source whose last answer is given again, beside the
-    true one. seed, image_guidance, max_new_tokens: see fusion.generation.sampling.Sampling."""
+    """What is sampled at intervals. prompts: texts. held_out: documents of each source whose last answer is given
+    again, beside the true one. seed, image_guidance, max_new_tokens: see fusion.generation.sampling.Sampling."""
 
     prompts: list[str] = field(default_factory=list)
     held_out: int = 8
@@ -85,12 +86,15 @@ class Sampler:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, prompts in self.groups.items():
-            answers = self.fusion.generate([prompt.messages for prompt in prompts], seed=self.settings.seed, **self.settings.knobs)
+            answers = self.fusion.generate(
+                [prompt.messages for prompt in prompts], seed=self.settings.seed, **self.settings.knobs
+            )
             save(png(sheet(prompts, answers)), folder / f"{name}.png")
 
 
 def sheet(prompts: Sequence[Prompt], answers: Sequence[Sequence[str | Image.Image]]) -> Image.Image:
-    """One image of all prompts and answers, in reading order: each as what was given, drawn and true, with its words under it."""
+    """One image of all prompts and answers, in reading order: each as what was given, drawn and true, with its words
+    under it."""
     return contact_sheet([_cell(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)])
 
 

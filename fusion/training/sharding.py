@@ -1,8 +1,8 @@
 """Weights, gradients, averages and optimizer states shared out over the ranks: FSDP2 (Zhao et al., arXiv 2304.11277), as torch has it.
 
-Each rank keeps its rows of every tensor; a layer is whole only while it computes. The main rank has the network a second time, whole and on the
-CPU: it gets the averaged weights whenever they are looked at or saved, so that validation, samples and saved folders know nothing of shards and
-nothing is ever converted.
+Each rank keeps its rows of every tensor; a layer is whole only while it computes. The main rank has the network a
+second time, whole and on the CPU: it gets the averaged weights whenever they are looked at or saved, so that
+validation, samples and saved folders know nothing of shards and nothing is ever converted.
 """
 
 import copy
@@ -22,9 +22,15 @@ from fusion.training.learner import Learner
 def share_out(learner: Learner, device: torch.device, ranks: int, main: bool) -> None:
     """Share out the network of a learner that is on the CPU. ValueError where it cannot be."""
     if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
-        raise ValueError(f"training.sharded: torch {torch.__version__} cannot share out what only some ranks use; install 2.13, or set it to false")
+        raise ValueError(
+            f"training.sharded: torch {torch.__version__} cannot share out what only some ranks use; install 2.13, or "
+            "set it to false"
+        )
     if ranks == 1:
-        raise ValueError("training.sharded: one rank has nobody to share with; start more (accelerate launch --num_processes), or set it to false")
+        raise ValueError(
+            "training.sharded: one rank has nobody to share with; start more (accelerate launch --num_processes), or "
+            "set it to false"
+        )
     if main:
         learner.model = copy.deepcopy(learner.kept)
     mesh = init_device_mesh(device.type, (ranks,))
@@ -45,7 +51,11 @@ def whole(tensor: Tensor) -> Tensor:
 def like(full: Tensor, other: Tensor) -> Tensor:
     """A tensor that every rank has whole, where and shared out as `other` is."""
     full = full.to(other.device)
-    return distribute_tensor(full, other.device_mesh, other.placements, src_data_rank=None) if isinstance(other, DTensor) else full
+    return (
+        distribute_tensor(full, other.device_mesh, other.placements, src_data_rank=None)
+        if isinstance(other, DTensor)
+        else full
+    )
 
 
 def gathered(tensors: Mapping[str, Tensor], main: bool) -> dict[str, Tensor]:

@@ -37,22 +37,25 @@ WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "tra
 
 
 class NotFinite(ArithmeticError):
-    """A loss or gradient that is not a number; one line that names the step and the documents. The weights are those before it."""
+    """A loss or gradient that is not a number; one line that names the step and the documents. The weights are those
+    before it."""
 
 
 @dataclass
 class Training:
     """Settings of a run.
 
-    documents, minutes: the run ends at whichever comes first, and the learning rate has then reached its end. accumulate: batches
-    per step. ema: decay of the averaged weights, which are the ones that are saved. precision: auto takes bf16 where it is faster.
-    sharded: the ranks share out weights, averages and optimizer states (fusion.training.sharding) instead of each having all of them; so they do too
-    when accelerate is told to launch FSDP. recompute: keep little of each layer for the backward pass, for a third more operations. compile:
-    compile the layers of the decoder, where torch can. conv_from: documents before which a convolutional head rests: while it learns to draw, the
-    decoder does not learn what to (docs/log.md). workers: processes that make batches. The `_every` are in steps, 0 for never; save_minutes: a
-    checkpoint after so many too; keep: checkpoints kept. trackers: of tensorboard, wandb and trackio, which show what metrics.jsonl has and the
-    samples, in the run's folder `tracked` or where they keep things; null for TensorBoard where it is installed. Whoever makes a file `save` or
-    `stop` in the run's folder has a checkpoint written, or the run stopped as by a signal, after the next step.
+    documents, minutes: the run ends at whichever comes first, and the learning rate has then reached its end.
+    accumulate: batches per step. ema: decay of the averaged weights, which are the ones that are saved. precision: auto
+    takes bf16 where it is faster. sharded: the ranks share out weights, averages and optimizer states
+    (fusion.training.sharding) instead of each having all of them; so they do too when accelerate is told to launch
+    FSDP. recompute: keep little of each layer for the backward pass, for a third more operations. compile: compile the
+    layers of the decoder, where torch can. conv_from: documents before which a convolutional head rests: while it
+    learns to draw, the decoder does not learn what to (docs/log.md). workers: processes that make batches. The `_every`
+    are in steps, 0 for never; save_minutes: a checkpoint after so many too; keep: checkpoints kept. trackers: of
+    tensorboard, wandb and trackio, which show what metrics.jsonl has and the samples, in the run's folder `tracked` or
+    where they keep things; null for TensorBoard where it is installed. Whoever makes a file `save` or `stop` in the
+    run's folder has a checkpoint written, or the run stopped as by a signal, after the next step.
     """
 
     documents: int | None = 100_000
@@ -79,9 +82,14 @@ class Training:
         if not (self.documents or self.minutes):
             raise ValueError("a run needs an end: set documents or minutes")
         if self.accumulate < 1 or self.keep < 1 or self.log_every < 1:
-            raise ValueError(f"accumulate={self.accumulate}, keep={self.keep}, log_every={self.log_every}: each is at least 1")
+            raise ValueError(
+                f"accumulate={self.accumulate}, keep={self.keep}, log_every={self.log_every}: each is at least 1"
+            )
         if self.sharded and self.optim.optimizer == "adamw8bit":
-            raise ValueError("sharded: the states of optim.optimizer='adamw8bit' cannot be shared out; choose adamw, whose shares are small too")
+            raise ValueError(
+                "sharded: the states of optim.optimizer='adamw8bit' cannot be shared out; choose adamw, whose shares "
+                "are small too"
+            )
 
 
 @dataclass(frozen=True)
@@ -97,9 +105,9 @@ class Summary:
 class Trainer:
     """Trains a Learner on a Loader's batches and writes the run folder `run`.
 
-    held_out: batches for validation by name (as fusion.data.packing.fixed_batches makes them). sample: called as sample(folder) with the averaged
-    weights in place. resume: go on from the newest complete checkpoint in `run`; without one, begin. follow: what else is taken of the model at
-    each validation, by name.
+    held_out: batches for validation by name (as fusion.data.packing.fixed_batches makes them). sample: called as
+    sample(folder) with the averaged weights in place. resume: go on from the newest complete checkpoint in `run`;
+    without one, begin. follow: what else is taken of the model at each validation, by name.
     """
 
     def __init__(
@@ -114,13 +122,20 @@ class Trainer:
         resume: bool = False,
         follow: Callable[[nn.Module], dict[str, float]] | None = None,
     ):
-        self.learner, self.loader, self.objective, self.settings, self.run = learner, loader, objective, settings, Path(run)
+        self.learner, self.loader, self.objective, self.settings, self.run = (
+            learner,
+            loader,
+            objective,
+            settings,
+            Path(run),
+        )
         self.held_out, self.sample, self.follow = held_out or {}, sample, follow
         places = ProjectConfiguration(project_dir=str(run), logging_dir=str(Path(run) / "tracked"))
         self.accelerator = Accelerator(log_with=trackers(settings.trackers) or None, project_config=places)
         if loader.batches.world != self.accelerator.num_processes:
             raise ValueError(
-                f"the batches are dealt to {loader.batches.world} ranks but {self.accelerator.num_processes} run: make Batches with rank and world"
+                f"the batches are dealt to {loader.batches.world} ranks but {self.accelerator.num_processes} run: make "
+                "Batches with rank and world"
             )
         if settings.conv_from:
             learner.rest(True)
@@ -138,7 +153,11 @@ class Trainer:
         self.step = self.seen = 0
         self.skipped = 0  # bad samples met so far, each once
         self.progress = self.factor = 0.0  # the share of the run that is done, and of the peak learning rate
-        self.saved, self.saved_at, self.due = -1, 0.0, False  # step and seconds of the last checkpoint; whether one is wanted now
+        self.saved, self.saved_at, self.due = (
+            -1,
+            0.0,
+            False,
+        )  # step and seconds of the last checkpoint; whether one is wanted now
         self.before = 0.0  # seconds of training before this process began
         # Measured once and kept in the checkpoint: on a busy machine a second measurement could come out otherwise.
         self.precision = settings.precision
@@ -155,7 +174,8 @@ class Trainer:
 
         At the end the model holds the averaged weights. Raises NotFinite.
         """
-        transformers.utils.logging.disable_progress_bar()  # one bar is enough: saving a model would draw another over it
+        # One bar is enough: saving a model would draw another over it.
+        transformers.utils.logging.disable_progress_bar()
         self._start = time.monotonic()
         self.log = Log(self.run, self.step, self.main, self.skipped)
         if self.main and self.accelerator.log_with:
@@ -181,7 +201,10 @@ class Trainer:
         """Whether layers can be compiled here; where they cannot, that is told, and the run goes on without."""
         why = compiles(self.device)
         if why and self.main:
-            self.log.bar.write(f"training.compile: torch.compile does not work here, and layers run as they are ({why})", file=sys.stderr)
+            self.log.bar.write(
+                f"training.compile: torch.compile does not work here, and layers run as they are ({why})",
+                file=sys.stderr,
+            )
         return why is None
 
     @property
@@ -190,16 +213,21 @@ class Trainer:
         return self.before + time.monotonic() - self._start
 
     def _look_at_the_clock(self, interrupts: Interrupts) -> str | None:
-        """Set `progress`: the share of the run that is done, of its documents or of its minutes, whichever is nearer to its end.
+        """Set `progress`: the share of the run that is done, of its documents or of its minutes, whichever is nearer to
+        its end.
 
         Returns the signal that asks to stop; the ranks agree on both.
         """
         seconds, signals, saving = self._together(
-            self.seconds if self.main else 0.0, float((self._wish("stop") or interrupts.asked) is not None), float(self._save_is_due())
+            self.seconds if self.main else 0.0,
+            float((self._wish("stop") or interrupts.asked) is not None),
+            float(self._save_is_due()),
         )
         self.due = saving > 0
         documents, minutes = self.settings.documents, self.settings.minutes
-        self.progress = min(1.0, max(self.seen / documents if documents else 0.0, seconds / (60 * minutes) if minutes else 0.0))
+        self.progress = min(
+            1.0, max(self.seen / documents if documents else 0.0, seconds / (60 * minutes) if minutes else 0.0)
+        )
         return (interrupts.asked or self._wish("stop") or "a signal to another rank") if signals else None
 
     def _wish(self, name: str) -> str | None:
@@ -241,8 +269,9 @@ class Trainer:
         return asked
 
     def _count_work(self, batch: Any) -> None:
-        """Count the operations of the first batch, those of a second forward pass included, for the log. In a pass of its own: a counter takes
-        composite operations apart, and they would round otherwise. Compiled code and what the ranks share out cannot be counted so."""
+        """Count the operations of the first batch, those of a second forward pass included, for the log. In a pass of
+        its own: a counter takes composite operations apart, and they would round otherwise. Compiled code and what the
+        ranks share out cannot be counted so."""
         counts = self.learner.counts(batch)
         with counting() as counter:
             with self.autocast:
@@ -254,11 +283,14 @@ class Trainer:
         self.log.peak = device and device.speed(self.precision) * self.accelerator.num_processes
 
     def _moment(self) -> Moment:
-        return Moment(self.step, self.seen, self.skipped, self.seconds, self.progress, self.settings.optim.lr * self.factor)
+        return Moment(
+            self.step, self.seen, self.skipped, self.seconds, self.progress, self.settings.optim.lr * self.factor
+        )
 
     def _backward(self, batch: Any, number: int, counts: Counts) -> Tensor:
         """Gradients of one batch; returns the five numbers of Sums, on the device."""
-        # Noise follows from the place of the batch in the run, not from a generator that a checkpoint would have to carry.
+        # Noise follows from the place of the batch in the run, not from a generator that a checkpoint would have to
+        # carry.
         place = self.accelerator.process_index * self.settings.accumulate + number
         seed = hashlib.blake2b(f"{self.settings.seed}/{self.step}/{place}".encode(), digest_size=7).digest()
         generator = torch.Generator(self.device).manual_seed(int.from_bytes(seed))
@@ -267,7 +299,9 @@ class Trainer:
         total = result.total(counts.text, counts.pictures)
         total.backward()
         measured = (total, result.text, result.control, result.flow, result.control_count)
-        return torch.stack([torch.as_tensor(value, dtype=torch.float32, device=self.device).detach() for value in measured])
+        return torch.stack(
+            [torch.as_tensor(value, dtype=torch.float32, device=self.device).detach() for value in measured]
+        )
 
     def _count(self, window: list) -> Counts:
         """Counts of the whole window on all ranks, known before the first backward pass so that every mean is exact."""
@@ -278,12 +312,14 @@ class Trainer:
         """Sums over all ranks."""
         if self.accelerator.num_processes == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device)
+        tensor = torch.tensor(
+            values, dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device
+        )
         return self.accelerator.reduce(tensor, "sum").tolist()
 
     def _sum_gradients(self) -> None:
-        """Add up the ranks' gradients. Counts are global already, so the sum is the gradient of the mean; a rank without pictures
-        (or without text) has no gradient for some weights, which is why this is not left to DDP."""
+        """Add up the ranks' gradients. Counts are global already, so the sum is the gradient of the mean; a rank
+        without pictures (or without text) has no gradient for some weights, which is why this is not left to DDP."""
         if self.accelerator.num_processes == 1 or self.sharded:  # shards are added up on the way back
             return
         for p in self.parameters:
@@ -295,7 +331,8 @@ class Trainer:
             p.grad.copy_(gradient.view_as(p))
 
     def _check(self, window: list, table: list[Sums], total: Sums, norm: float) -> None:
-        """Raise NotFinite, on all ranks alike, and name the documents of the batches that did it where they are known."""
+        """Raise NotFinite, on all ranks alike, and name the documents of the batches that did it where they are
+        known."""
         if math.isfinite(total.total) and math.isfinite(norm):
             return
         guilty = [batch for batch, sums in zip(window, table, strict=True) if not math.isfinite(sums.total)]
@@ -327,8 +364,11 @@ class Trainer:
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Inside, the main rank's model is ready to be looked at: averaged weights, eval mode, and eager, as shapes vary."""
-        shown = shards.averaged(self.learner, self.ema, self.device, self.main) if self.sharded else self.ema.swapped_in()
+        """Inside, the main rank's model is ready to be looked at: averaged weights, eval mode, and eager, as shapes
+        vary."""
+        shown = (
+            shards.averaged(self.learner, self.ema, self.device, self.main) if self.sharded else self.ema.swapped_in()
+        )
         with shown, torch.compiler.set_stance("force_eager"):
             self.learner.model.eval()
             yield
@@ -349,7 +389,10 @@ class Trainer:
             return
         self.saved = self.step
         streams = gather_object([self.loader.state_dict()])
-        weights, optimizer = shards.gathered(self._weights(), self.main), shards.gathered(self.optimizers.state_dict(), self.main)
+        weights, optimizer = (
+            shards.gathered(self._weights(), self.main),
+            shards.gathered(self.optimizers.state_dict(), self.main),
+        )
         self.saved_at = self.seconds
         with self._averaged():
             if self.main:
@@ -362,9 +405,13 @@ class Trainer:
     def _weights(self) -> dict[str, Tensor]:
         """The network's own and the averages."""
         own = zip(self.ema.names, self.parameters, strict=True)
-        return {f"own/{name}": p.data for name, p in own} | {f"ema/{name}": average for name, average in self.ema.state_dict().items()}
+        return {f"own/{name}": p.data for name, p in own} | {
+            f"ema/{name}": average for name, average in self.ema.state_dict().items()
+        }
 
-    def _write(self, folder: Path, weights: dict[str, Tensor], optimizer: dict[str, Tensor], streams: list[dict]) -> None:
+    def _write(
+        self, folder: Path, weights: dict[str, Tensor], optimizer: dict[str, Tensor], streams: list[dict]
+    ) -> None:
         self.learner.save_pretrained(folder / "model")
         checkpoint.write_tensors(folder / WEIGHTS, weights)
         checkpoint.write_tensors(folder / OPTIMIZER, optimizer)
@@ -378,7 +425,12 @@ class Trainer:
         tensors = checkpoint.read_tensors(folder / WEIGHTS)
         for name, p in zip(self.ema.names, self.parameters, strict=True):
             p.copy_(shards.like(tensors[f"own/{name}"], p))
-        self.ema.load_state_dict({name: shards.like(tensors[f"ema/{name}"], p) for name, p in zip(self.ema.names, self.parameters, strict=True)})
+        self.ema.load_state_dict(
+            {
+                name: shards.like(tensors[f"ema/{name}"], p)
+                for name, p in zip(self.ema.names, self.parameters, strict=True)
+            }
+        )
         self.optimizers.load_state_dict(checkpoint.read_tensors(folder / OPTIMIZER))
         self.step, self.seen, self.skipped = state["step"], state["seen"], state["skipped"]
         self.before, self.precision = state["seconds"], state["precision"]

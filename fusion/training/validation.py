@@ -48,15 +48,20 @@ class _Sums:
 
 @torch.no_grad()
 def validate(
-    learner: Learner, held_out: Mapping[str, Sequence[Any]], objective: FlowObjective, seed: int, autocast: AbstractContextManager
+    learner: Learner,
+    held_out: Mapping[str, Sequence[Any]],
+    objective: FlowObjective,
+    seed: int,
+    autocast: AbstractContextManager,
 ) -> dict[str, float]:
     """Metrics of held-out batches by name of their source.
 
-    `val/text` (cross-entropy per token), `val/control` (that of control tokens), `val/x_error` (mean squared error of x_hat, unweighted,
-    times uniform), `val/x_error/0.2-0.4` (that of pictures with such a time), `val/text_of/<name>`, `val/x_error_of/<name>`, and, of the tokens at
-    which the true text goes on with a picture, `val/draws/when_asked`, the share at which the model would draw, and of those at which it would,
-    `val/draws/rightly`, the share at which it should. `val/edits/copied`: how far what it makes of an edit stays at the picture that is edited, 1,
-    rather than the wanted one, 0.
+    `val/text` (cross-entropy per token), `val/control` (that of control tokens), `val/x_error` (mean squared error of
+    x_hat, unweighted, times uniform), `val/x_error/0.2-0.4` (that of pictures with such a time), `val/text_of/<name>`,
+    `val/x_error_of/<name>`, and, of the tokens at which the true text goes on with a picture, `val/draws/when_asked`,
+    the share at which the model would draw, and of those at which it would, `val/draws/rightly`, the share at which it
+    should. `val/edits/copied`: how far what it makes of an edit stays at the picture that is edited, 1, rather than the
+    wanted one, 0.
     """
     device = next(learner.model.parameters()).device
     objective = replace(objective, times="uniform", shift=1.0)
@@ -89,7 +94,9 @@ def _named(total: _Sums, by_name: Mapping[str, _Sums]) -> dict[str, float]:
     if total.edits:
         values["val/edits/copied"] = total.copied / total.edits
     values |= {f"val/text_of/{name}": sums.text / sums.text_count for name, sums in by_name.items() if sums.text_count}
-    return values | {f"val/x_error_of/{name}": sums.x_error / sums.pictures for name, sums in by_name.items() if sums.pictures}
+    return values | {
+        f"val/x_error_of/{name}": sums.x_error / sums.pictures for name, sums in by_name.items() if sums.pictures
+    }
 
 
 def _by_time(times: Tensor, errors: Tensor) -> dict[str, float]:

@@ -10,15 +10,19 @@ from fusion.generation.sampling import Sampling
 
 QUARTER = 0.25  # of the default's cost: what `fast` may take
 RULE = (
-    "best: the highest quality, whatever it costs; nothing beats it significantly. balanced: the cheapest whose quality is not significantly "
-    "below best's (the 95% interval of the mean difference over the same items from the same noise reaches 0). fast: the highest quality at a "
-    "quarter of the default's cost or less, and at no more than balanced's. Where two are equally good, the cheaper; where equally cheap, the better."
+    "best: the highest quality, whatever it costs; nothing beats it significantly. balanced: the cheapest whose "
+    "quality is not significantly "
+    "below best's (the 95% interval of the mean difference over the same items from the same noise reaches 0). fast: "
+    "the highest quality at a "
+    "quarter of the default's cost or less, and at no more than balanced's. Where two are equally good, the cheaper; "
+    "where equally cheap, the better."
 )
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A setting, its cost (forward passes a picture), and by suite each item's quality and whether it was right; the items are the same for all."""
+    """A setting, its cost (forward passes a picture), and by suite each item's quality and whether it was right; the
+    items are the same for all."""
 
     setting: Sampling
     cost: float
@@ -32,7 +36,8 @@ class Judged:
 
 
 def gain(one: Judged, other: Judged) -> tuple[float, float]:
-    """By how much one is better, item by item, and half of the 95% interval of that mean; suites count the same, however many items they have."""
+    """By how much one is better, item by item, and half of the 95% interval of that mean; suites count the same,
+    however many items they have."""
     gains = [[a - b for a, b in zip(found, other.quality[suite], strict=True)] for suite, found in one.quality.items()]
     spread = sum(variance(found) / len(found) for found in gains)
     return mean(map(mean, gains)), Z * math.sqrt(spread) / len(gains)

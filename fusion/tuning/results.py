@@ -19,14 +19,18 @@ from fusion.tuning.search import DEPTHS, PARTS, Part, answered, chunk
 
 RIGHT = {"drawing": "GenEval", "edits": "edits done"}
 SHORT = {"image_guidance": "by image", "guidance_interval": "interval", "edits done": "edits"}
-OTHERS = "GenEval: the share of pictures in which all is right, GenEval in miniature. Edits: the share of edits that are done, and nothing else."
+OTHERS = (
+    "GenEval: the share of pictures in which all is right, GenEval in miniature. Edits: the share of edits that are "
+    "done, and nothing else."
+)
 SAMPLES, SHOWN = 6, 96  # of a part, and their pixels on screen
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found. settings: what it depends on; facts: of the run. searched: the knobs; parts: of the suite. tried: cost and quality of all
-    settings on the items of the search, with their knobs in words. judged: those that stayed, the default first. named: the presets."""
+    """What a search found. settings: what it depends on; facts: of the run. searched: the knobs; parts: of the suite.
+    tried: cost and quality of all settings on the items of the search, with their knobs in words. judged: those that
+    stayed, the default first. named: the presets."""
 
     settings: dict
     facts: dict
@@ -61,12 +65,23 @@ class Found:
         for one in self.judged:
             by_part = {f"quality of {name}": mean(values) for name, values in one.quality.items()}
             right = {RIGHT[name]: mean(values) for name, values in one.right.items()}
-            rows.append({"knobs": knobs_of(one.setting, self.searched), "passes": one.cost, "quality": one.mean} | by_part | right)
-        return self.settings | self.facts | {"rule": RULE, "quality": self.measures, "judged": rows, "presets": self.presets}
+            rows.append(
+                {"knobs": knobs_of(one.setting, self.searched), "passes": one.cost, "quality": one.mean}
+                | by_part
+                | right
+            )
+        return (
+            self.settings
+            | self.facts
+            | {"rule": RULE, "quality": self.measures, "judged": rows, "presets": self.presets}
+        )
 
     def as_text(self) -> str:
         """For a terminal."""
-        said = {name: f"{one.cost:5.1f} passes  quality {one.mean:.3f}  {in_words(one.setting, self.searched)}" for name, one in self.shown.items()}
+        said = {
+            name: f"{one.cost:5.1f} passes  quality {one.mean:.3f}  {in_words(one.setting, self.searched)}"
+            for name, one in self.shown.items()
+        }
         return "\n".join(f"{name:<9} {line}" for name, line in said.items())
 
 
@@ -93,12 +108,17 @@ def render(found: Found, subject_of: Callable[[dict], Subject]) -> str:
     model, split = found.settings["model"], found.settings["split"]
     items = sum(map(len, found.judged[0].quality.values()))
     lead = (
-        f"{len(found.tried)} settings were searched on the {split} prompts of the built-in world; the {len(found.judged)} that stayed, the default "
+        f"{len(found.tried)} settings were searched on the {split} prompts of the built-in world; the "
+        f"{len(found.judged)} that stayed, the default "
         f"among them, were judged on {items} items that chose none of them."
     )
     facts = {name: found.settings[name] for name in ("suite", "split", "seed", "weights")} | found.facts
-    listed = "".join(f"<div><dt>{escape(name)}</dt><dd><code>{escape(str(value))}</code></dd></div>" for name, value in facts.items())
-    measured = "".join(paragraph(f"Quality of {name}: {said}.") for name, said in found.measures.items()) + paragraph(OTHERS)
+    listed = "".join(
+        f"<div><dt>{escape(name)}</dt><dd><code>{escape(str(value))}</code></dd></div>" for name, value in facts.items()
+    )
+    measured = "".join(paragraph(f"Quality of {name}: {said}.") for name, said in found.measures.items()) + paragraph(
+        OTHERS
+    )
     by_cost = [(", ".join(found.names(one)), one) for one in sorted(found.judged, key=lambda one: one.cost)]
     sections = [
         Section("Presets", paragraph(RULE) + settings_table(found, list(found.shown.items()))),
@@ -117,7 +137,16 @@ def settings_table(found: Found, named: Sequence[tuple[str, Judged]]) -> str:
         less, half = gain(found.named["best"], one)
         below = None if one is found.named["best"] else f"{less:.3f}\u00a0±\u00a0{half:.3f}"
         right = [f"{mean(values):.2f}" for values in one.right.values()]
-        rows.append([name, one.cost, f"{one.mean:.3f}", below, *right, *map(as_read, knobs_of(one.setting, found.searched).values())])
+        rows.append(
+            [
+                name,
+                one.cost,
+                f"{one.mean:.3f}",
+                below,
+                *right,
+                *map(as_read, knobs_of(one.setting, found.searched).values()),
+            ]
+        )
     columns = [*(RIGHT[name] for name in found.judged[0].right), *found.searched]
     return table(rows, ["", "passes", "quality", "below best", *(SHORT.get(column, column) for column in columns)])
 
@@ -127,7 +156,13 @@ def chart(found: Found) -> str:
     judged = Dots("judged", [(one.cost, one.mean, in_words(one.setting, found.searched)) for one in found.judged])
     searched = Dots("searched, on other items", found.tried, faint=True)
     marks = {name: (one.cost, one.mean) for name, one in found.shown.items()}
-    return scatter("Quality", [judged, searched], "forward passes a picture", [(one.cost, one.mean) for one in front(found.judged)], marks)
+    return scatter(
+        "Quality",
+        [judged, searched],
+        "forward passes a picture",
+        [(one.cost, one.mean) for one in front(found.judged)],
+        marks,
+    )
 
 
 def samples(found: Found, part: Part, subject_of: Callable[[dict], Subject]) -> str:

@@ -1,11 +1,13 @@
 """The search of eval.tune: successive halving in classes of cost, on paired items, and a file of everything that was tried.
 
-What is looked for is the best setting at every cost, so settings compete within classes of cost. What they differ by is small against chance: all
-are measured on the same items from the same noise, and only the better half of a class goes on to twice as many items (successive halving, Jamieson
-and Talwalkar, arXiv 1502.07943). Rounds follow each other until the budget is spent, as Hyperband's brackets do (Li et al., arXiv 1603.06560); half
-of a round's settings are drawn at random, half are neighbours of the default and of the best ones known, as in DEHB (Awad et al., arXiv
-2105.09821), for quality changes smoothly with most knobs. Changing one knob at a time would need fewer trials if knobs acted alone; guidance, its
-interval and the shift do not. The best of many is also the luckiest, so those that are left are judged anew, on items that chose none of them.
+What is looked for is the best setting at every cost, so settings compete within classes of cost. What they differ by is
+small against chance: all are measured on the same items from the same noise, and only the better half of a class goes
+on to twice as many items (successive halving, Jamieson and Talwalkar, arXiv 1502.07943). Rounds follow each other until
+the budget is spent, as Hyperband's brackets do (Li et al., arXiv 1603.06560); half of a round's settings are drawn at
+random, half are neighbours of the default and of the best ones known, as in DEHB (Awad et al., arXiv 2105.09821), for
+quality changes smoothly with most knobs. Changing one knob at a time would need fewer trials if knobs acted alone;
+guidance, its interval and the shift do not. The best of many is also the luckiest, so those that are left are judged
+anew, on items that chose none of them.
 """
 
 import json
@@ -47,7 +49,8 @@ ATTEMPTS = 200  # at finding ROUND new settings in a class
 
 @dataclass(frozen=True)
 class Part:
-    """A suite whose items come in chunks of `size`, each with every category or kind, seen and held out, equally often."""
+    """A suite whose items come in chunks of `size`, each with every category or kind, seen and held out, equally
+    often."""
 
     name: str
     suite: Suite
@@ -71,8 +74,11 @@ def answered(part: Part, subject: Subject, items: Sequence[Numbered]) -> list[An
 
 @cache
 def cost(setting: Sampling, parts: tuple[Part, ...]) -> float:
-    """Forward passes a picture, the mean over the parts; where there is no picture to be guided by, there is no branch for it."""
-    return mean(passes(setting if "edit" in part.suite.needs else replace(setting, image_guidance=1.0)) for part in parts)
+    """Forward passes a picture, the mean over the parts; where there is no picture to be guided by, there is no branch
+    for it."""
+    return mean(
+        passes(setting if "edit" in part.suite.needs else replace(setting, image_guidance=1.0)) for part in parts
+    )
 
 
 def plain(setting: Sampling) -> Sampling:
@@ -103,7 +109,8 @@ class Tried:
 
 
 class Ledger:
-    """Everything that was tried, a line of JSON each. A line that was not finished when the program was ended is taken away."""
+    """Everything that was tried, a line of JSON each. A line that was not finished when the program was ended is taken
+    away."""
 
     def __init__(self, file: Path):
         text = file.read_text(encoding="utf-8") if file.is_file() else ""
@@ -113,7 +120,9 @@ class Ledger:
         try:
             lines = [Tried(**json.loads(line)) for line in whole.splitlines()]
         except (ValueError, TypeError):
-            raise ValueError(f"{file} is not what this program writes there: move it away, and all is tried again") from None
+            raise ValueError(
+                f"{file} is not what this program writes there: move it away, and all is tried again"
+            ) from None
         self.file, self.known = file, {one.key: one for one in lines}
 
     def add(self, one: Tried) -> None:
@@ -125,7 +134,8 @@ class Ledger:
 
 @dataclass
 class Budget:
-    """How much may be spent, in pictures or in seconds. What is known already counts as when it was tried, so that going on ends as not stopping."""
+    """How much may be spent, in pictures or in seconds. What is known already counts as when it was tried, so that
+    going on ends as not stopping."""
 
     amount: float
     unit: str = "pictures"
@@ -142,12 +152,18 @@ class Budget:
 
 
 class Search:
-    """See the head of this file. subject_of: knobs -> what draws with them. `results`: by setting, what came of chunk 0, 1, ... of all parts."""
+    """See the head of this file. subject_of: knobs -> what draws with them. `results`: by setting, what came of chunk
+    0, 1, ... of all parts."""
 
     def __init__(
-        self, subject_of: Callable[[dict], Subject], parts: Sequence[Part], ledger: Ledger, budget: Budget, seed: int,
+        self,
+        subject_of: Callable[[dict], Subject],
+        parts: Sequence[Part],
+        ledger: Ledger,
+        budget: Budget,
+        seed: int,
         progress: Callable[[float], Any] = lambda took: None,
-    ):  # fmt: skip
+    ):
         self.subject_of, self.parts, self.ledger = subject_of, tuple(parts), ledger
         self.budget, self.seed, self.progress = budget, seed, progress
         edits = any("edit" in part.suite.needs for part in parts)
@@ -173,7 +189,9 @@ class Search:
 
     def quality(self, setting: Sampling) -> float:
         """Over the chunks that it was searched with."""
-        return mean(mean(q for chunk in self.results[setting] for q in chunk[place].quality) for place in range(len(self.parts)))
+        return mean(
+            mean(q for chunk in self.results[setting] for q in chunk[place].quality) for place in range(len(self.parts))
+        )
 
     def best(self, place: int) -> list[Sampling]:
         """Of a class those that came farthest, and of these the best."""
@@ -207,16 +225,22 @@ class Search:
         return plain(Sampling(**{knob: values[rng.integers(len(values))] for knob, values in self.options.items()}))
 
     def _near(self, rng: np.random.Generator, setting: Sampling) -> Sampling:
-        """One or two knobs moved to an option beside theirs; any number of steps, so that what is good at one cost is tried at another."""
+        """One or two knobs moved to an option beside theirs; any number of steps, so that what is good at one cost is
+        tried at another."""
         changed = {"steps": int(rng.choice(self.options["steps"]))}
-        for knob in rng.choice([knob for knob in self.options if knob != "steps"], size=rng.integers(1, 3), replace=False).tolist():
+        for knob in rng.choice(
+            [knob for knob in self.options if knob != "steps"], size=rng.integers(1, 3), replace=False
+        ).tolist():
             values = self.options[knob]
             place = values.index(getattr(setting, knob)) + (1 if rng.random() < 0.5 else -1)
-            changed[knob] = values[place % len(values)] if knob in AROUND else values[min(max(place, 0), len(values) - 1)]
+            changed[knob] = (
+                values[place % len(values)] if knob in AROUND else values[min(max(place, 0), len(values) - 1)]
+            )
         return plain(replace(setting, **changed))
 
     def _round(self, classes: list[list[Sampling]]) -> bool:
-        """Halve each class's new settings; one of every class in turn, so that all are seen however small the budget. False where nothing is new."""
+        """Halve each class's new settings; one of every class in turn, so that all are seen however small the budget.
+        False where nothing is new."""
         if not any(classes):
             return False
         for depth in DEPTHS:
@@ -225,7 +249,9 @@ class Search:
                     if self._out(SEARCHING):
                         return True
                     self.results.setdefault(one, []).append(self._try(one, number))
-            classes = [sorted(members, key=self.quality, reverse=True)[: (len(members) + 1) // 2] for members in classes]
+            classes = [
+                sorted(members, key=self.quality, reverse=True)[: (len(members) + 1) // 2] for members in classes
+            ]
         return True
 
     def _judge(self, finalists: list[Sampling]) -> list[Judged]:
@@ -261,4 +287,6 @@ class Search:
         answers = answered(part, self.subject_of(self.knobs(setting)), chunk(part, number, self.seed))
         values = [row.values for row, _ in answers]
         seconds = round(time.monotonic() - began, 3)
-        return Tried(knobs, part.name, number, seconds, [one["quality"] for one in values], [one["right"] for one in values])
+        return Tried(
+            knobs, part.name, number, seconds, [one["quality"] for one in values], [one["right"] for one in values]
+        )

@@ -1,8 +1,9 @@
 """Finds the knobs that a model draws best with, at every cost: `fusion tune MODEL --budget 20m -o out/tune --save`
 
-It searches steps, solver, shift, guidance, its interval and image guidance on the built-in world's development prompts, never on the scored
-ones, and writes one page with the front of quality against cost (forward passes a picture, counted) and three presets. --save puts these into the
-model's folder, where `model.draw(..., preset="fast")` finds them. It goes on where it was stopped, and with a larger budget from where it ended.
+It searches steps, solver, shift, guidance, its interval and image guidance on the built-in world's development prompts,
+never on the scored ones, and writes one page with the front of quality against cost (forward passes a picture, counted)
+and three presets. --save puts these into the model's folder, where `model.draw(..., preset="fast")` finds them. It goes
+on where it was stopped, and with a larger budget from where it ended.
 """
 
 import argparse
@@ -35,7 +36,8 @@ SUITES = {"draw": ("draw",), "edits": ("edits",), "both": ("draw", "edits")}
 
 @dataclass(frozen=True)
 class Settings:
-    """What comes of a trial depends on it. weights: a fingerprint of the model's flow head, which no training leaves as it was."""
+    """What comes of a trial depends on it. weights: a fingerprint of the model's flow head, which no training leaves as
+    it was."""
 
     model: str
     weights: str
@@ -52,7 +54,10 @@ def settings_of(model: str, loaded: Fusion, suite: str) -> Settings:
     digest = hashlib.blake2b(digest_size=8)
     for tensor in loaded.model.flow_head.state_dict().values():
         digest.update(bytes_of(tensor))
-    prompts = {part.name: fingerprint(part.suite, part.size * (DEPTHS[-1] + FRESH), SPLITS[SPLIT]) for part in map(PARTS.get, SUITES[suite])}
+    prompts = {
+        part.name: fingerprint(part.suite, part.size * (DEPTHS[-1] + FRESH), SPLITS[SPLIT])
+        for part in map(PARTS.get, SUITES[suite])
+    }
     return Settings(str(model), digest.hexdigest(), suite, SPLIT, SPLITS[SPLIT], str(WORLD_VERSION), prompts, OPTIONS)
 
 
@@ -71,11 +76,20 @@ def find(settings: Settings, subject_of: Callable[[dict], Subject], out: Path, b
     searched = tuple(search.options)
     tried = [(search.cost(one), search.quality(one), in_words(one, searched)) for one in search.results]
     facts = {"budget": f"{budget.amount:g} {budget.unit}", "commit": commit()}
-    return Found(asdict(settings), facts, searched, SUITES[settings.suite], tried, judged, chosen(judged, search.cost(search.default)))
+    return Found(
+        asdict(settings),
+        facts,
+        searched,
+        SUITES[settings.suite],
+        tried,
+        judged,
+        chosen(judged, search.cost(search.default)),
+    )
 
 
 def tune(model: str, out: Path, suite: str, budget: Budget, keep: bool = False, device: str | None = None) -> Found:
-    """The whole of it. keep: put the presets into the model's folder, beside those of other names. Raises ValueError in one line."""
+    """The whole of it. keep: put the presets into the model's folder, beside those of other names. Raises ValueError in
+    one line."""
     subject = load_subject(model, {}, device)
     if not isinstance(subject, Unified):
         raise ValueError(f"{model} is a {subject.kind}: only unified models have presets")
@@ -111,7 +125,11 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="fusion tune", description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder of a unified model, or a bundled one's name")
-    parser.add_argument("--budget", default="10m", help="minutes of drawing (10m) or a number of pictures (3000); more goes on from where less ended")
+    parser.add_argument(
+        "--budget",
+        default="10m",
+        help="minutes of drawing (10m) or a number of pictures (3000); more goes on from where less ended",
+    )
     parser.add_argument("--suite", choices=SUITES, default="both", help="what is to be drawn well (default both)")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the folder that is written, or gone on with")
     parser.add_argument("--save", action="store_true", help="put the presets into the model's folder")

@@ -1,8 +1,9 @@
 """Drive any Hugging Face decoder from outside: mask, axial positions, cache, and a time modulation injected by hooks.
 
-Nothing is forked. The decoder gets `inputs_embeds`, a ready 4-D mask (one per layer type where it wants that) and position ids; hooks
-on its rotary module turn three position axes into one rotation, and hooks on its attention and feed-forward modules scale, shift and
-gate the rows of pictures (adaLN as in PixArt: one MLP for all layers plus a table). On rows of text every hook adds an exact zero.
+Nothing is forked. The decoder gets `inputs_embeds`, a ready 4-D mask (one per layer type where it wants that) and
+position ids; hooks on its rotary module turn three position axes into one rotation, and hooks on its attention and
+feed-forward modules scale, shift and gate the rows of pictures (adaLN as in PixArt: one MLP for all layers plus a
+table). On rows of text every hook adds an exact zero.
 """
 
 import copy
@@ -25,10 +26,11 @@ from fusion.unified.modality import Groups, above, route
 class Family:
     """Where the layers of a family keep what we touch; names of submodules of one decoder layer.
 
-    attention, feed_forward: modules whose input is scaled and shifted. attention_gate, feed_forward_gate: the last modules before the
-    residual additions (the post-norms where there are any: a gate before them would cancel). pre_norm: False where the modules read
-    the residual stream itself, so that a shift has to grow with it. positions: rotary, or learned per index. heads_first: whether norms of
-    queries and keys are given (b, heads, rows, c) instead of (b, rows, heads, c).
+    attention, feed_forward: modules whose input is scaled and shifted. attention_gate, feed_forward_gate: the last
+    modules before the residual additions (the post-norms where there are any: a gate before them would cancel).
+    pre_norm: False where the modules read the residual stream itself, so that a shift has to grow with it. positions:
+    rotary, or learned per index. heads_first: whether norms of queries and keys are given (b, heads, rows, c) instead
+    of (b, rows, heads, c).
     """
 
     layers: str = "layers"
@@ -42,13 +44,16 @@ class Family:
 
 
 _PLAIN = (
-    "llama mistral ministral3 mixtral qwen2 qwen3 qwen3_moe gemma phi phi3 olmo olmoe smollm3 granite glm cohere2 starcoder2 stablelm "
+    "llama mistral ministral3 mixtral qwen2 qwen3 qwen3_moe gemma phi phi3 olmo olmoe smollm3 granite glm cohere2 "
+    "starcoder2 stablelm "
     "helium ernie4_5 seed_oss arcee gpt_oss "
     "bitnet cohere diffllama internlm3 iquestcoder jais2 ministral nemotron persimmon vaultgemma phimoe"
 ).split()
 _HEADS_FIRST = Family(heads_first=True)
 _SANDWICH = Family(attention_gate="post_attention_layernorm", feed_forward_gate="post_feedforward_layernorm")
-_POST_NORM = Family(attention_gate="post_attention_layernorm", feed_forward_gate="post_feedforward_layernorm", pre_norm=False)
+_POST_NORM = Family(
+    attention_gate="post_attention_layernorm", feed_forward_gate="post_feedforward_layernorm", pre_norm=False
+)
 
 FAMILIES: dict[str, Family] = dict.fromkeys(_PLAIN, Family()) | {
     "gemma2": _SANDWICH,
@@ -72,11 +77,19 @@ def family_of(config) -> Family:
     hybrid = kinds - {"full_attention", "sliding_attention"}
     if hybrid:
         layers = ", ".join(sorted(hybrid))
-        raise ValueError(f"{config.model_type} has {layers} layers, which cannot attend in both directions: choose a full-attention decoder")
+        raise ValueError(
+            f"{config.model_type} has {layers} layers, which cannot attend in both directions: choose a "
+            "full-attention decoder"
+        )
     if config.model_type not in FAMILIES:
-        raise ValueError(f"{config.model_type!r} is not a supported decoder family: choose one of {', '.join(sorted(FAMILIES))}")
+        raise ValueError(
+            f"{config.model_type!r} is not a supported decoder family: choose one of {', '.join(sorted(FAMILIES))}"
+        )
     if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "dynamic":
-        raise ValueError(f"{config.model_type} uses dynamic rotary positions, which change with the longest sequence: set rope_type to 'default'")
+        raise ValueError(
+            f"{config.model_type} uses dynamic rotary positions, which change with the longest sequence: set rope_type "
+            "to 'default'"
+        )
     return FAMILIES[config.model_type]
 
 
@@ -85,14 +98,16 @@ def layers_of(llm: PreTrainedModel) -> nn.ModuleList:
     return llm.base_model.get_submodule(family_of(llm.config).layers)
 
 
-# ---- attention at short lengths on CPU ------------------------------------------------------------------------------------------
+# ---- attention at short lengths on CPU
+# ------------------------------------------------------------------------------------------
 
 
 def matmul_attention(module, query, key, value, attention_mask, scaling=None, softcap=None, s_aux=None, **_):
-    """Attention written as two matrix products: on CPUs, several times faster than SDPA's bf16 backward below about 500 tokens.
+    """Attention written as two matrix products: on CPUs, several times faster than SDPA's bf16 backward below about 500
+    tokens.
 
-    query: (b, heads, q, c); key, value: (b, kv heads, k, c); attention_mask: additive (b, 1, q, k). Returns (b, q, heads, c).
-    s_aux: attention sinks, one logit per head that takes probability and carries no value (gpt_oss).
+    query: (b, heads, q, c); key, value: (b, kv heads, k, c); attention_mask: additive (b, 1, q, k). Returns (b, q,
+    heads, c). s_aux: attention sinks, one logit per head that takes probability and carries no value (gpt_oss).
     """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -112,14 +127,16 @@ AttentionInterface.register("matmul", matmul_attention)
 AttentionMaskInterface.register("matmul", eager_mask)
 
 
-# ---- what the hooks read --------------------------------------------------------------------------------------------------------
+# ---- what the hooks read
+# --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class RowModulation:
     """Scale, shift and gate of attention and feed-forward, for every picture of a batch and every layer.
 
-    vectors: (layers, 6, m + 1, d) fp32; the first of the m + 1 is for text and exactly zero. row: which of them each row takes.
+    vectors: (layers, 6, m + 1, d) fp32; the first of the m + 1 is for text and exactly zero. row: which of them each
+    row takes.
     """
 
     vectors: Float[Tensor, "layers 6 m d"]
@@ -140,7 +157,8 @@ class Context:
 
 
 class Site:
-    """A place in one layer where rows are modulated; `vectors` are its own, so that all layers compile to the same code."""
+    """A place in one layer where rows are modulated; `vectors` are its own, so that all layers compile to the same
+    code."""
 
     def __init__(self, context: Context):
         self.context = context
@@ -159,7 +177,8 @@ class Site:
 
 
 class ModulateInput(Site):
-    """Forward pre-hook: h + h * scale + shift, in fp32, on what enters a module. relative: the shift grows with the RMS of h."""
+    """Forward pre-hook: h + h * scale + shift, in fp32, on what enters a module. relative: the shift grows with the RMS
+    of h."""
 
     def __init__(self, context: Context, relative: bool):
         super().__init__(context)
@@ -189,7 +208,8 @@ class GateOutput(Site):
 
 
 class AxialRotary:
-    """Forward hook on a rotary module: its frequencies turn with time, row and column in turns (interleaved, as in Qwen3-VL).
+    """Forward hook on a rotary module: its frequencies turn with time, row and column in turns (interleaved, as in
+    Qwen3-VL).
 
     Text has the same index on all three axes, so its rotation is bit-equal to the model's own.
     """
@@ -204,7 +224,8 @@ class AxialRotary:
         by_row, by_column = (_rotate(module, args, kwargs, positions) for positions in (rows, columns))
         axis = self.axis.to(output[0].device)
         return tuple(
-            torch.where(axis == 0, t, torch.where(axis == 1, r, c)) for t, r, c in zip(output, by_row, by_column, strict=True)
+            torch.where(axis == 0, t, torch.where(axis == 1, r, c))
+            for t, r, c in zip(output, by_row, by_column, strict=True)
         )
 
 
@@ -218,8 +239,9 @@ def _rotate(module, args, kwargs, positions):
 def frequency_axes(kind: type[nn.Module], config) -> Int[Tensor, " c"]:
     """Which position axis (0 time, 1 row, 2 column) each channel of a rotary module's output turns with.
 
-    The channel order differs between families: frequencies twice in a row (llama), each frequency doubled (glm), or once (gpt_oss);
-    it shows in what the module answers at position 1. A fresh module is asked, because the model's own may still be on "meta".
+    The channel order differs between families: frequencies twice in a row (llama), each frequency doubled (glm), or
+    once (gpt_oss); it shows in what the module answers at position 1. A fresh module is asked, because the model's own
+    may still be on "meta".
     """
     by_layer_type = "layer_type" in inspect.signature(kind.forward).parameters
     with torch.device("cpu"):
@@ -233,18 +255,21 @@ def frequency_axes(kind: type[nn.Module], config) -> Int[Tensor, " c"]:
     return channel % 3
 
 
-# ---- the driver -----------------------------------------------------------------------------------------------------------------
+# ---- the driver
+# -----------------------------------------------------------------------------------------------------------------
 
 
 class Backbone:
     """A Hugging Face causal LM, driven row by row.
 
-    axial: give pictures axial rotary positions (families with rotary positions only). twins: for each layer, the modules that rows of
-    pictures pass through instead (fusion.unified.modality); listens: they project what the LLM holds themselves (fusion.unified.kv_projection). Installs its hooks on
-    the given model once.
+    axial: give pictures axial rotary positions (families with rotary positions only). twins: for each layer, the
+    modules that rows of pictures pass through instead (fusion.unified.modality); listens: they project what the LLM
+    holds themselves (fusion.unified.kv_projection). Installs its hooks on the given model once.
     """
 
-    def __init__(self, llm: PreTrainedModel, axial: bool = True, twins: nn.ModuleList | None = None, listens: bool = False):
+    def __init__(
+        self, llm: PreTrainedModel, axial: bool = True, twins: nn.ModuleList | None = None, listens: bool = False
+    ):
         self.llm, self.family, self.context = llm, family_of(llm.config), Context()
         self.axial, self.by_modality = axial and self.family.positions == "rotary", twins is not None
         self.handles = []
@@ -263,7 +288,10 @@ class Backbone:
     def _hook_layer(self, layer: nn.Module) -> tuple[Site, Site, Site, Site]:
         """Attention's input and gate, then those of the feed-forward."""
         family, sites = self.family, []
-        for entry, leave in ((family.attention, family.attention_gate), (family.feed_forward, family.feed_forward_gate)):
+        for entry, leave in (
+            (family.attention, family.attention_gate),
+            (family.feed_forward, family.feed_forward_gate),
+        ):
             sites += [ModulateInput(self.context, relative=not family.pre_norm), GateOutput(self.context)]
             self.handles.append(layer.get_submodule(entry).register_forward_pre_hook(sites[-2], with_kwargs=True))
             self.handles.append(layer.get_submodule(leave).register_forward_hook(sites[-1]))
@@ -284,12 +312,15 @@ class Backbone:
         return self.llm.config.num_hidden_layers
 
     def mask(self, query: Rows, key: Rows):
-        """The mask in the form that the model's attention reads: one, or a dict by layer type where the config has layer types."""
+        """The mask in the form that the model's attention reads: one, or a dict by layer type where the config has
+        layer types."""
         window = getattr(self.llm.config, "sliding_window", None)
         kinds = getattr(self.llm.config, "layer_types", None)
         if kinds is None:
             return self._one_mask(query, key, window)
-        return {kind: self._one_mask(query, key, window if kind == "sliding_attention" else None) for kind in set(kinds)}
+        return {
+            kind: self._one_mask(query, key, window if kind == "sliding_attention" else None) for kind in set(kinds)
+        }
 
     def _one_mask(self, query: Rows, key: Rows, window: int | None):
         kind = self.llm.config._attn_implementation
@@ -300,7 +331,9 @@ class Backbone:
             return seen[:, None]
         if kind in ("eager", "matmul"):
             return additive(seen, self._score_dtype(seen.device.type))
-        raise ValueError(f"{kind!r} attention ignores a mixed mask: choose 'sdpa', 'eager', 'matmul' or 'flex_attention'")
+        raise ValueError(
+            f"{kind!r} attention ignores a mixed mask: choose 'sdpa', 'eager', 'matmul' or 'flex_attention'"
+        )
 
     def _score_dtype(self, device: str) -> torch.dtype:
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.llm.dtype
@@ -314,12 +347,16 @@ class Backbone:
         cache: DynamicCache | None = None,
         picture: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t d"]:
-        """Hidden states after the decoder's final norm. mask: from `mask`; cache: keys before these rows, extended by them; picture: -1 on
-        text, None where all is text."""
+        """Hidden states after the decoder's final norm. mask: from `mask`; cache: keys before these rows, extended by
+        them; picture: -1 on text, None where all is text."""
         self._set_context(position, modulation)
         self.context.groups = Groups.of(picture) if self.by_modality and picture is not None else None
         output = self.llm.base_model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=position[0], past_key_values=cache, use_cache=cache is not None
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=position[0],
+            past_key_values=cache,
+            use_cache=cache is not None,
         )
         return output.last_hidden_state.to(embeds.device)
 

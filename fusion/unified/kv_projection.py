@@ -1,11 +1,13 @@
 """Deep fusion: what the image stream reads of the language model, it projects itself (Playground v3, Liu et al., arXiv 2409.10695).
 
-In mode frozen, the queries of pictures meet the keys and values that the language model made for itself (FuseDiT). Here they meet others:
-projections of the stream's own turn the hidden states that enter a layer's attention into keys and values for pictures, while text goes on
-reading its own. At first they are copies of the language model's, so that a fresh stream reads just what FuseDiT's does; then they learn.
+In mode frozen, the queries of pictures meet the keys and values that the language model made for itself (FuseDiT). Here
+they meet others: projections of the stream's own turn the hidden states that enter a layer's attention into keys and
+values for pictures, while text goes on reading its own. At first they are copies of the language model's, so that a
+fresh stream reads just what FuseDiT's does; then they learn.
 
-So a layer's attention is asked twice, by text and by pictures, with the same mask, at the same positions. Keys and values of pictures are the
-same both times and computed once; with a cache, what pictures read lies in a second one, behind the first.
+So a layer's attention is asked twice, by text and by pictures, with the same mask, at the same positions. Keys and
+values of pictures are the same both times and computed once; with a cache, what pictures read lies in a second one,
+behind the first.
 """
 
 import copy
@@ -19,8 +21,9 @@ from fusion.nn.kv_cache import PrefixCache
 from fusion.unified.modality import LEAVING, Routed, is_norm, route, split_names
 
 ASKING = "q_proj"
-"""What the projection to queries is called where it is a module of its own: pictures need none of text's. Families that project to queries,
-keys and values at once (phi3, gpt2, gpt_neox, persimmon) have those of text computed with the rest; nobody reads them."""
+"""What the projection to queries is called where it is a module of its own: pictures need none of text's. Families that
+project to queries, keys and values at once (phi3, gpt2, gpt_neox, persimmon) have those of text computed with the rest;
+nobody reads them."""
 
 
 class Heard(nn.Module):
@@ -45,12 +48,15 @@ def listen(layers: nn.ModuleList, family, twins: nn.ModuleList) -> None:
 
 def _projections(layer: nn.Module, family) -> list[str]:
     """The modules that lead from hidden states to keys and values."""
-    names = [name for name in split_names(layer, family, ("attention",)) if name.rpartition(".")[2] not in (ASKING, *LEAVING)]
+    names = [
+        name for name in split_names(layer, family, ("attention",)) if name.rpartition(".")[2] not in (ASKING, *LEAVING)
+    ]
     return [name for name in names if not is_norm(layer.get_submodule(name))]
 
 
 class Turn:
-    """Who asks a layer's attention: text, or pictures. kept: what modules answered to text that pictures will ask them again."""
+    """Who asks a layer's attention: text, or pictures. kept: what modules answered to text that pictures will ask them
+    again."""
 
     def __init__(self):
         self.of_pictures = False
@@ -60,7 +66,8 @@ class Turn:
 class Asked:
     """The `forward` of a layer's attention, which text and pictures ask one after the other.
 
-    layers: how many the decoder has; the second cache begins there. Only pictures are drawn behind a frozen cache, and only they ask then.
+    layers: how many the decoder has; the second cache begins there. Only pictures are drawn behind a frozen cache, and
+    only they ask then.
     """
 
     def __init__(self, context, attention: nn.Module, turn: Turn, layers: int):
@@ -74,7 +81,9 @@ class Asked:
         try:
             own = None if drawing else self.attend(*args, **kwargs)
             self.turn.of_pictures = True
-            heard = self.attend(*map(self._second, args), **{name: self._second(value) for name, value in kwargs.items()})
+            heard = self.attend(
+                *map(self._second, args), **{name: self._second(value) for name, value in kwargs.items()}
+            )
         finally:
             self.turn.of_pictures = False
             self.turn.kept.clear()

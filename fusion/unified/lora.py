@@ -9,8 +9,11 @@ from fusion.unified.settings import Lora
 
 
 def adapt(layers: nn.ModuleList, attention: str, settings: Lora) -> None:
-    """Wrap the targets in place; the first answers are those of before, to the bit. attention: the name of that part of a layer."""
-    config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=_targets(layers, attention, settings.targets))
+    """Wrap the targets in place; the first answers are those of before, to the bit. attention: the name of that part of
+    a layer."""
+    config = peft.LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, target_modules=_targets(layers, attention, settings.targets)
+    )
     for layer in layers:
         peft.inject_adapter_in_model(config, layer)
 

@@ -1,11 +1,12 @@
 """Weights by modality: in each layer of the decoder, rows of pictures pass through modules of their own, and attention stays joint.
 
-Their modules are copies of the language model's, as in the mixture of transformers (Liang et al., arXiv 2411.04996), LMFusion (arXiv 2412.15188)
-and BAGEL (arXiv 2505.14683): `twins`. Or they are an image stream of its own width beside a language model that never changes, which attends over
-the language model's keys and values at each layer, as in FuseDiT (arXiv 2505.10046): `stream`; or over its own projections (fusion.unified.kv_projection).
+Their modules are copies of the language model's, as in the mixture of transformers (Liang et al., arXiv 2411.04996),
+LMFusion (arXiv 2412.15188) and BAGEL (arXiv 2505.14683): `twins`. Or they are an image stream of its own width beside a
+language model that never changes, which attends over the language model's keys and values at each layer, as in FuseDiT
+(arXiv 2505.10046): `stream`; or over its own projections (fusion.unified.kv_projection).
 
-The language model stays where and as it is: a module's `forward` is exchanged for one that sends the rows of pictures elsewhere. Which rows
-are whose is found out once per batch.
+The language model stays where and as it is: a module's `forward` is exchanged for one that sends the rows of pictures
+elsewhere. Which rows are whose is found out once per batch.
 """
 
 import copy
@@ -48,8 +49,8 @@ class Groups:
 class Routed:
     """The `forward` of a module of the language model whose rows of pictures go through a copy.
 
-    context: has `groups`, None where there are no pictures at all. heads_first: whether rows are the third axis of four, behind the heads. Of
-    what a module answers beside hidden states (scores of a router), the text's is given.
+    context: has `groups`, None where there are no pictures at all. heads_first: whether rows are the third axis of
+    four, behind the heads. Of what a module answers beside hidden states (scores of a router), the text's is given.
     """
 
     def __init__(self, context, module: nn.Module, twin: nn.Module, heads_first: bool):
@@ -93,15 +94,22 @@ class Routed:
 
 
 def twins(llm: nn.Module, layers: nn.ModuleList, family, parts: Sequence[str]) -> nn.ModuleList:
-    """Copies of what is split, layer by layer, and last of the norm behind all layers if norms are; by name, two underscores for a dot."""
+    """Copies of what is split, layer by layer, and last of the norm behind all layers if norms are; by name, two
+    underscores for a dot."""
     places = [(layer, split_names(layer, family, parts)) for layer in layers]
     places.append((above(llm, family), last_norms(llm, family) if "norms" in parts else []))
     made = ({name: place.get_submodule(name) for name in names} for place, names in places)
-    return _named([{name: copy.deepcopy(module) for name, module in one.items() if any(True for _ in module.parameters())} for one in made])
+    return _named(
+        [
+            {name: copy.deepcopy(module) for name, module in one.items() if any(True for _ in module.parameters())}
+            for one in made
+        ]
+    )
 
 
 def stream(llm: nn.Module, layers: nn.ModuleList, family, width: int) -> nn.ModuleList:
-    """The same places, with fresh modules of an image stream that is `width` wide: a row's first numbers, the rest of it stays zero."""
+    """The same places, with fresh modules of an image stream that is `width` wide: a row's first numbers, the rest of
+    it stays zero."""
     full, deep = llm.get_input_embeddings().embedding_dim, (2 * len(layers)) ** -0.5
 
     def norm() -> Narrow:
@@ -163,7 +171,9 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _named(made: Sequence[dict[str, nn.Module]]) -> nn.ModuleList:
-    return nn.ModuleList(nn.ModuleDict({name.replace(".", "__"): module for name, module in one.items()}) for one in made)
+    return nn.ModuleList(
+        nn.ModuleDict({name.replace(".", "__"): module for name, module in one.items()}) for one in made
+    )
 
 
 def above(llm: nn.Module, family) -> nn.Module:
@@ -178,12 +188,17 @@ def last_norms(llm: nn.Module, family) -> list[str]:
 
 def split_names(layer: nn.Module, family, parts: Sequence[str]) -> list[str]:
     """The modules of a layer that are split, outermost first: none lies inside another."""
-    feed_forward = [name for name in dict.fromkeys((family.feed_forward, family.feed_forward_gate)) if not is_norm(layer.get_submodule(name))]
+    feed_forward = [
+        name
+        for name in dict.fromkeys((family.feed_forward, family.feed_forward_gate))
+        if not is_norm(layer.get_submodule(name))
+    ]
     norms = [name for name in _outermost(layer, is_norm) if not any(_inside(name, other) for other in feed_forward)]
     projections = [
-        f"{family.attention}.{name}" for name in _outermost(layer.get_submodule(family.attention), _is_whole)
+        f"{family.attention}.{name}"
+        for name in _outermost(layer.get_submodule(family.attention), _is_whole)
         if not is_norm(layer.get_submodule(f"{family.attention}.{name}"))
-    ]  # fmt: skip
+    ]
     chosen = {"attention": projections, "norms": norms, "feed_forward": feed_forward}
     return [name for part in parts for name in chosen[part]]
 

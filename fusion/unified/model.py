@@ -1,35 +1,31 @@
 """FusionModel: embed -> backbone -> heads. A Hugging Face model on text, a flow model on pictures; tensors only.
 
-On `input_ids` alone it is the LLM, V logits and all, so that whatever takes a causal LM takes it. On a packed batch it also answers for
-the noised blocks. New tokens have rows of their own (`control_embed`, `control_head`) beside an LLM whose weights are never resized.
+On `input_ids` alone it is the LLM, V logits and all, so that whatever takes a causal LM takes it. On a packed batch it
+also answers for the noised blocks. New tokens have rows of their own (`control_embed`, `control_head`) beside an LLM
+whose weights are never resized.
 """
 
 import copy
 import hashlib
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from fusion.common.checked import SettingError, shown, takes
 from fusion.common.tensor_cache import bytes_of
 from fusion.nn.conv import ConvEmbed, ConvHead
 from fusion.nn.kv_cache import PrefixCache
@@ -38,104 +34,29 @@ from fusion.sequence.packed import IGNORE, Packed
 from fusion.sequence.patches import sincos
 from fusion.sequence.rows import Rows
 from fusion.unified.backbone import Backbone, RowModulation, family_of, layers_of
+from fusion.unified.config import FusionConfig
 from fusion.unified.kv_projection import listen
 from fusion.unified.loading import PLACING, Placeable, check_quantised, one_line
 from fusion.unified.lora import adapt, merge
 from fusion.unified.modality import stream, twins
-from fusion.unified.settings import BEFORE, Lora, SavedSettings
+from fusion.unified.settings import Lora
 
-# Cells of the shortest sincos wave of new models. DiT's 2 pi, with a base of 10,000, turns so slowly that neighbouring cells look alike.
+# Cells of the shortest sincos wave of new models. DiT's 2 pi, with a base of 10,000, turns so slowly that neighbouring
+# cells look alike.
 SHORTEST_WAVE = 2.0
-FOREIGN = (
-    frozenset(vars(PreTrainedConfig()))
-    | frozenset(vars(GenerationConfig()))
-    | {"attn_implementation", "experts_implementation", "per_layer_config", "quantization_config"}
-    | {"auto_map", "tie_word_embeddings"}
-)
-"""What any config of Hugging Face may hold, and whatever reads or writes one may set."""
-
-
-class FusionConfig(PreTrainedConfig):
-    """Everything that rebuilds a FusionModel: the LLM's own config and, as attributes, fusion.unified.settings.SavedSettings.
-
-    A setting of None that the codec decides is resolved. Raises SettingError, one line, for values that cannot be, and
-    for names that are neither settings nor Hugging Face's.
-    """
-
-    model_type = "fusion"
-    sub_configs = {"text_config": AutoConfig}
-
-    @takes(SavedSettings)
-    def __init__(self, text_config=None, **settings):
-        """Check and keep the settings. text_config: the LLM's config or its dict, which is copied."""
-        foreign = {name: settings.pop(name) for name in [*settings] if _is_foreign(name)}
-        saved = SavedSettings.of(settings)
-        self.text_config = _copied(text_config)
-        self._keep(saved)
-        super().__init__(**foreign)
-
-    def _keep(self, saved: SavedSettings) -> None:
-        for name, value in vars(saved.resolved(saved.downsample)).items():
-            setattr(self, name, value)
-        if self.text_config is not None:
-            saved.check_llm(self.text_config)
-
-    def check(self) -> None:
-        """Raise SettingError for attributes that were set to what cannot be."""
-        self._keep(SavedSettings(**{field.name: getattr(self, field.name) for field in fields(SavedSettings)}))
-
-    @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs):
-        """Make a config from its JSON; settings that older folders lack are what they were then. Raises as it does."""
-        made = super().from_dict({**BEFORE, **config_dict}, **kwargs)
-        (made[0] if isinstance(made, tuple) else made).check()  # keyword arguments have been set by now
-        return made
-
-    @property
-    def patch_width(self) -> int:
-        """Numbers in a patch."""
-        return self.channels * self.patch_size**2
-
-    @property
-    def stride(self) -> int:
-        """Pixels per side of a patch."""
-        return self.downsample * self.patch_size
-
-    @property
-    def context(self) -> int | None:
-        """Tokens of clean stream that the decoder may read; longrope stays below the length at which its frequencies change."""
-        rope = getattr(self.text_config, "rope_parameters", None) or {}
-        original = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
-        return original or getattr(self.text_config, "max_position_embeddings", None)
 
 
 @dataclass(frozen=True)
 class Output:
     """What a packed batch gives.
 
-    logits: at the rows with a label, over the LLM's vocabulary and then the control tokens. labels: theirs, as columns of logits.
-    prediction: of the flow head at the patches of noised blocks (`Packed.noised_patch`).
+    logits: at the rows with a label, over the LLM's vocabulary and then the control tokens. labels: theirs, as columns
+    of logits. prediction: of the flow head at the patches of noised blocks (`Packed.noised_patch`).
     """
 
     logits: Float[Tensor, "l v"]
     labels: Int[Tensor, " l"]
     prediction: Float[Tensor, "n p"]
-
-
-def _copied(text_config: Any) -> PreTrainedConfig | None:
-    """The LLM's config, or what its dict makes. A copy: Hugging Face writes choices (attention, experts) into
-    sub-configs, and a live LLM keeps its own. SettingError for anything else."""
-    if text_config is None or isinstance(text_config, PreTrainedConfig):
-        return copy.deepcopy(text_config)
-    try:
-        return AutoConfig.for_model(**text_config)
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise SettingError(f"text_config={shown(text_config)}: give the config of an LLM ({said})") from None
-
-
-def _is_foreign(name: str) -> bool:
-    return name.startswith("_") or name in FOREIGN or isinstance(getattr(PreTrainedConfig, name, None), str | property)
 
 
 class BaseError(ValueError):
@@ -148,11 +69,14 @@ def _of_llm(name: str) -> bool:
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a model's folder."""
-    return {name: tensor for file in sorted(folder.glob("model*.safetensors")) for name, tensor in load_file(file).items()}
+    return {
+        name: tensor for file in sorted(folder.glob("model*.safetensors")) for name, tensor in load_file(file).items()
+    }
 
 
 class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
-    """One decoder for text and pictures; see the module's docstring. Built by `FusionModel.from_llm` or `from_pretrained`."""
+    """One decoder for text and pictures; see the module's docstring. Built by `FusionModel.from_llm` or
+    `from_pretrained`."""
 
     config_class = FusionConfig
     base_model_prefix = "llm"
@@ -185,7 +109,9 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
         if config.head == "linear":
             self.flow_head = FlowHead(width, config.patch_width, time_width)
         else:
-            self.flow_head = ConvHead(width, config.channels, config.patch_size, time_width, config.head == "conv+reference")
+            self.flow_head = ConvHead(
+                width, config.channels, config.patch_size, time_width, config.head == "conv+reference"
+            )
         self.twins = None
         if config.mode == "mot":
             self.twins = twins(self.llm, layers_of(self.llm), family, config.split)
@@ -207,11 +133,14 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
                 p.requires_grad_("lora_" in name)
 
     def add_lora(self, settings: Lora) -> None:
-        """Put adapters into the LLM, which is frozen from now on. ValueError where there are some, and beside weights by modality."""
+        """Put adapters into the LLM, which is frozen from now on. ValueError where there are some, and beside weights
+        by modality."""
         self.refuse_unless_whole("add_lora")
         if self.config.lora or self.config.mode != "shared":
             has = " and has adapters" if self.config.lora else ""
-            raise ValueError(f"lora: this model is of mode {self.config.mode!r}{has}; give one of shared weights without any")
+            raise ValueError(
+                f"lora: this model is of mode {self.config.mode!r}{has}; give one of shared weights without any"
+            )
         self.config.lora = asdict(settings)
         self._driven_anew(lambda layers: adapt(layers, self.backbone.family.attention, settings))
         self.hold()
@@ -239,7 +168,8 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
         return {name: tensor for name, tensor in self.state_dict().items() if not _of_llm(name)}
 
     def llm_weights(self) -> str:
-        """A fingerprint of the LLM's own weights as bf16 has them, the same in whatever precision they were loaded; adapters do not count."""
+        """A fingerprint of the LLM's own weights as bf16 has them, the same in whatever precision they were loaded;
+        adapters do not count."""
         digest = hashlib.blake2b(digest_size=16)
         for name, p in self.llm.named_parameters():
             if _of_llm(f"llm.{name}"):
@@ -251,9 +181,9 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, folder, *args, **kwargs):
-        """As every model of Hugging Face is loaded, which makes all weights learn (see `hold`); device_map and quantization_config too
-        (fusion.unified.loading). An LLM that is not in the folder is loaded from where the config says, or `llm` does, and has to be the one that was left
-        out. ValueError in one line where it is not."""
+        """As every model of Hugging Face is loaded, which makes all weights learn (see `hold`); device_map and
+        quantization_config too (fusion.unified.loading). An LLM that is not in the folder is loaded from where the
+        config says, or `llm` does, and has to be the one that was left out. ValueError in one line where it is not."""
         llm = kwargs.pop("llm", None)
         config = kwargs.get("config") or FusionConfig.from_pretrained(folder)
         if config.base is None:
@@ -267,7 +197,13 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
             if "quantization_config" in placing:
                 check_quantised(model, placing["quantization_config"])
             return loaded
-        loaded = cls._beside(config, str(llm or config.base), Path(folder), kwargs.get("dtype", "auto"), kwargs.get("output_loading_info"))
+        loaded = cls._beside(
+            config,
+            str(llm or config.base),
+            Path(folder),
+            kwargs.get("dtype", "auto"),
+            kwargs.get("output_loading_info"),
+        )
         model, *info = loaded if isinstance(loaded, tuple) else (loaded,)
         model = model.placed(**{name: kwargs[name] for name in PLACING if name in kwargs})
         return (model, *info) if info else model
@@ -279,7 +215,9 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
             llm = AutoModelForCausalLM.from_pretrained(base, config=copy.deepcopy(config.text_config), dtype=dtype)
         except (OSError, ValueError) as error:
             said = " ".join(str(error).split())[:150]
-            raise BaseError(f"{base}: the LLM of this model cannot be loaded ({said}): say where it is with llm=") from None
+            raise BaseError(
+                f"{base}: the LLM of this model cannot be loaded ({said}): say where it is with llm="
+            ) from None
         model = cls(config, llm=llm)
         if model.llm_weights() != config.base_weights:
             raise BaseError(f"{base}: this is not the LLM that the model was trained beside: its weights differ")
@@ -300,7 +238,8 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def start_from_llm(self) -> None:
-        """Give new rows the scale of the token embeddings as they enter the decoder; modulation and heads already start at zero."""
+        """Give new rows the scale of the token embeddings as they enter the decoder; modulation and heads already start
+        at zero."""
         embedding = self.llm.get_input_embeddings()
         some = torch.arange(min(embedding.num_embeddings, 4096), device=embedding.weight.device)
         tokens = embedding(some).float().cpu()
@@ -333,7 +272,8 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
         cell: Int[Tensor, "n 2"],
         reference: Float[Tensor, "n p"] | None = None,
     ) -> Float[Tensor, "n d"]:
-        """Patch rows, with the position of their cell (where sincos tells it) and their time (`added`); zeros beyond the image stream's width."""
+        """Patch rows, with the position of their cell (where sincos tells it) and their time (`added`); zeros beyond
+        the image stream's width."""
         rows = self.patch_embed(patches, cell, time, picture, reference)
         if self.sincos:
             features = sincos(cell, rows.shape[-1], self.config.position_base, self.config.position_wave)
@@ -358,10 +298,13 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
 
     def all_logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
         """The LLM's logits over its own vocabulary, then those of the control tokens, in fp32."""
-        return torch.cat([self.backbone.logits(hidden).to(hidden.device).float(), self.control_head(hidden).float()], dim=-1)
+        return torch.cat(
+            [self.backbone.logits(hidden).to(hidden.device).float(), self.control_head(hidden).float()], dim=-1
+        )
 
     def column(self, ids: Tensor) -> Tensor:
-        """Token ids -> columns of `all_logits` (ids between the LLM's head and the first control token do not exist)."""
+        """Token ids -> columns of `all_logits` (ids between the LLM's head and the first control token do not
+        exist)."""
         return torch.where(ids >= self.config.vocab_base, ids - self.config.vocab_base + self.llm_vocab, ids)
 
     @property
@@ -370,7 +313,8 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
         return self.llm.get_output_embeddings().out_features
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, packed: Packed | None = None, **kwargs):
-        """`packed` -> Output; `input_ids` (b, t) with an optional (b, t) attention_mask -> CausalLMOutputWithPast with V logits."""
+        """`packed` -> Output; `input_ids` (b, t) with an optional (b, t) attention_mask -> CausalLMOutputWithPast with
+        V logits."""
         if packed is not None:
             return self._forward_packed(packed)
         return self._forward_text(input_ids, attention_mask, labels, **kwargs)
@@ -394,18 +338,37 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
             beside = torch.zeros_like(packed.patches).masked_scatter(noised[:, None], references)
         embeds = self.embed(packed, packed.patches, time, beside)
         modulation = self.modulate_rows(time, packed.picture)
-        hidden = self.backbone(embeds, packed.position, self.backbone.mask(packed, packed), modulation, picture=packed.picture)
+        hidden = self.backbone(
+            embeds, packed.position, self.backbone.mask(packed, packed), modulation, picture=packed.picture
+        )
         learned = packed.labels != IGNORE
         seen = Seen(packed.patches[noised], packed.grid[packed.noised_picture], references)
-        prediction = self.flow_head(hidden[packed.noised][:, : self.image_width], seen, time, packed.picture_of_patch[noised])
+        prediction = self.flow_head(
+            hidden[packed.noised][:, : self.image_width], seen, time, packed.picture_of_patch[noised]
+        )
         return Output(self.all_logits(hidden[learned]), self.column(packed.labels[learned]), prediction)
 
-    def _forward_text(self, ids, attention_mask, labels, position_ids=None, past_key_values=None, use_cache=None, logits_to_keep=0, **_):
+    def _forward_text(
+        self,
+        ids,
+        attention_mask,
+        labels,
+        position_ids=None,
+        past_key_values=None,
+        use_cache=None,
+        logits_to_keep=0,
+        **_,
+    ):
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-        # What transformers' generate prepares for a sliding window forgets rows that our masks still count: it is replaced while empty.
+        # What transformers' generate prepares for a sliding window forgets rows that our masks still count: it is
+        # replaced while empty.
         fresh = seen == 0 and (use_cache or past_key_values is not None)
         cache = PrefixCache() if fresh else past_key_values
-        valid = torch.ones(ids.shape[0], seen + ids.shape[1], device=ids.device).long() if attention_mask is None else attention_mask
+        valid = (
+            torch.ones(ids.shape[0], seen + ids.shape[1], device=ids.device).long()
+            if attention_mask is None
+            else attention_mask
+        )
         order = (valid.cumsum(1) - 1).clamp(min=0)
         block = torch.arange(valid.shape[1], device=ids.device).expand_as(valid)
         key = Rows(
@@ -420,7 +383,9 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
         )
         query = key.map(lambda column: column[..., seen:])
         modulation = self.modulate_rows(self.embed_time(torch.zeros(0, device=ids.device)), query.picture)
-        hidden = self.backbone(self.embed_tokens(ids), query.position, self.backbone.mask(query, key), modulation, cache)
+        hidden = self.backbone(
+            self.embed_tokens(ids), query.position, self.backbone.mask(query, key), modulation, cache
+        )
         kept = hidden[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else hidden[:, logits_to_keep]
         logits = self.backbone.logits(kept)
         loss = None if labels is None else self.llm.loss_function(logits, labels, vocab_size=self.llm_vocab)

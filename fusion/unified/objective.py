@@ -1,7 +1,7 @@
 """What a batch is trained on: noise for every target picture, next-token loss on learned text, flow loss on noised blocks.
 
-Each loss is a sum that its caller divides by a *global* count (all ranks, the whole accumulation window), so that the mean does not
-depend on how documents fell into batches.
+Each loss is a sum that its caller divides by a *global* count (all ranks, the whole accumulation window), so that the
+mean does not depend on how documents fell into batches.
 """
 
 from collections import defaultdict
@@ -29,9 +29,10 @@ LATE = 0.5
 class FlowObjective:
     """How times are drawn and the flow loss is weighted.
 
-    times: uniform or logit_normal (`mean`, `std`; JiT's -0.8, 0.8 is +0.8, 0.8 here), then moved towards noise by `shift`. uniform_share: of
-    logit-normal times, so many are uniform all the same: the last steps of a sampler are taken where a logit-normal hardly ever falls.
-    clamp: least time by which the loss of an x-prediction is divided, as fusion.flow.matching.flow_loss says.
+    times: uniform or logit_normal (`mean`, `std`; JiT's -0.8, 0.8 is +0.8, 0.8 here), then moved towards noise by
+    `shift`. uniform_share: of logit-normal times, so many are uniform all the same: the last steps of a sampler are
+    taken where a logit-normal hardly ever falls. clamp: least time by which the loss of an x-prediction is divided, as
+    fusion.flow.matching.flow_loss says.
     """
 
     times: Literal["uniform", "logit_normal"] = "logit_normal"
@@ -43,7 +44,11 @@ class FlowObjective:
 
     def sample_times(self, count: int, generator: torch.Generator) -> Float[Tensor, " m"]:
         """Times of `count` pictures, on the generator's device."""
-        drawn = uniform(count, generator) if self.times == "uniform" else logit_normal(count, generator, self.mean, self.std)
+        drawn = (
+            uniform(count, generator)
+            if self.times == "uniform"
+            else logit_normal(count, generator, self.mean, self.std)
+        )
         if self.times != "uniform" and self.uniform_share:
             drawn = torch.where(uniform(count, generator) < self.uniform_share, uniform(count, generator), drawn)
         return shift(drawn, self.shift)
@@ -61,10 +66,10 @@ class Objective(FlowObjective):
 class Losses:
     """Sums and counts of one batch; `x_error` and `time` of each target picture are for the log.
 
-    text: cross-entropy over learned tokens; control: the part of it on control tokens. flow: sum over pictures of the mean loss of each.
-    draws: where nothing is learned, at how many tokens a picture was asked for, at how many the model would begin one, and at how many both.
-    copied: there too, how far x_hat stays at the picture that is edited, on the way from the wanted one (0) to it (1): the sum over edits at times
-    beyond LATE, and their number.
+    text: cross-entropy over learned tokens; control: the part of it on control tokens. flow: sum over pictures of the
+    mean loss of each. draws: where nothing is learned, at how many tokens a picture was asked for, at how many the
+    model would begin one, and at how many both. copied: there too, how far x_hat stays at the picture that is edited,
+    on the way from the wanted one (0) to it (1): the sum over edits at times beyond LATE, and their number.
     """
 
     text: Tensor
@@ -86,19 +91,23 @@ class Losses:
 
 
 def latents(packed: Packed, codec, patch_size: int) -> Packed:
-    """Fill a batch with clean patches of its pictures, all at time 0. codec: pixels -> latents (fusion.codecs.codec)."""
+    """Fill a batch with clean patches of its pictures, all at time 0. codec: pixels -> latents
+    (fusion.codecs.codec)."""
     device = packed.ids.device
     rows, start = _encoded(packed.pixels, codec, patch_size, device)
     counts, picture = packed.grid.prod(-1), packed.picture_of_patch
     inside = torch.arange(len(picture), device=device) - (counts.cumsum(0) - counts)[picture]
-    return packed.with_patches(rows[start[packed.source][picture] + inside], torch.zeros(len(packed.source), device=device))
+    return packed.with_patches(
+        rows[start[packed.source][picture] + inside], torch.zeros(len(packed.source), device=device)
+    )
 
 
 def _encoded(
     pixels: Sequence[Float[Tensor, "3 _ _"]], codec, patch_size: int, device: torch.device
 ) -> tuple[Float[Tensor, "n p"], Int[Tensor, " images"]]:
-    """The patches of all images, and where those of each begin. Images of one size are encoded together, as many as a codec has room for: one by
-    one, a thousand small ones would keep a GPU waiting for longer than the rest of the step takes."""
+    """The patches of all images, and where those of each begin. Images of one size are encoded together, as many as a
+    codec has room for: one by one, a thousand small ones would keep a GPU waiting for longer than the rest of the step
+    takes."""
     sizes = defaultdict(list)
     for index, image in enumerate(pixels):
         sizes[image.shape].append(index)
@@ -125,7 +134,8 @@ class Noised:
 
 
 def add_noise(packed: Packed, times: Float[Tensor, " m"], generator: torch.Generator, path: str = "linear") -> Noised:
-    """Put x_t into the noised blocks. packed: with clean patches (`latents`); times: of each picture, used where it is noised."""
+    """Put x_t into the noised blocks. packed: with clean patches (`latents`); times: of each picture, used where it is
+    noised."""
     where: Bool[Tensor, " n"] = packed.noised_patch
     times = torch.where(packed.noised_picture, times.to(packed.patches.device), 0.0)
     time = times[packed.picture_of_patch][where]
@@ -161,15 +171,24 @@ def losses_at(model, noised: Noised, objective: Objective, config) -> Losses:
     with torch.no_grad():
         error = x_error(output.prediction.detach(), *common)
     return Losses(
-        text=ce.sum(), text_count=len(ce), control=ce.detach()[control].sum(), control_count=int(control.sum()),
-        flow=flow_loss(output.prediction, *common, clamp=objective.clamp).sum(), flow_count=len(targets), x_error=error, time=packed.time[targets],
-        w_text=objective.w_text, w_flow=objective.w_flow,
+        text=ce.sum(),
+        text_count=len(ce),
+        control=ce.detach()[control].sum(),
+        control_count=int(control.sum()),
+        flow=flow_loss(output.prediction, *common, clamp=objective.clamp).sum(),
+        flow_count=len(targets),
+        x_error=error,
+        time=packed.time[targets],
+        w_text=objective.w_text,
+        w_flow=objective.w_flow,
         draws=None if torch.is_grad_enabled() else _draws(output, image_start),
         copied=None if torch.is_grad_enabled() else _copied(output.prediction, noised, picture, targets, config),
-    )  # fmt: skip
+    )
 
 
-def _copied(prediction: Float[Tensor, "k p"], noised: Noised, picture: Int[Tensor, " k"], targets: Int[Tensor, " m"], config) -> Float[Tensor, "2"]:
+def _copied(
+    prediction: Float[Tensor, "k p"], noised: Noised, picture: Int[Tensor, " k"], targets: Int[Tensor, " m"], config
+) -> Float[Tensor, "2"]:
     """See Losses: x_hat - x projected on reference - x, of each edit."""
     packed, clean, path = noised.packed, noised.clean.float(), PATHS[config.path]
     x_hat = estimate(prediction, path.mix(noised.clean, noised.noise, noised.time), noised.time, config.target, path).x

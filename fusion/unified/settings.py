@@ -55,7 +55,9 @@ class NetworkSettings(Checked):
             "None is conv in pixel space, linear for latents"
         ),
     )
-    path: Literal["linear", "vp"] = field(default="linear", metadata=about("from image to noise (fusion.flow.matching)"))
+    path: Literal["linear", "vp"] = field(
+        default="linear", metadata=about("from image to noise (fusion.flow.matching)")
+    )
     mode: Literal["shared", "mot", "frozen"] = field(
         default="shared",
         metadata=about(

@@ -21,7 +21,15 @@ def test_a_figure_that_is_wrong_is_not_confirmed():
 def test_the_newest_measurement_of_attention_is_shown_and_none_is_needed(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "MEASURED", tmp_path)
     assert claims.attention() == []
-    one = {"latent": "16 x 64 x 64", "rows": 1024, "kind": "softmax", "seconds": 0.2, "peak MiB": 31.4, "GFLOP": 25.8, "scores in 16 bits, GiB": 0.05}
+    one = {
+        "latent": "16 x 64 x 64",
+        "rows": 1024,
+        "kind": "softmax",
+        "seconds": 0.2,
+        "peak MiB": 31.4,
+        "GFLOP": 25.8,
+        "scores in 16 bits, GiB": 0.05,
+    }
     record = {"command": "c", "commit": "abc", "device": "a CPU, 2 thread", "torch": "2", "width": 1536}
     for day, figures in (("01", []), ("02", [one, {**one, "kind": "linear", "scores in 16 bits, GiB": None}])):
         (tmp_path / f"attention_2026-01-{day}_cpu.json").write_text(json.dumps(record | {"figures": figures}))

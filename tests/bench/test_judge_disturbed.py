@@ -47,13 +47,20 @@ def test_clean_scenes_are_read_and_near_misses_are_not_passed():
         assert sum(one != two for one, two in zip(false.wanted, all_of(scene).wanted)) == 1
         tally = Tally()
         tally.add(scene, false, render(scene))
-        assert {name: score.value for name, score in tally.scores.items()} == {"precision": 1, "recall": 1, "exact": 1, "false passed": 0}
+        assert {name: score.value for name, score in tally.scores.items()} == {
+            "precision": 1,
+            "recall": 1,
+            "exact": 1,
+            "false passed": 0,
+        }
 
 
 def test_what_is_named_wrongly_or_elsewhere_is_no_hit():
     scene = scene_of(5)
     first = scene.things[0]
-    other = next(colour for colour in ("red", "blue", "green") if colour not in {thing.colour for thing in scene.things})
+    other = next(
+        colour for colour in ("red", "blue", "green") if colour not in {thing.colour for thing in scene.things}
+    )
     tally = Tally()
     tally.add(scene, near_miss(np.random.default_rng(0), scene), render(scene.with_thing(0, colour=other)))
     assert (tally.right, tally.named, tally.there, tally.exact) == ([3], [4], [4], [False])
@@ -80,7 +87,10 @@ def test_the_program_writes_page_figures_and_sheet_and_nothing_over(tmp_path, ca
     assert "exact scenes" in said and str(out / "report.html") in said
     found = json.loads((out / "results.json").read_text())
     rows = {(row["disturbance"], row["strength"]): row for row in found["rows"]}
-    assert len(rows) == 7 * len(DISTURBANCES) and rows["blur", 0]["exact"]["value"] == 1 == rows["JPEG", 0]["recall"]["value"]
+    assert (
+        len(rows) == 7 * len(DISTURBANCES)
+        and rows["blur", 0]["exact"]["value"] == 1 == rows["JPEG", 0]["recall"]["value"]
+    )
     assert rows["blur", 1.5]["precision"] is None and rows["blur", 1.5]["exact"]["value"] == 0
     assert found["command"] == "python -m bench.judge --scenes 5 --size 32x32 --seed 0"
     report = (out / "report.html").read_text()

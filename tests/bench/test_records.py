@@ -58,7 +58,9 @@ def assert_printed(cell: str, values: list[float]) -> None:
     """The numbers of a cell, each as exact as it is printed."""
     printed = re.findall(r"\d+\.\d+", re.sub(r"`[^`]*`", "", cell))
     assert len(printed) == len(values), f"{cell} has not {len(values)} figures"
-    wrong = [(text, value) for text, value in zip(printed, values) if text != f"{value:.{len(text.partition('.')[2])}f}"]
+    wrong = [
+        (text, value) for text, value in zip(printed, values) if text != f"{value:.{len(text.partition('.')[2])}f}"
+    ]
     assert not wrong, f"printed and recorded: {wrong}"
 
 

@@ -66,7 +66,9 @@ def test_precision_and_recall_of_pictures_on_a_line():
     true = torch.arange(5.0)[:, None]  # balls to the third neighbour have radii 3, 2, 2, 2, 3
     drawn = torch.tensor([[1.0], [1.1], [1.2], [1.3], [99.0]])  # radii 0.3, 0.2, 0.2, 0.3, 97.8
     precision, recall = precision_recall(drawn, true)
-    assert precision == pytest.approx(4 / 5) and recall == pytest.approx(4 / 5)  # true: 1 itself, and 2, 3, 4 only in 99's ball
+    assert precision == pytest.approx(4 / 5) and recall == pytest.approx(
+        4 / 5
+    )  # true: 1 itself, and 2, 3, 4 only in 99's ball
     with pytest.raises(ValueError, match="needs 4 pictures on each side, not 3 and 5"):
         precision_recall(drawn[:3], true)
 
@@ -108,7 +110,9 @@ def folders(tmp_path):
 
 @pytest.fixture
 def dino(tmp_path):
-    config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14, mlp_ratio=1)
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14, mlp_ratio=1
+    )
     Dinov2Model(config).save_pretrained(tmp_path / "dino")
     return tmp_path / "dino"
 
@@ -130,7 +134,10 @@ def test_a_picture_is_squared_whole():
 
 def test_clip_agrees_with_its_own_processor(folders):
     clip = load_clip(str(save_clip(folders / "clip")), "cpu")
-    words, pictures = clip.words(["a red cat", "a cat"]), features(distribution.pictures_in(folders / "true")[:2], clip.middle, 2)
+    words, pictures = (
+        clip.words(["a red cat", "a cat"]),
+        features(distribution.pictures_in(folders / "true")[:2], clip.middle, 2),
+    )
     assert torch.allclose(words.norm(dim=-1), torch.ones(2)) and torch.allclose(pictures.norm(dim=-1), torch.ones(2))
     assert torch.allclose(clip.words(["a cat"])[0], words[1], atol=1e-6)  # padding is not read
 
@@ -142,7 +149,9 @@ def measured(folders, *words) -> int:
 def test_without_weights_everything_is_skipped_in_a_line_each(folders, capsys):
     assert measured(folders, "--against", folders / "true") == 0
     said = capsys.readouterr().out.splitlines()
-    assert [line.split(",")[0] for line in said[:3]] == ["skipped: FID", "skipped: FD-DINO", "skipped: CMMD"] and len(said) == 4
+    assert [line.split(",")[0] for line in said[:3]] == ["skipped: FID", "skipped: FD-DINO", "skipped: CMMD"] and len(
+        said
+    ) == 4
     assert json.loads((folders / "out.json").read_text())["figures"] == []
 
 
@@ -154,9 +163,14 @@ def test_cmmd_and_clip_score_of_folders(folders, capsys):
     drawn, true = (distribution.pictures_in(folders / name) for name in ("drawn", "true"))
     assert found["CMMD"] == pytest.approx(cmmd(features(drawn, both.whole, 2), features(true, both.whole, 2)), rel=1e-4)
     texts = both.words([f"the cat {path.stem}" for path in drawn])
-    assert found["CLIP score"] == pytest.approx(clip_score(features(drawn, both.middle, 2), texts).mean().item(), rel=1e-4)
+    assert found["CLIP score"] == pytest.approx(
+        clip_score(features(drawn, both.middle, 2), texts).mean().item(), rel=1e-4
+    )
     (folders / "out.json").unlink()
-    assert measured(folders, "--weights", f"clip={clip}") == 0 and "CMMD, for there is no --against" in capsys.readouterr().out
+    assert (
+        measured(folders, "--weights", f"clip={clip}") == 0
+        and "CMMD, for there is no --against" in capsys.readouterr().out
+    )
 
 
 def test_fd_dino_of_folders(folders, dino):
@@ -174,7 +188,9 @@ def test_inceptions_figures_of_folders(folders, monkeypatch):
     # The network keeps the weights that it was made with: only its figures' names are looked at here.
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.torch.load", lambda *_, **__: {})
     monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
-    monkeypatch.setattr("fusion.evaluation.benchmarks.distribution.features.INCEPTION_SHA256", "e3b0c442")  # of an empty file
+    monkeypatch.setattr(
+        "fusion.evaluation.benchmarks.distribution.features.INCEPTION_SHA256", "e3b0c442"
+    )  # of an empty file
     (folders / "weights.pth").touch()
     assert measured(folders, "--against", folders / "true", "--weights", f"inception={folders / 'weights.pth'}") == 0
     found = [row["name"] for row in json.loads((folders / "out.json").read_text())["figures"]]
@@ -203,7 +219,12 @@ def test_a_missing_package_is_one_line(monkeypatch):
     for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"):
         monkeypatch.setitem(sys.modules, name, None)
     rows = torch.randn(4, 2)
-    for ask in (lambda: frechet(rows, rows), lambda: kid(rows, rows), lambda: precision_recall(rows, rows), lambda: load_inception("x", "cpu")):
+    for ask in (
+        lambda: frechet(rows, rows),
+        lambda: kid(rows, rows),
+        lambda: precision_recall(rows, rows),
+        lambda: load_inception("x", "cpu"),
+    ):
         with pytest.raises(ValueError, match=r"torch-fidelity is not installed .*: pip install torch-fidelity"):
             ask()
 
@@ -211,5 +232,7 @@ def test_a_missing_package_is_one_line(monkeypatch):
 def test_other_weights_are_no_fid(tmp_path):
     needs_fidelity()
     (tmp_path / "weights.pth").write_bytes(b"another")
-    with pytest.raises(ValueError, match=r"weights.pth: not FID's weights \(SHA-256 [0-9a-f]{8}\); give weights-inception"):
+    with pytest.raises(
+        ValueError, match=r"weights.pth: not FID's weights \(SHA-256 [0-9a-f]{8}\); give weights-inception"
+    ):
         load_inception(str(tmp_path / "weights.pth"), "cpu")

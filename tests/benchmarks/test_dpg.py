@@ -17,16 +17,39 @@ from tests.support import judges
 from tests.support.judges import error, tree
 
 SIZE = 8
-COLUMNS = ["item_id", "text", "keywords", "proposition_id", "dependency", "category_broad", "category_detailed", "tuple", "question_natural_language"]
-CAT, RED, HAT = ("entity - whole (cat)", "Is there a cat?"), ("attribute - color (cat, red)", "Is it red?"), ("entity - part (hat)", "A hat on it?")
-QUESTIONS = [("a", 1, "0", *CAT), ("a", 2, "1", *RED), ("a", 3, "1, 2", *HAT), ("b-2", 1, "0", *CAT), ("b-2", 2, "0", *RED)]
+COLUMNS = [
+    "item_id",
+    "text",
+    "keywords",
+    "proposition_id",
+    "dependency",
+    "category_broad",
+    "category_detailed",
+    "tuple",
+    "question_natural_language",
+]
+CAT, RED, HAT = (
+    ("entity - whole (cat)", "Is there a cat?"),
+    ("attribute - color (cat, red)", "Is it red?"),
+    ("entity - part (hat)", "A hat on it?"),
+)
+QUESTIONS = [
+    ("a", 1, "0", *CAT),
+    ("a", 2, "1", *RED),
+    ("a", 3, "1, 2", *HAT),
+    ("b-2", 1, "0", *CAT),
+    ("b-2", 2, "0", *RED),
+]
 
 
 def save_questions(path, rows=QUESTIONS):
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        writer.writerows([name, "text, with a comma", "", number, parents, "", "", said, words] for name, number, parents, said, words in rows)
+        writer.writerows(
+            [name, "text, with a comma", "", number, parents, "", "", said, words]
+            for name, number, parents, said, words in rows
+        )
     return path
 
 
@@ -57,12 +80,16 @@ def folder(prompts, subject, tmp_path):
 
 def test_grids_are_named_by_prompts_and_read_in_order(folder, subject):
     assert list(tree(folder)) == ["a.png", "b-2.png"]
-    assert subject.asked == [("a red cat in a hat", seed) for seed in range(4)] + [("a red cat", seed) for seed in range(4, 8)]
+    assert subject.asked == [("a red cat in a hat", seed) for seed in range(4)] + [
+        ("a red cat", seed) for seed in range(4, 8)
+    ]
     parts = pictures(folder / "b-2.png", 4)
     alone = judges.Stub().draw(["a red cat"] * 4, range(4, 8), (SIZE, SIZE))
     assert [np.asarray(part).tolist() for part in parts] == [np.asarray(one).tolist() for one in alone]
     grid = Image.open(folder / "b-2.png")
-    assert grid.size == (16, 16) and [grid.getpixel(at) for at in ((0, 0), (15, 0), (0, 15), (15, 15))] == [one.getpixel((0, 0)) for one in alone]
+    assert grid.size == (16, 16) and [grid.getpixel(at) for at in ((0, 0), (15, 0), (0, 15), (15, 15))] == [
+        one.getpixel((0, 0)) for one in alone
+    ]
 
 
 def test_drawing_goes_on_and_is_shared(folder, prompts, subject, tmp_path):
@@ -91,7 +118,15 @@ def test_prompts_are_texts_in_a_folder_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "lines", ["", "[]", '{"id": "a"}', '{"id": "../a", "prompt": "x"}', '{"id": "a.b", "prompt": "x"}', '{"id": 1, "prompt": "x"}\n' * 2]
+    "lines",
+    [
+        "",
+        "[]",
+        '{"id": "a"}',
+        '{"id": "../a", "prompt": "x"}',
+        '{"id": "a.b", "prompt": "x"}',
+        '{"id": 1, "prompt": "x"}\n' * 2,
+    ],
 )
 def test_bad_prompts_are_refused(tmp_path, lines):
     (tmp_path / "prompts.jsonl").write_text(lines)
@@ -108,15 +143,26 @@ def test_the_official_prompts_are_read(shared_data):
 
 # ---- the rules ----
 
-THREE = {1: Question("", (), "entity - whole"), 2: Question("", (1,), "attribute - color"), 3: Question("", (1, 2), "entity - part")}
+THREE = {
+    1: Question("", (), "entity - whole"),
+    2: Question("", (1,), "attribute - color"),
+    3: Question("", (1, 2), "entity - part"),
+}
 
 
 @pytest.mark.parametrize(
     ("said", "right"),
     [
-        ((1, 1, 1), 3), ((0, 1, 1), 0), ((1, 0, 1), 1), ((1, 1, 0), 2), ((0, 0, 0), 0), ((1, 0, 0), 1), ((0, 1, 0), 0), ((0, 0, 1), 0),
+        ((1, 1, 1), 3),
+        ((0, 1, 1), 0),
+        ((1, 0, 1), 1),
+        ((1, 1, 0), 2),
+        ((0, 0, 0), 0),
+        ((1, 0, 0), 1),
+        ((0, 1, 0), 0),
+        ((0, 0, 1), 0),
     ],
-)  # fmt: skip
+)
 def test_a_child_counts_if_all_its_parents_do(said, right):
     assert share(THREE, dict(zip(THREE, map(bool, said), strict=True))) == right / 3
 
@@ -124,12 +170,17 @@ def test_a_child_counts_if_all_its_parents_do(said, right):
 def test_a_grandchild_falls_with_its_grandparent_and_order_is_the_files():
     chain = {1: Question("", (), ""), 2: Question("", (1,), ""), 3: Question("", (2,), "")}
     assert share(chain, {1: False, 2: True, 3: True}) == 0
-    backwards = {3: chain[3], 2: chain[2], 1: chain[1]}  # the official code asks whether 2 was yes before 1 makes it none
+    backwards = {
+        3: chain[3],
+        2: chain[2],
+        1: chain[1],
+    }  # the official code asks whether 2 was yes before 1 makes it none
     assert share(backwards, {1: False, 2: True, 3: True}) == 1 / 3
 
 
 @pytest.mark.parametrize(
-    ("answer", "right"), [("yes", 1), ("Yes.", 1), (" YES, it is", 1), ("no", 0), ("yesterday", 0), ("No, yes", 0), ("", 0), ("**Yes**", 1)]
+    ("answer", "right"),
+    [("yes", 1), ("Yes.", 1), (" YES, it is", 1), ("no", 0), ("yesterday", 0), ("No, yes", 0), ("", 0), ("**Yes**", 1)],
 )
 def test_an_answer_is_yes_by_its_first_word(answer, right):
     assert yes(answer) == bool(right)
@@ -137,32 +188,49 @@ def test_an_answer_is_yes_by_its_first_word(answer, right):
 
 def say(*pictures: str) -> list[dict[int, str]]:
     """Answers about pictures, a letter a question."""
-    return [{number: "yes" if letter == "y" else "no" for number, letter in enumerate(letters, 1)} for letters in pictures]
+    return [
+        {number: "yes" if letter == "y" else "no" for number, letter in enumerate(letters, 1)} for letters in pictures
+    ]
 
 
 def test_averages_by_hand(questions):
     asked = read_questions(questions)
-    verdicts = {"a": verdict(asked["a"], say("yyy", "nyy", "yny", "yyn")), "b-2": verdict(asked["b-2"], say("yy", "yn", "ny", "nn"))}
+    verdicts = {
+        "a": verdict(asked["a"], say("yyy", "nyy", "yny", "yyn")),
+        "b-2": verdict(asked["b-2"], say("yy", "yn", "ny", "nn")),
+    }
     assert verdicts["a"].pictures == [1, 0, 1 / 3, 2 / 3] and verdicts["b-2"].pictures == [1, 0.5, 0.5, 0]
     found = {score.name: score for score in scores(verdicts, asked, official=False)}
     assert found["DPG-Bench"].value == pytest.approx(0.5) and found["DPG-Bench"].count == 2
     # cat: 3 of 4 and 2 of 4; red: 3 of 4 and 2 of 4; hat: 3 of 4; whether parents count is left aside
-    expected = {"entity": 8 / 12, "attribute": 5 / 8, "entity - whole": 5 / 8, "entity - part": 3 / 4, "attribute - color": 5 / 8}
+    expected = {
+        "entity": 8 / 12,
+        "attribute": 5 / 8,
+        "entity - whole": 5 / 8,
+        "entity - part": 3 / 4,
+        "attribute - color": 5 / 8,
+    }
     assert {name: score.value for name, score in found.items() if name != "DPG-Bench"} == pytest.approx(expected)
     official = {score.name: score.value for score in scores(verdicts, asked, official=True)}
     assert official["DPG-Bench"] == pytest.approx(0.5)
-    assert official["entity - whole"] == 1 / 2 and official["entity - part"] == 0 and official["entity"] == 1 / 3  # of the last pictures: yyn and nn
+    assert (
+        official["entity - whole"] == 1 / 2 and official["entity - part"] == 0 and official["entity"] == 1 / 3
+    )  # of the last pictures: yyn and nn
 
 
 def test_the_official_code_skips_the_first_question(tmp_path):
-    independent = save_questions(tmp_path / "questions.csv", [("a", 1, "0", *CAT), ("a", 2, "0", *RED), ("b-2", 1, "0", *CAT)])
+    independent = save_questions(
+        tmp_path / "questions.csv", [("a", 1, "0", *CAT), ("a", 2, "0", *RED), ("b-2", 1, "0", *CAT)]
+    )
     assert [list(one) for one in read_questions(independent).values()] == [[1, 2], [1]]
     assert [list(one) for one in read_questions(independent, official=True).values()] == [[2], [1]]
     assert share(read_questions(independent, official=True)["a"], {1: False, 2: True}) == 1
 
 
 def test_the_official_code_begins_a_prompt_anew(tmp_path):
-    apart = save_questions(tmp_path / "questions.csv", [("b", 1, "0", *CAT), ("a", 1, "0", *CAT), ("b", 2, "0", *RED), ("a", 2, "0", *RED)])
+    apart = save_questions(
+        tmp_path / "questions.csv", [("b", 1, "0", *CAT), ("a", 1, "0", *CAT), ("b", 2, "0", *RED), ("a", 2, "0", *RED)]
+    )
     assert {name: list(one) for name, one in read_questions(apart).items()} == {"b": [1, 2], "a": [1, 2]}
     assert {name: list(one) for name, one in read_questions(apart, official=True).items()} == {"b": [2], "a": [2]}
 
@@ -185,7 +253,13 @@ def test_bad_questions_are_refused(tmp_path, rows, said):
 
 
 def scored(folder, *words) -> int:
-    where = [str(folder), "--questions", str(folder.parent / "questions.csv"), "-o", str(folder.parent / "results.json")]
+    where = [
+        str(folder),
+        "--questions",
+        str(folder.parent / "questions.csv"),
+        "-o",
+        str(folder.parent / "results.json"),
+    ]
     return dpg.main([*where, *map(str, words)])
 
 
@@ -199,7 +273,14 @@ def test_anybodys_answers_are_scored(folder, questions, tmp_path, capsys):
     answers = save_answers(tmp_path / "answers.jsonl")
     assert scored(folder, "--answers", answers) == 0
     found = json.loads((tmp_path / "results.json").read_text())
-    assert found["scores"][0] | {"low": 0, "high": 0} == {"name": "DPG-Bench", "value": 0.75, "low": 0, "high": 0, "count": 2, "target": None}
+    assert found["scores"][0] | {"low": 0, "high": 0} == {
+        "name": "DPG-Bench",
+        "value": 0.75,
+        "low": 0,
+        "high": 0,
+        "count": 2,
+        "target": None,
+    }
     assert found["prompts"]["b-2"] == {"value": 0.5, "pictures": [1, 0.5, 0.5, 0]} and not found["official"]
     assert "judged by another judge: 2 prompts" in capsys.readouterr().out
 
@@ -233,7 +314,11 @@ def test_a_judge_is_asked_once_about_a_picture(folder, questions, tmp_path, monk
     assert parrot.asked == [((SIZE, SIZE), words)] * 4 + [((SIZE, SIZE), words[:2])] * 4
     first = json.loads((tmp_path / "results.json").read_text())
     red = [one.getpixel((0, 0))[0] > 127 for one in judges.Stub().draw([""] * 8, range(8), (1, 1))]
-    assert first["prompts"]["a"]["pictures"] == red[:4] and first["prompts"]["b-2"]["pictures"] == red[4:] and 0 < sum(red) < 8
+    assert (
+        first["prompts"]["a"]["pictures"] == red[:4]
+        and first["prompts"]["b-2"]["pictures"] == red[4:]
+        and 0 < sum(red) < 8
+    )
     (tmp_path / "results.json").unlink()
     assert scored(folder, "--judge", "parrot") == 0 and len(parrot.asked) == 8
     assert json.loads((tmp_path / "results.json").read_text()) == first
@@ -253,13 +338,17 @@ def test_a_model_of_transformers_is_the_judge(folder, questions, tmp_path, capsy
     assert scored(folder, "--judge", judges.save_vlm(tmp_path / "llava"), "--device", "cpu") == 0
     assert "judged by HF llava: 2 prompts" in capsys.readouterr().out
     kept = dpg.read_answers(tmp_path / "results.answers.jsonl")
-    assert [len(one.answers) for one in kept.values()] == [4, 4] and all(set(said) == {1, 2, 3} for said in kept["a.png"].answers)
+    assert [len(one.answers) for one in kept.values()] == [4, 4] and all(
+        set(said) == {1, 2, 3} for said in kept["a.png"].answers
+    )
     judge = vqa.load_judge(str(tmp_path / "llava"), "cpu")
     image = pictures(folder / "a.png", 4)[0]
     assert judge.answers(image, [CAT[1]]) + judge.answers(image, [RED[1]]) == judge.answers(image, [CAT[1], RED[1]])
     likely = judge.beginnings(image, [ASKED.format(question=CAT[1]), "Is it?"])
     first = judge.processor.tokenizer.decode(likely[0].argmax(), skip_special_tokens=True)
-    assert judge.answers(image, [CAT[1]])[0].startswith(first) and likely.sum(1).tolist() == pytest.approx([1, 1], abs=1e-5)
+    assert judge.answers(image, [CAT[1]])[0].startswith(first) and likely.sum(1).tolist() == pytest.approx(
+        [1, 1], abs=1e-5
+    )
 
 
 def test_a_mistake_is_one_line(folder, questions, tmp_path, capsys):

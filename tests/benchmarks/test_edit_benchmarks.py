@@ -53,8 +53,13 @@ def imgedit(tmp_path):
 
 
 def gedit(tmp_path):
-    rows = {"task_type": ["ps_human", "subject-add"], "key": ["k1", "k2"], "instruction": ["Smile", "Add a cat"],
-            "instruction_language": ["en", "cn"], "input_image_raw": []}  # fmt: skip
+    rows = {
+        "task_type": ["ps_human", "subject-add"],
+        "key": ["k1", "k2"],
+        "instruction": ["Smile", "Add a cat"],
+        "instruction_language": ["en", "cn"],
+        "input_image_raw": [],
+    }
     for value in range(2):
         data = io.BytesIO()
         picture((12, 8), value).save(data, "PNG")
@@ -67,7 +72,10 @@ def gedit(tmp_path):
 
 
 def kris(tmp_path):
-    rows = {"color_change": {"ori_img": "1.jpg", "ins_en": "Make it red"}, "compose": {"ori_img": ["1.jpg", "2.jpg"], "ins_en": "Join them"}}
+    rows = {
+        "color_change": {"ori_img": "1.jpg", "ins_en": "Make it red"},
+        "compose": {"ori_img": ["1.jpg", "2.jpg"], "ins_en": "Join them"},
+    }
     for category, row in rows.items():
         folder = tmp_path / "KRIS_Bench" / category
         folder.mkdir(parents=True)
@@ -79,7 +87,10 @@ def kris(tmp_path):
 
 NAMES = {
     imgedit: ["1082.png", "1083.png", "1084.png"],
-    gedit: [f"stub/fullset/{name}.png" for name in ("ps_human/en/k1", "ps_human/en/k1_SRCIMG", "subject-add/cn/k2", "subject-add/cn/k2_SRCIMG")],
+    gedit: [
+        f"stub/fullset/{name}.png"
+        for name in ("ps_human/en/k1", "ps_human/en/k1_SRCIMG", "subject-add/cn/k2", "subject-add/cn/k2_SRCIMG")
+    ],
     kris: ["stub/color_change/1.jpg", "stub/compose/1.jpg"],
 }
 
@@ -166,7 +177,9 @@ def test_a_folder_of_another_run_is_refused(editor, tmp_path, capsys):
 def test_the_bundled_model_edits_a_picture_of_any_size(tmp_path):
     folder = tmp_path / "KRIS_Bench/compose"
     folder.mkdir(parents=True)
-    (folder / "annotation.json").write_text(json.dumps({"1": {"ori_img": ["1.png", "2.png"], "ins_en": "Make it blue."}}))
+    (folder / "annotation.json").write_text(
+        json.dumps({"1": {"ori_img": ["1.png", "2.png"], "ins_en": "Make it blue."}})
+    )
     for name, size in {"1.png": (64, 64), "2.png": (130, 50)}.items():
         picture(size).save(folder / name)
     assert edit.main(["shapes", "kris", "--data", str(folder.parent), "-o", str(tmp_path / "out"), "steps=1"]) == 0

@@ -36,7 +36,12 @@ from tests.support.judges import error, tree
 SIZE = 16
 PROMPTS = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
-    {"tag": "counting", "include": [{"class": "cow", "count": 2}], "exclude": [{"class": "cow", "count": 3}], "prompt": "a photo of two cows"},
+    {
+        "tag": "counting",
+        "include": [{"class": "cow", "count": 2}],
+        "exclude": [{"class": "cow", "count": 3}],
+        "prompt": "a photo of two cows",
+    },
     {"tag": "colors", "include": [{"class": "cake", "count": 1, "color": "red"}], "prompt": "a photo of a red cake"},
 ]
 
@@ -58,7 +63,9 @@ def drawn(prompts, out, *words) -> int:
 def test_the_layout_is_the_official_one(prompts, subject, tmp_path):
     out = tmp_path / "out"
     assert drawn(prompts, out) == 0
-    expected = [f"{n:05}/{name}" for n in range(3) for name in ("metadata.jsonl", *(f"samples/{k:05}.png" for k in range(4)))]
+    expected = [
+        f"{n:05}/{name}" for n in range(3) for name in ("metadata.jsonl", *(f"samples/{k:05}.png" for k in range(4)))
+    ]
     assert list(tree(out)) == expected
     assert [json.loads((out / f"{n:05}" / "metadata.jsonl").read_text()) for n in range(3)] == PROMPTS
     samples = geneval.read_folder(out)
@@ -144,7 +151,10 @@ def test_a_picture_of_another_size_is_not_gone_on_with(prompts, subject, tmp_pat
         ('{"tag": "colors", "prompt": "a"}', "KeyError('include')"),
         ('{"tag": "x", "prompt": "a", "include": [{"class": "unicorn", "count": 1}]}', "of COCO's classes"),
         ('{"tag": "x", "prompt": "a", "include": [{"class": "cow", "count": 0}]}', "counts above 0"),
-        ('{"tag": "x", "prompt": "a", "include": [{"class": "cow", "count": 1, "position": ["above", 0]}]}', "relative to an earlier object"),
+        (
+            '{"tag": "x", "prompt": "a", "include": [{"class": "cow", "count": 1, "position": ["above", 0]}]}',
+            "relative to an earlier object",
+        ),
     ],
 )
 def test_a_bad_prompt_is_named_by_its_line(tmp_path, line, said):
@@ -189,8 +199,13 @@ def test_anybodys_detections_are_scored(folder, tmp_path, capsys):
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [row["correct"] for row in rows] == [True, True, True, False, False, False]
     assert list(rows[0]) == ["filename", "tag", "prompt", "correct", "reason", "metadata", "details"]
-    assert rows[0]["filename"] == str(folder / "00000/samples/00000.png") and json.loads(rows[2]["metadata"]) == PROMPTS[1]
-    assert rows[3]["reason"] == "expected cow<3, found 3" and rows[4]["reason"] == "expected red cake>=1, found 0 red; and 1 blue"
+    assert (
+        rows[0]["filename"] == str(folder / "00000/samples/00000.png") and json.loads(rows[2]["metadata"]) == PROMPTS[1]
+    )
+    assert (
+        rows[3]["reason"] == "expected cow<3, found 3"
+        and rows[4]["reason"] == "expected red cake>=1, found 0 red; and 1 blue"
+    )
     assert json.loads(rows[1]["details"]) == {"bench": [[1, 1, 9, 9, 0.4]], "cow": [[1, 1, 9, 9, 0.5]]}
     assert [one[-1] for one in json.loads(rows[2]["details"])["cow"]] == [0.95, 0.92]
     summary = json.loads((tmp_path / "results.summary.json").read_text())
@@ -207,12 +222,17 @@ def test_the_official_summary_reads_the_results(folder, tmp_path):
     scored(folder, "--detections", tmp_path / "found.jsonl")
     table = pd.read_json(tmp_path / "results.jsonl", orient="records", lines=True)
     by_tag = table.groupby("tag", sort=False)["correct"].mean()
-    assert by_tag.to_dict() == {"single_object": 1, "counting": 0.5, "colors": 0} and by_tag.mean() == pytest.approx(0.5)
+    assert by_tag.to_dict() == {"single_object": 1, "counting": 0.5, "colors": 0} and by_tag.mean() == pytest.approx(
+        0.5
+    )
     assert len(table.groupby("metadata")) == 3
 
 
 def test_the_overall_score_is_the_mean_over_tags_not_over_pictures():
-    rows = [{"tag": tag, "metadata": str(number), "correct": right} for number, (tag, right) in enumerate([("a", True), *[("b", False)] * 9])]
+    rows = [
+        {"tag": tag, "metadata": str(number), "correct": right}
+        for number, (tag, right) in enumerate([("a", True), *[("b", False)] * 9])
+    ]
     overall, a, b = geneval.scores(rows)
     assert (overall.value, a.value, b.value) == (0.5, 1, 0)
 
@@ -236,7 +256,10 @@ def break_picture(folder):
     ("damage", "said"),
     [
         (lambda folder: (folder / "00001/samples/00001.png").unlink(), "00001 has 1 samples and others 2"),
-        (lambda folder: [path.unlink() for path in (folder / "00002/samples").iterdir()], "00002 has 0 samples and others 2"),
+        (
+            lambda folder: [path.unlink() for path in (folder / "00002/samples").iterdir()],
+            "00002 has 0 samples and others 2",
+        ),
         (lambda folder: (folder / "00001").rename(folder.parent / "away"), "00001 has 0 samples"),
         (lambda folder: (folder / "00002").rename(folder.parent / "away"), "00002 has 0 samples"),
         (break_name, "cow.jpg: samples are PNGs named by numbers"),
@@ -263,12 +286,16 @@ def test_detections_that_cannot_be_used_are_refused(folder, tmp_path, capsys):
     write_detections([Detections(name, objects) for name, objects in list(FOUND.items())[1:]], file)
     assert scored(folder, "--detections", file) == 1 and "00000/samples/00000.png: no detections of it" in error(capsys)
     write_detections([Detections(name, {"cake": [box(0.9)]}) for name in FOUND], file)
-    assert scored(folder, "--detections", file) == 1 and "00002/samples/00000.png: nobody looked at the colour" in error(capsys)
+    assert scored(
+        folder, "--detections", file
+    ) == 1 and "00002/samples/00000.png: nobody looked at the colour" in error(capsys)
     write_detections([Detections(name, objects, digest="0123") for name, objects in FOUND.items()], file)
     assert scored(folder, "--detections", file) == 1 and "another picture since" in error(capsys)
     assert scored(folder, "--detections", file, "treshold=1") == 1 and "treshold" in error(capsys)
     out.write_text("mine")
-    assert scored(folder, "--detections", file) == 1 and "is there already" in error(capsys) and out.read_text() == "mine"
+    assert (
+        scored(folder, "--detections", file) == 1 and "is there already" in error(capsys) and out.read_text() == "mine"
+    )
 
 
 # ---- the judge ----
@@ -298,7 +325,9 @@ def test_the_whole_command_offline_and_on_again(folder, networks, small, tmp_pat
     (tmp_path / "results.jsonl").unlink()
 
     looked, call = [], Judge.__call__
-    monkeypatch.setattr(Judge, "__call__", lambda self, image, *rest: (looked.append(image.size), call(self, image, *rest))[1])
+    monkeypatch.setattr(
+        Judge, "__call__", lambda self, image, *rest: (looked.append(image.size), call(self, image, *rest))[1]
+    )
     assert scored(folder, *words) == 0 and not looked and (tmp_path / "results.jsonl").read_text() == first
     (tmp_path / "results.jsonl").unlink()
     Image.new("RGB", (SIZE, SIZE + 4), "red").save(folder / "00001/samples/00000.png")
@@ -309,7 +338,9 @@ def test_the_whole_command_offline_and_on_again(folder, networks, small, tmp_pat
 
 def test_a_broken_picture_is_named(folder, networks, small, capsys):
     break_picture(folder)
-    assert scored(folder, "--detector", networks[0], "--clip", networks[1]) == 1 and "00001.png: is not an image" in error(capsys)
+    assert scored(
+        folder, "--detector", networks[0], "--clip", networks[1]
+    ) == 1 and "00001.png: is not an image" in error(capsys)
 
 
 def test_missing_and_wrong_weights_are_one_line(folder, networks, tmp_path, capsys):
@@ -325,14 +356,18 @@ def test_missing_and_wrong_weights_are_one_line(folder, networks, tmp_path, caps
 
 
 def test_the_detector_is_transformers_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(modeling_mask2former, "requires_backends", lambda *_: None)  # scipy, for a loss that is not computed
+    monkeypatch.setattr(
+        modeling_mask2former, "requires_backends", lambda *_: None
+    )  # scipy, for a loss that is not computed
     theirs = modeling_mask2former.Mask2FormerForUniversalSegmentation(judges.detector_config()).eval()
     theirs.save_pretrained(tmp_path / "theirs")
     ours = Mask2Former.from_pretrained(tmp_path / "theirs").eval()
     pixels = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         expected, (classes, masks) = theirs(pixels), ours(pixels)
-    assert torch.equal(classes, expected.class_queries_logits[0]) and torch.equal(masks, expected.masks_queries_logits[0])
+    assert torch.equal(classes, expected.class_queries_logits[0]) and torch.equal(
+        masks, expected.masks_queries_logits[0]
+    )
 
 
 def test_objects_come_from_classes_and_masks():
@@ -352,10 +387,14 @@ def test_objects_come_from_classes_and_masks():
 
 def test_the_detector_sees_what_mmdet_shows_it():
     pixels, size = detector_pixels(Image.new("RGB", (512, 512), (124, 116, 104)))
-    assert pixels.shape == (1, 3, 800, 800) and size == (800, 800) and pixels.abs().max() < 0.01  # ImageNet's mean colour
+    assert (
+        pixels.shape == (1, 3, 800, 800) and size == (800, 800) and pixels.abs().max() < 0.01
+    )  # ImageNet's mean colour
     pixels, size = detector_pixels(Image.new("RGB", (300, 100), "white"))
     assert size == (444, 1333) and pixels.shape == (1, 3, 448, 1344)  # the longer side ends at 1333; padded to 32
-    assert (pixels[..., 444:, :] == 0).all() and (pixels[..., 1333:] == 0).all() and (pixels[..., :444, :1333] > 2).all()
+    assert (
+        (pixels[..., 444:, :] == 0).all() and (pixels[..., 1333:] == 0).all() and (pixels[..., :444, :1333] > 2).all()
+    )
 
 
 def test_clip_sees_an_object_by_itself():
@@ -366,7 +405,9 @@ def test_clip_sees_an_object_by_itself():
     assert alone.shape == (6, 8, 3) and (alone[:, :6] == (255, 0, 0)).all() and (alone[:, 6:] == 0x99).all()
     assert (np.asarray(cut_out(image, (4, 2, 12, 8), mask, Rules(bgcolor="original"))) == (255, 0, 0)).all()
     assert cut_out(image, (4, 2, 12, 8), mask, Rules(crop=False)).size == (20, 12)
-    wide = Image.fromarray(np.hstack([np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8), np.zeros((8, 8, 3), np.uint8)]))
+    wide = Image.fromarray(
+        np.hstack([np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8), np.zeros((8, 8, 3), np.uint8)])
+    )
     assert clip_pixels(wide, 4).shape == (3, 4, 4) and (clip_pixels(wide, 4) > 1).all()  # the middle alone
 
 
@@ -393,5 +434,11 @@ def test_only_what_is_asked_for_has_a_colour(networks, small):
     for other, several in judge(image, asked, Rules()).items():
         assert all((one.colour in COLOURS) == (other == name and one.score == most) for one in several)
     assert set(seen) <= set(CLASSES)
-    same = {"include": [{"class": "cow", "count": 1, "color": "red"}, {"class": "cow", "count": 2, "color": "blue"}, {"class": "cat", "count": 1}]}
+    same = {
+        "include": [
+            {"class": "cow", "count": 1, "color": "red"},
+            {"class": "cow", "count": 2, "color": "blue"},
+            {"class": "cat", "count": 1},
+        ]
+    }
     assert coloured(same) == {"cow": 2}

@@ -17,7 +17,9 @@ def above(value: float) -> float:
     return float(np.nextafter(np.float32(value), np.float32(1)))
 
 
-def at(x: float, y: float, score: float = 0.95, width: float = 10, height: float = 10, colour: str | None = None) -> Found:
+def at(
+    x: float, y: float, score: float = 0.95, width: float = 10, height: float = 10, colour: str | None = None
+) -> Found:
     """An object by its centre."""
     return Found((x - width / 2, y - height / 2, x + width / 2, y + height / 2), score, colour)
 
@@ -67,7 +69,11 @@ CASES = {
     "single: nothing there": (SINGLE, {}, ["expected bench>=1, found 0"]),
     "single: something else": (SINGLE, COW, ["expected bench>=1, found 0"]),
     "single: at the threshold": (SINGLE, {"bench": sure(0.3)}, ["expected bench>=1, found 0"]),
-    "single: at the threshold in 32 bits": (SINGLE, {"bench": sure(float(np.float32(0.3)))}, ["expected bench>=1, found 0"]),
+    "single: at the threshold in 32 bits": (
+        SINGLE,
+        {"bench": sure(float(np.float32(0.3)))},
+        ["expected bench>=1, found 0"],
+    ),
     "single: just above the threshold": (SINGLE, {"bench": sure(above(0.3))}, []),
     "single: several are right, too": (SINGLE, {"bench": sure(0.9, 0.8, 0.7)}, []),
     "two: both": (TWO, BENCH | COW, []),
@@ -87,58 +93,99 @@ CASES = {
     "counting: above the usual threshold alone": (CLOCKS, {"clock": sure(0.95, 0.5)}, ["expected clock>=2, found 1"]),
     "counting: other things do not count": (CLOCKS, {"clock": sure(0.95, 0.95)} | COW, []),
     "counting: no more than sixteen are seen": (count_of("clock", 16), {"clock": sure(*[0.95] * 17)}, []),
-    "counting: and so no seventeen": (count_of("clock", 17), {"clock": sure(*[0.95] * 17)}, ["expected clock>=17, found 16"]),
+    "counting: and so no seventeen": (
+        count_of("clock", 17),
+        {"clock": sure(*[0.95] * 17)},
+        ["expected clock>=17, found 16"],
+    ),
     "colors: right": (RED, {"cake": seen("red")}, []),
     "colors: wrong": (RED, {"cake": seen("pink")}, ["expected red cake>=1, found 0 red; and 1 pink"]),
     "colors: nothing there": (RED, {}, ["expected cake>=1, found 0"]),
     "colors: at the threshold": (RED, {"cake": seen("red", scores=(0.3,))}, ["expected cake>=1, found 0"]),
     "colors: just above": (RED, {"cake": seen("red", scores=(above(0.3),))}, []),
-    "colors: the most confident is looked at": (RED, {"cake": seen("blue", "red")}, ["expected red cake>=1, found 0 red; and 1 blue"]),
+    "colors: the most confident is looked at": (
+        RED,
+        {"cake": seen("blue", "red")},
+        ["expected red cake>=1, found 0 red; and 1 blue"],
+    ),
     "colors: and no other": (RED, {"cake": seen("red", "blue")}, []),
     "colors: wherever it stands": (RED, {"cake": seen("blue", "red", scores=(0.8, 0.9))}, []),
     "colors: two of two": (TWO_RED, {"cake": seen("red", "red")}, []),
-    "colors: one of two": (TWO_RED, {"cake": seen("white", "red", "red")}, ["expected red cake>=2, found 1 red; and 1 red, 1 white"]),
+    "colors: one of two": (
+        TWO_RED,
+        {"cake": seen("white", "red", "red")},
+        ["expected red cake>=2, found 1 red; and 1 red, 1 white"],
+    ),
     "position: right": (right_of(), dog(5, 0), []),
     "position: half of the way is margin": (right_of(), dog(4, 0), ["expected dog right of target, found  target"]),
     "position: less than half of it is": (right_of(), dog(4.1, 0), []),
     "position: all is margin": (right_of(), dog(2, 0), ["expected dog right of target, found  target"]),
     "position: on the other side": (right_of(), dog(-30, 0), ["expected dog right of target, found left of target"]),
     "position: left": (right_of("left of"), dog(-5, 0), []),
-    "position: left, half of the way": (right_of("left of"), dog(-4, 0), ["expected dog left of target, found  target"]),
+    "position: left, half of the way": (
+        right_of("left of"),
+        dog(-4, 0),
+        ["expected dog left of target, found  target"],
+    ),
     "position: above": (right_of("above"), dog(0, -5), []),
     "position: above, half of the way": (right_of("above"), dog(0, -4), ["expected dog above target, found  target"]),
     "position: below": (right_of("below"), dog(0, 5), []),
     "position: below, half of the way": (right_of("below"), dog(0, 4), ["expected dog below target, found  target"]),
     "position: across is both, right of": (right_of(), dog(20, 20), []),
     "position: across is both, below": (right_of("below"), dog(20, 20), []),
-    "position: and not the opposite": (right_of("above"), dog(20, 20), ["expected dog above target, found below and right of target"]),
+    "position: and not the opposite": (
+        right_of("above"),
+        dog(20, 20),
+        ["expected dog above target, found below and right of target"],
+    ),
     "position: hardly below": (right_of("below"), dog(20, 8), ["expected dog below target, found right of target"]),
     "position: in the same place": (right_of(), dog(0, 0), ["expected dog right of target, found  target"]),
-    "position: a wide one needs more room": (right_of(), dog(5, 0, width=60), ["expected dog right of target, found  target"]),
+    "position: a wide one needs more room": (
+        right_of(),
+        dog(5, 0, width=60),
+        ["expected dog right of target, found  target"],
+    ),
     "position: a high one needs no more beside": (right_of(), dog(5, 0, height=60), []),
     "position: no target": (
-        right_of(), {"dog": [at(200, 100)]}, ["expected couch>=1, found 0", "no target for dog to be right of"],
+        right_of(),
+        {"dog": [at(200, 100)]},
+        ["expected couch>=1, found 0", "no target for dog to be right of"],
     ),
     "position: not there": (right_of(), {"couch": [at(100, 100)]}, ["expected dog>=1, found 0"]),
     "position: the most confident is looked at": (
-        right_of(), {"couch": [at(100, 100)], "dog": [at(130, 100, 0.6), at(70, 100, 0.9)]}, ["expected dog right of target, found left of target"],
+        right_of(),
+        {"couch": [at(100, 100)], "dog": [at(130, 100, 0.6), at(70, 100, 0.9)]},
+        ["expected dog right of target, found left of target"],
     ),
     "position: so with its target": (
-        right_of(), {"couch": [at(160, 100, 0.6), at(100, 100, 0.9)], "dog": [at(130, 100)]}, [],
+        right_of(),
+        {"couch": [at(160, 100, 0.6), at(100, 100, 0.9)], "dog": [at(130, 100)]},
+        [],
     ),
     "position: at the threshold": (right_of(), dog(30, 0, score=0.3), ["expected dog>=1, found 0"]),
     "color_attr: both right": (BOTH, {"apple": seen("red"), "bowl": seen("blue")}, []),
     "color_attr: swapped": (
-        BOTH, {"apple": seen("blue"), "bowl": seen("red")},
+        BOTH,
+        {"apple": seen("blue"), "bowl": seen("red")},
         ["expected red apple>=1, found 0 red; and 1 blue", "expected blue bowl>=1, found 0 blue; and 1 red"],
     ),
-    "color_attr: one wrong": (BOTH, {"apple": seen("red"), "bowl": seen("green")}, ["expected blue bowl>=1, found 0 blue; and 1 green"]),
-    "color_attr: one missing": (BOTH, {"apple": seen("red")}, ["expected bowl>=1, found 0"]),
-    "color_attr: one at the threshold": (BOTH, {"apple": seen("red"), "bowl": seen("blue", scores=(0.3,))}, ["expected bowl>=1, found 0"]),
-    "color_attr: two of a class are one to it": (
-        SAME_CLASS, {"apple": seen("red", "blue")}, ["expected blue apple>=1, found 0 blue; and 1 red"],
+    "color_attr: one wrong": (
+        BOTH,
+        {"apple": seen("red"), "bowl": seen("green")},
+        ["expected blue bowl>=1, found 0 blue; and 1 green"],
     ),
-}  # fmt: skip
+    "color_attr: one missing": (BOTH, {"apple": seen("red")}, ["expected bowl>=1, found 0"]),
+    "color_attr: one at the threshold": (
+        BOTH,
+        {"apple": seen("red"), "bowl": seen("blue", scores=(0.3,))},
+        ["expected bowl>=1, found 0"],
+    ),
+    "color_attr: two of a class are one to it": (
+        SAME_CLASS,
+        {"apple": seen("red", "blue")},
+        ["expected blue apple>=1, found 0 blue; and 1 red"],
+    ),
+}
 
 
 def why(asked: dict, found: dict, rules: Rules = RULES) -> list[str]:
@@ -159,7 +206,9 @@ def test_a_whole_group_has_to_stand_right_of_the_whole_other():
     two = [at(130, 100), at(140, 100)]
     asked = asks("position", {"class": "couch", "count": 2}, {"class": "dog", "count": 2, "position": ["right of", 0]})
     assert not why(asked, {"couch": [at(100, 100), at(90, 100)], "dog": two})
-    assert why(asked, {"couch": [at(100, 100), at(135, 100, 0.5)], "dog": two}) == ["expected dog right of target, found left of target"]
+    assert why(asked, {"couch": [at(100, 100), at(135, 100, 0.5)], "dog": two}) == [
+        "expected dog right of target, found left of target"
+    ]
     assert why(asked, {"couch": [at(100, 100), at(90, 100)], "dog": [at(130, 100), at(70, 100)]}) != []
 
 
@@ -182,12 +231,22 @@ def test_overlap_counts_the_last_pixel():
     assert overlap(box, Found((10, 0, 19, 9), 0.9)) == 0
 
 
-FIRST, LARGE, SMALL = Found((0, 0, 9, 9), 0.9), Found((0, 0, 9, 4), 0.8), Found((0, 5, 4, 9), 0.7)  # half and a quarter of the first
+FIRST, LARGE, SMALL = (
+    Found((0, 0, 9, 9), 0.9),
+    Found((0, 0, 9, 4), 0.8),
+    Found((0, 5, 4, 9), 0.7),
+)  # half and a quarter of the first
 
 
 @pytest.mark.parametrize(
     ("most", "left"),
-    [(1.0, [FIRST, LARGE, SMALL]), (above(0.5), [FIRST, LARGE, SMALL]), (0.5, [FIRST, SMALL]), (above(0.25), [FIRST, SMALL]), (0.25, [FIRST])],
+    [
+        (1.0, [FIRST, LARGE, SMALL]),
+        (above(0.5), [FIRST, LARGE, SMALL]),
+        (0.5, [FIRST, SMALL]),
+        (above(0.25), [FIRST, SMALL]),
+        (0.25, [FIRST]),
+    ],
 )
 def test_what_overlaps_too_much_goes(most, left):
     assert overlap(FIRST, LARGE) == 0.5 and overlap(FIRST, SMALL) == 0.25 and overlap(LARGE, SMALL) == 0
@@ -206,7 +265,10 @@ def test_sixteen_are_chosen_before_any_of_them_goes():
 
 def test_thresholds_are_options():
     found = sure(0.5, 0.6)
-    assert len(kept(found, "colors", Rules(threshold=0.5))) == 1 and len(kept(found, "counting", Rules(counting_threshold=0.4))) == 2
+    assert (
+        len(kept(found, "colors", Rules(threshold=0.5))) == 1
+        and len(kept(found, "counting", Rules(counting_threshold=0.4))) == 2
+    )
     assert len(kept(found, "counting", RULES)) == 0 and len(kept(found, "colors", Rules(max_objects=1))) == 1
     assert relations(at(4, 0), at(0, 0), 0.1) == set() and relations(at(4, 0), at(0, 0), 0.05) == {"right of"}
 

@@ -45,7 +45,9 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(body)
         self.server.headers.append(self.headers)
-        self._say(*self.server.reply(next(part["text"] for part in body["messages"][0]["content"] if part["type"] == "text")))
+        self._say(
+            *self.server.reply(next(part["text"] for part in body["messages"][0]["content"] if part["type"] == "text"))
+        )
 
     def _say(self, status, body):
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -71,7 +73,9 @@ def endpoint(monkeypatch):
 def test_every_question_goes_with_the_picture_and_answers_keep_their_order(endpoint):
     judge = Server(endpoint.url + "/")
     questions = [f"Is it {number}?" for number in range(20)]
-    assert judge.name == "served seer" and judge.answers(IMAGE, questions) == [f"Yes: {ASKED.format(question=one)}" for one in questions]
+    assert judge.name == "served seer" and judge.answers(IMAGE, questions) == [
+        f"Yes: {ASKED.format(question=one)}" for one in questions
+    ]
     shown = endpoint.asked[0]["messages"][0]["content"][0]["image_url"]["url"]
     sent = Image.open(io.BytesIO(base64.b64decode(shown.removeprefix("data:image/png;base64,"))))
     assert np.array_equal(np.asarray(sent), np.asarray(IMAGE))
@@ -89,16 +93,22 @@ def test_a_busy_server_is_asked_again(endpoint):
     left = [503, 429]
     right = endpoint.reply
     endpoint.reply = lambda question: (left.pop(), {}) if left else right(question)
-    assert Server(endpoint.url).answers(IMAGE, ["Is it?"]) == [f"Yes: {ASKED.format(question='Is it?')}"] and len(endpoint.asked) == 3
+    assert (
+        Server(endpoint.url).answers(IMAGE, ["Is it?"]) == [f"Yes: {ASKED.format(question='Is it?')}"]
+        and len(endpoint.asked) == 3
+    )
 
 
-@pytest.mark.parametrize(("status", "body", "said", "tries"), [
-    (200, b"<html>hello</html>", "not JSON but b'<html>hello</html>'", 1),
-    (200, {"choices": []}, "no answer but", 1),
-    (200, {"choices": [{"message": {"content": None}}]}, "no answer but", 1),
-    (401, {"error": "no key"}, "refused (401 Unauthorized", 1),
-    (500, {}, "no answer in 5 tries (500", 5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("status", "body", "said", "tries"),
+    [
+        (200, b"<html>hello</html>", "not JSON but b'<html>hello</html>'", 1),
+        (200, {"choices": []}, "no answer but", 1),
+        (200, {"choices": [{"message": {"content": None}}]}, "no answer but", 1),
+        (401, {"error": "no key"}, "refused (401 Unauthorized", 1),
+        (500, {}, "no answer in 5 tries (500", 5),
+    ],
+)
 def test_nonsense_is_one_line(status, body, said, tries, endpoint):
     endpoint.reply = lambda _: (status, body)
     with pytest.raises(ValueError) as caught:
@@ -116,19 +126,30 @@ def test_which_model_is_asked_is_never_guessed(endpoint):
 
 def test_dpg_is_judged_by_a_server_and_its_words_are_kept(endpoint, subject, tmp_path, capsys):
     questions = save_questions(tmp_path / "questions.csv")
-    (tmp_path / "prompts.jsonl").write_text('{"id": "a", "prompt": "a red cat in a hat"}\n{"id": "b-2", "prompt": "a red cat"}\n')
+    (tmp_path / "prompts.jsonl").write_text(
+        '{"id": "a", "prompt": "a red cat in a hat"}\n{"id": "b-2", "prompt": "a red cat"}\n'
+    )
     drawn(tmp_path / "prompts.jsonl", tmp_path / "images")
-    endpoint.reply = lambda question: (200, {"choices": [{"message": {"content": "No." if RED[1] in question else "Yes, it is."}}]})
+    endpoint.reply = lambda question: (
+        200,
+        {"choices": [{"message": {"content": "No." if RED[1] in question else "Yes, it is."}}]},
+    )
     words = [str(tmp_path / "images"), "--questions", str(questions), "-o", str(tmp_path / "results.json")]
     assert dpg.main([*words, "--judge", endpoint.url]) == 0
     told = json.loads((tmp_path / "results.json").read_text())
-    assert told["judges"] == ["served seer"] and told["prompts"]["a"]["value"] == pytest.approx(1 / 3) and told["prompts"]["b-2"]["value"] == 0.5
+    assert (
+        told["judges"] == ["served seer"]
+        and told["prompts"]["a"]["value"] == pytest.approx(1 / 3)
+        and told["prompts"]["b-2"]["value"] == 0.5
+    )
     assert "Yes, it is." in (tmp_path / "results.answers.jsonl").read_text()
     asked = {body["messages"][0]["content"][1]["text"] for body in endpoint.asked}
     assert ASKED.format(question=CAT[1]) in asked and len(endpoint.asked) == 4 * 5
     (tmp_path / "results.json").unlink()
     for judge in (["--judge", "folder"], []):
-        assert dpg.main([*words, *judge, "--served", "seer"]) == 1 and "--served names a model of a server" in error(capsys)
+        assert dpg.main([*words, *judge, "--served", "seer"]) == 1 and "--served names a model of a server" in error(
+            capsys
+        )
 
 
 # ---- probabilities ----
@@ -137,7 +158,14 @@ def test_dpg_is_judged_by_a_server_and_its_words_are_kept(endpoint, subject, tmp
 def told(*tokens) -> dict:
     """An answer with its likeliest tokens."""
     likeliest = [{"token": token, "logprob": math.log(p)} for token, p in tokens]
-    return {"choices": [{"message": {"content": tokens[0][0]}, "logprobs": {"content": [{"token": tokens[0][0], "top_logprobs": likeliest}]}}]}
+    return {
+        "choices": [
+            {
+                "message": {"content": tokens[0][0]},
+                "logprobs": {"content": [{"token": tokens[0][0], "top_logprobs": likeliest}]},
+            }
+        ]
+    }
 
 
 def test_soft_tifa_is_judged_by_a_server_that_tells_probabilities(endpoint, tmp_path, capsys):
@@ -148,11 +176,23 @@ def test_soft_tifa_is_judged_by_a_server_that_tells_probabilities(endpoint, tmp_
     (tmp_path / "paths.json").write_text(json.dumps({"two cats": str(tmp_path / "0.png")}))
     counted = told((" two", 0.4), ("2", 0.3), ("three", 0.2), ("tw", 0.05), (" ", 0.05))
     endpoint.reply = lambda question: (200, counted if "many" in question else told(("No", 0.75), ("Yes", 0.25)))
-    words = [str(tmp_path / "paths.json"), "--data", str(tmp_path / "data.jsonl"), "-o", str(tmp_path / "score_lists.json"), "--judge", endpoint.url]
+    words = [
+        str(tmp_path / "paths.json"),
+        "--data",
+        str(tmp_path / "data.jsonl"),
+        "-o",
+        str(tmp_path / "score_lists.json"),
+        "--judge",
+        endpoint.url,
+    ]
     assert tifa.main(words) == 0 and "Soft-TIFA GM" in capsys.readouterr().out
     assert json.loads((tmp_path / "score_lists.json").read_text()) == [[pytest.approx(0.75), pytest.approx(0.25)]]
     assert {(body["max_tokens"], body["logprobs"], body["top_logprobs"]) for body in endpoint.asked} == {(1, True, 20)}
     (tmp_path / "score_lists.json").unlink()
     (tmp_path / "score_lists.answers.jsonl").unlink()
     endpoint.reply = lambda _: (200, {"choices": [{"message": {"content": "two"}, "logprobs": None}]})
-    assert tifa.main(words) == 1 and "take a server that tells logprobs" in error(capsys) and not (tmp_path / "score_lists.json").exists()
+    assert (
+        tifa.main(words) == 1
+        and "take a server that tells logprobs" in error(capsys)
+        and not (tmp_path / "score_lists.json").exists()
+    )

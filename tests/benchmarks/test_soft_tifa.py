@@ -15,7 +15,12 @@ from tests.support import judges
 from tests.support.judges import error
 
 ROWS = [
-    {"prompt": "two cats", "atom_count": 2, "vqa_list": [["How many cats?", "two"], ["Any cats?", "Yes"]], "skills": ["count", "object"]},
+    {
+        "prompt": "two cats",
+        "atom_count": 2,
+        "vqa_list": [["How many cats?", "two"], ["Any cats?", "Yes"]],
+        "skills": ["count", "object"],
+    },
     {"prompt": "a hat", "atom_count": 1, "vqa_list": [["Any hat?", "Yes"]], "skills": ["object"]},
 ]
 
@@ -40,7 +45,19 @@ def judge(tmp_path):
 
 
 def scored(images, data, judge, tmp_path) -> int:
-    return tifa.main([str(images), "--data", str(data), "--judge", judge, "-o", str(tmp_path / "score_lists.json"), "--device", "cpu"])
+    return tifa.main(
+        [
+            str(images),
+            "--data",
+            str(data),
+            "--judge",
+            judge,
+            "-o",
+            str(tmp_path / "score_lists.json"),
+            "--device",
+            "cpu",
+        ]
+    )
 
 
 def test_an_answer_is_spelled_in_several_ways():
@@ -64,7 +81,9 @@ def test_what_is_written_is_what_the_official_analysis_reads(images, data, judge
     assert scored(images, data, judge, tmp_path) == 0
     lists = json.loads((tmp_path / "score_lists.json").read_text())
     assert [len(one) for one in lists] == [2, 1]
-    assert read.geneval2([tmp_path / "score_lists.json"], data)[0].value == pytest.approx(((lists[0][0] * lists[0][1]) ** 0.5 + lists[1][0]) / 2)
+    assert read.geneval2([tmp_path / "score_lists.json"], data)[0].value == pytest.approx(
+        ((lists[0][0] * lists[0][1]) ** 0.5 + lists[1][0]) / 2
+    )
     assert "Soft-TIFA GM" in capsys.readouterr().out
 
 
@@ -73,9 +92,17 @@ def test_what_was_judged_is_not_judged_again(images, data, judge, tmp_path, monk
     whole = (tmp_path / "score_lists.json").read_text()
     asked = []
     beginnings = VisionLanguageModel.beginnings
-    monkeypatch.setattr(VisionLanguageModel, "beginnings", lambda self, image, texts: asked.append(texts) or beginnings(self, image, texts))
+    monkeypatch.setattr(
+        VisionLanguageModel,
+        "beginnings",
+        lambda self, image, texts: asked.append(texts) or beginnings(self, image, texts),
+    )
     (tmp_path / "score_lists.json").unlink()
-    assert scored(images, data, judge, tmp_path) == 0 and asked == [] and (tmp_path / "score_lists.json").read_text() == whole
+    assert (
+        scored(images, data, judge, tmp_path) == 0
+        and asked == []
+        and (tmp_path / "score_lists.json").read_text() == whole
+    )
     (tmp_path / "score_lists.json").unlink()
     Image.new("RGB", (16, 16)).save(images.parent / "00001.png")  # another picture
     assert scored(images, data, judge, tmp_path) == 0 and asked == [["Any hat? Answer in one word."]]

@@ -43,7 +43,13 @@ def by_hand(kind, items):
 
 
 @pytest.mark.parametrize(
-    ("kind", "items"), [("mean", NUMBERS), ("perplexity", [-1.0, -0.2, -2.1, -0.9]), ("weighted_perplexity", TEXTS), ("bits_per_byte", TEXTS)]
+    ("kind", "items"),
+    [
+        ("mean", NUMBERS),
+        ("perplexity", [-1.0, -0.2, -2.1, -0.9]),
+        ("weighted_perplexity", TEXTS),
+        ("bits_per_byte", TEXTS),
+    ],
 )
 def test_values_and_their_spread(kind, items):
     value, moves = value_of(kind, items)
@@ -56,7 +62,15 @@ def test_values_and_their_spread(kind, items):
 
 def figure(items, kind="mean", higher=True, **changes) -> Figure:
     value, moves = value_of(kind, items)
-    made = {"task": "t", "metric": "m", "filter": "none", "value": value, "stderr": stderr_of(moves), "count": len(items), "higher": higher}
+    made = {
+        "task": "t",
+        "metric": "m",
+        "filter": "none",
+        "value": value,
+        "stderr": stderr_of(moves),
+        "count": len(items),
+        "higher": higher,
+    }
     return Figure(**(made | {"kind": kind, "items": tuple(items)} | changes))
 
 
@@ -69,7 +83,9 @@ def test_a_difference_is_that_of_the_same_items():
     items = [tuple(row) for row in zip(-rng.uniform(10, 200, 50), rng.integers(5, 60, 50).astype(float))]
     worse = [(likelihood * (1.04 + 0.01 * rng.standard_normal()), weight) for likelihood, weight in items]
     one = pair(figure(items, "bits_per_byte", False), figure(worse, "bits_per_byte", False))
-    assert one.verdict == "worse" and 0 < one.half < one.difference < one.before.bounds[1] - one.before.value  # less than either is known by itself
+    assert (
+        one.verdict == "worse" and 0 < one.half < one.difference < one.before.bounds[1] - one.before.value
+    )  # less than either is known by itself
     assert pair(one.after, one.before).verdict == "better"
 
 
@@ -92,18 +108,28 @@ def test_verdicts():
 def test_shares_have_wilsons_intervals_and_perplexities_symmetric_ones():
     assert figure((1.0,) * 6).bounds == pytest.approx((0.61, 1.0), abs=1e-3)  # of 6 of 6: not ± 0
     texts = figure(TEXTS, "weighted_perplexity", False)
-    assert sum(texts.bounds) / 2 == pytest.approx(texts.value) and texts.bounds[1] - texts.value == pytest.approx(1.96 * texts.stderr, rel=1e-4)
+    assert sum(texts.bounds) / 2 == pytest.approx(texts.value) and texts.bounds[1] - texts.value == pytest.approx(
+        1.96 * texts.stderr, rel=1e-4
+    )
 
 
 def test_figures_are_read_as_they_were_written():
-    figures = [figure(NUMBERS), figure(TEXTS, "weighted_perplexity", False), Figure("t", "bleu", "strict", 1.0, None, 3, None)]
+    figures = [
+        figure(NUMBERS),
+        figure(TEXTS, "weighted_perplexity", False),
+        Figure("t", "bleu", "strict", 1.0, None, 3, None),
+    ]
     assert from_json(json.loads(json.dumps(to_json(figures)))) == figures
 
 
 def test_the_table_and_the_page():
     pairs = paired([figure(NUMBERS)], [figure((0.0,) * 6)])
     lines = as_text(pairs).splitlines()
-    assert lines[0].split() == ["task", "metric", "before", "after", "difference", "of"] and "m ↑" in lines[1] and "worse" in lines[1]
+    assert (
+        lines[0].split() == ["task", "metric", "before", "after", "difference", "of"]
+        and "m ↑" in lines[1]
+        and "worse" in lines[1]
+    )
     alone = as_text(paired([], [figure(NUMBERS, filter="strict")]))
     assert "before" not in alone and "m (strict) ↑" in alone and "0.6667 (0.3–0.9032)" in alone
     page = render(pairs, "<model>", "llm", {"commit": "abc"}, ["Mind <this>."])
@@ -135,7 +161,12 @@ def harness():
     return harness
 
 
-TEXTS_READ = ["a red circle stands left of a blue square.", "write words about a small cat.", "the naïve cross is above 640x480 words.", "red"]
+TEXTS_READ = [
+    "a red circle stands left of a blue square.",
+    "write words about a small cat.",
+    "the naïve cross is above 640x480 words.",
+    "red",
+]
 
 
 @pytest.fixture
@@ -143,33 +174,46 @@ def tasks(tmp_path):
     """A folder with a task of each kind of output, all tagged `tiny`."""
     folder = tmp_path / "tasks"
     folder.mkdir()
-    rows = [{"text": one, "head": one.rsplit(" ", 1)[0], "last": one.rsplit(" ", 1)[-1], "choices": ["cat", one[:5], "a b"]} for one in TEXTS_READ]
+    rows = [
+        {"text": one, "head": one.rsplit(" ", 1)[0], "last": one.rsplit(" ", 1)[-1], "choices": ["cat", one[:5], "a b"]}
+        for one in TEXTS_READ
+    ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     extra = {
-        "choice": 'doc_to_text: "{{head}}"\ndoc_to_choice: "{{choices}}"\ndoc_to_target: 1\nmetric_list: [{metric: acc}, {metric: acc_norm}]\n',
-        "prose": 'doc_to_text: ""\ndoc_to_target: "{{text}}"\nmetric_list: [{metric: byte_perplexity}, {metric: bits_per_byte}]\n',
-        "answer": 'doc_to_text: "{{head}}"\ndoc_to_target: "{{last}}"\ngeneration_kwargs: {until: ["zz"], max_gen_toks: 9}\nmetric_list: '
+        "choice": 'doc_to_text: "{{head}}"\ndoc_to_choice: "{{choices}}"\ndoc_to_target: 1\nmetric_list: [{metric: '
+        "acc}, {metric: acc_norm}]\n",
+        "prose": 'doc_to_text: ""\ndoc_to_target: "{{text}}"\nmetric_list: [{metric: byte_perplexity}, {metric: '
+        "bits_per_byte}]\n",
+        "answer": 'doc_to_text: "{{head}}"\ndoc_to_target: "{{last}}"\ngeneration_kwargs: {until: ["zz"], '
+        "max_gen_toks: 9}\nmetric_list: "
         "[{metric: exact_match}]\n",
     }
     for name, kind in KINDS.items():
-        head = f"task: tiny_{name}\ntag: tiny\ndataset_path: json\ndataset_kwargs: {{data_files: {folder / 'rows.jsonl'}}}\ntest_split: train\n"
+        head = (
+            f"task: tiny_{name}\ntag: tiny\ndataset_path: json\ndataset_kwargs: {{data_files: "
+            f"{folder / 'rows.jsonl'}}}\ntest_split: train\n"
+        )
         (folder / f"{name}.yaml").write_text(f"{head}output_type: {kind}\n{extra[name]}metadata: {{version: 3.0}}\n")
     return folder
 
 
 def save_llm(folder, family="llama", begins=False, chat=False):
-    """A tiny LLM that, as many do, has several ends of text and a penalty in its generation_config.json. begins: its tokenizer begins all texts;
-    chat: it has a template of turns."""
+    """A tiny LLM that, as many do, has several ends of text and a penalty in its generation_config.json. begins: its
+    tokenizer begins all texts; chat: it has a template of turns."""
     tokenizer = families.tiny_tokenizer()
     if chat:
         turns = "{% for one in messages %}[{{ one.role }}] {{ one.content }}\n{% endfor %}"
         tokenizer.chat_template = turns + "{% if add_generation_prompt %}[a]{% endif %}"
     if begins:
         tokenizer.add_special_tokens({"bos_token": "<|endoftext|>"})
-        tokenizer._tokenizer.post_processor = processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+        tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+        )
     families.tiny_llm(family).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    GenerationConfig(eos_token_id=[0, 40], repetition_penalty=1.5, do_sample=True, temperature=0.7).save_pretrained(folder)
+    GenerationConfig(eos_token_id=[0, 40], repetition_penalty=1.5, do_sample=True, temperature=0.7).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -181,7 +225,9 @@ def said(lm, manager, chat=False) -> dict:
     return {task: [one["resps"] for one in samples] for task, samples in found["samples"].items()}
 
 
-@pytest.mark.parametrize(("family", "begins", "chat"), [("llama", True, False), ("gemma2", False, True), ("gpt2", False, False)])
+@pytest.mark.parametrize(
+    ("family", "begins", "chat"), [("llama", True, False), ("gemma2", False, True), ("gpt2", False, False)]
+)
 def test_a_new_fusion_model_answers_as_lm_evals_own_model_of_the_llm(harness, tasks, tmp_path, family, begins, chat):
     from lm_eval.models.huggingface import HFLM
 
@@ -203,13 +249,22 @@ def test_before_and_after(harness, tasks, tmp_path, capsys):
     asked = ["--tasks", "tiny", "--include-path", tasks, "--against", llm, "--batch-size", 3, "--device", "cpu"]
     assert run(tmp_path / "same", *asked, "-o", tmp_path / "out") == 0
     told = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [one["verdict"] for one in told["figures"]] == ["the same"] * 5 and {one["difference"] for one in told["figures"]} == {0}
-    assert told["tasks"]["tiny_prose"] == {"version": 3.0, "shots": 0} and told["versions"]["lm_eval"] and told["notes"] == []
+    assert [one["verdict"] for one in told["figures"]] == ["the same"] * 5 and {
+        one["difference"] for one in told["figures"]
+    } == {0}
+    assert (
+        told["tasks"]["tiny_prose"] == {"version": 3.0, "shots": 0}
+        and told["versions"]["lm_eval"]
+        and told["notes"] == []
+    )
     prose = next(one for one in told["figures"] if one["metric"] == "bits_per_byte")
-    assert prose["count"] == len(TEXTS_READ) and prose["after"]["low"] < prose["after"]["value"] < prose["after"]["high"]
+    assert (
+        prose["count"] == len(TEXTS_READ) and prose["after"]["low"] < prose["after"]["value"] < prose["after"]["high"]
+    )
     assert "the same" in capsys.readouterr().out and "bits_per_byte" in (tmp_path / "out" / "report.html").read_text()
 
-    # One that forgot is told apart; of a run that was stopped behind the LLM's part, the rest is asked, and what is there stays.
+    # One that forgot is told apart; of a run that was stopped behind the LLM's part, the rest is asked, and what is
+    # there stays.
     with torch.no_grad():
         for weights in model.model.llm.model.layers.parameters():
             weights.mul_(1 + 0.5 * torch.randn_like(weights))

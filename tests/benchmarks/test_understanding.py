@@ -34,7 +34,11 @@ def test_pictures_stand_where_the_text_names_them(text, images, prompt):
 
 
 def test_a_text_is_cut_at_the_first_of_its_ends():
-    assert cut("one\ntwo. three", ["three", "\n", "."]) == "one" and cut("one", ["", "x"]) == "one" and cut("x one", ["x"]) == ""
+    assert (
+        cut("one\ntwo. three", ["three", "\n", "."]) == "one"
+        and cut("one", ["", "x"]) == "one"
+        and cut("x one", ["x"]) == ""
+    )
 
 
 # ---- the program ----
@@ -49,14 +53,23 @@ def asked(tmp_path):
     rows = []
     for number, one in enumerate(evaluation_questions(COUNT)):
         Image.fromarray(one.image).save(tmp_path / "pictures" / f"{number}.png")
-        rows.append({"id": number, "text": one.question.text, "images": [f"pictures/{number}.png"], "answer": one.question.answer})
+        rows.append(
+            {
+                "id": number,
+                "text": one.question.text,
+                "images": [f"pictures/{number}.png"],
+                "answer": one.question.answer,
+            }
+        )
     file = tmp_path / "questions.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
 
 def run(file, *words) -> int:
-    return understanding.main(["shapes", str(file), "-o", str(file.parent / "out" / "answers.jsonl"), "--dtype", "fp32", *map(str, words)])
+    return understanding.main(
+        ["shapes", str(file), "-o", str(file.parent / "out" / "answers.jsonl"), "--dtype", "fp32", *map(str, words)]
+    )
 
 
 def test_questions_are_answered_and_gone_on_with(asked, tmp_path, capsys):
@@ -64,14 +77,22 @@ def test_questions_are_answered_and_gone_on_with(asked, tmp_path, capsys):
     assert run(asked, *words) == 0 and f"{COUNT} of {COUNT} questions answered" in capsys.readouterr().out
     whole = out.read_bytes()
     rows = [json.loads(line) for line in whole.splitlines()]
-    assert [{name: value for name, value in row.items() if name != "response"} for row in rows] == list(map(json.loads, asked.open()))
+    assert [{name: value for name, value in row.items() if name != "response"} for row in rows] == list(
+        map(json.loads, asked.open())
+    )
     assert sum(row["response"] == row["answer"] for row in rows) >= 0.8 * COUNT
     one = evaluation_questions(COUNT)[3]
-    assert fusion.load("shapes", dtype="fp32").describe(one.image, one.question.text, max_new_tokens=12) == rows[3]["response"]
+    assert (
+        fusion.load("shapes", dtype="fp32").describe(one.image, one.question.text, max_new_tokens=12)
+        == rows[3]["response"]
+    )
 
     lines = whole.splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:7]) + lines[7][:9])  # a process was killed while it wrote
-    assert run(asked, *words) == 0 and f"{COUNT - 7} of {COUNT} questions answered; 7 were there" in capsys.readouterr().out
+    assert (
+        run(asked, *words) == 0
+        and f"{COUNT - 7} of {COUNT} questions answered; 7 were there" in capsys.readouterr().out
+    )
     assert out.read_bytes() == whole
     assert run(asked, *words) == 0 and "0 of 16 questions answered; 16 were" in capsys.readouterr().out
 
@@ -125,7 +146,12 @@ def test_a_damaged_picture_is_named_with_its_line_and_what_came_before_stays(ask
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["guidance=2"], "answers are words"), (["temperature=hot"], "knobs of words are numbers"), (["top_p=0"], "top_p"), (["--batch", 0], "--batch")],
+    [
+        (["guidance=2"], "answers are words"),
+        (["temperature=hot"], "knobs of words are numbers"),
+        (["top_p=0"], "top_p"),
+        (["--batch", 0], "--batch"),
+    ],
 )
 def test_knobs_of_pictures_and_bad_ones_are_refused(asked, words, said, capsys):
     assert run(asked, *words) == 1 and said in capsys.readouterr().err
@@ -138,7 +164,9 @@ def test_what_a_task_wants():
     assert wanted({}) == ({"max_new_tokens": 256, "temperature": 0.0, "top_p": 1.0}, ())
     asked = {"max_new_tokens": 16, "temperature": 0.7, "top_p": None, "num_beams": 1, "until": ["\n\n", "Q:"]}
     assert wanted(asked) == ({"max_new_tokens": 16, "temperature": 0.7, "top_p": 1.0}, ("Q:",))
-    assert wanted(asked | {"do_sample": False, "until": "Q:"})[0]["temperature"] == 0 and wanted({"until": "Q:"})[1] == ("Q:",)
+    assert wanted(asked | {"do_sample": False, "until": "Q:"})[0]["temperature"] == 0 and wanted({"until": "Q:"})[
+        1
+    ] == ("Q:",)
     with pytest.raises(ValueError, match="num_beams=3"):
         wanted({"num_beams": 3})
     assert [list(one) for one in together("aaabaa", 2)] == [[0, 1], [2], [3], [4, 5]] and not list(together("", 2))

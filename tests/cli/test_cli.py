@@ -68,11 +68,16 @@ def test_help_of_the_installed_command_comes_at_once():
     command = shutil.which("fusion", path=Path(sys.executable).parent)
     assert command, "fusion is not installed beside this Python"
     heavy = {"torch", "transformers", "PIL", "numpy"}
-    code = f"import runpy, sys; sys.argv = ['fusion', '--help']\ntry: runpy.run_path({command!r}, run_name='__main__')\nexcept SystemExit: pass\n"
+    code = (
+        f"import runpy, sys; sys.argv = ['fusion', '--help']\ntry: runpy.run_path({command!r}, "
+        "run_name='__main__')\nexcept SystemExit: pass\n"
+    )
     code += f"print(sorted({heavy!r} & set(sys.modules)))"
     started = time.perf_counter()
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.strip().endswith("[]") and time.perf_counter() - started < 5  # a slow machine under load; torch alone takes longer there
+    assert (
+        said.strip().endswith("[]") and time.perf_counter() - started < 5
+    )  # a slow machine under load; torch alone takes longer there
     assert all(f"    {name}" in said for name in (*commands.COMMANDS, *PROGRAMS))
 
 
@@ -87,9 +92,19 @@ def test_every_program_explains_itself(program, capsys):
 
 def test_the_recipe_of_a_config_is_told_by_its_sections():
     configs = Path(__file__).parents[2] / "configs"
-    found = {name: _recipe_of([str(configs / f"{name}.yaml")]) for name in ("unified", "emoji", "dit", "flux", "demo", "codec", "llm", "shapes")}
+    found = {
+        name: _recipe_of([str(configs / f"{name}.yaml")])
+        for name in ("unified", "emoji", "dit", "flux", "demo", "codec", "llm", "shapes")
+    }
     assert found == {
-        "unified": "unified", "emoji": "unified", "dit": "diffusion", "flux": "diffusion", "demo": "demo", "codec": "codec", "llm": "llm", "shapes": "demo",
+        "unified": "unified",
+        "emoji": "unified",
+        "dit": "diffusion",
+        "flux": "diffusion",
+        "demo": "demo",
+        "codec": "codec",
+        "llm": "llm",
+        "shapes": "demo",
     }
     with pytest.raises(ValueError, match="give a recipe"):
         _recipe_of(["model.llm=x"])
@@ -136,7 +151,10 @@ def test_several_answers_are_those_of_their_seeds(run, here):
 
 
 def test_edit_saves_an_image_of_the_same_size_and_overwrites_nothing(run, here):
-    names = [run("edit", "model", "wide.png", "Make it blue.", "--steps", "2", "--out", "new.png", "--seed", str(i))[1] for i in (0, 0, 1)]
+    names = [
+        run("edit", "model", "wide.png", "Make it blue.", "--steps", "2", "--out", "new.png", "--seed", str(i))[1]
+        for i in (0, 0, 1)
+    ]
     assert names == [["new.png"], ["new-2.png"], ["new-3.png"]]
     first, again, other = (Image.open(name) for (name,) in names)
     assert first.size == (48, 32) and first.tobytes() == again.tobytes() != other.tobytes()
@@ -162,17 +180,27 @@ def test_inspect_draws_a_document_for_a_model_and_for_its_llm(run, here):
 def test_messages_come_from_a_file(run, here):
     Path("talk").mkdir()
     image = {"type": "image", "image": "../cat.png"}
-    turns = [{"role": "user", "content": [image, {"type": "text", "text": "Again."}]}, {"role": "assistant", "content": [image]}]
+    turns = [
+        {"role": "user", "content": [image, {"type": "text", "text": "Again."}]},
+        {"role": "assistant", "content": [image]},
+    ]
     Path("talk/messages.json").write_text(json.dumps({"messages": turns}))
-    assert "16 patches of 1 clean pictures, 16 of 1 noised blocks" in run("inspect", "model", "@talk/messages.json")[1][0]
+    assert (
+        "16 patches of 1 clean pictures, 16 of 1 noised blocks" in run("inspect", "model", "@talk/messages.json")[1][0]
+    )
     Path("talk/prompt.json").write_text(json.dumps(turns[:1]))
     knobs = ("--max-new-tokens", "6", "--max-images", "0")
-    assert run("generate", "model", "@talk/prompt.json", *knobs) == run("generate", "model", "@cat.png", "Again.", *knobs)
+    assert run("generate", "model", "@talk/prompt.json", *knobs) == run(
+        "generate", "model", "@cat.png", "Again.", *knobs
+    )
 
 
 def test_a_system_prompt_comes_first():
     assert commands.with_system(["hi"], None) == ["hi"]
-    assert commands.with_system(["hi"], "s") == [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    assert commands.with_system(["hi"], "s") == [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+    ]
     with pytest.raises(ValueError, match="--system has no place"):
         commands.with_system([{"role": "system", "content": "t"}], "s")
 
@@ -250,20 +278,40 @@ def talk(model, lines: list[str], show: bool = False, **how) -> str:
 
 def test_chat_keeps_the_conversation_and_its_images(here):
     model = Scripted([TextPiece(0, "Here"), TextPiece(0, " it is: "), ImageDone(0, scene(3))], [TextPiece(0, "Blue.")])
-    said = talk(model, ["/image cat.png", "Redraw it.", "//What colour?", "/save", "/save", "/quit", "never read"], seed=7, steps=3)
+    said = talk(
+        model,
+        ["/image cat.png", "Redraw it.", "//What colour?", "/save", "/save", "/quit", "never read"],
+        seed=7,
+        steps=3,
+    )
     first, second = model.asked
-    assert [block["type"] for block in first[0][0]["content"]] == ["image", "text"] and first[1:] == (7, False, {"steps": 3})
+    assert [block["type"] for block in first[0][0]["content"]] == ["image", "text"] and first[1:] == (
+        7,
+        False,
+        {"steps": 3},
+    )
     assert [message["role"] for message in second[0]] == ["user", "assistant", "user"] and second[1] == 8
-    assert second[0][1]["content"][0] == {"type": "text", "text": "Here it is: "} and second[0][2]["content"][0]["text"] == "/What colour?"
+    assert (
+        second[0][1]["content"][0] == {"type": "text", "text": "Here it is: "}
+        and second[0][2]["content"][0]["text"] == "/What colour?"
+    )
     assert "Here it is: \ndrawn.png\nBlue.\nchat/messages.json\nchat-2/messages.json\n" in said
     saved = conversation.read("chat/messages.json")
     assert [message["role"] for message in saved] == ["user", "assistant"] * 2
-    assert saved[0]["content"][0]["image"].tobytes() == scene(1).tobytes() and saved[1]["content"][1]["image"].tobytes() == scene(3).tobytes()
+    assert (
+        saved[0]["content"][0]["image"].tobytes() == scene(1).tobytes()
+        and saved[1]["content"][1]["image"].tobytes() == scene(3).tobytes()
+    )
     assert {path.name for path in Path("chat").iterdir()} == {"messages.json", "image-1.png", "image-2.png"}
 
 
 def test_a_turn_that_fails_is_told_and_forgotten(here, capsys):
-    model = Scripted([ValueError("the document\nis too long")], [TextPiece(0, "par"), KeyboardInterrupt()], [], [TextPiece(0, "Yes.")])
+    model = Scripted(
+        [ValueError("the document\nis too long")],
+        [TextPiece(0, "par"), KeyboardInterrupt()],
+        [],
+        [TextPiece(0, "Yes.")],
+    )
     said = talk(model, ["one", "two", "three", "/nope", "/image nope.png", "/seed x", "/save", "four"])
     errors = capsys.readouterr().err.splitlines()
     assert [len(messages) for messages, *_ in model.asked] == [1, 1, 1, 1]
@@ -289,7 +337,9 @@ def test_an_image_becomes_clear_in_its_place(here):
 
 def test_the_command_chats_with_a_real_model(run, here, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n/save\n"))
-    status, out, errors = run("chat", "model", "--max-new-tokens", "6", "--max-images", "0", "--system", "s", "--temperature", "1")
+    status, out, errors = run(
+        "chat", "model", "--max-new-tokens", "6", "--max-images", "0", "--system", "s", "--temperature", "1"
+    )
     assert (status, errors, out[-1]) == (0, [], "chat/messages.json")
     monkeypatch.setattr(sys, "stdin", io.StringIO("/save\n"))
     assert run("chat", "model", "--resume", "chat/messages.json")[1] == ["chat-2/messages.json"]
@@ -305,7 +355,14 @@ def test_words_are_text_images_or_escaped(here):
 
 
 @pytest.mark.parametrize(
-    "data", ["3", '["a"]', '{"content": 3}', '[{"role": "user", "content": [{"type": "image", "image": 3}]}]', '{"messages": 1}']
+    "data",
+    [
+        "3",
+        '["a"]',
+        '{"content": 3}',
+        '[{"role": "user", "content": [{"type": "image", "image": 3}]}]',
+        '{"messages": 1}',
+    ],
 )
 def test_a_file_that_holds_no_messages_is_named(here, data):
     Path("bad.json").write_text(data)
@@ -314,7 +371,10 @@ def test_a_file_that_holds_no_messages_is_named(here, data):
 
 
 def test_names_count_up_and_folders_are_made(tmp_path):
-    assert image_path(tmp_path) == tmp_path / "image.png" and image_path(tmp_path / "new", "a.png") == tmp_path / "new" / "a.png"
+    assert (
+        image_path(tmp_path) == tmp_path / "image.png"
+        and image_path(tmp_path / "new", "a.png") == tmp_path / "new" / "a.png"
+    )
     names = [claim(tmp_path / "deep" / "cat.png").name for _ in range(3)]
     assert names == ["cat.png", "cat-2.png", "cat-3.png"]
 
@@ -334,7 +394,10 @@ def test_half_blocks_show_two_pixels_a_character():
 
 
 def test_runs_of_text_are_joined_and_blanks_left_out():
-    blocks = [{"type": "text", "text": t} for t in "ab"] + [{"type": "image", "image": 1}, {"type": "text", "text": " "}]
+    blocks = [{"type": "text", "text": t} for t in "ab"] + [
+        {"type": "image", "image": 1},
+        {"type": "text", "text": " "},
+    ]
     assert join(blocks) == [{"type": "text", "text": "ab"}, {"type": "image", "image": 1}]
 
 

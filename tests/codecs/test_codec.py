@@ -79,7 +79,11 @@ def tiny_qwen():
 # Family: (a tiny random autoencoder, channels, downsample).
 TINY = {
     "kl": (lambda: tiny_kl(scaling_factor=0.5, shift_factor=0.3), 4, 4),
-    "kl-per-channel": (lambda: tiny_kl(scaling_factor=0.5, latents_mean=[0.1, -0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0]), 4, 4),
+    "kl-per-channel": (
+        lambda: tiny_kl(scaling_factor=0.5, latents_mean=[0.1, -0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0]),
+        4,
+        4,
+    ),
     "dc": (tiny_dc, 8, 4),
     "tiny": (tiny_tiny, 4, 8),
     "flux2": (tiny_flux2, 16, 4),
@@ -132,7 +136,9 @@ def raw_and_latents(kind, vae, x):
     if kind == "flux2":  # pipeline_flux2.py
         raw = vae.encode(x).latent_dist.mean
         folded = diffusers.Flux2Pipeline._patchify_latents(raw)
-        return raw, torch.nn.functional.batch_norm(folded, vae.bn.running_mean, vae.bn.running_var, eps=vae.config.batch_norm_eps)
+        return raw, torch.nn.functional.batch_norm(
+            folded, vae.bn.running_mean, vae.bn.running_var, eps=vae.config.batch_norm_eps
+        )
     raw = vae.encode(x[:, :, None]).latent_dist.mean  # pipeline_qwenimage_edit.py
     mean, std = (torch.tensor(vae.config[key]).view(1, 4, 1, 1, 1) for key in ("latents_mean", "latents_std"))
     return raw, ((raw - mean) / std)[:, :, 0]
@@ -143,13 +149,17 @@ def test_latents_are_those_of_the_pipelines(kind, codec, pixels):
     torch.testing.assert_close(codec.encode(pixels), latents, atol=1e-5, rtol=1e-5)
     decoded = codec.vae.decode(raw)
     decoded = getattr(decoded, "sample", decoded)
-    torch.testing.assert_close(codec.decode(latents), decoded[:, :, 0] if decoded.ndim == 5 else decoded, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        codec.decode(latents), decoded[:, :, 0] if decoded.ndim == 5 else decoded, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_a_batch_equals_one_by_one(codec, pixels):
     latents = codec.encode(pixels)
     torch.testing.assert_close(torch.cat([codec.encode(x[None]) for x in pixels]), latents, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(torch.cat([codec.decode(z[None]) for z in latents]), codec.decode(latents), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.cat([codec.decode(z[None]) for z in latents]), codec.decode(latents), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_frozen_and_in_evaluation_mode(codec, pixels):

@@ -20,7 +20,9 @@ def clone(tmp_path, monkeypatch):
 
 def git(folder, *words: str) -> str:
     author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-    return subprocess.run(["git", *author, *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["git", *author, *words], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def test_the_commit_of_a_clone_and_whether_files_differ_from_it(clone):

@@ -27,17 +27,32 @@ def llm(tmp_path_factory) -> Path:
     return training.save_llm(tmp_path_factory.mktemp("llm"))
 
 
-CONTENDERS = "contenders=[{name: 'DiT, a', architecture: dit, network: {layers: 1, heads: 2, patch_size: 8}},{name: Unified}]"
+CONTENDERS = (
+    "contenders=[{name: 'DiT, a', architecture: dit, network: {layers: 1, heads: 2, patch_size: 8}},{name: Unified}]"
+)
 
 
 def words(llm: Path, folder: Path) -> list[str]:
     short = ("minutes=null", "documents=24", "validate_every=1", "precision=fp32")
     end = [f"{kind}.training.{word}" for kind in ("painter", "unified") for word in short]
     return [
-        f"out={folder}/out", f"records={folder}/records", CONTENDERS, "seeds=[3,5]", "target=4e5", *end, f"painter.painter.texts=[{{path: {llm}}}]",
-        f"unified.model.llm={llm}", "painter.pairing.rows=8", "painter.validation.documents=8", "unified.validation.documents=4",
-        "unified.packing.lookahead=8", "unified.packing.rows=2", "scored.count=12", "scored.steps=2", "pairs=[['DiT, a', Unified]]",
-    ]  # fmt: skip
+        f"out={folder}/out",
+        f"records={folder}/records",
+        CONTENDERS,
+        "seeds=[3,5]",
+        "target=4e5",
+        *end,
+        f"painter.painter.texts=[{{path: {llm}}}]",
+        f"unified.model.llm={llm}",
+        "painter.pairing.rows=8",
+        "painter.validation.documents=8",
+        "unified.validation.documents=4",
+        "unified.packing.lookahead=8",
+        "unified.packing.rows=2",
+        "scored.count=12",
+        "scored.steps=2",
+        "pairs=[['DiT, a', Unified]]",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +65,12 @@ def done(llm, tmp_path_factory, root) -> tuple[list[str], Path]:
 
 
 def test_unified_models_differ_in_their_settings(llm, tmp_path):
-    both = "contenders=[{name: axial, model: {positions: axial}}, {name: frozen, model: {mode: frozen, image_width: 32}}]"
-    made = load_config(comparison.Comparison, None, [*words(llm, tmp_path)[:2], both, f"unified.model.llm={llm}", "pairs=[]"])
+    both = (
+        "contenders=[{name: axial, model: {positions: axial}}, {name: frozen, model: {mode: frozen, image_width: 32}}]"
+    )
+    made = load_config(
+        comparison.Comparison, None, [*words(llm, tmp_path)[:2], both, f"unified.model.llm={llm}", "pairs=[]"]
+    )
     axial, frozen = (resolve(made, contender, 0).model for contender in made.contenders)
     assert (axial.positions, axial.mode, frozen.mode, frozen.image_width) == ("axial", "shared", "frozen", 32)
     assert axial.llm == frozen.llm == str(llm)
@@ -105,15 +124,30 @@ def test_a_record_is_of_the_weights_of_a_language_model_and_not_of_its_place(don
             copy = tmp_path / f"{contender.slug}-{len(prints)}"
             shutil.copytree(llm, copy)
             tensors = load_file(copy / "model.safetensors")
-            save_file({name: tensor + number for name, tensor in tensors.items()}, copy / "model.safetensors", metadata={"format": "pt"})
-            moved = load_config(comparison.Comparison, argv[0], [*argv[1:], f"unified.model.llm={copy}", f"painter.painter.texts=[{{path: {copy}}}]"])
+            save_file(
+                {name: tensor + number for name, tensor in tensors.items()},
+                copy / "model.safetensors",
+                metadata={"format": "pt"},
+            )
+            moved = load_config(
+                comparison.Comparison,
+                argv[0],
+                [*argv[1:], f"unified.model.llm={copy}", f"painter.painter.texts=[{{path: {copy}}}]"],
+            )
             prints.append(comparison.fingerprint(resolve(moved, contender, 3), moved.scored))
         assert prints[0] == prints[1] != prints[2]
 
 
 def test_the_page_shows_all_of_it(done):
     page = (done[1] / "out" / "comparison.html").read_text()
-    for words in ("DiT, a", "Unified", "against steps", "against TFLOP of training", "against seconds of training", "4 of 4 runs done"):
+    for words in (
+        "DiT, a",
+        "Unified",
+        "against steps",
+        "against TFLOP of training",
+        "against seconds of training",
+        "4 of 4 runs done",
+    ):
         assert words in page
     assert page.count("data:image/png") == 2
 
@@ -126,12 +160,18 @@ def test_contenders_are_of_the_size_that_is_asked_for(llm, tmp_path, root, kind,
     settings = replace(settings, painter=replace(settings.painter, painter=reader))
     for architecture in ("dit", "mmdit", "hidream"):
         single = {"single": 1} if architecture == "hidream" else {}
-        painter = make_painter(resolve(settings, Contender("x", architecture, {"layers": 1, "heads": 2, "patch_size": 8} | single), 0).painter)
+        painter = make_painter(
+            resolve(
+                settings, Contender("x", architecture, {"layers": 1, "heads": 2, "patch_size": 8} | single), 0
+            ).painter
+        )
         layers = torch.zeros(1, 1, comparison.TOKENS, 64) if architecture == "hidream" else None
         cond = Conditioning(torch.zeros(1, comparison.TOKENS, 64), pooled=torch.zeros(1, 64), layers=layers)
         size = {
             "parameters": parameters(painter.network),
-            "flops": flops(lambda painter=painter, cond=cond: painter.network(torch.zeros(1, 3, 32, 32), torch.ones(1), cond)),
+            "flops": flops(
+                lambda painter=painter, cond=cond: painter.network(torch.zeros(1, 3, 32, 32), torch.ones(1), cond)
+            ),
         }
         assert size[kind] == pytest.approx(target, rel=0.1)
 
@@ -153,9 +193,23 @@ def test_an_interval_is_students():
 
 
 def test_ranks_share_places_and_leave_out_seeds_that_not_all_have():
-    blank = {"settings": "", "commit": "", "device": "", "parameters": 1, "forward": 1.0, "training": 1.0, "kept": 1.0, "seconds": 1.0, "seen": 1}
+    blank = {
+        "settings": "",
+        "commit": "",
+        "device": "",
+        "parameters": 1,
+        "forward": 1.0,
+        "training": 1.0,
+        "kept": 1.0,
+        "seconds": 1.0,
+        "seen": 1,
+    }
     base = Record("a", 0, **blank, steps=1, curve=[[1, 1, 1, 0.5]], scores={})
-    records = [base, replace(base, contender="b", curve=[[1, 1, 1, 0.5]]), replace(base, contender="c", curve=[[1, 1, 1, 0.1]])]
+    records = [
+        base,
+        replace(base, contender="b", curve=[[1, 1, 1, 0.5]]),
+        replace(base, contender="c", curve=[[1, 1, 1, 0.1]]),
+    ]
     records.append(replace(base, seed=1, curve=[[1, 1, 1, 0.01]]))
     places = compare.ranks(records, lambda one: float(one.x_error))
     assert {name: place.mean for name, place in places.items()} == {"a": 2.5, "b": 2.5, "c": 1.0}
@@ -170,6 +224,14 @@ def test_a_record_that_is_none_is_named(done, capsys):
 
 def test_two_contenders_of_one_name_are_refused(llm, tmp_path, root):
     with pytest.raises(SystemExit, match="none of them twice"):
-        compare.main([str(root / "configs" / "compare" / "shapes.yaml"), *words(llm, tmp_path), "contenders=[{name: A b}, {name: a-b}]"])
+        compare.main(
+            [
+                str(root / "configs" / "compare" / "shapes.yaml"),
+                *words(llm, tmp_path),
+                "contenders=[{name: A b}, {name: a-b}]",
+            ]
+        )
     with pytest.raises(SystemExit, match="are not two contenders; name two of DiT, a, Unified"):
-        compare.main([str(root / "configs" / "compare" / "shapes.yaml"), *words(llm, tmp_path), "pairs=[['DiT, a', UNet]]"])
+        compare.main(
+            [str(root / "configs" / "compare" / "shapes.yaml"), *words(llm, tmp_path), "pairs=[['DiT, a', UNet]]"]
+        )

@@ -28,7 +28,10 @@ def folder(tmp_path):
         values = np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
         Image.fromarray(values).save(tmp_path / f"{number}.png")
     (tmp_path / "3.png").write_bytes(b"no picture")
-    write_rows(tmp_path / "metadata.jsonl", [{"file_name": f"{n}.png", "text": "x" * (n + 1) if n != 5 else ""} for n in range(20)])
+    write_rows(
+        tmp_path / "metadata.jsonl",
+        [{"file_name": f"{n}.png", "text": "x" * (n + 1) if n != 5 else ""} for n in range(20)],
+    )
     return tmp_path
 
 
@@ -40,7 +43,9 @@ def test_the_report_counts_what_is_there(folder):
     assert report.sizes == {(8, 8): 16, (16, 8): 2}
     assert sorted(report.texts) == [len("draw ") + n + 1 for n in good]
     assert dict(report.bad).keys() == {str(folder / "metadata.jsonl:4"), str(folder / "metadata.jsonl:6")}
-    expected = {side: {str(n) for n in good if split_of(str(n), held_out=0.25) == side} for side in ("train", "validation")}
+    expected = {
+        side: {str(n) for n in good if split_of(str(n), held_out=0.25) == side} for side in ("train", "validation")
+    }
     assert report.subjects == expected and expected["validation"]
     assert report.samples == {side: len(subjects) for side, subjects in expected.items()}
     assert findings.leaks == [] and report.repeats == 0
@@ -68,7 +73,11 @@ def test_repeated_images_and_texts_name_the_first(folder):
     rows = [{"file_name": f"{n}.png", "text": text} for n, text in ((9, "a"), (10, "b"), (11, "a"), (9, "c"))]
     (report,) = check(recognise(write_rows(folder / "metadata.jsonl", rows))).reports
     first, second, third, fourth = (str(folder / f"metadata.jsonl:{line}") for line in (1, 2, 3, 4))
-    assert report.image_repeats == [(second, first), (fourth, first)] and report.text_repeats == [(third, first)] and report.repeats == 0
+    assert (
+        report.image_repeats == [(second, first), (fourth, first)]
+        and report.text_repeats == [(third, first)]
+        and report.repeats == 0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,16 +92,22 @@ def test_tokens_are_those_that_training_packs(folder, processor):
     # Clean and noised, an image of 16x8 has two patches each.
     texts = [len(processor.text.plain(f"draw {row['text']}")) for row in rows]
     assert sum(report.lengths) - report.text_tokens == 2 * 2 + 2 * 1
-    assert report.lengths[1] - report.lengths[0] == texts[1] - texts[0] - 2 + len(processor.size_ids(8, 8)) - len(processor.size_ids(16, 8))
+    assert report.lengths[1] - report.lengths[0] == texts[1] - texts[0] - 2 + len(processor.size_ids(8, 8)) - len(
+        processor.size_ids(16, 8)
+    )
     (short,) = check(recognise(folder), reader=Reader(processor, length=report.lengths[0])).reports
     assert short.good == [0] and short.bad[0][0].endswith("metadata.jsonl:2") and "do not fit a row" in short.bad[0][1]
 
 
 def test_what_only_the_processor_refuses_is_bad_too(tmp_path, processor):
     turns = [[("user", "hi"), ("assistant", "ho")], [("user", " "), ("assistant", "ho")]]
-    path = write_rows(tmp_path / "chats.jsonl", [{"messages": [{"role": r, "content": c} for r, c in chat]} for chat in turns])
+    path = write_rows(
+        tmp_path / "chats.jsonl", [{"messages": [{"role": r, "content": c} for r, c in chat]} for chat in turns]
+    )
     (report,) = check(recognise(path), reader=Reader(processor)).reports
-    assert report.good == [0] and report.bad == [(f"{path}:2", "the user message is empty: write some text or add an image")]
+    assert report.good == [0] and report.bad == [
+        (f"{path}:2", "the user message is empty: write some text or add an image")
+    ]
 
 
 def test_the_page_holds_counts_bad_rows_and_samples_and_nothing_from_outside(folder, processor):
@@ -100,9 +115,17 @@ def test_the_page_holds_counts_bad_rows_and_samples_and_nothing_from_outside(fol
         file.write(json.dumps({"file_name": "<script>.png", "text": "x"}) + "\n")
     sources, reader = recognise(folder), Reader(processor, "tiny")
     page = write(check(sources, Split(held_out=0.25), reader), sources, reader, folder)
-    assert page == folder / "check.html" and write(check(sources, reader=reader), sources, reader, page) == folder / "check-2.html"
+    assert (
+        page == folder / "check.html"
+        and write(check(sources, reader=reader), sources, reader, page) == folder / "check-2.html"
+    )
     html = page.read_text()
-    assert "21 samples, 3 of them bad" in html and "metadata.jsonl:4" in html and "<script" not in html and "&lt;script&gt;" in html
+    assert (
+        "21 samples, 3 of them bad" in html
+        and "metadata.jsonl:4" in html
+        and "<script" not in html
+        and "&lt;script&gt;" in html
+    )
     assert html.count("data:image/png;base64,") == 1 + 8 and "http" not in html
     assert ">16x8<" in html or ">8x16<" in html
     assert "16–31</th>" in html and "as tiny reads them" in html
@@ -132,7 +155,10 @@ def test_the_command_prints_writes_and_tells_by_its_status_whether_all_is_well(f
         (["."], "no column text or caption"),
         ([".", "--column", "text=words"], "goes with --format"),
         ([".", "--format", "images", "--column", "words"], "write NAME=COLUMN"),
-        ([".", "--format", "images", "--column", "text=words", "--tokenizer", "nowhere"], "neither a fusion model nor an LLM"),
+        (
+            [".", "--format", "images", "--column", "text=words", "--tokenizer", "nowhere"],
+            "neither a fusion model nor an LLM",
+        ),
         ([".", "--format", "images", "--column", "text=words", "--length", "0"], "at least one token"),
         ([".", "--format", "images", "--column", "text=words", "--held-out", "1"], "held_out=1.0"),
     ],

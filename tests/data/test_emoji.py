@@ -21,7 +21,8 @@ def draw(path, size, colour):
 
 @pytest.fixture
 def clones(tmp_path):
-    """A haircut in all tones and both styles, a toilet in both styles, a copyright sign in one; and what must be left out."""
+    """A haircut in all tones and both styles, a toilet in both styles, a copyright sign in one; and what must be left
+    out."""
     noto, fluent = tmp_path / "noto", tmp_path / "fluent"
     for tone in ("", *TONES):
         draw(noto / f"png/128/emoji_u1f487{tone and '_' + tone}.png", (128, 128), "red")
@@ -64,13 +65,21 @@ def test_edits_change_one_thing(clones, tmp_path):
     pairs = rows(tmp_path / "emoji/edits.jsonl")
     assert len({(pair["input_file_name"], pair["edited_file_name"]) for pair in pairs}) == len(pairs)
     for pair in pairs:
-        (style, base), (to_style, to_base) = (pair[k].removesuffix(".png").split("/")[1:] for k in ("input_file_name", "edited_file_name"))
+        (style, base), (to_style, to_base) = (
+            pair[k].removesuffix(".png").split("/")[1:] for k in ("input_file_name", "edited_file_name")
+        )
         if pair["kind"] == "style":
             assert base == to_base and style != to_style
-            assert pair["instruction"] == {"noto": "redraw it in flat style", "fluent": "redraw it in 3d style"}[to_style]
+            assert (
+                pair["instruction"] == {"noto": "redraw it in flat style", "fluent": "redraw it in 3d style"}[to_style]
+            )
         else:
             assert pair["kind"] == "skin tone" and style == to_style and base != to_base
-    tone = next(pair for pair in pairs if pair["edited_file_name"] == "images/noto/1f487_1f3fe.png" and pair["kind"] == "skin tone")
+    tone = next(
+        pair
+        for pair in pairs
+        if pair["edited_file_name"] == "images/noto/1f487_1f3fe.png" and pair["kind"] == "skin tone"
+    )
     assert tone["instruction"] == "make the skin tone medium-dark" and tone["subject"] == "haircut"
 
 
@@ -85,7 +94,10 @@ def test_the_loaders_read_it(clones, tmp_path):
 def test_the_same_input_gives_the_same_bytes(clones, tmp_path):
     for name in ("first", "second"):
         build(*clones, tmp_path / name)
-    files = [{p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()} for out in (tmp_path / "first", tmp_path / "second")]
+    files = [
+        {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+        for out in (tmp_path / "first", tmp_path / "second")
+    ]
     assert files[0] == files[1] and len(files[0]) == 17
 
 

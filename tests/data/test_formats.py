@@ -37,11 +37,14 @@ def shape(messages):
 def folder(tmp_path):
     for number in range(6):
         picture(tmp_path / "images" / f"{number}.png", number)
-    write_rows(tmp_path / "metadata.jsonl", [{"file_name": f"images/{n}.png", "text": f" thing {n} "} for n in range(6)])
+    write_rows(
+        tmp_path / "metadata.jsonl", [{"file_name": f"images/{n}.png", "text": f" thing {n} "} for n in range(6)]
+    )
     return tmp_path
 
 
-# ---- captions -------------------------------------------------------------------------------------------------------------------
+# ---- captions
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_caption_becomes_a_request_and_a_picture(folder):
@@ -96,7 +99,9 @@ def test_jsonl_csv_and_parquet_hold_the_same(folder):
 def sample_bytes(sample):
     """A sample as comparable values."""
     turns = sample.messages or [{"role": None, "content": sample.content}]
-    return [(m["role"], [b["text"] if b["type"] == "text" else b["image"].tobytes() for b in m["content"]]) for m in turns]
+    return [
+        (m["role"], [b["text"] if b["type"] == "text" else b["image"].tobytes() for b in m["content"]]) for m in turns
+    ]
 
 
 def test_columns_go_by_other_names(folder):
@@ -118,7 +123,9 @@ def test_captions_in_text_files_beside_the_images(folder):
 def test_images_are_fitted(folder):
     picture(folder / "images/0.png", 0, (100, 52))
     image = ImageFolder(folder, fit=Fit(stride=8, max_pixels=1024))[0].messages[1]["content"][0]["image"]
-    assert image.width % 8 == image.height % 8 == 0 and image.width * image.height <= 1024 and image.width > image.height
+    assert (
+        image.width % 8 == image.height % 8 == 0 and image.width * image.height <= 1024 and image.width > image.height
+    )
     image = ImageFolder(folder, fit=Fit(stride=8, size=(24, 40)))[0].messages[1]["content"][0]["image"]
     assert image.size == (24, 40)
     with pytest.raises(ValueError, match="multiples of the stride"):
@@ -127,7 +134,8 @@ def test_images_are_fitted(folder):
         Fit(stride=64, max_pixels=1024)
 
 
-# ---- edits, pages, chats, text --------------------------------------------------------------------------------------------------
+# ---- edits, pages, chats, text
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -150,7 +158,11 @@ def test_edit_pairs_from_another_table_with_other_columns(folder):
 
 
 def test_pages(folder):
-    blocks = [{"type": "text", "text": "x"}, {"type": "image", "image": "images/1.png", "alt": "y"}, {"type": "text", "text": "z"}]
+    blocks = [
+        {"type": "text", "text": "x"},
+        {"type": "image", "image": "images/1.png", "alt": "y"},
+        {"type": "text", "text": "z"},
+    ]
     sample = Interleaved(write_rows(folder / "pages.jsonl", [{"content": blocks}]))[0]
     assert sample.messages is None
     assert [block["type"] for block in sample.content] == ["text", "image", "text"]
@@ -159,7 +171,13 @@ def test_pages(folder):
 
 def test_chats(folder):
     rows = [
-        {"messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]},
+        {
+            "messages": [
+                {"role": "system", "content": "be brief"},
+                {"role": "user", "content": "hi"},
+                {"role": "assistant", "content": "ho"},
+            ]
+        },
         {
             "messages": [
                 {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "again"}]},
@@ -169,12 +187,19 @@ def test_chats(folder):
         },
     ]
     plain, drawn = Chat(write_rows(folder / "chats.jsonl", rows))
-    assert [m["content"] for m in plain.messages] == [[{"type": "text", "text": text}] for text in ("be brief", "hi", "ho")]
+    assert [m["content"] for m in plain.messages] == [
+        [{"type": "text", "text": text}] for text in ("be brief", "hi", "ho")
+    ]
     assert same(drawn.messages[0]["content"][0]["image"], folder / "images/2.png")
     assert same(drawn.messages[1]["content"][0]["image"], folder / "images/3.png")
 
 
-TEXT = "One day. Another, longer day!\n\nA new paragraph, quite long: " + "word " * 60 + "\nä line — with ünicode.\n" + "x" * 150
+TEXT = (
+    "One day. Another, longer day!\n\nA new paragraph, quite long: "
+    + "word " * 60
+    + "\nä line — with ünicode.\n"
+    + "x" * 150
+)
 
 
 @pytest.mark.parametrize("max_chars", [20, 64, 1000])
@@ -208,7 +233,8 @@ def test_text_from_a_file_a_folder_and_a_table_is_the_same(tmp_path):
     assert {sample.subject for sample in both} == {"a.txt", "more/b.txt"}  # a file stays on one side
 
 
-# ---- bad input ------------------------------------------------------------------------------------------------------------------
+# ---- bad input
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def truncated(path):
@@ -308,7 +334,8 @@ def test_what_can_never_work_is_refused_at_once(folder):
         Captions(prompts=("draw",))
 
 
-# ---- the real data --------------------------------------------------------------------------------------------------------------
+# ---- the real data
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_real_book_opens(shared_data):

@@ -38,7 +38,9 @@ def take(stream, count):
 def as_values(sample):
     """A sample as comparable values, images by their pixels."""
     turns = sample.messages or [{"role": None, "content": sample.content}]
-    blocks = [(m["role"], b["text"] if b["type"] == "text" else b["image"].tobytes()) for m in turns for b in m["content"]]
+    blocks = [
+        (m["role"], b["text"] if b["type"] == "text" else b["image"].tobytes()) for m in turns for b in m["content"]
+    ]
     return sample.key, blocks
 
 
@@ -57,7 +59,8 @@ def sources(folder):
     return [ImageFolder(folder, captions=captions, name="things"), PlainText(folder / "book.txt", max_chars=60)]
 
 
-# ---- one source -----------------------------------------------------------------------------------------------------------------
+# ---- one source
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_shuffled_is_a_permutation_of_any_length():
@@ -66,7 +69,8 @@ def test_shuffled_is_a_permutation_of_any_length():
 
 
 def test_shuffled_is_even():
-    # Where number 0 of 10 lands under 2,000 keys: chi-squared with 9 degrees of freedom is above 27.9 once in a thousand.
+    # Where number 0 of 10 lands under 2,000 keys: chi-squared with 9 degrees of freedom is above 27.9 once in a
+    # thousand.
     counts = Counter(shuffled(0, 10, str(key)) for key in range(2000))
     assert sum((counts[place] - 200) ** 2 / 200 for place in range(10)) < 27.9
 
@@ -125,7 +129,8 @@ def test_the_state_of_a_stream_is_its_epoch_and_position():
     assert take(again, 9) == take(stream, 9)
 
 
-# ---- mixtures -------------------------------------------------------------------------------------------------------------------
+# ---- mixtures
+# -------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("shard", "shards"), [(0, 1), (1, 2), (9, 12)])
@@ -172,7 +177,9 @@ def test_bad_samples_are_left_out_counted_and_listed_once(folder):
     samples = take(mixture, 50)
     assert {sample.key for sample in samples} == {str(folder / f"metadata.jsonl:{line}") for line in (1, 2, 4, 6, 7)}
     found = dict(mixture.skipped)
-    assert set(found) == {str(folder / "metadata.jsonl:3"), str(folder / "metadata.jsonl:5")} and len(mixture.skipped) == 2
+    assert (
+        set(found) == {str(folder / "metadata.jsonl:3"), str(folder / "metadata.jsonl:5")} and len(mixture.skipped) == 2
+    )
     assert str(folder / "2.png") in found[str(folder / "metadata.jsonl:3")]
     assert "no such file" in found[str(folder / "metadata.jsonl:5")]
     assert 18 <= mixture.skipped_count <= 22  # ten epochs of five good and two bad ones
@@ -198,7 +205,8 @@ def test_a_bad_sample_survives_the_way_between_processes():
     assert str(copy[0](*copy[1])) == "key: two lines"
 
 
-# ---- the world, the hub, configs ------------------------------------------------------------------------------------------------
+# ---- the world, the hub, configs
+# ------------------------------------------------------------------------------------------------
 
 
 def test_the_world_is_a_source_like_the_others(sources):
@@ -220,7 +228,8 @@ def test_worlds_of_two_seeds_share_nothing():
 
 @pytest.fixture(autouse=True)
 def _no_pause_between_epochs(monkeypatch):
-    """`datasets` sleeps for five seconds whenever it has read a Parquet file, against a hang in pyarrow when the process ends."""
+    """`datasets` sleeps for five seconds whenever it has read a Parquet file, against a hang in pyarrow when the
+    process ends."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
@@ -276,7 +285,10 @@ def test_a_hub_dataset_with_fewer_rows_than_shards_leaves_no_shard_without(tmp_p
 
 
 def test_a_hub_dataset_splits(tmp_path):
-    sides = [{s.key for s in take(Mixture([hub(tmp_path, split=Split(side, held_out=0.4))]), 30)} for side in ("train", "validation")]
+    sides = [
+        {s.key for s in take(Mixture([hub(tmp_path, split=Split(side, held_out=0.4))]), 30)}
+        for side in ("train", "validation")
+    ]
     assert sides[0] | sides[1] == GOOD and not sides[0] & sides[1]
 
 

@@ -59,7 +59,9 @@ class Tasks:
         if index % 4 == 3 and self.pages:
             return Sample(None, [text(words)], self.name, key)
         roles = ("user", "assistant")
-        return Sample([{"role": r, "content": c} for r, c in zip(roles, turns[index % 4 % 3], strict=True)], None, self.name, key)
+        return Sample(
+            [{"role": r, "content": c} for r, c in zip(roles, turns[index % 4 % 3], strict=True)], None, self.name, key
+        )
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +78,21 @@ def loader(processor, packing=PACKING, workers=0, rank=0, world=1, bad=10**9) ->
 
 def fingerprint(batch) -> tuple:
     packed = batch.packed
-    columns = (packed.ids, packed.labels, packed.doc, packed.order, packed.block, packed.picture, packed.position, packed.source)
-    return (batch.keys, *(column.numpy().tobytes() for column in columns), *(p.numpy().tobytes() for p in packed.pixels))
+    columns = (
+        packed.ids,
+        packed.labels,
+        packed.doc,
+        packed.order,
+        packed.block,
+        packed.picture,
+        packed.position,
+        packed.source,
+    )
+    return (
+        batch.keys,
+        *(column.numpy().tobytes() for column in columns),
+        *(p.numpy().tobytes() for p in packed.pixels),
+    )
 
 
 def test_every_document_comes_exactly_once(processor):
@@ -107,7 +122,9 @@ def test_short_documents_get_short_rows_and_nothing_is_lost(processor):
     assert set(shapes) == {(4, 128), (8, 64)}
     assert np.mean([batch.padding for batch in batches]) < 0.05
     keys = Counter(key for batch in batches for key in batch.keys)
-    drawn = [sample.key for sample in (next(order) for order in [Mixture([Tasks()], seed=3)] for _ in range(len(keys) + 96))]
+    drawn = [
+        sample.key for sample in (next(order) for order in [Mixture([Tasks()], seed=3)] for _ in range(len(keys) + 96))
+    ]
     assert max(keys.values()) == 1 and set(keys) <= set(drawn) and len(set(drawn) - set(keys)) == 96
 
 
@@ -135,12 +152,18 @@ def test_guidance_drops_text_then_context_images(processor):
     edit = [drops(processor, packing, index=1) for packing in (whole, no_text, nothing)]
     assert [len(document.grid) for document in edit] == [2, 2, 1]
     assert len(edit[0]) > len(edit[1]) > len(edit[2])
-    assert (edit[0].rows.labels != IGNORE).any() and not any((document.rows.labels != IGNORE).any() for document in edit[1:])
+    assert (edit[0].rows.labels != IGNORE).any() and not any(
+        (document.rows.labels != IGNORE).any() for document in edit[1:]
+    )
     assert all(document.noised_picture[-1] for document in edit)
     draw = [drops(processor, packing, index=0) for packing in (whole, no_text, nothing)]
     assert len(draw[1]) < len(draw[0]) == len(draw[2])  # without a context image there is no second kind of drop
     for index in (2, 3):  # nothing is drawn, so nothing is dropped
-        assert len(drops(processor, whole, index)) == len(drops(processor, no_text, index)) == len(drops(processor, nothing, index))
+        assert (
+            len(drops(processor, whole, index))
+            == len(drops(processor, no_text, index))
+            == len(drops(processor, nothing, index))
+        )
 
 
 def test_drops_and_tails_come_as_often_as_asked(processor):
@@ -165,7 +188,9 @@ def test_drops_and_tails_come_as_often_as_asked(processor):
 
 def test_a_page_longer_than_a_row_is_cut_between_its_parts(processor):
     rng = random.Random(0)
-    content = [block for i in range(8) for block in (text(f"picture {i} is a red circle. "), image(picture(rng, 32, 32)))]
+    content = [
+        block for i in range(8) for block in (text(f"picture {i} is a red circle. "), image(picture(rng, 32, 32)))
+    ]
     page = Sample(None, content, "pages", "page:1")
     cuts = documents(page, processor, Packing(length=128, tail=0), rng, guidance=False)
     assert len(cuts) > 1 and all(len(cut) <= PACKING.length for cut in cuts)
@@ -179,7 +204,12 @@ def test_a_page_longer_than_a_row_is_cut_between_its_parts(processor):
 def test_a_page_is_cut_so_that_every_noised_copy_fits(processor, copies):
     """Rows filled to the brim: four images of 16 patches, whose noised copies take most of the room."""
     rng = random.Random(0)
-    page = Sample(None, [block for _ in range(4) for block in (text("a red circle"), image(picture(rng, 32, 32)))], "pages", "page:1")
+    page = Sample(
+        None,
+        [block for _ in range(4) for block in (text("a red circle"), image(picture(rng, 32, 32)))],
+        "pages",
+        "page:1",
+    )
     cuts = documents(page, processor, Packing(length=128, tail=0, noised_copies=copies), rng, guidance=False)
     assert all(len(cut) <= 128 for cut in cuts) and sum(sum(cut.noised_picture) for cut in cuts) == 4 * copies
 
@@ -192,7 +222,10 @@ def test_a_long_text_is_cut_inside(processor):
 
 
 def test_a_conversation_that_does_not_fit_is_named(processor):
-    messages = [{"role": "user", "content": [text("draw")]}, {"role": "assistant", "content": [image(picture(random.Random(0), 512, 64))]}]
+    messages = [
+        {"role": "user", "content": [text("draw")]},
+        {"role": "assistant", "content": [image(picture(random.Random(0), 512, 64))]},
+    ]
     with pytest.raises(BadSample, match=r"^chat:7: \d+ tokens do not fit a row of 128: raise length"):
         documents(Sample(messages, None, "chat", "chat:7"), processor, PACKING, random.Random(0))
 
@@ -208,7 +241,9 @@ def test_bad_samples_are_left_out_and_told_once(processor):
 
 
 def test_when_nothing_fits_it_says_so_instead_of_searching_for_ever(processor):
-    stream = PackedBatches(lambda shard, shards: Mixture([Tasks(pages=False)]), processor, Packing(length=2, rows=1, lookahead=4))
+    stream = PackedBatches(
+        lambda shard, shards: Mixture([Tasks(pages=False)]), processor, Packing(length=2, rows=1, lookahead=4)
+    )
     with pytest.raises(ValueError, match="none of the last 1000 samples could be used, as tasks:"):
         next(Loader(stream))
 
@@ -237,7 +272,10 @@ def test_shards_share_nothing_and_depend_on_nothing_else(processor):
     two = loader(processor, workers=2)
     first, second = next(two), next(two)
     two.close()
-    assert [fingerprint(next(loader(processor, rank=rank, world=2))) for rank in (0, 1)] == [fingerprint(first), fingerprint(second)]
+    assert [fingerprint(next(loader(processor, rank=rank, world=2))) for rank in (0, 1)] == [
+        fingerprint(first),
+        fingerprint(second),
+    ]
 
 
 def test_another_number_of_workers_is_refused(processor):
@@ -258,7 +296,8 @@ def test_held_out_batches_hold_every_sample_whole(processor):
 
 
 def test_held_out_documents_keep_their_tails_each_by_a_draw_of_its_own(processor):
-    """Of many documents that draw, about as many as `tail` says keep the clean copy of their last image; the seed says which."""
+    """Of many documents that draw, about as many as `tail` says keep the clean copy of their last image; the seed says
+    which."""
 
     def kept(seed: int) -> list[bool]:
         samples = [Tasks().sample(4 * number, random.Random(number)) for number in range(60)]

@@ -29,7 +29,9 @@ def test_a_request_and_its_picture_are_a_pair():
     found = pair(Sample([turn("user", "draw red"), turn("assistant", RED)], None, "s", "k"))
     assert found.text == "draw red" and found.pixels.shape == (3, 8, 16)
     assert found.pixels[:, 0, 0].tolist() == [1, -1, -1]
-    assert pair(Sample([turn("user", "a"), turn("assistant", RED.resize((17, 9)))], None, "s", "k"), stride=8).pixels.shape == (3, 8, 16)
+    assert pair(
+        Sample([turn("user", "a"), turn("assistant", RED.resize((17, 9)))], None, "s", "k"), stride=8
+    ).pixels.shape == (3, 8, 16)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,10 @@ def subjects_of(*rows, variant=Split.variant):
 
 
 def test_skin_tones_and_styles_of_one_base_are_one_subject():
-    rows = [{"file_name": f"images/{name}.png"} for name in ("noto/1f487", "fluent/1f487_1f3fb", "fluent/1f487-1f3ff", "noto/1f488")]
+    rows = [
+        {"file_name": f"images/{name}.png"}
+        for name in ("noto/1f487", "fluent/1f487_1f3fb", "fluent/1f487-1f3ff", "noto/1f488")
+    ]
     assert subjects_of(*rows) == ["1f487", "1f487", "1f487", "1f488"]
 
 

@@ -140,7 +140,9 @@ def test_mistakes_are_named():
     for missing in ("tokens", "layers", "pooled"):
         with pytest.raises(ValueError, match=f"give Conditioning its {missing}"):
             model(x, t, replace(cond, **{missing: None}))
-    with pytest.raises(ValueError, match="reads layer 1, counted from 0, of a language model: give Conditioning more than 1"):
+    with pytest.raises(
+        ValueError, match="reads layer 1, counted from 0, of a language model: give Conditioning more than 1"
+    ):
         model(x, t, replace(cond, layers=cond.layers[:1]))
     with pytest.raises(ValueError, match="name one layer of the language model for each of the 3 blocks"):
         replace(model.config, reads=(0, 1))

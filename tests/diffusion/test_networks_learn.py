@@ -21,7 +21,9 @@ FEWER = {"hidream": 220}  # where steps are dear
 SMALLER = {"unet": 4}  # convolutions of every pixel are dear on a CPU: by so much its pictures are smaller
 LATE = 0.95  # nearly nothing is left of the picture: what is known of it, the text has told
 
-OPTIONS = Options(tasks={"text_to_image": 1.0}, counts={1: 1.0}, sizes={"32x32": 1.0}, colours={"red": 1.0, "blue": 1.0})
+OPTIONS = Options(
+    tasks={"text_to_image": 1.0}, counts={1: 1.0}, sizes={"32x32": 1.0}, colours={"red": 1.0, "blue": 1.0}
+)
 WORLD = WorldSource(World(OPTIONS))
 
 
@@ -31,7 +33,9 @@ def open_samples(shard: int, shards: int) -> Mixture:
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory) -> TextEncoders:
-    return TextEncoders([load_encoder(EncoderConfig(str(training.save_llm(tmp_path_factory.mktemp("llm"))), layer=1, layers=[0, 1, 2]))])
+    return TextEncoders(
+        [load_encoder(EncoderConfig(str(training.save_llm(tmp_path_factory.mktemp("llm"))), layer=1, layers=[0, 1, 2]))]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +69,34 @@ def test_it_learns_what_captions_say(name, texts, batches):
     late, others, usual, mean = errors(model.eval(), batches)
     gain = others - late
     z = gain.mean() / (gain.std() / len(gain) ** 0.5)
-    print(f"{name}: own {late.mean():.3f}, others' {others.mean():.3f} (z {z:.1f}); usual times {usual.mean():.3f}, mean picture {mean.mean():.3f}")
+    print(
+        f"{name}: own {late.mean():.3f}, others' {others.mean():.3f} (z {z:.1f}); usual times {usual.mean():.3f}, mean "
+        f"picture {mean.mean():.3f}"
+    )
     assert z > 4 and usual.mean() < 0.8 * mean.mean()
 
 
 @torch.no_grad()
 def errors(model, batches) -> list[torch.Tensor]:
-    """Of held-out pictures: late, with their own captions and with those of the next picture; at usual times; and that of the mean picture."""
+    """Of held-out pictures: late, with their own captions and with those of the next picture; at usual times; and that
+    of the mean picture."""
     average = torch.cat([pixels for pixels, _ in batches[:-8]]).mean(0)
     found = []
     for pixels, cond in batches[-8:]:
         t = torch.full((len(pixels),), LATE)
         x_t, usual = noised(pixels, t), torch.linspace(LEAST, 1, len(pixels))
-        turned = type(cond)(**{name: value.roll(1, dims=int(name == "layers")) for name, value in vars(cond).items() if value is not None})
-        answers = (model(x_t, t, cond), model(x_t, t, turned), model(noised(pixels, usual), usual, cond), average.expand_as(pixels))
+        turned = type(cond)(
+            **{
+                name: value.roll(1, dims=int(name == "layers"))
+                for name, value in vars(cond).items()
+                if value is not None
+            }
+        )
+        answers = (
+            model(x_t, t, cond),
+            model(x_t, t, turned),
+            model(noised(pixels, usual), usual, cond),
+            average.expand_as(pixels),
+        )
         found.append([(x_hat - pixels).square().mean((1, 2, 3)) for x_hat in answers])
     return [torch.cat(kind) for kind in zip(*found, strict=True)]

@@ -33,7 +33,8 @@ def parameters(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    "width, layers, heads, classes, millions", [(512, 13, 8, 1, 44), (768, 17, 12, 1000, 131), (1024, 21, 16, 1000, 287), (1152, 29, 16, 1000, 501)]
+    "width, layers, heads, classes, millions",
+    [(512, 13, 8, 1, 44), (768, 17, 12, 1000, 131), (1024, 21, 16, 1000, 287), (1152, 29, 16, 1000, 501)],
 )
 def test_sizes_of_uvit_are_the_papers(width, layers, heads, classes, millions):
     with torch.device("meta"):
@@ -51,16 +52,27 @@ def test_a_uvit_whose_skips_bring_nothing_is_a_plain_transformer():
         block.skip.bias.zero_()
     x, t, cond = torch.randn(2, 4, 8, 8), torch.rand(2), condition(model, 2)
     angle = 1000 * t[:, None] * 10000 ** -(torch.arange(24) / 24)
-    rows = [torch.cat([angle.cos(), angle.sin()], dim=1)[:, None], model.label.weight[cond.label][:, None], model.embed.proj(patchify(x, 2, rank=2))]
+    rows = [
+        torch.cat([angle.cos(), angle.sin()], dim=1)[:, None],
+        model.label.weight[cond.label][:, None],
+        model.embed.proj(patchify(x, 2, rank=2)),
+    ]
     h = torch.cat(rows, dim=1) + model.positions
     for block in (*model.first, *model.middle, *model.second):
         normed = F.layer_norm(h, (48,), block.norm1.weight, block.norm1.bias, 1e-5)
-        q, k, v = (rearrange(part(normed), "b n (h d) -> b h n d", h=4) for part in (block.attention.q, block.attention.k, block.attention.v))
+        q, k, v = (
+            rearrange(part(normed), "b n (h d) -> b h n d", h=4)
+            for part in (block.attention.q, block.attention.k, block.attention.v)
+        )
         attended = rearrange((q @ k.mT / 12**0.5).softmax(-1) @ v, "b h n d -> b n (h d)")
         h = h + block.attention.out(attended)
         h = h + block.down(F.gelu(block.up(F.layer_norm(h, (48,), block.norm2.weight, block.norm2.bias, 1e-5))))
-    latent = unpatchify(model.out(F.layer_norm(h[:, 2:], (48,), model.norm.weight, model.norm.bias, 1e-5)), (4, 4), 2, 4)
-    torch.testing.assert_close(model(x, t, cond), F.conv2d(latent, model.smooth.weight, model.smooth.bias, padding=1), atol=1e-4, rtol=1e-4)
+    latent = unpatchify(
+        model.out(F.layer_norm(h[:, 2:], (48,), model.norm.weight, model.norm.bias, 1e-5)), (4, 4), 2, 4
+    )
+    torch.testing.assert_close(
+        model(x, t, cond), F.conv2d(latent, model.smooth.weight, model.smooth.bias, padding=1), atol=1e-4, rtol=1e-4
+    )
 
 
 @torch.no_grad()
@@ -71,7 +83,9 @@ def test_long_skips_join_partners():
     seen = {}
     for name, blocks in (("in", model.first), ("out", model.second)):
         for number, block in enumerate(blocks):
-            block.register_forward_hook(lambda module, args, result, key=(name, number): seen.update({key: (args, result)}))
+            block.register_forward_hook(
+                lambda module, args, result, key=(name, number): seen.update({key: (args, result)})
+            )
     model(torch.randn(1, 4, 8, 8), torch.rand(1), condition(model, 1))
     for number in range(2):
         assert seen["out", number][0][2] is seen["in", 1 - number][1]
@@ -92,7 +106,9 @@ def test_what_dit_air_saves_against_an_mmdit(shared, share):
     sizes = {"width": 1536, "layers": 24, "heads": 24}
     with torch.device("meta"):
         both, air = MMDiT(MMDiTConfig(**sizes)), DiTAir(DiTAirConfig(**sizes, **shared))
-    per_layer = parameters(both.blocks) - parameters(both.blocks[-1:]) + parameters(both.blocks[:1])  # its last block lacks what nobody reads
+    per_layer = (
+        parameters(both.blocks) - parameters(both.blocks[-1:]) + parameters(both.blocks[:1])
+    )  # its last block lacks what nobody reads
     assert 1 - parameters(air.blocks) / per_layer == pytest.approx(share, abs=0.001)
 
 
@@ -121,7 +137,10 @@ def test_a_dit_air_that_shares_nothing_is_a_dit_over_text_and_picture():
     torch.testing.assert_close(air(x, t, cond), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("shared", [{"share_attention": True}, {"share_feed_forward": True}, {"share_attention": True, "share_feed_forward": True}])
+@pytest.mark.parametrize(
+    "shared",
+    [{"share_attention": True}, {"share_feed_forward": True}, {"share_attention": True, "share_feed_forward": True}],
+)
 @torch.no_grad()
 def test_shared_layers_are_copies_that_stay_equal(shared):
     torch.manual_seed(0)
@@ -155,7 +174,9 @@ def test_a_crossdit_that_hears_no_tokens_is_a_dit():
         nn.init.zeros_(ours.cross.out.weight), nn.init.zeros_(ours.cross.out.bias)
     nn.init.zeros_(cross.pooled[2].weight), nn.init.zeros_(cross.pooled[2].bias), nn.init.zeros_(dit.label.weight)
     x, t, cond = torch.randn(2, 4, 8, 8), torch.rand(2), condition(cross, 2)
-    torch.testing.assert_close(cross(x, t, cond), dit(x, t, Conditioning(label=torch.zeros(2, dtype=torch.long))), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        cross(x, t, cond), dit(x, t, Conditioning(label=torch.zeros(2, dtype=torch.long))), atol=1e-5, rtol=1e-5
+    )
 
 
 # ---- mistakes ----
@@ -167,7 +188,10 @@ def test_mistakes_are_named():
     for both in ({}, {"classes": 3, "text_width": 8}):
         with pytest.raises(ValueError, match="class labels or text, one of them"):
             UViTConfig(**both)
-    labels, words = UViT(UViTConfig(**ODD, size=(4, 4), classes=10)), UViT(UViTConfig(**ODD, size=(4, 4), text_width=TEXT, words=3))
+    labels, words = (
+        UViT(UViTConfig(**ODD, size=(4, 4), classes=10)),
+        UViT(UViTConfig(**ODD, size=(4, 4), text_width=TEXT, words=3)),
+    )
     x, t = torch.randn(1, 4, 8, 8), torch.rand(1)
     with pytest.raises(ValueError, match="give Conditioning a label"):
         labels(x, t, Conditioning(tokens=torch.randn(1, 5, TEXT)))

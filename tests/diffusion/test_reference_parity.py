@@ -70,7 +70,8 @@ def test_law_8_outputs_and_gradients_are_those_of_the_reference(pair, shape):
     (given * weights).sum().backward()
     assert rms(a.grad - b.grad) <= 1e-5 * b.grad.std()
     page = next(page for page in PAGES if isinstance(ours, page.build))
-    # Some gradients are zero but for rounding (a key's bias moves all scores alike), so that the usual size of one is the measure.
+    # Some gradients are zero but for rounding (a key's bias moves all scores alike), so that the usual size of one is
+    # the measure.
     usual = torch.stack([p.grad.std() for p in theirs.parameters() if p.grad is not None and p.numel() > 1]).median()
     for row in page.names(ours.config):
         gradients = [theirs.get_parameter(name).grad for name in row.copies]
@@ -120,7 +121,9 @@ def test_what_the_mask_hides_changes_nothing(kind):
     x, t, cond = torch.randn(3, 4, 8, 8), torch.rand(3), condition(model, 3)
     louder = replace(cond, tokens=torch.where(cond.mask[..., None], cond.tokens, cond.tokens + 100))
     torch.testing.assert_close(model(x, t, louder), model(x, t, cond))
-    longer = replace(cond, tokens=cond.tokens.repeat(1, 2, 1), mask=torch.cat([cond.mask, torch.zeros_like(cond.mask)], dim=1))
+    longer = replace(
+        cond, tokens=cond.tokens.repeat(1, 2, 1), mask=torch.cat([cond.mask, torch.zeros_like(cond.mask)], dim=1)
+    )
     torch.testing.assert_close(model(x, t, longer), model(x, t, cond), atol=1e-5, rtol=1e-5)
 
 
@@ -143,7 +146,10 @@ def test_a_learned_variance_takes_no_part_in_the_flow(kind):
     assert sum(p.numel() for p in wide.parameters()) - sum(p.numel() for p in plain.parameters()) == 16 * 49
 
 
-@pytest.mark.parametrize("layers, width, heads, millions", [(12, 384, 6, 32.9), (12, 768, 12, 130.3), (24, 1024, 16, 457.8), (28, 1152, 16, 674.8)])
+@pytest.mark.parametrize(
+    "layers, width, heads, millions",
+    [(12, 384, 6, 32.9), (12, 768, 12, 130.3), (24, 1024, 16, 457.8), (28, 1152, 16, 674.8)],
+)
 def test_sizes_of_dit_are_the_papers(layers, width, heads, millions):
     with torch.device("meta"):
         model = DiT(DiTConfig(width=width, layers=layers, heads=heads, classes=1000, variance=True))
@@ -156,7 +162,9 @@ def test_adaln_single_saves_what_the_paper_says():
         single = PixArt(PixArtConfig(width=1152, layers=28, heads=16))
     modulation = sum(p.numel() for block in dit.blocks for p in block.modulation.parameters())
     left = sum(p.numel() for p in single.parameters())
-    assert left / 1e6 == pytest.approx(610.9, abs=0.4) and modulation / (left + modulation) == pytest.approx(0.268, abs=0.001)
+    assert left / 1e6 == pytest.approx(610.9, abs=0.4) and modulation / (left + modulation) == pytest.approx(
+        0.268, abs=0.001
+    )
 
 
 def test_a_pixart_goes_on_from_a_dit():
@@ -214,11 +222,17 @@ def with_tensors(edit):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (with_config(_class_name="AuraFlowTransformer2DModel"), "a checkpoint of AuraFlowTransformer2DModel; those of DiT"),
+        (
+            with_config(_class_name="AuraFlowTransformer2DModel"),
+            "a checkpoint of AuraFlowTransformer2DModel; those of DiT",
+        ),
         (with_layers(1), "the checkpoint lacks"),
         (with_layers(-1), "which this architecture has not"),
         (with_config(in_channels=8, out_channels=8), "has shape"),
-        (with_tensors(lambda tensors: tensors.update(more=torch.zeros(1))), "has more, which this architecture has not"),
+        (
+            with_tensors(lambda tensors: tensors.update(more=torch.zeros(1))),
+            "has more, which this architecture has not",
+        ),
         (lambda folder: (folder / WEIGHTS).write_bytes(b"half"), "is missing or broken"),
         (lambda folder: (folder / WEIGHTS).unlink(), "is missing, and other weights (.bin) are pickles"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
@@ -255,12 +269,16 @@ def test_the_size_of_flux2_is_its_own():
 
 def test_the_size_of_hidream_is_its_own():
     with torch.device("meta"):
-        model = HiDream(HiDreamConfig(width=2560, layers=16, single=32, heads=20, axes=(64, 32, 32), reads=(*range(32), *[31] * 16)))
+        model = HiDream(
+            HiDreamConfig(width=2560, layers=16, single=32, heads=20, axes=(64, 32, 32), reads=(*range(32), *[31] * 16))
+        )
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(17.1, abs=0.05)
     assert active(model) / 1e9 == pytest.approx(12.0, abs=0.05)
 
 
-@pytest.mark.parametrize("width, layers, heads, cross, millions", [(1152, 28, 36, 16, 591.7), (2240, 20, 70, 20, 1604.5)])
+@pytest.mark.parametrize(
+    "width, layers, heads, cross, millions", [(1152, 28, 36, 16, 591.7), (2240, 20, 70, 20, 1604.5)]
+)
 def test_the_sizes_of_sana_are_its_own(width, layers, heads, cross, millions):
     with torch.device("meta"):
         model = Sana(SanaConfig(width=width, layers=layers, heads=heads, cross_heads=cross))
@@ -280,16 +298,28 @@ def test_a_sana_of_few_steps_is_not_taken_for_one(tmp_path):
 
 # DDPM's for CIFAR-10, Stable Diffusion 1.5's, and SDXL's.
 UNETS = [
-    (UNetConfig(channels=3, widths=(128, 256, 256, 256), attention=(0, 1, 0, 0), text_width=None, others={"attention_head_dim": None}), 35.7),
+    (
+        UNetConfig(
+            channels=3,
+            widths=(128, 256, 256, 256),
+            attention=(0, 1, 0, 0),
+            text_width=None,
+            others={"attention_head_dim": None},
+        ),
+        35.7,
+    ),
     (UNetConfig(), 859.5),
     (
         UNetConfig(
-            widths=(320, 640, 1280), attention=(0, 2, 10), text_width=2048, pooled_width=1280,
+            widths=(320, 640, 1280),
+            attention=(0, 2, 10),
+            text_width=2048,
+            pooled_width=1280,
             others={"attention_head_dim": [5, 10, 20], "use_linear_projection": True},
         ),
         2567.5,
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("config, millions", UNETS)
@@ -381,6 +411,11 @@ def test_other_mistakes_are_named():
         SMALL["mmdit"]()(torch.randn(1, 4, 400, 8), torch.rand(1), Conditioning(tokens=text, pooled=torch.randn(1, 24)))
     with pytest.raises(ValueError, match="make both sides multiples of 2"):
         SMALL["unet, labels"]()(torch.randn(1, 4, 7, 8), torch.rand(1), Conditioning(label=torch.tensor([1])))
-    assert SMALL["unet, text"]()(torch.randn(1, 4, 7, 8), torch.rand(1), Conditioning(tokens=text)).shape == (1, 4, 7, 8)
+    assert SMALL["unet, text"]()(torch.randn(1, 4, 7, 8), torch.rand(1), Conditioning(tokens=text)).shape == (
+        1,
+        4,
+        7,
+        8,
+    )
     with pytest.raises(ValueError, match="does not divide into patches"):
         SMALL["pixart"]()(torch.randn(1, 4, 7, 8), torch.rand(1), Conditioning(tokens=torch.randn(1, 5, 32)))

@@ -11,7 +11,9 @@ from tests.support.pipelines import BY_SIZE, DDIM, DPM
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("betas", ["linear", "scaled_linear"])
 def test_steps_are_chosen_and_weighed_as_diffusers_does(tmp_path, spacing, betas):
-    theirs = (DPM if spacing == "linspace" else DDIM).from_config(DDIM.config, timestep_spacing=spacing, beta_schedule=betas)
+    theirs = (DPM if spacing == "linspace" else DDIM).from_config(
+        DDIM.config, timestep_spacing=spacing, beta_schedule=betas
+    )
     theirs.save_pretrained(tmp_path)
     ours = read_schedule(tmp_path, even=False)
     torch.testing.assert_close(ours.signal**2, theirs.alphas_cumprod)

@@ -28,7 +28,9 @@ def llm(tmp_path_factory):
 @pytest.fixture(scope="module")
 def t5(tmp_path_factory):
     folder = tmp_path_factory.mktemp("t5")
-    T5EncoderModel(T5Config(vocab_size=families.VOCAB, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=2)).save_pretrained(folder)
+    T5EncoderModel(
+        T5Config(vocab_size=families.VOCAB, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    ).save_pretrained(folder)
     families.tiny_tokenizer().save_pretrained(folder)
     return folder
 
@@ -36,15 +38,25 @@ def t5(tmp_path_factory):
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2, "projection_dim": 20}
-    CLIPTextModelWithProjection(CLIPTextConfig(vocab_size=families.VOCAB, eos_token_id=0, **sizes)).save_pretrained(folder)
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "projection_dim": 20,
+    }
+    CLIPTextModelWithProjection(CLIPTextConfig(vocab_size=families.VOCAB, eos_token_id=0, **sizes)).save_pretrained(
+        folder
+    )
     families.tiny_tokenizer().save_pretrained(folder)
     return folder
 
 
 def config(llm, **changes) -> PainterConfig:
     network = {"patch_size": 8, "width": 48, "layers": 2, "heads": 4}
-    return PainterConfig(**{"architecture": "mmdit", "network": network, "texts": [EncoderConfig(str(llm))], "size": [16, 24]} | changes)
+    return PainterConfig(
+        **{"architecture": "mmdit", "network": network, "texts": [EncoderConfig(str(llm))], "size": [16, 24]} | changes
+    )
 
 
 def painter(llm, **changes):
@@ -111,7 +123,9 @@ def test_a_text_is_read_once(llm, tmp_path, monkeypatch):
     assert asked == []
     next((tmp_path / "kept").rglob("*.safetensors")).write_bytes(b"half")
     damaged, asked = texts()
-    torch.testing.assert_close(damaged(TEXTS).pooled, made(TEXTS).pooled)  # read alone, a text is rounded otherwise than among others
+    torch.testing.assert_close(
+        damaged(TEXTS).pooled, made(TEXTS).pooled
+    )  # read alone, a text is rounded otherwise than among others
     assert len(asked) == 1
 
 
@@ -130,9 +144,15 @@ def test_memory_of_texts_has_an_end(llm, monkeypatch):
 def test_an_encoder_without_weights_has_the_same_shapes(llm, tmp_path):
     whole, bare = load_encoder(EncoderConfig(str(llm))), load_encoder(EncoderConfig(str(llm)), weights=False)
     assert all(p.is_meta for p in bare.parameters())
-    assert {name: p.shape for name, p in whole.named_parameters()} == {name: p.shape for name, p in bare.named_parameters()}
+    assert {name: p.shape for name, p in whole.named_parameters()} == {
+        name: p.shape for name, p in bare.named_parameters()
+    }
     whole.model.config.save_pretrained(tmp_path)  # no tokenizer
-    assert load_encoder(EncoderConfig(str(tmp_path)), weights=False).tokenizer("three words here")["input_ids"] == [0, 0, 0]
+    assert load_encoder(EncoderConfig(str(tmp_path)), weights=False).tokenizer("three words here")["input_ids"] == [
+        0,
+        0,
+        0,
+    ]
 
 
 def test_a_trained_encoder_learns_and_keeps_nothing(llm):
@@ -176,8 +196,15 @@ def test_pictures_depend_on_their_own_text_and_seed_alone(llm, architecture):
     assert together[0].size == (16, 24)
     assert together[1] == made.images(TEXTS[1:2], seed=4, steps=3)[0]
     assert together[0] == made.draw(TEXTS[0], n=2, seed=3, steps=3)[0]
-    assert together[0] != made.draw(TEXTS[0], seed=4, steps=3)[0] and together[0] != made.draw(TEXTS[1], seed=3, steps=3)[0]
-    assert made.draw(TEXTS[0], seed=3, steps=3, guidance=1.0) != together[:1] != made.draw(TEXTS[0], seed=3, steps=3, negative="a blue square")
+    assert (
+        together[0] != made.draw(TEXTS[0], seed=4, steps=3)[0]
+        and together[0] != made.draw(TEXTS[1], seed=3, steps=3)[0]
+    )
+    assert (
+        made.draw(TEXTS[0], seed=3, steps=3, guidance=1.0)
+        != together[:1]
+        != made.draw(TEXTS[0], seed=3, steps=3, negative="a blue square")
+    )
 
 
 def test_a_folder_gives_the_same_pictures(llm, t5, tmp_path):
@@ -210,7 +237,8 @@ def test_a_painter_that_cannot_be_is_refused_in_one_line(llm, changes, said):
 
 
 @pytest.mark.parametrize(
-    "knobs, said", [({"size": (16, 20)}, "multiples of 8"), ({"solver": "rk45"}, "choose one of euler"), ({"steps": 0}, "too few")]
+    "knobs, said",
+    [({"size": (16, 20)}, "multiples of 8"), ({"solver": "rk45"}, "choose one of euler"), ({"steps": 0}, "too few")],
 )
 def test_a_picture_that_cannot_be_is_refused_in_one_line(llm, knobs, said):
     with pytest.raises(ValueError, match=said):
@@ -222,7 +250,9 @@ def test_every_architecture_is_saved_and_loaded(llm, tmp_path, name):
     texts = TextEncoders([load_encoder(EncoderConfig(str(llm), layer=1, layers=[0, 1, 2]))])
     network = LEARNERS[name](Sees(3, **texts.sees))
     stir(network)
-    settings = PainterConfig(architecture=name.split(",")[0].split("-")[0], texts=[EncoderConfig(str(llm), layer=1, layers=[0, 1, 2])])
+    settings = PainterConfig(
+        architecture=name.split(",")[0].split("-")[0], texts=[EncoderConfig(str(llm), layer=1, layers=[0, 1, 2])]
+    )
     seen = ("channels", "text_width", "pooled_width", "layer_width")  # what is filled in when it is built
     settings.network = {key: value for key, value in asdict(network.config).items() if key not in seen}
     painter = Painter(network.eval(), texts, load_codec("pixel"), settings)

@@ -60,19 +60,32 @@ def logged(run: Path, rows: list[dict], llm: Path | str = "llm", name: str = "he
 @pytest.mark.parametrize(
     ("rule", "found", "verdict"),
     [
-        (ABOVE, Measured(3.0), SEVERE), (ABOVE, Measured(3.0, 1.5, 4.0), MILD), (ABOVE, Measured(3.0, 0.9, 4.0), UNCLEAR),
-        (ABOVE, Measured(0.9, 0.1, 3.0), WELL), (BELOW, Measured(0.1, 0.05, 0.15), SEVERE), (BELOW, Measured(0.1, 0.05, 0.4), MILD),
-        (BELOW, Measured(0.1, 0.05, 0.6), UNCLEAR), (BELOW, Measured(0.6, 0.1, 0.9), WELL),
+        (ABOVE, Measured(3.0), SEVERE),
+        (ABOVE, Measured(3.0, 1.5, 4.0), MILD),
+        (ABOVE, Measured(3.0, 0.9, 4.0), UNCLEAR),
+        (ABOVE, Measured(0.9, 0.1, 3.0), WELL),
+        (BELOW, Measured(0.1, 0.05, 0.15), SEVERE),
+        (BELOW, Measured(0.1, 0.05, 0.4), MILD),
+        (BELOW, Measured(0.1, 0.05, 0.6), UNCLEAR),
+        (BELOW, Measured(0.6, 0.1, 0.9), WELL),
     ],
-)  # fmt: skip
+)
 def test_only_an_interval_beyond_a_limit_is_an_illness(rule, found, verdict):
     assert rule.verdict(found) == verdict
 
 
 def test_of_two_findings_the_worse_counts_with_the_evidence_of_both():
-    one, other = ABOVE.judge(Measured(0.0), "fine", "<i>1</i>", x=1.0), ABOVE.judge(Measured(3.0), "bad", "<i>2</i>", y=2.0)
+    one, other = (
+        ABOVE.judge(Measured(0.0), "fine", "<i>1</i>", x=1.0),
+        ABOVE.judge(Measured(3.0), "bad", "<i>2</i>", y=2.0),
+    )
     both = worse(one, other)
-    assert (both.verdict, both.said, both.evidence, both.figures) == (SEVERE, "bad", "<i>2</i><i>1</i>", {"x": 1.0, "y": 2.0})
+    assert (both.verdict, both.said, both.evidence, both.figures) == (
+        SEVERE,
+        "bad",
+        "<i>2</i><i>1</i>",
+        {"x": 1.0, "y": 2.0},
+    )
 
 
 def test_what_follows_from_another_illness_says_so_only_where_both_were_found():
@@ -98,7 +111,9 @@ def test_a_copy_has_not_moved_and_the_true_edit_has(monkeypatch):
     truth.paste("red", (8, 8, 20, 20))
     task = SimpleNamespace(source=source, truth=truth, words="make it red")
     for drawn, verdict in ((source, SEVERE), (truth, WELL)):
-        patient = SimpleNamespace(count=20, edits=[task] * 10, draw=lambda tasks, copies, drawn=drawn: [[drawn] * copies for _ in tasks])
+        patient = SimpleNamespace(
+            count=20, edits=[task] * 10, draw=lambda tasks, copies, drawn=drawn: [[drawn] * copies for _ in tasks]
+        )
         finding = pictures.copying(patient)
         assert finding.verdict == verdict and "of 20 edits of 10 pictures" in finding.said
     patient = SimpleNamespace(count=10, edits=[SimpleNamespace(source=source, truth=source, words="")] * 10)
@@ -127,14 +142,18 @@ def test_blur_is_seen_in_the_pictures_of_what_the_codec_gives_back():
         def soft(image: Image.Image, radius: float) -> Image.Image:
             return image.filter(ImageFilter.GaussianBlur(radius))
 
-        patient = SimpleNamespace(draw=lambda _: [[soft(image, radius)] for image in sharp], given_back=lambda image: soft(image, codec))
+        patient = SimpleNamespace(
+            draw=lambda _: [[soft(image, radius)] for image in sharp], given_back=lambda image: soft(image, codec)
+        )
         return pictures._soft(patient, tasks).verdict
 
     assert [verdict(0.0), verdict(0.5), verdict(0.8), verdict(0.8, codec=0.8)] == [WELL, MILD, SEVERE, WELL]
 
 
 def test_too_much_guidance_is_told_from_little(llm, tmp_path):
-    patient = Patient(bundled_run(tmp_path / "run", llm, "guided-12"), ["samples.guidance=20", "samples.steps=6"], count=48)
+    patient = Patient(
+        bundled_run(tmp_path / "run", llm, "guided-12"), ["samples.guidance=20", "samples.steps=6"], count=48
+    )
     assert pictures.over_guided(patient).ill
     patient.config.samples.guidance = 2.0
     assert pictures.over_guided(patient).verdict == WELL
@@ -156,23 +175,41 @@ def turns(*parts: tuple[str, list]) -> list[dict]:
 
 
 def test_a_task_ends_with_the_last_picture_that_is_asked_for():
-    chat = turns(("user", [text("draw")]), ("assistant", [drawn(1)]), ("user", [text("redder")]), ("assistant", [drawn(2)]), ("user", [text("?")]))
+    chat = turns(
+        ("user", [text("draw")]),
+        ("assistant", [drawn(1)]),
+        ("user", [text("redder")]),
+        ("assistant", [drawn(2)]),
+        ("user", [text("?")]),
+    )
     task = task_of(Sample([*chat, *turns(("assistant", [text("red")]))], None, "chats", "k"))
     assert task.words == "draw\nredder" and task.truth.getpixel((0, 0))[0] == 2 and task.source.getpixel((0, 0))[0] == 1
     assert task.prompt == chat[:3]
-    alone = task_of(Sample(turns(("user", [drawn(1, (8, 8)), text("larger")]), ("assistant", [drawn(2)])), None, "chats", "k"))
+    alone = task_of(
+        Sample(turns(("user", [drawn(1, (8, 8)), text("larger")]), ("assistant", [drawn(2)])), None, "chats", "k")
+    )
     assert alone.source is None
     leaf = task_of(Sample(None, [text("a"), drawn(1), drawn(2), text("b"), drawn(3), text("c")], "pages", "k"))
     assert leaf.words == "b" and leaf.truth.getpixel((0, 0))[0] == 3 and leaf.prompt == {"content": [text("b")]}
-    assert task_of(Sample(turns(("user", [drawn(1), text("what?")]), ("assistant", [text("red")])), None, "chats", "k")) is None
+    assert (
+        task_of(Sample(turns(("user", [drawn(1), text("what?")]), ("assistant", [text("red")])), None, "chats", "k"))
+        is None
+    )
     assert task_of(Sample(None, [drawn(1), text("a")], "pages", "k")) is None
 
 
 def test_words_are_exchanged_within_a_kind_and_nothing_else_is():
-    samples = [Sample(turns(("user", [text(words)]), ("assistant", [drawn(n)])), None, "s", "k") for n, words in enumerate(("a", "a", "b"))]
+    samples = [
+        Sample(turns(("user", [text(words)]), ("assistant", [drawn(n)])), None, "s", "k")
+        for n, words in enumerate(("a", "a", "b"))
+    ]
     tasks = [task_of(sample) for sample in (*samples, Sample(None, [text("page"), drawn(9)], "s", "k"))]
     pairs = misled(tasks)
-    assert [[one.messages[0]["content"][0]["text"] for one in wrong] for _, wrong in pairs] == [["b"], ["b"], ["a", "a"]]
+    assert [[one.messages[0]["content"][0]["text"] for one in wrong] for _, wrong in pairs] == [
+        ["b"],
+        ["b"],
+        ["a", "a"],
+    ]
     assert [wrong[0].messages[1] for _, wrong in pairs] == [sample.messages[1] for sample in samples]
 
 
@@ -193,12 +230,20 @@ def falling(power: float, rate: float, documents: int = 4000) -> list[dict]:
     rows = []
     for step in range(1, 41):
         seen, wiggle = documents * step // 40, 1 + 0.002 * (-1) ** step
-        rows.append({"step": step, "seen": seen, "lr": 1e-3 * (1 + (rate - 1) * step / 40), "val/x_error": 5 * seen**-power * wiggle})
+        rows.append(
+            {
+                "step": step,
+                "seen": seen,
+                "lr": 1e-3 * (1 + (rate - 1) * step / 40),
+                "val/x_error": 5 * seen**-power * wiggle,
+            }
+        )
     return rows
 
 
 @pytest.mark.parametrize(
-    ("power", "rate", "verdict"), [(0.5, 1.0, SEVERE), (0.15, 1.0, MILD), (0.02, 1.0, WELL), (0.15, 0.0, WELL), (0.4, 0.0, MILD), (-0.1, 1.0, WELL)]
+    ("power", "rate", "verdict"),
+    [(0.5, 1.0, SEVERE), (0.15, 1.0, MILD), (0.02, 1.0, WELL), (0.15, 0.0, WELL), (0.4, 0.0, MILD), (-0.1, 1.0, WELL)],
 )
 def test_a_curve_that_still_falls_is_undertrained_all_the_more_where_the_rate_is_up(tmp_path, power, rate, verdict):
     finding = course.undertrained(Patient(logged(tmp_path, falling(power, rate))))
@@ -207,7 +252,10 @@ def test_a_curve_that_still_falls_is_undertrained_all_the_more_where_the_rate_is
 
 def test_what_the_end_of_the_rate_takes_off_is_not_for_want_of_training(tmp_path):
     """The error rises while the rate is up, as where the data are wrong, and falls by a third as it comes down."""
-    rows = [row | {"val/x_error": 0.03 + 0.02 * min(row["lr"] / 5e-4, 1.0) * row["seen"] / 4000} for row in falling(0.0, 0.0)]
+    rows = [
+        row | {"val/x_error": 0.03 + 0.02 * min(row["lr"] / 5e-4, 1.0) * row["seen"] / 4000}
+        for row in falling(0.0, 0.0)
+    ]
     finding = course.undertrained(Patient(logged(tmp_path, rows)))
     assert course.falling([(row["seen"], row["val/x_error"]) for row in rows if row["seen"] >= 2000]).value > 0.15
     assert finding.verdict == WELL and "while its rate was up" in finding.said
@@ -219,7 +267,10 @@ def test_what_the_end_of_the_rate_takes_off_is_not_for_want_of_training(tmp_path
 def test_where_the_curve_is_too_rough_the_plan_of_the_run_says_whether_it_was_stopped_early(tmp_path):
     rough = [row | {"val/x_error": row["val/x_error"] * (1 + 0.1 * (-1) ** row["step"])} for row in falling(0.15, 1.0)]
     run = logged(tmp_path, [row | {"time": 60.0} for row in rough])
-    verdicts = {n: course.undertrained(Patient(run, ["training.minutes=null", f"training.documents={n}"])).verdict for n in (4000, 20_000, 100_000)}
+    verdicts = {
+        n: course.undertrained(Patient(run, ["training.minutes=null", f"training.documents={n}"])).verdict
+        for n in (4000, 20_000, 100_000)
+    }
     assert verdicts == {4000: UNCLEAR, 20_000: MILD, 100_000: SEVERE}
     assert course.undertrained(Patient(run, ["training.documents=null", "training.minutes=1.5"])).verdict == UNCLEAR
 
@@ -230,7 +281,9 @@ def test_a_stage_that_was_not_reached_is_told(tmp_path):
     finding = course.undertrained(Patient(run, [stages]))
     assert finding.verdict == SEVERE and "stage 2 of 3" in finding.said
     assert course.undertrained(Patient(run, [stages.replace("9000", "4000")])).verdict == WELL
-    assert course.undertrained(Patient(logged(tmp_path, falling(0.5, 1.0)[:3] + falling(0.5, 1.0)[-1:]))).measured is None
+    assert (
+        course.undertrained(Patient(logged(tmp_path, falling(0.5, 1.0)[:3] + falling(0.5, 1.0)[-1:]))).measured is None
+    )
 
 
 @pytest.mark.parametrize(("leaks", "verdict"), [(0.0, WELL), (0.5, SEVERE)])
@@ -259,7 +312,11 @@ def test_a_run_that_is_well_gets_figures_and_a_page_of_its_own(llm, tmp_path, mo
 
 
 def test_the_page_puts_the_worst_first_and_escapes_what_it_says():
-    findings = [ABOVE.judge(Measured(0.0), "fine"), BELOW.judge(Measured(0.1, 0.0, 0.15), "a <b>"), ABOVE.unknown("nothing there")]
+    findings = [
+        ABOVE.judge(Measured(0.0), "fine"),
+        BELOW.judge(Measured(0.1, 0.0, 0.15), "a <b>"),
+        ABOVE.unknown("nothing there"),
+    ]
     shown = page.render(Path("run"), None, findings)
     assert shown.index("a &lt;b&gt;") < shown.index("fine") < shown.index("nothing there") and "<b>" not in shown
     assert page.summary(findings) == "b (severe); 2 of 3 checks could be judged"
@@ -311,15 +368,32 @@ def test_runs_of_another_seed_are_not_taken_for_this_one(tmp_path, capsys):
 def test_a_painter_is_examined_too(tmp_path, root, capsys):
     llm, run = training.save_llm(tmp_path / "llm"), tmp_path / "run"
     settings = [
-        f"run={run}", f"painter.texts=[{{path: {llm}}}]", "painter.network={patch_size: 8, width: 32, layers: 2, heads: 2}", "pairing.rows=8",
-        "training.minutes=null", "training.documents=100", "training.validate_every=2", "training.precision=fp32", "training.workers=0",
-        "training.sample_every=0", "training.trackers=[]", "validation.documents=8", "scoring.count=0", "samples.steps=2", "samples.held_out=0",
-    ]  # fmt: skip
+        f"run={run}",
+        f"painter.texts=[{{path: {llm}}}]",
+        "painter.network={patch_size: 8, width: 32, layers: 2, heads: 2}",
+        "pairing.rows=8",
+        "training.minutes=null",
+        "training.documents=100",
+        "training.validate_every=2",
+        "training.precision=fp32",
+        "training.workers=0",
+        "training.sample_every=0",
+        "training.trackers=[]",
+        "validation.documents=8",
+        "scoring.count=0",
+        "samples.steps=2",
+        "samples.held_out=0",
+    ]
     assert train_diffusion([str(root / "configs" / "dit.yaml"), *settings]) == 0
     findings = {finding.illness: finding for finding in program.diagnose(run, count=16)}
     assert findings[pictures.NOISE.illness].ill, "a painter of a hundred pictures draws nothing but noise"
-    assert "can do nothing but draw" in findings[words.SILENT.illness].said and "does not write" in findings[words.FORGETFUL.illness].said
-    assert findings[pictures.COLLAPSED.illness].measured is not None and findings[words.DEAF.illness].measured is not None
+    assert (
+        "can do nothing but draw" in findings[words.SILENT.illness].said
+        and "does not write" in findings[words.FORGETFUL.illness].said
+    )
+    assert (
+        findings[pictures.COLLAPSED.illness].measured is not None and findings[words.DEAF.illness].measured is not None
+    )
 
 
 @pytest.mark.parametrize(("name", "check"), [("silent-most", words.silent), ("leaks-half", course.leaking)])

@@ -20,7 +20,10 @@ from tests.evaluation.test_eval_shapes import as_asked
 from tests.support import pipelines
 
 COUNT = 24
-UNTOLD = ("rules done without examples", "rules done from examples of another")  # nobody can know a rule that is not shown
+UNTOLD = (
+    "rules done without examples",
+    "rules done from examples of another",
+)  # nobody can know a rule that is not shown
 
 
 @pytest.fixture(autouse=True)
@@ -43,13 +46,22 @@ class Perfect(Subject):
 
     def __init__(self, seed: int = 0):
         super().__init__("perfect", {})
-        drawing, edits, questions, intents, _, trip, chains, stories, examples = (suite.items(COUNT, seed) for suite in SUITES)
+        drawing, edits, questions, intents, _, trip, chains, stories, examples = (
+            suite.items(COUNT, seed) for suite in SUITES
+        )
         self.drawn = {item.prompt: as_asked(item.expectation) for item in [*drawing, *trip]}
         self.edited = {(item.image.tobytes(), item.instruction): render(item.after) for item in edits}
         steps = ((chain, turn) for chain in chains for turn in range(len(chain.edits)))
-        self.edited |= {(render(c.scenes[turn]).tobytes(), c.instructions[turn]): render(c.scenes[turn + 1]) for c, turn in steps}
-        self.stories = {item.prompt: [part if isinstance(part, str) else Image.fromarray(part) for part in item.told] for item in stories}
-        self.followed = {key(shown.pairs, shown.source): picture(shown.after) for one in examples for shown in (one.shown, one.other)}
+        self.edited |= {
+            (render(c.scenes[turn]).tobytes(), c.instructions[turn]): render(c.scenes[turn + 1]) for c, turn in steps
+        }
+        self.stories = {
+            item.prompt: [part if isinstance(part, str) else Image.fromarray(part) for part in item.told]
+            for item in stories
+        }
+        self.followed = {
+            key(shown.pairs, shown.source): picture(shown.after) for one in examples for shown in (one.shown, one.other)
+        }
         self.replies = {(item.image.tobytes(), item.question.text): item.question.answer for item in questions}
         self.draws = {suites.said(item.message): item.draw for item in intents}
 
@@ -121,7 +133,9 @@ def test_what_knows_everything_scores_one_and_what_knows_nothing_zero(monkeypatc
         assert 0.8 < values.pop(name) < 1  # where the ground was to change, nothing that had to stay did
     assert set(values.values()) == {0.0}
     paired = json.loads((tmp_path / "worst" / "results.json").read_text())["paired"]
-    assert len(paired) == len(SUITES) and all(one["difference"] == -1 and one["worse"] == COUNT and one["better"] == 0 for one in paired)
+    assert len(paired) == len(SUITES) and all(
+        one["difference"] == -1 and one["worse"] == COUNT and one["better"] == 0 for one in paired
+    )
     page = (tmp_path / "worst" / "report.html").read_text()
     assert "Against perfect" in page and "worse" in page and page.count("<img") > 6 * COUNT
 
@@ -153,7 +167,12 @@ def test_what_does_not_look_at_examples_cannot_follow_two_rules_at_once():
     scores = examples.scores(rows)
     assert {score.value for score in scores[:2]} == {1.0, 0.0} and scores[0].name == examples.words["right"]
     assert all(row.values == {"right": 1, "both": 0, "other": 1, "without": 1, "apart": 0, "copied": 0} for row in rows)
-    assert {len(images) for images in shown} == {8} and {group for row in rows for group in row.groups} >= {"seen", "held out", "add", "swap"}
+    assert {len(images) for images in shown} == {8} and {group for row in rows for group in row.groups} >= {
+        "seen",
+        "held out",
+        "add",
+        "swap",
+    }
 
 
 def test_blank_pictures_follow_no_rule():
@@ -205,14 +224,19 @@ def test_nothing_is_written_over(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="no finished evaluation there"):
         read_result(tmp_path / "notes")
     with pytest.raises(ValueError, match="asked for nothing that"):
-        evaluated(monkeypatch, tmp_path / "other", Perfect(SPLITS["development"]), split="development", other=tmp_path / "out")
+        evaluated(
+            monkeypatch, tmp_path / "other", Perfect(SPLITS["development"]), split="development", other=tmp_path / "out"
+        )
 
 
 def test_results_say_all_that_they_depend_on(monkeypatch, tmp_path):
     evaluated(monkeypatch, tmp_path / "out", Perfect(), knobs={"guidance": 2.0})
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {"model", "kind", "commit", "versions", "prompts", "seed", "split", "device"} <= found.keys()
-    assert found["knobs"] == {"steps": 20, "guidance": 2.0} and {"low", "high", "count", "suite"} <= found["figures"][0].keys()
+    assert (
+        found["knobs"] == {"steps": 20, "guidance": 2.0}
+        and {"low", "high", "count", "suite"} <= found["figures"][0].keys()
+    )
     assert found["prompts"] != run.settings_of("perfect", "quick", "development", {}).prompts
     again = read_result(tmp_path / "out")
     assert again.scores["edits"][0].value == 1 and len(again.rows["edits"]) == COUNT
@@ -252,10 +276,21 @@ def folders(tmp_path_factory):
 
 
 def test_a_unified_model_from_the_command_line(folders, tmp_path, capsys):
-    words = [str(folders / "model"), "-o", str(tmp_path / "out"), "--split", "development", "--llm", str(folders / "llm"), "steps=1"]
+    words = [
+        str(folders / "model"),
+        "-o",
+        str(tmp_path / "out"),
+        "--split",
+        "development",
+        "--llm",
+        str(folders / "llm"),
+        "steps=1",
+    ]
     assert run.main(words) == 0
     said = capsys.readouterr().out
-    assert "GenEval in miniature" in said and "text perplexity" in said and str(tmp_path / "out" / "report.html") in said
+    assert (
+        "GenEval in miniature" in said and "text perplexity" in said and str(tmp_path / "out" / "report.html") in said
+    )
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["kind"] == "unified model" and found["text"]["rise"] == pytest.approx(0, abs=1e-5)
     rows = read_result(tmp_path / "out").rows

@@ -32,7 +32,12 @@ from fusion.worlds.shapes import (
 from fusion.worlds.shapes.scene import place_thing
 
 COUNT = 28
-ROWS = {"left of": ("left", "right"), "right of": ("right", "left"), "above": ("top", "bottom"), "below": ("bottom", "top")}
+ROWS = {
+    "left of": ("left", "right"),
+    "right of": ("right", "left"),
+    "above": ("top", "bottom"),
+    "below": ("bottom", "top"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,9 @@ class Scripted:
         return [[next(self.replies)] for _ in prompts]
 
     def _events(self, prompts, seed, knobs, only_image):
-        return iter([ImageDone(row, Image.new("RGB", (32, 32))) for row, draw in zip(range(len(prompts)), self.draws) if draw])
+        return iter(
+            [ImageDone(row, Image.new("RGB", (32, 32))) for row, draw in zip(range(len(prompts)), self.draws) if draw]
+        )
 
 
 class Pictures:
@@ -86,7 +93,9 @@ def as_asked(expectation: Expectation) -> Image.Image:
 def scripted(right: bool, seed: int = 0) -> Scripted:
     """A model that gets everything right, or everything wrong."""
     prompts, edits = evaluation_prompts(COUNT, seed), evaluation_edits(COUNT // 2, seed)
-    drawn = [(one.prompt, as_asked(one.expectation) if right else Image.new("RGB", (32, 32), "white")) for one in prompts]
+    drawn = [
+        (one.prompt, as_asked(one.expectation) if right else Image.new("RGB", (32, 32), "white")) for one in prompts
+    ]
     edited = [(one.instruction, Image.fromarray(render(one.after) if right else 255 - one.image)) for one in edits]
     replies = [one.question.answer if right else "perhaps" for one in evaluation_questions(COUNT, seed)]
     draws = [one.draw == right for one in evaluation_intents(COUNT // 2, seed)]
@@ -105,7 +114,13 @@ def test_a_model_that_knows_everything_scores_one():
     counts = {name: figures[name].count for name in ("overall", "edits_done", "questions", "when_to_draw")}
     assert counts == {"overall": 28, "edits_done": 14, "questions": 28, "when_to_draw": 14}
     assert figures["seen"].count + figures["held_out"].count == 28 and figures["colours_present"].count < 28
-    names = {"drawing: single object", "drawing: position", "drawing: position, held out", "edits: swap", "questions: where"}
+    names = {
+        "drawing: single object",
+        "drawing: position",
+        "drawing: position, held out",
+        "edits: swap",
+        "questions: where",
+    }
     assert names <= details.keys()
     assert figures["overall"].low < 1 == figures["overall"].high
 
@@ -118,7 +133,11 @@ def test_a_model_that_gets_everything_wrong_scores_zero():
 
 def test_development_prompts_are_others():
     scored, development = (
-        [one.prompt for one in evaluation_prompts(200, SPLITS[split]) if one.category in ("position", "attribute_binding")]
+        [
+            one.prompt
+            for one in evaluation_prompts(200, SPLITS[split])
+            if one.category in ("position", "attribute_binding")
+        ]
         for split in ("scored", "development")
     )
     assert not set(scored) & set(development)
@@ -128,8 +147,14 @@ def test_scores_and_sheets_are_kept(tmp_path):
     paths = scored(scripted(True)).save(tmp_path)
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["seed"] == SPLITS["scored"] and scores["overall"]["count"] == COUNT and len(scores["details"]) > 20
-    assert 1000 < Image.open(tmp_path / "drawings.png").width <= 1200 and Image.open(tmp_path / "edits.png").width <= 1200
-    assert {path.name for path in tmp_path.iterdir()} == {"scores.json", "drawings.png", "edits.png"} == {p.name for p in paths}
+    assert (
+        1000 < Image.open(tmp_path / "drawings.png").width <= 1200 and Image.open(tmp_path / "edits.png").width <= 1200
+    )
+    assert (
+        {path.name for path in tmp_path.iterdir()}
+        == {"scores.json", "drawings.png", "edits.png"}
+        == {p.name for p in paths}
+    )
 
 
 def test_targets_stand_beside_their_figures():
@@ -155,7 +180,10 @@ def test_sheets_frame_what_is_wrong_in_red():
 
 
 def test_sheets_have_every_cell_once_and_break_rows_at_their_width():
-    cells = [Cell([Image.new("RGB", (16, 16), (200, number, 0))], [f"number {number}"], labels=["drawn"]) for number in range(7)]
+    cells = [
+        Cell([Image.new("RGB", (16, 16), (200, number, 0))], [f"number {number}"], labels=["drawn"])
+        for number in range(7)
+    ]
     for width in (300, 1200):
         sheet = contact_sheet(cells, width)
         found = dict(map(reversed, sheet.getcolors(2**20)))

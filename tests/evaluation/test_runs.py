@@ -30,11 +30,25 @@ def two(pictures, tmp_path_factory):
     llm = save_llm(place / "llm")
     for mode in ("shared", "frozen"):
         words = [
-            f"run={place / mode}", f"model.llm={llm}", f"model.mode={mode}", f"data.path={pictures}", "data.sources=[{kind: images}]",
-            "data.held_out=0.3", "packing.length=64", "packing.rows=1", "packing.lookahead=4", "training.documents=4", "training.workers=0",
-            "training.precision=fp32", "training.sample_every=0", "training.trackers=[]", "validation.documents=2", "samples.held_out=1",
-            "samples.prompts=[]", "samples.steps=2",
-        ]  # fmt: skip
+            f"run={place / mode}",
+            f"model.llm={llm}",
+            f"model.mode={mode}",
+            f"data.path={pictures}",
+            "data.sources=[{kind: images}]",
+            "data.held_out=0.3",
+            "packing.length=64",
+            "packing.rows=1",
+            "packing.lookahead=4",
+            "training.documents=4",
+            "training.workers=0",
+            "training.precision=fp32",
+            "training.sample_every=0",
+            "training.trackers=[]",
+            "validation.documents=2",
+            "samples.held_out=1",
+            "samples.prompts=[]",
+            "samples.steps=2",
+        ]
         unified.train(load_config(unified.Unified, None, words))
     return [place / "shared", place / "frozen"]
 

@@ -74,20 +74,32 @@ def test_the_first_sentence_says_who_is_best_at_what():
         return beside.Standing(name, scores, first, level)
 
     found = [
-        standing("drawing", "b", (), 0.1, 0.9, 0.2), standing("edits", "c", ("a",), 0.7, 0.1, 0.8),
+        standing("drawing", "b", (), 0.1, 0.9, 0.2),
+        standing("edits", "c", ("a",), 0.7, 0.1, 0.8),
         standing("questions", "a", ("b", "c"), 0.5, 0.5, 0.4),
-        standing("stories", "a", ("b", "c"), 0.0, 0.0, 0.0), standing("alone", "a", (), 0.5), standing("more edits", "a", ("c",), 0.9, 0.1, 0.8),
-    ]  # fmt: skip
-    said = "B is best at drawing; a and c are best at edits, more edits; no difference seen in questions; nobody can do stories."
+        standing("stories", "a", ("b", "c"), 0.0, 0.0, 0.0),
+        standing("alone", "a", (), 0.5),
+        standing("more edits", "a", ("c",), 0.9, 0.1, 0.8),
+    ]
+    said = (
+        "B is best at drawing; a and c are best at edits, more edits; no difference seen in questions; nobody can do "
+        "stories."
+    )
     assert beside._lead("abc", found) == said
-    named = [beside.Standing("drawing", {"DiT-XL": Score("", 0.9, 0.0, 1.0, 9), "b": Score("", 0.1, 0.0, 1.0, 9)}, "DiT-XL", ())]
+    named = [
+        beside.Standing(
+            "drawing", {"DiT-XL": Score("", 0.9, 0.0, 1.0, 9), "b": Score("", 0.1, 0.0, 1.0, 9)}, "DiT-XL", ()
+        )
+    ]
     assert beside._lead(["DiT-XL", "b"], named) == "DiT-XL is best at drawing."
     assert [one.said for one in found[2:5]] == ["a, with no difference seen to b, c", "none", "only a"]
 
 
 def test_what_is_left_of_the_writing_is_a_row_too(evaluations):
     results = beside.opened([evaluations / name for name in ("nothing", "half", "all")])
-    assert not any(one.text for one in results.values()) and "perplexity" not in beside.render(results, beside.standings(results))
+    assert not any(one.text for one in results.values()) and "perplexity" not in beside.render(
+        results, beside.standings(results)
+    )
     told = {"nothing": {"before": 2.0, "after": 3.0, "rise": 0.5}, "all": {"before": 2.0, "after": 1.5, "rise": -0.25}}
     results |= {name: replace(results[name], text=text) for name, text in told.items()}
     page = beside.render(results, beside.standings(results))

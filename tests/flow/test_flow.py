@@ -244,13 +244,17 @@ def test_the_x_loss_is_the_v_loss_of_the_same_prediction_beyond_the_clamp(path):
     t = torch.linspace(CLAMP, 1, len(image))
     velocity = estimate(prediction, path.mix(clean, noise, t), t, "x", path).velocity
     ours = flow_loss(prediction, clean, noise, t, image, images, "x", path)
-    torch.testing.assert_close(ours, flow_loss(velocity, clean, noise, t, image, images, "v", path), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        ours, flow_loss(velocity, clean, noise, t, image, images, "v", path), rtol=1e-4, atol=1e-4
+    )
 
 
 @EVERY_PATH
 def test_below_the_clamp_the_x_loss_weighs_every_time_alike(path):
     prediction, clean, noise, t, image, images = batch()
-    losses = [flow_loss(prediction, clean, noise, torch.full_like(t, at), image, images, "x", path) for at in (0, 0.02, CLAMP)]
+    losses = [
+        flow_loss(prediction, clean, noise, torch.full_like(t, at), image, images, "x", path) for at in (0, 0.02, CLAMP)
+    ]
     torch.testing.assert_close(losses[0], losses[2], rtol=0.01, atol=0)
     torch.testing.assert_close(losses[1], losses[2], rtol=0.01, atol=0)
 

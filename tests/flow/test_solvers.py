@@ -16,7 +16,8 @@ Z = torch.tensor([-1.5, -0.7, 0.3, 1.1, 2.0])
 
 
 class Gaussian:
-    """Data N(mean, std^2): the path's marginal is N(alpha mean, alpha^2 std^2 + sigma^2), and the flow keeps each x's quantile."""
+    """Data N(mean, std^2): the path's marginal is N(alpha mean, alpha^2 std^2 + sigma^2), and the flow keeps each x's
+    quantile."""
 
     def __init__(self, path, mean=1.0, std=0.5):
         self.path, self.mean, self.std = path, mean, std
@@ -88,7 +89,9 @@ def test_a_linear_ode_that_is_no_flow_at_all(name, path):
     end = start @ torch.matrix_exp(-0.8 * turn).T
 
     def error(n):
-        return (SOLVERS[name](lambda x, t: x @ turn.T, start, torch.linspace(0.9, 0.1, n + 1), path) - end).norm().item()
+        return (
+            (SOLVERS[name](lambda x, t: x @ turn.T, start, torch.linspace(0.9, 0.1, n + 1), path) - end).norm().item()
+        )
 
     assert order_of(error) == pytest.approx(ORDER[name], abs=0.1)
 
@@ -214,7 +217,9 @@ def test_gradients_flow_through_the_solver(name, path):
     torch.testing.assert_close(slope, torch.full_like(x, data.std), atol=2e-2, rtol=0)
 
 
-@pytest.mark.parametrize("times", [[1.0], [0.0, 1.0], [1.0, 0.5, 0.5, 0.0], [1.2, 0.0], [1.0, -0.1], [1.0, math.nan, 0.0]])
+@pytest.mark.parametrize(
+    "times", [[1.0], [0.0, 1.0], [1.0, 0.5, 0.5, 0.0], [1.2, 0.0], [1.0, -0.1], [1.0, math.nan, 0.0]]
+)
 def test_times_that_do_not_fall_within_the_path_are_refused(times):
     with pytest.raises(ValueError, match="must fall from at most 1 to at least 0") as error:
         euler(lambda x, t: x, torch.ones(2), torch.tensor(times))

@@ -15,7 +15,7 @@ from fusion.generation import api
 from fusion.generation.interleaved import ImageDone, ImagePreview, TextPiece
 from fusion.testing.mixed_documents import stirred
 from fusion.testing.tiny_llms import VOCAB, tiny_config, tiny_llm, tiny_tokenizer
-from fusion.unified.model import FusionConfig
+from fusion.unified.config import FusionConfig
 
 QUICK = {"steps": 2, "max_new_tokens": 6, "image_size": (24, 16)}
 IDS = torch.arange(1, 30)[None]
@@ -84,7 +84,8 @@ def test_the_precision_is_that_asked_for(llm, dtype):
 
 
 REFUSED = {
-    "mamba": "mamba has linear_attention layers, which cannot attend in both directions: choose a full-attention decoder",
+    "mamba": "mamba has linear_attention layers, which cannot attend in both directions: choose a "
+    "full-attention decoder",
     "t5": "'t5' is not a supported decoder family: choose one of ",
     "recurrent_gemma": "recurrent_gemma",
     "lfm2": "'lfm2' is not a supported decoder family: choose one of ",
@@ -108,7 +109,10 @@ def test_dynamic_rotary_positions_are_refused(tmp_path):
         fusion.from_llm(folder)
 
 
-@pytest.mark.parametrize(("knob", "value"), [("time", "sometimes"), ("positions", "nowhere"), ("target", "y"), ("path", "winding"), ("head", "bald")])
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [("time", "sometimes"), ("positions", "nowhere"), ("target", "y"), ("path", "winding"), ("head", "bald")],
+)
 def test_unknown_choices_are_refused(llm, knob, value):
     with pytest.raises(ValueError, match=rf"^{knob}='{value}': choose one of "):
         fusion.from_llm(llm, **{knob: value})
@@ -139,7 +143,9 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 def test_attention_that_ignores_a_mask_is_refused(llm):
     made = fusion.from_llm(llm, max_side=64)
     made.model.llm.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match=r"^'flash_attention_2' attention ignores a mixed mask: choose 'sdpa', 'eager', "):
+    with pytest.raises(
+        ValueError, match=r"^'flash_attention_2' attention ignores a mixed mask: choose 'sdpa', 'eager', "
+    ):
         made.generate("hi", **QUICK)
 
 
@@ -163,7 +169,12 @@ def test_a_description_is_words(model):
 
 
 def test_rows_of_a_batch_are_what_each_is_alone(model):
-    prompts = [["draw a red circle, please"], [photo(), "make it green"], ["hi"], [photo(16, 16, 1), photo(8, 24, 2), "and now?"]]
+    prompts = [
+        ["draw a red circle, please"],
+        [photo(), "make it green"],
+        ["hi"],
+        [photo(16, 16, 1), photo(8, 24, 2), "and now?"],
+    ]
     knobs = QUICK | {"temperature": 1.0, "guidance": 2.0, "image_guidance": 1.5, "image_size": None, "max_images": 2}
     together = model.generate(prompts, seed=3, **knobs)
     alone = [model.generate(prompt, seed=3 + row, **knobs) for row, prompt in enumerate(prompts)]
@@ -285,7 +296,9 @@ def test_the_exported_llm_is_the_llm(model, llm, tmp_path):
     assert type(plain) is type(original) and plain.config.vocab_size == VOCAB
     ours, theirs = plain.state_dict(), original.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert AutoTokenizer.from_pretrained(tmp_path / "plain")("a red circle") == AutoTokenizer.from_pretrained(llm)("a red circle")
+    assert AutoTokenizer.from_pretrained(tmp_path / "plain")("a red circle") == AutoTokenizer.from_pretrained(llm)(
+        "a red circle"
+    )
 
 
 def test_saving_over_a_folder_leaves_a_whole_model(model, saved, tmp_path):
@@ -295,7 +308,9 @@ def test_saving_over_a_folder_leaves_a_whole_model(model, saved, tmp_path):
     fusion.load(tmp_path)
 
 
-@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "processor_config.json", "codec/config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "missing", ["config.json", "model.safetensors", "processor_config.json", "codec/config.json", "tokenizer.json"]
+)
 def test_a_half_written_folder_is_refused_in_one_line(model, tmp_path, missing):
     model.save_pretrained(tmp_path)
     (tmp_path / missing).unlink()
@@ -319,7 +334,9 @@ def test_a_model_without_some_of_its_weights_is_refused_in_one_line(model, tmp_p
     weights = load_file(tmp_path / "model.safetensors")
     del weights["flow_head.out.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"the model is incomplete \(.no weights for flow_head.out.weight.\): copy or save it again$"):
+    with pytest.raises(
+        ValueError, match=r"the model is incomplete \(.no weights for flow_head.out.weight.\): copy or save it again$"
+    ):
         fusion.load(tmp_path)
 
 

@@ -14,7 +14,8 @@ from fusion.sequence.packed import Picture
 from fusion.sequence.processor import FusionProcessor
 from fusion.testing.mixed_documents import assert_close, stirred, watched
 from fusion.testing.tiny_llms import tiny_llm, tiny_tokenizer
-from fusion.unified.model import FusionConfig, FusionModel
+from fusion.unified.config import FusionConfig
+from fusion.unified.model import FusionModel
 
 PATCH = 4
 FAMILIES = ["llama", "gpt2", "gemma3_text", "qwen3_moe", "gpt_oss"]
@@ -22,9 +23,14 @@ FAMILIES = ["llama", "gpt2", "gemma3_text", "qwen3_moe", "gpt_oss"]
 
 def tiny_app(family: str) -> Fusion:
     tokenizer, llm = tiny_tokenizer(), tiny_llm(family)
-    processor = FusionProcessor.from_tokenizer(tokenizer, llm.get_output_embeddings().out_features, PATCH, max_side=24, max_patches=30)
+    processor = FusionProcessor.from_tokenizer(
+        tokenizer, llm.get_output_embeddings().out_features, PATCH, max_side=24, max_patches=30
+    )
     config = FusionConfig(
-        text_config=llm.config, patch_size=PATCH, vocab_base=processor.vocab_base, control_tokens=len(processor.control_tokens)
+        text_config=llm.config,
+        patch_size=PATCH,
+        vocab_base=processor.vocab_base,
+        control_tokens=len(processor.control_tokens),
     )
     torch.manual_seed(1)
     return Fusion(stirred(FusionModel.from_llm(llm, config)), processor, Pixel())
@@ -149,7 +155,8 @@ def test_a_finished_image_is_read_as_its_png_would_be(eager_to_draw, monkeypatch
     prefix = made[0]
     fresh = Prefix(app.model, app.processor.control, 1)
     shown = [
-        Picture(to_pixels(image), app.processor.size_ids(*image.size), (image.height // PATCH, image.width // PATCH)) for image in images
+        Picture(to_pixels(image), app.processor.size_ids(*image.size), (image.height // PATCH, image.width // PATCH))
+        for image in images
     ]
     fresh.write(0, [*pieces, *shown])
     fresh.read([generator._patches(picture.pixels) for picture in shown])
@@ -164,21 +171,42 @@ def test_a_finished_image_is_read_as_its_png_would_be(eager_to_draw, monkeypatch
 
 
 def test_rows_of_a_batch_do_not_influence_each_other(app):
-    prompts = [["a"], [to_image_of(8, 12), "make it green, and larger"], ["one", to_image_of(4, 4, 1), "two"], ["a red circle " * 4]]
-    knobs = {"temperature": 1.0, "max_images": 1, "max_new_tokens": 8, "steps": 2, "guidance": 2.0, "image_guidance": 1.5}
+    prompts = [
+        ["a"],
+        [to_image_of(8, 12), "make it green, and larger"],
+        ["one", to_image_of(4, 4, 1), "two"],
+        ["a red circle " * 4],
+    ]
+    knobs = {
+        "temperature": 1.0,
+        "max_images": 1,
+        "max_new_tokens": 8,
+        "steps": 2,
+        "guidance": 2.0,
+        "image_guidance": 1.5,
+    }
     together = app.generate(prompts, seed=4, **knobs)
     for row, prompt in enumerate(prompts):
         alone = app.generate(prompt, seed=4 + row, **knobs)
-        assert [part for part in alone if isinstance(part, str)] == [part for part in together[row] if isinstance(part, str)]
+        assert [part for part in alone if isinstance(part, str)] == [
+            part for part in together[row] if isinstance(part, str)
+        ]
         for one, other in zip(alone, together[row], strict=True):
             if not isinstance(one, str):
-                assert (to_pixels(one) - to_pixels(other)).abs().max() <= 1.01 * 2 / 255, "rounding to 8 bits may fall either way"
+                assert (to_pixels(one) - to_pixels(other)).abs().max() <= 1.01 * 2 / 255, (
+                    "rounding to 8 bits may fall either way"
+                )
 
 
 @torch.no_grad()
 def test_a_negative_prompt_takes_the_place_of_the_text(llama):
     knobs = {"image_size": (24, 16), "steps": 3, "guidance": 4.0}
-    plain, negative, same = (llama.draw("a red circle", negative_prompt=words, **knobs)[0] for words in (None, "a blue square", "a red circle"))
+    plain, negative, same = (
+        llama.draw("a red circle", negative_prompt=words, **knobs)[0]
+        for words in (None, "a blue square", "a red circle")
+    )
     unguided = llama.draw("a red circle", **knobs | {"guidance": 1.0})[0]
     assert plain.tobytes() != negative.tobytes()
-    assert (to_pixels(same) - to_pixels(unguided)).abs().max() <= 1.01 * 2 / 255, "guided away from itself, nothing changes"
+    assert (to_pixels(same) - to_pixels(unguided)).abs().max() <= 1.01 * 2 / 255, (
+        "guided away from itself, nothing changes"
+    )

@@ -12,7 +12,7 @@ from fusion.generation.drawing import Canvas, draw
 from fusion.generation.prefix import Prefix
 from fusion.generation.sampling import Sampling
 from fusion.sequence.packed import IGNORE, Picture, Piece, Tokens, layout, pack
-from fusion.testing.mixed_documents import (  # fmt: skip
+from fusion.testing.mixed_documents import (
     CASES,
     CONTROL,
     PATCH,
@@ -67,14 +67,16 @@ def uncached(model, pieces: list[Piece]):
 
 def integrated(model, velocity, start: torch.Tensor, settings: Sampling) -> list[torch.Tensor]:
     """x_hat after every step of the settings' solver."""
-    walk = steps(SOLVERS[settings.solver], velocity, start, schedule(settings.steps, settings.shift), PATHS[model.config.path])
+    walk = steps(
+        SOLVERS[settings.solver], velocity, start, schedule(settings.steps, settings.shift), PATHS[model.config.path]
+    )
     return [state.x_hat for state in walk]
 
 
 @dataclass(frozen=True)
 class Grown:
-    """A document as the sampler read and drew it. hidden: the state at the end of each part that was read; ends: clean text rows up to there.
-    drawn: x_hat of each target image after every solver step."""
+    """A document as the sampler read and drew it. hidden: the state at the end of each part that was read; ends: clean
+    text rows up to there. drawn: x_hat of each target image after every solver step."""
 
     hidden: torch.Tensor
     ends: torch.Tensor
@@ -82,11 +84,13 @@ class Grown:
 
 
 def grown(model, pieces: list[Piece], noises: list[torch.Tensor], settings: Sampling) -> Grown:
-    """Grow a document word by word, drawing its target images from the given noise; true pixels are what is read on from."""
+    """Grow a document word by word, drawing its target images from the given noise; true pixels are what is read on
+    from."""
     prefix, hidden, ends, drawn, noises = Prefix(model, CONTROL, 1), [], [0], [], iter(noises)
 
     def spell(ids):
-        """The beginning of a text at once, as a prompt is read, its last three tokens one by one, as an answer is written."""
+        """The beginning of a text at once, as a prompt is read, its last three tokens one by one, as an answer is
+        written."""
         for part in (ids[:-3], *zip(ids[-3:], strict=True)):
             if part:
                 prefix.write(0, [Tokens(part)])
@@ -138,13 +142,18 @@ def test_the_sampler_reads_and_draws_what_training_did(case):
 PURE_NOISE = Objective(mean=100.0, std=0.0)  # all times are 1: where the sampler begins
 
 
-@pytest.mark.parametrize("case", [("llama", "adaln", "axial"), ("gemma3_text", "added", "axial"), ("gpt2", "added", "shared")], ids="-".join)
+@pytest.mark.parametrize(
+    "case", [("llama", "adaln", "axial"), ("gemma3_text", "added", "axial"), ("gpt2", "added", "shared")], ids="-".join
+)
 @torch.no_grad()
 def test_the_objective_trains_what_the_sampler_computes(case):
-    """What `losses` asks the model is what a sampler asks it: the logits of every text row, and x_hat of every image's first step."""
+    """What `losses` asks the model is what a sampler asks it: the logits of every text row, and x_hat of every image's
+    first step."""
     model, pieces = tiny_fusion(*case), story()
     clean, asked = latents(pack([[layout(pieces, CONTROL)]]), Pixel(), PATCH), []
-    hook = model.register_forward_hook(lambda module, args, kwargs, output: asked.append((kwargs["packed"], output)), with_kwargs=True)
+    hook = model.register_forward_hook(
+        lambda module, args, kwargs, output: asked.append((kwargs["packed"], output)), with_kwargs=True
+    )
     found = losses(model, clean, PURE_NOISE, torch.Generator().manual_seed(0))
     hook.remove()
     packed, output = asked[0]
@@ -153,7 +162,11 @@ def test_the_objective_trains_what_the_sampler_computes(case):
     sampled = grown(model, pieces, list(noises), Sampling(steps=1, guidance=1.0))
     assert_close(torch.cat([steps[0] for steps in sampled.drawn]), output.prediction)
     assert found.x_error.tolist() == pytest.approx(
-        [(steps[0] - patches_of(piece)).square().mean().item() for steps, piece in zip(sampled.drawn, targets_of(pieces), strict=True)], rel=1e-4
+        [
+            (steps[0] - patches_of(piece)).square().mean().item()
+            for steps, piece in zip(sampled.drawn, targets_of(pieces), strict=True)
+        ],
+        rel=1e-4,
     )
     read = texts_of(packed)[sampled.ends - 1]
     labels = packed.labels[0, read]
@@ -180,7 +193,9 @@ def test_documents_read_together_are_read_as_if_alone(case):
         for turn in range(len(pieces)):
             clean = layout(pieces[: turn + 1], CONTROL)
             assert_close(last[turn][row], expected.hidden[0, int((~clean.rows.noised).sum()) - 1])
-        assert torch.equal(last[-1][row], last[len(pieces) - 1][row]), "a row that has nothing to read keeps its last state"
+        assert torch.equal(last[-1][row], last[len(pieces) - 1][row]), (
+            "a row that has nothing to read keeps its last state"
+        )
 
 
 def canvas_of(model, requests: list[list[Piece]]) -> dict[str, tuple[Prefix, int]]:
@@ -210,9 +225,13 @@ def test_pictures_drawn_together_with_guidance_are_drawn_as_if_alone_branch_by_b
     canvases = [Canvas(canvas_of(model, request), request[0][-1].grid, noise(request[0][-1])) for request in requests]
     with watched(model) as calls:
         together = [step.x_hat for step in draw(model, canvases, GUIDED)]
-    assert [tuple(call.shape[:2]) for call in calls] == [(6, 20)] * GUIDED.steps, "three branches of two pictures, nothing but patches"
+    assert [tuple(call.shape[:2]) for call in calls] == [(6, 20)] * GUIDED.steps, (
+        "three branches of two pictures, nothing but patches"
+    )
     for row, request in enumerate(requests):
-        velocity = GUIDED.flow_guidance.velocity({name: uncached(model, p) for name, p in zip(("full", "image", "none"), request, strict=True)})
+        velocity = GUIDED.flow_guidance.velocity(
+            {name: uncached(model, p) for name, p in zip(("full", "image", "none"), request, strict=True)}
+        )
         alone = integrated(model, velocity, canvases[row].noise, GUIDED)
         for step, expected in zip(together, alone, strict=True):
             assert_close(step[row], expected, CLOSED_LOOP)
@@ -225,7 +244,9 @@ def test_every_attention_that_the_family_declares_agrees(case):
     family, *mode = case
     declared = type(tiny_fusion(*case).llm)
     kinds = ["matmul"] + ["sdpa"] * declared._supports_sdpa
-    kinds += ["flex_attention"] * (declared._supports_flex_attn and family != "gpt_oss")  # no attention sinks in it on CPUs
+    kinds += ["flex_attention"] * (
+        declared._supports_flex_attn and family != "gpt_oss"
+    )  # no attention sinks in it on CPUs
     packed = packed_rows([[story(), drawing()], [prose()]])
     real = packed.doc >= 0
     expected = answer(tiny_fusion(*case, attention="eager"), packed)

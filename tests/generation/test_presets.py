@@ -22,7 +22,10 @@ GIVEN = {
     "fast": {"steps": 2, "solver": "heun", "guidance": 1.5, "image_guidance": 2.0, "guidance_interval": [0.2, 1.0]},
     "best": {"steps": 3, "shift": 2.0},
 }
-USED = {name: {knob: tuple(value) if isinstance(value, list) else value for knob, value in knobs.items()} for name, knobs in GIVEN.items()}
+USED = {
+    name: {knob: tuple(value) if isinstance(value, list) else value for knob, value in knobs.items()}
+    for name, knobs in GIVEN.items()
+}
 SIZE = {"image_size": (16, 16)}
 
 
@@ -81,9 +84,15 @@ def test_written_into_a_folder_they_change_nothing_else(llm, tmp_path, monkeypat
             presets.write(tmp_path / "model", GIVEN)
     assert file.read_bytes() == before[file] and presets.read(tmp_path / "model") == {}
     assert presets.write(tmp_path / "model", GIVEN) == file
-    assert fusion.load(tmp_path / "model").presets == USED == AutoModel.from_pretrained(tmp_path / "model").generation_config.presets | USED
+    assert (
+        fusion.load(tmp_path / "model").presets
+        == USED
+        == AutoModel.from_pretrained(tmp_path / "model").generation_config.presets | USED
+    )
     kept, now = json.loads(before[file]), json.loads(file.read_text())
-    assert {name: value for name, value in now.items() if name != "presets"} == {k: v for k, v in kept.items() if k != "_from_model_config"}
+    assert {name: value for name, value in now.items() if name != "presets"} == {
+        k: v for k, v in kept.items() if k != "_from_model_config"
+    }
     assert all(other.read_bytes() == data for other, data in before.items() if other != file)
 
 
@@ -99,11 +108,15 @@ def drawn(monkeypatch) -> list[int]:
 
 def test_every_way_to_draw_takes_them(model):
     photo, knobs = Image.new("RGB", (16, 16), "red"), USED["fast"]
-    assert pixels(model.draw("a cat", preset="fast", **SIZE)) == pixels(model.draw("a cat", **{**knobs, "image_guidance": 1.0}, **SIZE))
+    assert pixels(model.draw("a cat", preset="fast", **SIZE)) == pixels(
+        model.draw("a cat", **{**knobs, "image_guidance": 1.0}, **SIZE)
+    )
     assert pixels([model.edit(photo, "bluer", preset="fast")]) == pixels([model.edit(photo, "bluer", **knobs)])
     assert pixels([model.edit(photo, "bluer", preset="fast")]) != pixels([model.edit(photo, "bluer")])
     limits = {"max_new_tokens": 4, "max_images": 1, **SIZE}
-    assert pixels(model.generate([photo, "more"], preset="fast", **limits)) == pixels(model.generate([photo, "more"], **knobs, **limits))
+    assert pixels(model.generate([photo, "more"], preset="fast", **limits)) == pixels(
+        model.generate([photo, "more"], **knobs, **limits)
+    )
     streamed = [type(event) for event in model.stream("a", preset="fast", **limits)]
     assert streamed == [type(event) for event in model.stream("a", **knobs, **limits)]
 
@@ -114,26 +127,40 @@ def pixels(parts: list) -> list:
 
 def test_what_is_said_beside_a_preset_has_the_last_word(model):
     assert model._settings({"preset": "fast"}) == Sampling(**USED["fast"])
-    assert model._settings({"preset": "fast", "steps": 9, "guidance": 3.0}) == Sampling(**USED["fast"] | {"steps": 9, "guidance": 3.0})
+    assert model._settings({"preset": "fast", "steps": 9, "guidance": 3.0}) == Sampling(
+        **USED["fast"] | {"steps": 9, "guidance": 3.0}
+    )
     assert model._settings({"preset": None}) == Sampling()
 
 
 def test_the_passes_that_are_counted_are_those_that_run(model, monkeypatch):
     photo, counted = Image.new("RGB", (16, 16), "red"), drawn(monkeypatch)
-    shapes = [{"solver": "heun"}, {"shift": 3.0, "guidance_interval": (0.2, 0.8)}, {"solver": "dpmpp_2m", "guidance": 1.0}, {"image_guidance": 1.5}]
+    shapes = [
+        {"solver": "heun"},
+        {"shift": 3.0, "guidance_interval": (0.2, 0.8)},
+        {"solver": "dpmpp_2m", "guidance": 1.0},
+        {"image_guidance": 1.5},
+    ]
     for knobs in ({"steps": 4, **one} for one in shapes):
         model.edit(photo, "bluer", **knobs)
         assert sum(counted) == passes(Sampling(**knobs)), knobs
         counted.clear()
     model.draw("a cat", n=3, preset="fast", **SIZE)  # which is guided by pictures, and there is none
-    assert sum(counted) == 3 * passes(Sampling(**USED["fast"] | {"image_guidance": 1.0})) < 3 * passes(Sampling(**USED["fast"]))
+    assert (
+        sum(counted)
+        == 3 * passes(Sampling(**USED["fast"] | {"image_guidance": 1.0}))
+        < 3 * passes(Sampling(**USED["fast"]))
+    )
 
 
 def test_the_command_line_and_the_evaluation_take_them(model, folder, tmp_path, monkeypatch, capsys):
     counted = drawn(monkeypatch)
     Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
     monkeypatch.chdir(tmp_path)
-    for words, knobs in (([], USED["fast"]), (["--steps", "1", "--guidance", "1"], USED["fast"] | {"steps": 1, "guidance": 1.0})):
+    for words, knobs in (
+        ([], USED["fast"]),
+        (["--steps", "1", "--guidance", "1"], USED["fast"] | {"steps": 1, "guidance": 1.0}),
+    ):
         assert cli.main(["edit", str(folder), "red.png", "bluer", "--preset", "fast", *words]) == 0
         assert sum(counted) == passes(Sampling(**knobs))
         counted.clear()
@@ -148,7 +175,10 @@ def test_the_command_line_and_the_evaluation_take_them(model, folder, tmp_path, 
 
 def test_a_model_without_presets_says_how_to_get_them(llm):
     made = fusion.from_llm(llm, max_side=64)
-    with pytest.raises(ValueError, match=r"^preset='fast': this model has no presets; `python -m eval\.tune MODEL -o OUT --save` finds some"):
+    with pytest.raises(
+        ValueError,
+        match=r"^preset='fast': this model has no presets; `python -m eval\.tune MODEL -o OUT --save` finds some",
+    ):
         made.draw("a cat", preset="fast")
     with pytest.raises(TypeError, match=r"^prest: no such knob; the knobs are .*, preset, "):
         made.draw("a cat", prest="fast")
@@ -159,9 +189,12 @@ def test_a_model_without_presets_says_how_to_get_them(llm):
     [
         ([], "presets are knobs by name, by the preset's name, and not list"),
         ({"fast": 3}, "preset 'fast' is int and not knobs by name"),
-        ({"fast": {"negative_prompt": "blurry"}}, "preset 'fast': negative_prompt cannot be set by a preset; what can is steps, "),
+        (
+            {"fast": {"negative_prompt": "blurry"}},
+            "preset 'fast': negative_prompt cannot be set by a preset; what can is steps, ",
+        ),
         ({"fast": {"steps": 0}}, "preset 'fast': steps is at least 1, not 0"),
-        ({"fast": {"steps": "many"}}, "preset 'fast': {\"steps\": \"many\"} are not values that the knobs can have"),
+        ({"fast": {"steps": "many"}}, 'preset \'fast\': {"steps": "many"} are not values that the knobs can have'),
         ({"fast": {"solver": ["euler"]}}, "preset 'fast': "),
         ({"fast": {"guidance_interval": [0.5]}}, "preset 'fast': "),
         ({"fast": {"guidance_interval": [0.5, 2]}}, "preset 'fast': guidance interval "),
@@ -169,11 +202,14 @@ def test_a_model_without_presets_says_how_to_get_them(llm):
 )
 def test_broken_presets_are_one_line(model, tmp_path, wrong, line):
     (tmp_path / "generation_config.json").write_text(json.dumps({"presets": wrong}))
-    for call in (lambda: presets.checked(wrong), lambda: presets.resolved({"preset": "fast"}, wrong), lambda: presets.write(tmp_path, wrong)):
+    for call in (
+        lambda: presets.checked(wrong),
+        lambda: presets.resolved({"preset": "fast"}, wrong),
+        lambda: presets.write(tmp_path, wrong),
+    ):
         with pytest.raises(ValueError) as error:
             call()
         assert str(error.value).startswith(line) and "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"generation_config\.json: pre"):
         presets.read(tmp_path)
     assert json.loads((tmp_path / "generation_config.json").read_text()) == {"presets": wrong}
-

@@ -106,7 +106,9 @@ def test_what_is_offloaded_draws_as_what_is_not(tmp_path):
     places = {"": 0, "llm.model.layers.0": "cpu", "llm.model.layers.1": "disk", "llm.model.embed_tokens": "cpu"}
     model = fusion.load("shapes", dtype=torch.float32, device_map=places, offload_folder=tmp_path)
     assert model.model.offloaded and model.model.device.type == "cuda"
-    ours, theirs = (torch.tensor(list(one.draw("a red circle", image_size=(32, 32))[0].tobytes())) for one in (model, plain))
+    ours, theirs = (
+        torch.tensor(list(one.draw("a red circle", image_size=(32, 32))[0].tobytes())) for one in (model, plain)
+    )
     assert (ours - theirs).abs().max() <= 2  # of 255
 
 
@@ -117,7 +119,8 @@ HOWS += [pytest.param({"optimizer": "adamw8bit"}, marks=needs_bitsandbytes)]
 
 @pytest.mark.parametrize("how", HOWS, ids=str)
 def test_a_run_stops_and_goes_on(tmp_path, how):
-    """A run that is stopped after a step and begun again ends where one that was left alone does, to rounding: kernels add in no fixed order."""
+    """A run that is stopped after a step and begun again ends where one that was left alone does, to rounding: kernels
+    add in no fixed order."""
     llm = save_llm(tmp_path / "llm")
     whole, first = (make(llm, tmp_path / name, documents=60, **dict(how)) for name in ("whole", "parts"))
     whole.fit()

@@ -28,8 +28,11 @@ def test_grids_are_read_off_the_cells_and_cells_off_the_grids():
 def test_pictures_are_arranged_by_size():
     found = {part.size: (part.cells, part.patches.tolist()) for part in Cells(3, 8).arranged(CELL, PICTURE, GRIDS)}
     assert found == {
-        (1, 2): ((4, 8), [0, 1, 6, 7]), (2, 2): ((8, 8), [2, 3, 4, 5]), (3, 1): ((12, 4), [8, 9, 10]), (1, 1): ((4, 4), [11]),
-    }  # fmt: skip
+        (1, 2): ((4, 8), [0, 1, 6, 7]),
+        (2, 2): ((8, 8), [2, 3, 4, 5]),
+        (3, 1): ((12, 4), [8, 9, 10]),
+        (1, 1): ((4, 4), [11]),
+    }
 
 
 def test_the_convolutional_embedding_starts_as_the_linear_one_and_then_looks_around():
@@ -97,14 +100,17 @@ def test_a_resting_convolutional_head_is_the_linear_one_and_nothing_else_learns(
 
 
 def test_the_convolutional_head_sees_one_picture_at_a_time_whatever_stands_beside_it():
-    """Pictures of three sizes, in any order: each comes out as it does alone, and a patch changes with its neighbours' pixels."""
+    """Pictures of three sizes, in any order: each comes out as it does alone, and a patch changes with its neighbours'
+    pixels."""
     head = wake(ConvHead(16, 3, 8, 8, inner=8))
     grid = torch.tensor([[1, 2], [2, 2], [1, 2], [3, 1]])
     counts = grid.prod(-1)
     h, patches, time = torch.randn(11, 16), torch.randn(11, 192), torch.randn(4, 8)
     image = torch.arange(4).repeat_interleave(counts)
     together = head(h, seen(patches, grid), time, image).split(counts.tolist())
-    for index, (rows, own, out) in enumerate(zip(h.split(counts.tolist()), patches.split(counts.tolist()), together, strict=True)):
+    for index, (rows, own, out) in enumerate(
+        zip(h.split(counts.tolist()), patches.split(counts.tolist()), together, strict=True)
+    ):
         torch.testing.assert_close(out, head(rows, seen(own, grid[index : index + 1]), time[index : index + 1]))
     changed = patches.clone()
     changed[0, -1] += 1  # the right lower corner of the left patch of the first picture
@@ -122,19 +128,24 @@ def test_one_strip_of_all_pictures_gives_what_pictures_of_one_size_do(monkeypatc
         monkeypatch.setattr(Cells, "arranged", arranged)
         outs = embed(patches, CELL, time, PICTURE), head(h, seen(patches, GRIDS), time, PICTURE)
         parameters = [p for part in (embed, head) for p in part.parameters()]
-        found.append([*outs, *torch.autograd.grad(sum(out.square().sum() for out in outs), parameters, allow_unused=True)])
+        found.append(
+            [*outs, *torch.autograd.grad(sum(out.square().sum() for out in outs), parameters, allow_unused=True)]
+        )
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_heights_of_strips_are_rounded_up_so_that_few_remain():
     heights = {height: rounded(height) for height in range(1, 20_000)}
-    assert all(height <= more <= 1.125 * height for height, more in heights.items()) and len(set(heights.values())) < 100
+    assert (
+        all(height <= more <= 1.125 * height for height, more in heights.items()) and len(set(heights.values())) < 100
+    )
 
 
 @pytest.mark.parametrize("part", ["noised", "reference"])
 def test_the_cells_of_the_convolutional_head_lie_where_the_pixels_do(part):
-    """With convolutions that copy one place and nothing else at work, the head gives back the picture it looked at, or moves it."""
+    """With convolutions that copy one place and nothing else at work, the head gives back the picture it looked at, or
+    moves it."""
     head = ConvHead(16, 3, 8, None, reference=True, inner=12, blocks=0)
     for weight in head.parameters():
         torch.nn.init.zeros_(weight)

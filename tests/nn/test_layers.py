@@ -37,7 +37,7 @@ def wake(module):
 
 def test_time_features_begin_with_cosines_of_1000_t():
     features = timestep_features(torch.tensor([0.0, 0.001]), 8)
-    frequencies = [10 ** -i for i in range(4)]
+    frequencies = [10**-i for i in range(4)]
     torch.testing.assert_close(features[0], torch.tensor([1.0] * 4 + [0.0] * 4))
     torch.testing.assert_close(features[1], torch.tensor([f(w) for f in (math.cos, math.sin) for w in frequencies]))
 

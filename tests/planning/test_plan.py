@@ -81,17 +81,26 @@ def test_parameters_are_those_of_the_model_that_is_trained(llm, words):
     parts = parameters(subject)
     assert sum(count for count, _ in parts.values()) == sum(p.numel() for p in real.parameters())
     assert sum(trained for _, trained in parts.values()) == sum(p.numel() for p in real.parameters() if p.requires_grad)
-    assert ("LoRA" in parts) == bool(config.model.lora) and ("weights for pictures" in parts) == (config.model.mode != "shared")
-    assert parts["LLM layers"][0] == sum(p.numel() for name, p in real.llm.model.layers.named_parameters() if "lora_" not in name)
+    assert ("LoRA" in parts) == bool(config.model.lora) and ("weights for pictures" in parts) == (
+        config.model.mode != "shared"
+    )
+    assert parts["LLM layers"][0] == sum(
+        p.numel() for name, p in real.llm.model.layers.named_parameters() if "lora_" not in name
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "attention"),
     [
         (["training.precision=fp32", "model.head=conv"], "matmul"),
-        (["training.precision=bf16", "training.optim.optimizer=muon", "model.mode=mot", "training.accumulate=2"], "sdpa"),
+        (
+            ["training.precision=bf16", "training.optim.optimizer=muon", "model.mode=mot", "training.accumulate=2"],
+            "sdpa",
+        ),
         (["training.precision=fp32", "training.recompute=true"], "matmul"),
-        pytest.param(["training.precision=fp32", "training.optim.optimizer=adamw8bit"], "matmul", marks=marks.needs_bitsandbytes),
+        pytest.param(
+            ["training.precision=fp32", "training.optim.optimizer=adamw8bit"], "matmul", marks=marks.needs_bitsandbytes
+        ),
     ],
 )
 def test_memory_is_that_of_a_real_step(llm, words, attention):
@@ -113,8 +122,14 @@ def test_memory_is_that_of_a_real_step(llm, words, attention):
     for p in optimizers.names:
         p.grad = torch.zeros_like(p)
     optimizers.step()
-    numbers = {key: value for key, value in optimizers.state_dict().items() if not (key.startswith("step/") and "adamw8bit" in str(words))}
-    assert told.memory.optimizer == sum(tensor.nbytes for tensor in numbers.values())  # that one counts its steps without a tensor
+    numbers = {
+        key: value
+        for key, value in optimizers.state_dict().items()
+        if not (key.startswith("step/") and "adamw8bit" in str(words))
+    }
+    assert told.memory.optimizer == sum(
+        tensor.nbytes for tensor in numbers.values()
+    )  # that one counts its steps without a tensor
     assert told.memory.weights >= 4 * sum(count for count, _ in told.parameters.values())
     assert told.memory.gradients == told.memory.average == 4 * sum(trained for _, trained in told.parameters.values())
     assert subject.attention == attention
@@ -130,12 +145,16 @@ def test_what_is_shared_by_devices_and_by_batches(llm):
     one, two = forecast_of(config), forecast_of(config, gpus=2, price=3.0, mfu=0.5, device="a100")
     memory = two.memory
     held = memory.weights + memory.optimizer + memory.average + memory.gradients
-    assert memory.peak >= held + 2 * memory.gradients and one.work == two.work  # gradients in one piece, and a copy of that
+    assert (
+        memory.peak >= held + 2 * memory.gradients and one.work == two.work
+    )  # gradients in one piece, and a copy of that
     assert two.steps == math.ceil(1000 / (2 * two.shares.documents))
     assert two.step_seconds == pytest.approx(two.work / (0.5 * 312e12))
     assert two.cost == pytest.approx(3 * 2 * two.steps * two.step_seconds / 3600)
     several = forecast_of(config_of(llm, "training.accumulate=3"))
-    assert several.work == 3 * one.work and several.memory.peak > one.memory.peak  # gradients wait while the next batch passes
+    assert (
+        several.work == 3 * one.work and several.memory.peak > one.memory.peak
+    )  # gradients wait while the next batch passes
 
 
 def test_what_is_computed_again_is_not_kept(llm):
@@ -144,7 +163,10 @@ def test_what_is_computed_again_is_not_kept(llm):
 
 
 def test_devices_that_share_hold_a_part_each(llm):
-    alone, (one, eight) = forecast_of(config_of(llm)), (forecast_of(config_of(llm, "training.sharded=true"), gpus=gpus) for gpus in (2, 8))
+    alone, (one, eight) = (
+        forecast_of(config_of(llm)),
+        (forecast_of(config_of(llm, "training.sharded=true"), gpus=gpus) for gpus in (2, 8)),
+    )
     for name in ("weights", "optimizer", "average", "gradients"):
         whole = getattr(alone.memory, name)
         assert getattr(one.memory, name) == math.ceil(whole / 2) and getattr(eight.memory, name) == math.ceil(whole / 8)
@@ -162,10 +184,19 @@ def test_rows_are_counted_by_what_they_are():
 
 
 def test_an_autoencoder_counts_too(llm, tmp_path):
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2, "block_out_channels": (4, 4)}
-    diffusers.AutoencoderKL(**blocks, norm_num_groups=4, layers_per_block=1, latent_channels=4).save_pretrained(tmp_path)
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (4, 4),
+    }
+    diffusers.AutoencoderKL(**blocks, norm_num_groups=4, layers_per_block=1, latent_channels=4).save_pretrained(
+        tmp_path
+    )
     told = forecast_of(config_of(llm, f"model.codec={tmp_path}", "model.patch_size=4"))
-    assert told.memory.codec == sum(p.nbytes for p in load_codec(tmp_path).parameters()) and told.subject.model.config.target == "v"
+    assert (
+        told.memory.codec == sum(p.nbytes for p in load_codec(tmp_path).parameters())
+        and told.subject.model.config.target == "v"
+    )
     assert not any(p.requires_grad for p in told.subject.codec.parameters())
 
 
@@ -186,7 +217,9 @@ def plan(capsys, tmp_path, monkeypatch):
 
 
 def test_the_config_of_an_llm_suffices(plan, bare):
-    status, out, _ = plan("run.yaml", f"model.llm={bare}", "--gpus", "8", "--price", "2.5", "--mfu", "0.3", "--device", "h200")
+    status, out, _ = plan(
+        "run.yaml", f"model.llm={bare}", "--gpus", "8", "--price", "2.5", "--mfu", "0.3", "--device", "h200"
+    )
     assert status == 0 and "assumed" in out and "8 x H200 SXM, at 30% (assumed) of 989 TFLOP/s" in out and "fits" in out
     assert {"LLM embeddings", "pictures out", "optimizer (adamw)", "kept for the backward pass", "padding"} <= {
         line.strip().split("  ")[0] for line in out.splitlines()
@@ -195,7 +228,12 @@ def test_the_config_of_an_llm_suffices(plan, bare):
 
 def test_the_batch_is_drawn(plan, llm):
     status, out, _ = plan("run.yaml", f"model.llm={llm}", "stages=[{}]", "packing.lookahead=8", "--out", "batch.png")
-    assert status == 0 and "4 batches of the data" in out and out.splitlines()[-1] == "batch.png" and Path("batch.png").stat().st_size > 1000
+    assert (
+        status == 0
+        and "4 batches of the data" in out
+        and out.splitlines()[-1] == "batch.png"
+        and Path("batch.png").stat().st_size > 1000
+    )
 
 
 @pytest.mark.parametrize(

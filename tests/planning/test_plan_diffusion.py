@@ -45,7 +45,13 @@ def llm(tmp_path_factory) -> Path:
 def config_of(llm: Path, *words: str, architecture: str = "dit") -> diffusion.Diffusion:
     reads = ", layers: [1, 2]" if architecture == "hidream" else ""
     words = [f"painter.architecture={architecture}", f"painter.network={NETWORKS.get(architecture, OTHERS)}", *words]
-    words = [f"painter.texts=[{{path: {llm}{reads}}}]", "stages=[{tasks: {text_to_image: 1.0}}]", "pairing.rows=8", "training.workers=0", *words]
+    words = [
+        f"painter.texts=[{{path: {llm}{reads}}}]",
+        "stages=[{tasks: {text_to_image: 1.0}}]",
+        "pairing.rows=8",
+        "training.workers=0",
+        *words,
+    ]
     return load_config(diffusion.Diffusion, None, words)
 
 
@@ -81,7 +87,9 @@ def test_memory_is_that_of_a_real_step(llm, architecture, words):
     config = config_of(llm, *words, architecture=architecture)
     told, painter = forecast(config), make_painter(config.painter).train()
     learner = diffusion.PainterLearner(painter)
-    batch = max(islice(iter(diffusion.batches(config, painter.stride)), 4), key=lambda batch: told.subject._counts(batch)[0])
+    batch = max(
+        islice(iter(diffusion.batches(config, painter.stride)), 4), key=lambda batch: told.subject._counts(batch)[0]
+    )
 
     def loss() -> torch.Tensor:
         with evenly(painter.network):
@@ -90,7 +98,9 @@ def test_memory_is_that_of_a_real_step(llm, architecture, words):
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=told.precision == "bf16")
     with recomputed(diffusion.blocks_of(painter.network)) if config.training.recompute else nullcontext():
         assert told.memory == follow(painter, painter.codec, [batch.pixels], loss, config.training, autocast)
-    assert (told.reading == 0) == trained and told.memory.gradients == 4 * sum(p.numel() for p in painter.parameters() if p.requires_grad)
+    assert (told.reading == 0) == trained and told.memory.gradients == 4 * sum(
+        p.numel() for p in painter.parameters() if p.requires_grad
+    )
 
 
 def test_texts_may_be_read_by_several(llm, tmp_path):
@@ -98,7 +108,11 @@ def test_texts_may_be_read_by_several(llm, tmp_path):
     T5Config(vocab_size=100, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=2).save_pretrained(tmp_path / "t5")
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
     CLIPConfig(text_config=sizes).save_pretrained(tmp_path / "clip")
-    told = forecast(config_of(llm, f"painter.texts=[{{path: {llm}}}, {{path: {tmp_path}/t5}}, {{path: {tmp_path}/clip, pooled: own}}]"))
+    told = forecast(
+        config_of(
+            llm, f"painter.texts=[{{path: {llm}}}, {{path: {tmp_path}/t5}}, {{path: {tmp_path}/clip, pooled: own}}]"
+        )
+    )
     t5 = T5EncoderModel(T5Config.from_pretrained(tmp_path / "t5"))
     clip = CLIPTextModelWithProjection(CLIPConfig.from_pretrained(tmp_path / "clip").text_config)
     for number, real in ((2, t5), (3, clip)):
@@ -107,10 +121,19 @@ def test_texts_may_be_read_by_several(llm, tmp_path):
 
 
 def test_an_autoencoder_counts_too(llm, tmp_path):
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2, "block_out_channels": (4, 4)}
-    diffusers.AutoencoderKL(**blocks, norm_num_groups=4, layers_per_block=1, latent_channels=4).save_pretrained(tmp_path)
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (4, 4),
+    }
+    diffusers.AutoencoderKL(**blocks, norm_num_groups=4, layers_per_block=1, latent_channels=4).save_pretrained(
+        tmp_path
+    )
     told = forecast(config_of(llm, f"painter.codec={tmp_path}", "painter.network.patch_size=4"))
-    assert told.memory.codec == sum(p.nbytes for p in load_codec(tmp_path).parameters()) and "target v" in told.subject.title
+    assert (
+        told.memory.codec == sum(p.nbytes for p in load_codec(tmp_path).parameters())
+        and "target v" in told.subject.title
+    )
 
 
 def test_devices_that_share_hold_a_part_of_the_network_and_all_of_the_texts(llm):
@@ -126,7 +149,11 @@ def test_rows_are_counted_by_what_they_are(llm):
     batch = told.subject.taken[0]
     mask = told.subject.model.texts[0].tokens(batch.texts)[1]
     shares = told.shares
-    assert (shares.documents, shares.clean, shares.noised) == (8, 0, 8 * (batch.pixels.shape[2] // 8) * (batch.pixels.shape[3] // 8))
+    assert (shares.documents, shares.clean, shares.noised) == (
+        8,
+        0,
+        8 * (batch.pixels.shape[2] // 8) * (batch.pixels.shape[3] // 8),
+    )
     assert told.subject._counts(batch) == (int(mask.sum()), 0, shares.noised, int((~mask).sum()), 8)
 
 
@@ -146,14 +173,23 @@ def test_the_config_of_an_llm_suffices(plan, llm, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.json").write_bytes((llm / "config.json").read_bytes())
-    status, out, _ = plan("run.yaml", f"painter.texts=[{{path: {bare}}}]", "painter.size=[64, 32]", "--gpus", "8", "--price", "2")
-    assert status == 0 and "assumed, for the data cannot be read here" in out and "8 x H100 SXM" in out and "reading texts, on top" in out
+    status, out, _ = plan(
+        "run.yaml", f"painter.texts=[{{path: {bare}}}]", "painter.size=[64, 32]", "--gpus", "8", "--price", "2"
+    )
+    assert (
+        status == 0
+        and "assumed, for the data cannot be read here" in out
+        and "8 x H100 SXM" in out
+        and "reading texts, on top" in out
+    )
     noised = next(line for line in out.splitlines() if "noised" in line)
     assert noised.split()[4] == f"{8 * 4 * 8 * 4:,}"  # pictures of 8 x 4 patches, 4 for each of 8 devices
 
 
 def test_pairs_are_drawn(plan, llm):
-    status, out, _ = plan("run.yaml", f"painter.texts=[{{path: {llm}}}]", "stages=[{tasks: {text_to_image: 1.0}}]", "--out", "pairs.png")
+    status, out, _ = plan(
+        "run.yaml", f"painter.texts=[{{path: {llm}}}]", "stages=[{tasks: {text_to_image: 1.0}}]", "--out", "pairs.png"
+    )
     assert status == 0 and out.splitlines()[-1] == "pairs.png" and Path("pairs.png").stat().st_size > 1000
 
 
@@ -173,7 +209,10 @@ def test_whose_config_it_is(plan):
         (["run.yaml", "TEXTS", "painter.codec=nowhere"], "nowhere"),
         (["run.yaml", "TEXTS", "training.sharded=true"], "one device has nobody to share with"),
         (["run.yaml", "TEXTS", "paintr.codec=pixel"], "paintr"),
-        (["run.yaml", "TEXTS", "painter.architecture=hidream", "painter.network={heads: 2, width: 32, layers: 1}"], "layers"),
+        (
+            ["run.yaml", "TEXTS", "painter.architecture=hidream", "painter.network={heads: 2, width: 32, layers: 1}"],
+            "layers",
+        ),
     ],
 )
 def test_mistakes_are_one_line(plan, llm, words, said):

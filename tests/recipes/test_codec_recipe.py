@@ -40,7 +40,9 @@ def folder(tmp_path_factory):
     rng = np.random.default_rng(0)
     for i in range(40):
         small = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
-        small.resize((24 + i, 20), Image.Resampling.BICUBIC).save(root / f"{i:02}.{('png', 'jpg', 'webp', 'bmp')[i % 4]}")
+        small.resize((24 + i, 20), Image.Resampling.BICUBIC).save(
+            root / f"{i:02}.{('png', 'jpg', 'webp', 'bmp')[i % 4]}"
+        )
     (root / "more").mkdir()
     (root / "more" / "broken.png").write_bytes((root / "00.png").read_bytes()[:100])
     return root
@@ -48,7 +50,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run(folder, tmp_path_factory):
-    settings = tiny(folder, out=str(tmp_path_factory.mktemp("run") / "codec"), images=600, sample_every=100, log_every=15)
+    settings = tiny(
+        folder, out=str(tmp_path_factory.mktemp("run") / "codec"), images=600, sample_every=100, log_every=15
+    )
     return settings, fusion.recipes.codec.train(settings)
 
 
@@ -77,12 +81,16 @@ def test_the_saved_codec_has_latents_of_unit_scale_and_reaches_the_figure(run):
     codec = load_codec(result.folder / "codec")
     assert (codec.channels, codec.downsample) == (3, 2)
     config = json.loads((result.folder / "codec/config.json").read_text())
-    assert config["shift_factor"] == pytest.approx(result.mean) and config["scaling_factor"] == pytest.approx(1 / result.std)
+    assert config["shift_factor"] == pytest.approx(result.mean) and config["scaling_factor"] == pytest.approx(
+        1 / result.std
+    )
     pictures = open_pictures(settings.data, settings.seed)
     latents = codec.encode(pictures.held_out)
     assert abs(latents.mean()) < 0.3 and 0.7 < latents.std() < 1.3, "held-out images, so only about"
     made = codec.decode(latents)
-    torch.testing.assert_close(reconstruct(codec.vae, pictures.held_out), fusion.recipes.codec.round8(made), atol=1.01 * 2 / 255, rtol=0)
+    torch.testing.assert_close(
+        reconstruct(codec.vae, pictures.held_out), fusion.recipes.codec.round8(made), atol=1.01 * 2 / 255, rtol=0
+    )
     assert psnr(fusion.recipes.codec.round8(made), pictures.held_out) == pytest.approx(result.psnr, abs=0.01)
 
 

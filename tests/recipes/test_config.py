@@ -69,7 +69,9 @@ def test_a_mistake_in_the_file_is_one_line_with_file_and_key(tmp_path, text, say
     assert "\n" not in str(error.value) and str(path) in str(error.value) and says in str(error.value)
 
 
-@pytest.mark.parametrize(("word", "says"), [("lr", "key=value"), ("data.sixe=3", "size"), ("lr=x", "Float"), ("lr=[1", "YAML")])
+@pytest.mark.parametrize(
+    ("word", "says"), [("lr", "key=value"), ("data.sixe=3", "size"), ("lr=x", "Float"), ("lr=[1", "YAML")]
+)
 def test_a_mistake_on_the_command_line_is_one_line_with_the_word(file, word, says):
     with pytest.raises(ConfigError) as error:
         load_config(Run, file, [word])

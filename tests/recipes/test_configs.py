@@ -24,15 +24,36 @@ from fusion.training.metrics import read
 from tests.support import spellings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-NAMES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for folder in (".", "recipes") for path in (CONFIGS / folder).glob("*.yaml"))
-CLASSES = {"train.llm": "Pretraining", "train.codec": "CodecRun", "train.demo": "Demo", "train.unified": "Unified", "train.diffusion": "Diffusion"}
+NAMES = sorted(
+    path.relative_to(CONFIGS).with_suffix("").as_posix()
+    for folder in (".", "recipes")
+    for path in (CONFIGS / folder).glob("*.yaml")
+)
+CLASSES = {
+    "train.llm": "Pretraining",
+    "train.codec": "CodecRun",
+    "train.demo": "Demo",
+    "train.unified": "Unified",
+    "train.diffusion": "Diffusion",
+}
 NEEDED = {"train.unified": ["model.llm=some_llm", "data.path=some_folder"]}  # what a person gives
 
 DEBUG = [
-    "packing.length=384", "packing.rows=1", "packing.lookahead=2", "training.documents=5", "training.minutes=null", "training.workers=0",
-    "training.log_every=1", "training.precision=fp32", "training.compile=false", "training.optim.warmup=1", "validation.documents=2",
-    "samples.held_out=1", "samples.steps=2", "samples.max_new_tokens=2",
-]  # fmt: skip
+    "packing.length=384",
+    "packing.rows=1",
+    "packing.lookahead=2",
+    "training.documents=5",
+    "training.minutes=null",
+    "training.workers=0",
+    "training.log_every=1",
+    "training.precision=fp32",
+    "training.compile=false",
+    "training.optim.warmup=1",
+    "validation.documents=2",
+    "samples.held_out=1",
+    "samples.steps=2",
+    "samples.max_new_tokens=2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +72,28 @@ def smollm(tmp_path_factory) -> Path:
     tokenizer.chat_template = spellings.CHATML
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=families.VOCAB + 8, hidden_size=48, intermediate_size=128, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1,
-        max_position_embeddings=8192, rms_norm_eps=1e-5, rope_theta=100000.0, initializer_range=0.042, tie_word_embeddings=True,
-        bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=families.VOCAB + 8,
+        hidden_size=48,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        rope_theta=100000.0,
+        initializer_range=0.042,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory) -> Path:
-    """An AutoencoderKL as diffusers saves it: 8 pixels to a latent as Stable Diffusion's, few channels, random weights."""
+    """An AutoencoderKL as diffusers saves it: 8 pixels to a latent as Stable Diffusion's, few channels, random
+    weights."""
     folder = tmp_path_factory.mktemp("vae")
     diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -125,7 +157,9 @@ def test_two_steps(name, tiny, folder, tmp_path):
 
 
 def test_two_steps_of_emoji_show_held_out_subjects(tiny, folder, tmp_path):
-    two_steps("emoji", tmp_path / "run", f"model.llm={tiny}", f"data.path={folder}", "data.size=[16,16]", "data.held_out=0.2")
+    two_steps(
+        "emoji", tmp_path / "run", f"model.llm={tiny}", f"data.path={folder}", "data.size=[16,16]", "data.held_out=0.2"
+    )
     report = (tmp_path / "run" / "report.html").read_text()
     for title in ("Held-out characters, from their names", "edits of skin tone", "edits of style"):
         assert title in report
@@ -133,7 +167,13 @@ def test_two_steps_of_emoji_show_held_out_subjects(tiny, folder, tmp_path):
 
 
 def test_two_steps_of_smollm2_with_a_vae(smollm, vae, folder, tmp_path):
-    words = [f"model.llm={smollm}", f"model.codec={vae}", f"data.path={folder}", "data.max_side=48", f"model.latents={tmp_path}/latents"]
+    words = [
+        f"model.llm={smollm}",
+        f"model.codec={vae}",
+        f"data.path={folder}",
+        "data.max_side=48",
+        f"model.latents={tmp_path}/latents",
+    ]
     model = two_steps("smollm2", tmp_path / "run", *words)
     assert model.processor.stride == 16 and model.model.config.target == "v"
     assert list(Path(tmp_path, "latents").rglob("*.safetensors"))
@@ -146,12 +186,21 @@ def test_two_steps_of_recipes(name, smollm, vae, folder, tmp_path):
     words = [f"model.llm={smollm}", *codec, f"data.path={folder}", "data.max_side=48", "training.accumulate=1"]
     model = two_steps(f"recipes/{name}", tmp_path / "run", *words)
     config = model.model.config
-    assert (config.mode, bool(config.lora)) == {"laptop": ("shared", True), "gpu24": ("shared", False), "h200": ("mot", False)}[name]
+    assert (config.mode, bool(config.lora)) == {
+        "laptop": ("shared", True),
+        "gpu24": ("shared", False),
+        "h200": ("mot", False),
+    }[name]
 
 
 @pytest.mark.parametrize(("name", "data"), [("emoji", "emoji"), ("alice", "alice")])
 def test_two_steps_on_the_real_data(name, data, tiny, shared_data, tmp_path):
-    words = [f"model.llm={tiny}", f"data.path={shared_data / data}", "training.documents=40", "evaluation=null"]  # most pages have no picture
+    words = [
+        f"model.llm={tiny}",
+        f"data.path={shared_data / data}",
+        "training.documents=40",
+        "evaluation=null",
+    ]  # most pages have no picture
     size = "data.size=[16,16]" if name == "emoji" else "data.max_side=32"
     assert two_steps(name, tmp_path / "run", size, *words).processor.stride == 8
 

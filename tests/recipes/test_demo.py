@@ -24,12 +24,37 @@ from fusion.training.samples import Sampler
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
 TINY = [
-    "documents=120", "minutes=3", "processes=1", "llm.data.texts=120", "llm.width=64", "llm.layers=2", "llm.heads=2", "llm.tokens=4096",
-    "llm.context=64", "llm.vocab_size=400", "llm.precision=fp32", "packing.length=384", "packing.rows=2", "packing.lookahead=16",
-    "training.workers=0", "training.log_every=1", "training.precision=fp32", "training.compile=false", "training.sample_every=4",
-    "training.validate_every=100", "held_out=2", "samples.held_out=1", "samples.steps=1", "samples.max_new_tokens=4", "scoring.count=12",
-    "scoring.steps=1", "scoring.texts=2", "scoring.split=development", "codec.network.channels=[8,8]", "codec.images=32",
-]  # fmt: skip
+    "documents=120",
+    "minutes=3",
+    "processes=1",
+    "llm.data.texts=120",
+    "llm.width=64",
+    "llm.layers=2",
+    "llm.heads=2",
+    "llm.tokens=4096",
+    "llm.context=64",
+    "llm.vocab_size=400",
+    "llm.precision=fp32",
+    "packing.length=384",
+    "packing.rows=2",
+    "packing.lookahead=16",
+    "training.workers=0",
+    "training.log_every=1",
+    "training.precision=fp32",
+    "training.compile=false",
+    "training.sample_every=4",
+    "training.validate_every=100",
+    "held_out=2",
+    "samples.held_out=1",
+    "samples.steps=1",
+    "samples.max_new_tokens=4",
+    "scoring.count=12",
+    "scoring.steps=1",
+    "scoring.texts=2",
+    "scoring.split=development",
+    "codec.network.channels=[8,8]",
+    "codec.images=32",
+]
 
 
 def test_the_demo_from_nothing_to_a_report_with_an_interruption(tmp_path, monkeypatch, capsys):
@@ -44,11 +69,31 @@ def test_the_demo_from_nothing_to_a_report_with_an_interruption(tmp_path, monkey
     assert demo.main(argv) == 0
     said = capsys.readouterr().out
     assert "goes on with the demo there, from step 5" in said and "the language model is there" in said
-    assert all(name in said for name in ("GenEval in miniature  ", "target 0.40", "text perplexity", "documents in", str(out / "report.html")))
+    assert all(
+        name in said
+        for name in (
+            "GenEval in miniature  ",
+            "target 0.40",
+            "text perplexity",
+            "documents in",
+            str(out / "report.html"),
+        )
+    )
     rows = read(out / "metrics.jsonl")
-    assert rows[-1]["seen"] >= 120 and [row["step"] for row in rows if "loss/total" in row] == list(range(1, rows[-1]["step"] + 1))
+    assert rows[-1]["seen"] >= 120 and [row["step"] for row in rows if "loss/total" in row] == list(
+        range(1, rows[-1]["step"] + 1)
+    )
     page = (out / "report.html").read_text()
-    named = ("Samples on the way", "Scores", "Drawn on request", "Scored pictures", "Edits", "Descriptions", "Questions", "Text kept")
+    named = (
+        "Samples on the way",
+        "Scores",
+        "Drawn on request",
+        "Scored pictures",
+        "Edits",
+        "Descriptions",
+        "Questions",
+        "Text kept",
+    )
     named += ("What the codec keeps", "Going on")
     assert all(f"<h2>{section}</h2>" in page for section in named) and page.count("<h2>A story: ") == 2
     assert not (out / "skipped.txt").exists()
@@ -107,7 +152,14 @@ def test_two_processes_learn_together_stop_together_and_go_on(tmp_path, capfd):
 
 
 def test_a_process_that_fails_is_one_line(tmp_path, capfd):
-    argv = [str(CONFIG), f"out={tmp_path / 'demo'}", *TINY, "processes=2", "training.optim.lr=1e30", "training.optim.warmup=1"]
+    argv = [
+        str(CONFIG),
+        f"out={tmp_path / 'demo'}",
+        *TINY,
+        "processes=2",
+        "training.optim.lr=1e30",
+        "training.optim.warmup=1",
+    ]
     assert demo.main(argv) == 1
     said = capfd.readouterr().err.strip().splitlines()
     assert sum("is not finite" in line for line in said) == 1 and "Traceback" not in "".join(said)
@@ -143,7 +195,9 @@ def test_a_curriculum_changes_at_its_document_and_stays_at_its_last_stage():
 def test_a_stage_has_its_share_of_plain_text():
     texts = Texts(["a", "b", "c"])
     curriculum = Curriculum([Stage(200, tasks={"chat": 1.0}), Stage(text=0.25, tasks={"chat": 1.0})], texts=texts)
-    before, after = (Counter(key.split(":")[0] for key in keys) for keys in (drawn(curriculum, 0, 200), drawn(curriculum, 200, 1200)))
+    before, after = (
+        Counter(key.split(":")[0] for key in keys) for keys in (drawn(curriculum, 0, 200), drawn(curriculum, 200, 1200))
+    )
     assert before == {"world": 200} and 200 < after["text"] < 300
     assert len({key for key in drawn(curriculum, 200, 1200) if key.startswith("text")}) == 3
 

@@ -42,11 +42,23 @@ def folder(tmp_path_factory) -> Path:
 
 def words(llm: Path, run: Path) -> list[str]:
     return [
-        f"run={run}", f"painter.texts=[{{path: {llm}}}]", "painter.network={patch_size: 8, width: 32, layers: 2, heads: 2}", "pairing.rows=8",
-        "training.minutes=null", "training.documents=60", "training.log_every=1", "training.validate_every=3", "training.sample_every=3",
-        "training.save_every=3", "training.precision=fp32", "training.workers=0", "validation.documents=8", "samples.held_out=2", "samples.steps=2",
+        f"run={run}",
+        f"painter.texts=[{{path: {llm}}}]",
+        "painter.network={patch_size: 8, width: 32, layers: 2, heads: 2}",
+        "pairing.rows=8",
+        "training.minutes=null",
+        "training.documents=60",
+        "training.log_every=1",
+        "training.validate_every=3",
+        "training.sample_every=3",
+        "training.save_every=3",
+        "training.precision=fp32",
+        "training.workers=0",
+        "validation.documents=8",
+        "samples.held_out=2",
+        "samples.steps=2",
         "samples.prompts=[draw a red circle]",
-    ]  # fmt: skip
+    ]
 
 
 def test_from_a_config_to_a_report(llm, tmp_path, capsys, root):
@@ -76,7 +88,14 @@ def test_two_ranks_that_share_a_painter_out_learn_the_same(llm, tmp_path, root, 
     losses, painters = {}, {}
     for sharded in ("true", "false"):
         run = tmp_path / sharded
-        assert run_ranks(2, "train.diffusion", [str(root / "configs" / "dit.yaml"), *words(llm, run), *fixed, f"training.sharded={sharded}"]) == 0
+        assert (
+            run_ranks(
+                2,
+                "train.diffusion",
+                [str(root / "configs" / "dit.yaml"), *words(llm, run), *fixed, f"training.sharded={sharded}"],
+            )
+            == 0
+        )
         losses[sharded] = [row["loss/flow"] for row in read(run / "metrics.jsonl") if "loss/flow" in row]
         painters[sharded] = load_painter(run / "model").network.state_dict()
     assert len(losses["true"]) == 5 and losses["true"] == pytest.approx(losses["false"], rel=1e-5)
@@ -91,7 +110,10 @@ def test_networks_with_experts_do_not_recompute(llm, tmp_path, capsys, root):
 
 
 def test_a_run_that_was_cut_ends_as_one_that_was_not(llm, tmp_path, root):
-    config, fixed = str(root / "configs" / "dit.yaml"), ["scoring.count=0", "training.optim.schedule=wsd", "training.optim.decay=1e-9"]
+    config, fixed = (
+        str(root / "configs" / "dit.yaml"),
+        ["scoring.count=0", "training.optim.schedule=wsd", "training.optim.decay=1e-9"],
+    )
     assert diffusion.main([config, *words(llm, tmp_path / "whole"), *fixed]) == 0
     assert diffusion.main([config, *words(llm, tmp_path / "cut"), *fixed, "training.documents=24"]) == 0
     assert diffusion.main([config, *words(llm, tmp_path / "cut"), *fixed, "resume=true"]) == 0
@@ -102,12 +124,22 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(llm, tmp_path, root):
 
 def test_on_a_folder_with_an_encoder_that_learns(llm, folder, tmp_path, root):
     run = tmp_path / "run"
-    sources = [f"data.path={folder}", "data.held_out=0.2", "data.sources=[{kind: images}]", "stages=[]", "scoring.count=0"]
+    sources = [
+        f"data.path={folder}",
+        "data.held_out=0.2",
+        "data.sources=[{kind: images}]",
+        "stages=[]",
+        "scoring.count=0",
+    ]
     both = f"painter.texts=[{{path: {llm}, trained: true}}, {{path: {llm}, layer: 0}}]"
     assert diffusion.main([str(root / "configs" / "dit.yaml"), *words(llm, run), *sources, both]) == 0
     assert "0.png" in (run / "skipped.txt").read_text()
     made = load_painter(run / "model")
-    before = make_painter(PainterConfig(network={"width": 32, "layers": 1, "heads": 2}, texts=[EncoderConfig(str(llm))])).texts[0].model.state_dict()
+    before = (
+        make_painter(PainterConfig(network={"width": 32, "layers": 1, "heads": 2}, texts=[EncoderConfig(str(llm))]))
+        .texts[0]
+        .model.state_dict()
+    )
     moved = [not torch.equal(tensor, before[name]) for name, tensor in made.texts[0].model.state_dict().items()]
     still = [torch.equal(tensor, before[name]) for name, tensor in made.texts[1].model.state_dict().items()]
     assert sum(moved) > 5 and all(still)
@@ -125,7 +157,11 @@ def test_a_network_that_knows_the_answer_has_no_loss(llm, target, path):
         t = t.view(-1, 1, 1, 1)
         alpha, sigma = made.flow_path.alpha(t), made.flow_path.sigma(t)
         noise = (x - alpha * pixels) / sigma
-        answers = {"x": pixels, "eps": noise, "v": made.flow_path.alpha_dot(t) * pixels + made.flow_path.sigma_dot(t) * noise}
+        answers = {
+            "x": pixels,
+            "eps": noise,
+            "v": made.flow_path.alpha_dot(t) * pixels + made.flow_path.sigma_dot(t) * noise,
+        }
         return answers[target]
 
     learner.painter.network.forward = knows
@@ -135,7 +171,11 @@ def test_a_network_that_knows_the_answer_has_no_loss(llm, target, path):
 
 
 def test_muon_takes_the_matrices_of_blocks_and_nothing_that_is_several(llm):
-    made = make_painter(PainterConfig(architecture="pixart", network={"width": 32, "layers": 2, "heads": 2}, texts=[EncoderConfig(str(llm))]))
+    made = make_painter(
+        PainterConfig(
+            architecture="pixart", network={"width": 32, "layers": 2, "heads": 2}, texts=[EncoderConfig(str(llm))]
+        )
+    )
     matrices = {id(p) for p in hidden_matrices(made)}
     names = {name for name, p in made.named_parameters() if id(p) in matrices}
     assert "network.blocks.0.attention.q.weight" in names and "network.blocks.1.feed_forward.up.weight" in names
@@ -165,7 +205,9 @@ def test_what_is_compiled_are_the_outermost_blocks(llm, name, count, monkeypatch
     levels = {"ratios": [1, 2, 2], "attention": [0, 1, 1], "others": {"norm_num_groups": 8}}
     own = {"hidream": {"layers": 1, "single": 1}, "uvit": {"layers": 3}, "unet": levels}
     network = {"width": 32, "heads": 2, "layers": 2} | own.get(name, {})
-    made = make_painter(PainterConfig(architecture=name, network=network, texts=[EncoderConfig(str(llm), layers=[0, 1])]))
+    made = make_painter(
+        PainterConfig(architecture=name, network=network, texts=[EncoderConfig(str(llm), layers=[0, 1])])
+    )
     monkeypatch.setattr(torch, "compile", lambda forward: forward)
     with PainterLearner(made).compiled():
         inside = [part for part in made.network.modules() if "forward" in vars(part)]

@@ -26,7 +26,18 @@ from fusion.training.metrics import read
 
 KINDS = ("bpe", "sentencepiece")
 WORDS = "a red circle stands left of the small blue square and above that green cross on white".split()
-TRICKY = ["", " ", "a  b", "  red", "red \n\n\tcircle ", "naïve Ü 漢字 🙂", "<|endoftext|> typed, <0x41> <unk> too", "é" * 9, "\x00\x7f", "640x480"]
+TRICKY = [
+    "",
+    " ",
+    "a  b",
+    "  red",
+    "red \n\n\tcircle ",
+    "naïve Ü 漢字 🙂",
+    "<|endoftext|> typed, <0x41> <unk> too",
+    "é" * 9,
+    "\x00\x7f",
+    "640x480",
+]
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
@@ -55,7 +66,16 @@ def text_file(tmp_path):
 
 
 def settings(tmp_path, path, **changes) -> Pretraining:
-    sizes = {"vocab_size": 400, "width": 32, "layers": 2, "heads": 2, "context": 32, "rows": 8, "tokens": 30_000, "seconds": 60.0}
+    sizes = {
+        "vocab_size": 400,
+        "width": 32,
+        "layers": 2,
+        "heads": 2,
+        "context": 32,
+        "rows": 8,
+        "tokens": 30_000,
+        "seconds": 60.0,
+    }
     made = Pretraining(out=str(tmp_path / "llm"), data=TextData(path=str(path), held_out=0.05), **(sizes | changes))
     made.optim.lr, made.optim.warmup = 1e-2, 5
     return made
@@ -79,7 +99,11 @@ def test_a_saved_tokenizer_is_the_same_beside_a_llama(tokenizer, tmp_path):
     new_model(Pretraining(width=32, layers=1, heads=2), tokenizer).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    assert loaded.eos_token == END_OF_TEXT and loaded.eos_token_id == tokenizer.eos_token_id and len(loaded) == len(tokenizer)
+    assert (
+        loaded.eos_token == END_OF_TEXT
+        and loaded.eos_token_id == tokenizer.eos_token_id
+        and len(loaded) == len(tokenizer)
+    )
     for text in TRICKY:
         assert loaded.encode(text) == tokenizer.encode(text)
         assert loaded.decode(loaded.encode(text)) == tokenizer.decode(tokenizer.encode(text))
@@ -87,7 +111,9 @@ def test_a_saved_tokenizer_is_the_same_beside_a_llama(tokenizer, tmp_path):
 
 def test_which_word_was_read_is_still_there_behind_the_last_layer(tokenizer):
     model = new_model(Pretraining(width=64, layers=6, heads=2), tokenizer)
-    words = torch.cat([torch.tensor([[7, 8]]).expand(6, -1), torch.arange(20, 26)[:, None]], dim=1)  # six texts that end in another word
+    words = torch.cat(
+        [torch.tensor([[7, 8]]).expand(6, -1), torch.arange(20, 26)[:, None]], dim=1
+    )  # six texts that end in another word
     with torch.no_grad():
         first, *later = model.model(words, output_hidden_states=True).hidden_states
     assert first.std() == pytest.approx(1.0, rel=0.1)
@@ -198,7 +224,11 @@ def test_the_built_in_world_holds_out_whole_texts():
     corpus = read_corpus(TextData(texts=300, held_out=0.1))
     assert len(corpus.held_out) == 30 and 0 < len(corpus.train) <= 270
     assert not set(corpus.train) & set(corpus.held_out)
-    assert corpus == read_corpus(TextData(texts=300, held_out=0.1)) != read_corpus(TextData(texts=300, held_out=0.1), seed=1)
+    assert (
+        corpus
+        == read_corpus(TextData(texts=300, held_out=0.1))
+        != read_corpus(TextData(texts=300, held_out=0.1), seed=1)
+    )
 
 
 @pytest.mark.parametrize("path", ["nowhere.txt", "nowhere.jsonl"])

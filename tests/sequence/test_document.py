@@ -42,7 +42,9 @@ def test_assistant_turns_and_what_closes_them_are_learned():
 def test_a_prompt_has_nothing_to_learn():
     messages = [user("draw"), assistant(DRAWN), user("again")]
     assert from_messages(messages, render, prompt=True) == as_context(from_messages(messages, render))
-    assert not any(part.target if isinstance(part, Image) else part.loss for part in from_messages(messages, render, prompt=True))
+    assert not any(
+        part.target if isinstance(part, Image) else part.loss for part in from_messages(messages, render, prompt=True)
+    )
 
 
 def test_the_template_never_sees_what_people_wrote():
@@ -59,7 +61,9 @@ def test_the_template_never_sees_what_people_wrote():
 
 
 def test_parts_keep_the_place_that_the_template_gives_them():
-    document = from_messages([user("a"), user("b")], lambda messages: messages[1]["content"] + "|" + messages[0]["content"])
+    document = from_messages(
+        [user("a"), user("b")], lambda messages: messages[1]["content"] + "|" + messages[0]["content"]
+    )
     assert [part.text for part in document] == ["b", "|", "a"]
 
 

@@ -35,7 +35,9 @@ def line_of(key: str) -> int:
 
 def assert_all_told(told: list[tuple[str, str]], fates: dict[int, Good | Bad]) -> None:
     """Every bad row, each once, none beside them, and each for its own reason."""
-    assert sorted(line_of(key) for key, _ in told) == sorted(line for line, fate in fates.items() if isinstance(fate, Bad))
+    assert sorted(line_of(key) for key, _ in told) == sorted(
+        line for line, fate in fates.items() if isinstance(fate, Bad)
+    )
     wrong = {key: reason for key, reason in told if fates[line_of(key)].reason not in reason}
     assert not wrong
     assert all(text.isprintable() for pair in told for text in pair)
@@ -59,7 +61,8 @@ class Watched:
 
 
 def arrived(batch, processor):
-    """(key, text with the size text behind it, number of control tokens, values of the picture) of each document of a batch."""
+    """(key, text with the size text behind it, number of control tokens, values of the picture) of each document of a
+    batch."""
     packed, keys = batch.packed, iter(batch.keys)
     for row in range(len(packed.ids)):
         for document in range(int(packed.doc[row].max()) + 1):
@@ -76,9 +79,13 @@ def test_training_over_a_thousand_fuzzed_rows(processor, tmp_path):
     good = {line: fate for line, fate in fates.items() if isinstance(fate, Good)}
     llm = training.save_llm(tmp_path / "llm")
     source = ImageFolder(tmp_path)
-    batches = PackedBatches(lambda shard, shards: Mixture([source], seed=1, shard=shard, shards=shards), processor, PACKING)
+    batches = PackedBatches(
+        lambda shard, shards: Mixture([source], seed=1, shard=shard, shards=shards), processor, PACKING
+    )
     loader = Watched(Loader(batches))
-    trainer = training.make(llm, tmp_path / "run", loader, validate=False, documents=len(good) + 130, save_every=0, sample_every=0)
+    trainer = training.make(
+        llm, tmp_path / "run", loader, validate=False, documents=len(good) + 130, save_every=0, sample_every=0
+    )
     summary = trainer.fit()
     assert summary.interrupted is None and summary.seen >= len(good) + 130
 
@@ -123,11 +130,14 @@ def test_a_file_cut_anywhere_is_refused_or_whole(tmp_path):
             except ValueError:
                 refused += 1
             else:
-                assert np.array_equal(np.asarray(image), values), f"picture {number}, cut at {places[index]} of {len(data)}"
+                assert np.array_equal(np.asarray(image), values), (
+                    f"picture {number}, cut at {places[index]} of {len(data)}"
+                )
         assert refused >= len(places) // 8, "of an animation, the first frame may be whole"
 
 
-# ---- the other formats ----------------------------------------------------------------------------------------------------------
+# ---- the other formats
+# ----------------------------------------------------------------------------------------------------------
 
 
 def epoch(source) -> tuple[list, list[tuple[str, str]]]:
@@ -148,11 +158,17 @@ def assert_fates(source, fates: list[list | str]) -> None:
     arrived = {}
     for sample in samples:
         turns = sample.messages or [{"content": sample.content}]
-        blocks = [b["text"] if b["type"] == "text" else np.asarray(b["image"]).tolist() for turn in turns for b in turn["content"]]
+        blocks = [
+            b["text"] if b["type"] == "text" else np.asarray(b["image"]).tolist()
+            for turn in turns
+            for b in turn["content"]
+        ]
         arrived[sample.key] = blocks
     keys = [key for key, _ in told]
     assert len(set(keys)) == len(keys) and not set(keys) & set(arrived)
-    assert len(arrived) == sum(isinstance(fate, list) for fate in fates) and len(keys) == sum(isinstance(fate, str) for fate in fates)
+    assert len(arrived) == sum(isinstance(fate, list) for fate in fates) and len(keys) == sum(
+        isinstance(fate, str) for fate in fates
+    )
     by_line = {line_of(key): value for key, value in [*arrived.items(), *told]}
     for line, fate in zip(sorted(by_line), fates, strict=True):
         assert by_line[line] == fate if isinstance(fate, list) else fate in by_line[line], (line, by_line[line], fate)
@@ -205,46 +221,93 @@ def test_fuzzed_pages_and_chats(tmp_path, drawn):
         contents.append([text(caption), image(name), text(INJECTED)])
         fates.append([caption, pixels, INJECTED])
     wrong = [([text(value)], "") for value, _ in NO_TEXT if not isinstance(value, str)]
-    wrong += [([text("a\ud800")], "Unicode"), ([image(None)], "names no image"), ([{"type": "video"}], "a block is"), ([7], "a block is")]
+    wrong += [
+        ([text("a\ud800")], "Unicode"),
+        ([image(None)], "names no image"),
+        ([{"type": "video"}], "a block is"),
+        ([7], "a block is"),
+    ]
     wrong += [(7, "int"), ({"type": "text"}, "dict"), (None, "")]
-    wrong += [([text("a"), image(value)], reason if value else "is a folder") for value, reason in NO_PICTURE if value is not None]
+    wrong += [
+        ([text("a"), image(value)], reason if value else "is a folder")
+        for value, reason in NO_PICTURE
+        if value is not None
+    ]
     rows = [{"content": content} for content in contents + [content for content, _ in wrong]] + list(NO_ROW)
-    rows += [{"content": [{"type": "image"}], "images": images} for images in (5, "good.png", {"a": 1}, [])] + [{"content": []}, {"other": 1}]
-    fates_of_pages = fates + [reason for _, reason in wrong] + ["JSON"] * len(NO_ROW) + ["list"] * 3 + ["no more", "", "no column"]
+    rows += [{"content": [{"type": "image"}], "images": images} for images in (5, "good.png", {"a": 1}, [])] + [
+        {"content": []},
+        {"other": 1},
+    ]
+    fates_of_pages = (
+        fates + [reason for _, reason in wrong] + ["JSON"] * len(NO_ROW) + ["list"] * 3 + ["no more", "", "no column"]
+    )
     assert_fates(Interleaved(write_lines(tmp_path / "pages.jsonl", rows)), fates_of_pages)
 
     def chat(content, role="assistant"):
         return {"messages": [{"role": "user", "content": INJECTED}, {"role": role, "content": content}]}
 
     rows = [chat(content) for content in contents + [content for content, _ in wrong]] + list(NO_ROW)
-    rows += [chat("a", role) for role in ("robot", 5, None, ["user"], "user")] + [{"messages": m} for m in (5, "a", [], [5], [{}], None)]
-    rows += [chat([{"type": "image"}]) | {"images": [good]}, chat("a") | {"images": [good]}, chat([{"type": "image"}]) | {"images": 5}]
+    rows += [chat("a", role) for role in ("robot", 5, None, ["user"], "user")] + [
+        {"messages": m} for m in (5, "a", [], [5], [{}], None)
+    ]
+    rows += [
+        chat([{"type": "image"}]) | {"images": [good]},
+        chat("a") | {"images": [good]},
+        chat([{"type": "image"}]) | {"images": 5},
+    ]
     fates_of_chats = [[INJECTED, *fate] for fate in fates] + [reason for _, reason in wrong] + ["JSON"] * len(NO_ROW)
-    fates_of_chats += ["role"] * 4 + ["nothing to learn"] + [""] * 6 + [[INJECTED, values], "more than the messages use", "not a list"]
+    fates_of_chats += (
+        ["role"] * 4
+        + ["nothing to learn"]
+        + [""] * 6
+        + [[INJECTED, values], "more than the messages use", "not a list"]
+    )
     assert_fates(Chat(write_lines(tmp_path / "chats.jsonl", rows)), fates_of_chats)
 
 
 def test_fuzzed_text(tmp_path):
     rows = [{"text": text} for text in CAPTIONS] + [{"text": text} for text, _ in NO_TEXT] + [*NO_ROW, {"other": 1}, {}]
-    fates = [[text] for text in CAPTIONS] + [reason for _, reason in NO_TEXT] + ["JSON"] * len(NO_ROW) + ["no column", "no column"]
+    fates = (
+        [[text] for text in CAPTIONS]
+        + [reason for _, reason in NO_TEXT]
+        + ["JSON"] * len(NO_ROW)
+        + ["no column", "no column"]
+    )
     assert_fates(PlainText(write_lines(tmp_path / "texts.jsonl", rows)), fates)
 
 
 def test_fuzzed_csv(tmp_path, drawn):
-    """A row of CSV with a cell too many would lose the end of its caption: it is told instead, as all that costs a row is."""
+    """A row of CSV with a cell too many would lose the end of its caption: it is told instead, as all that costs a row
+    is."""
     name, values = drawn()
     good = [text for text in CAPTIONS if "\n" not in text and "\r" not in text]
     with (tmp_path / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("file_name", "text"), *((name, text) for text in good)])
-    lines = [b"%s,a cat, sitting", b"%s", b'%s,"a" cat', b"%s,caf\xe9", b"%s,", b",a", b"%s,   ", b"nowhere.png,a", b"%s," + b"x" * 200_000]
+    lines = [
+        b"%s,a cat, sitting",
+        b"%s",
+        b'%s,"a" cat',
+        b"%s,caf\xe9",
+        b"%s,",
+        b",a",
+        b"%s,   ",
+        b"nowhere.png,a",
+        b"%s," + b"x" * 200_000,
+    ]
     reasons = ["3 cells", "1 cells", "CSV", "Unicode", "empty", "empty", "spaces", "no such file", "CSV"]
     with (tmp_path / "metadata.csv").open("ab") as file:
         file.write(b"\r\n".join(line.replace(b"%s", name.encode()) for line in lines) + b"\r\n\r\n")
         file.write(f'{name},"two\r\nlines"\r\n{name},after\r\n{name},"never closed\r\n{name},lost\r\n'.encode())
-    fates = [["draw " + text, values] for text in good] + reasons + [["draw two\r\nlines", values], ["draw after", values], "CSV"]
+    fates = (
+        [["draw " + text, values] for text in good]
+        + reasons
+        + [["draw two\r\nlines", values], ["draw after", values], "CSV"]
+    )
     assert_fates(ImageFolder(tmp_path), fates)
     last = len(good) + 1 + len(lines)
-    assert {line_of(key) for key, _ in epoch(ImageFolder(tmp_path))[1]} >= {last + 5}, "blank lines and lines in quotes are counted too"
+    assert {line_of(key) for key, _ in epoch(ImageFolder(tmp_path))[1]} >= {last + 5}, (
+        "blank lines and lines in quotes are counted too"
+    )
 
 
 def test_fuzzed_parquet(tmp_path):
@@ -258,7 +321,9 @@ def test_fuzzed_parquet(tmp_path):
     cells += [({"bytes": None, "path": None}, "a"), (None, "a"), (cells[0][0], ""), (cells[0][0], None)]
     table = pyarrow.Table.from_pylist([{"image": image, "text": text} for image, text in cells])
     parquet.write_table(table, tmp_path / "metadata.parquet")
-    fates = [["draw a", values.tolist()] for _, _, values in made] + [f"{name}.png" for name in fuzzing.BROKEN if name != "empty"]
+    fates = [["draw a", values.tolist()] for _, _, values in made] + [
+        f"{name}.png" for name in fuzzing.BROKEN if name != "empty"
+    ]
     fates.insert(len(made) + list(fuzzing.BROKEN).index("empty"), "no such file")
     assert_fates(ImageFolder(tmp_path), [*fates, "not an image", "empty", "empty", "empty"])
 
@@ -279,7 +344,8 @@ def test_captions_beside_images_that_cannot_be_read(tmp_path):
     assert sorted(Path(key).name for key, _ in told) == ["b.png", "c.png", "d.png"]
 
 
-# ---- told once ------------------------------------------------------------------------------------------------------------------
+# ---- told once
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_what_workers_epochs_and_resumed_runs_meet_again_is_listed_once(tmp_path):
@@ -296,8 +362,15 @@ def test_what_workers_epochs_and_resumed_runs_meet_again_is_listed_once(tmp_path
 
 def test_what_is_too_long_is_told_once_in_many_epochs(tmp_path, processor):
     rows = [{"text": "a"}] * 3 + [{"messages": [{"role": "assistant", "content": "long " * 500}]}]
-    write_lines(tmp_path / "chats.jsonl", [{"messages": [{"role": "assistant", "content": row["text"]}]} if "text" in row else row for row in rows])
+    write_lines(
+        tmp_path / "chats.jsonl",
+        [{"messages": [{"role": "assistant", "content": row["text"]}]} if "text" in row else row for row in rows],
+    )
     source = Chat(tmp_path / "chats.jsonl")
-    stream = Loader(PackedBatches(lambda shard, shards: Mixture([source], shard=shard, shards=shards), processor, Packing(64, 2, lookahead=4)))
+    stream = Loader(
+        PackedBatches(
+            lambda shard, shards: Mixture([source], shard=shard, shards=shards), processor, Packing(64, 2, lookahead=4)
+        )
+    )
     told = list(itertools.chain(*(next(stream).skipped for _ in range(20))))
     assert [line_of(key) for key, _ in told] == [4]

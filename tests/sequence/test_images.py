@@ -61,7 +61,17 @@ def test_every_kind_of_source_gives_the_same_image(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(data)
     uri = "data:image/png;base64," + base64.b64encode(data).decode()
-    for source in (path, str(path), data, uri, image, Image.open(path), array, array.astype(np.float32) / 255, to_pixels(image)):
+    for source in (
+        path,
+        str(path),
+        data,
+        uri,
+        image,
+        Image.open(path),
+        array,
+        array.astype(np.float32) / 255,
+        to_pixels(image),
+    ):
         opened = open_image(source)
         assert opened.mode == "RGB" and np.array_equal(np.asarray(opened), array)
 
@@ -149,7 +159,11 @@ def test_transparency_is_laid_over_white():
     rgba[0, :, 0] = 200
     rgba[0, :, 3] = 0, 128, 255
     expected = [(255, 255, 255), (227, 127, 127), (200, 0, 0)]
-    for source in (rgba, encoded(Image.fromarray(rgba)), encoded(Image.fromarray(rgba), "WEBP", lossless=True, exact=True)):
+    for source in (
+        rgba,
+        encoded(Image.fromarray(rgba)),
+        encoded(Image.fromarray(rgba), "WEBP", lossless=True, exact=True),
+    ):
         opened = open_image(source)
         assert [opened.getpixel((x, 0)) for x in range(3)] == expected
     palette = Image.fromarray(noise(channels=1)).convert("P")

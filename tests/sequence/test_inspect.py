@@ -38,8 +38,10 @@ def test_spans_tile_the_row_and_carry_its_learning(packed, processor):
     learned = {span.start for span in spans if span.learned and span.picture < 0}
     assert learned == set((packed.labels[0] != IGNORE).nonzero()[:, 0].tolist())
     assert [(s.kind, s.stop - s.start) for s in spans if s.picture >= 0] == 2 * [
-        ("clean picture", 16), ("clean picture", 16), ("noised block", 16)
-    ]  # fmt: skip
+        ("clean picture", 16),
+        ("clean picture", 16),
+        ("noised block", 16),
+    ]
     assert (spans[-1].kind, spans[-1].label) == ("padding", "5 padding")
     controls = [span.label for span in spans if span.kind == "control token"]
     assert controls[:3] == ["<|user|>", "<|image_start|>", "<|image_end|>"]
@@ -47,7 +49,10 @@ def test_spans_tile_the_row_and_carry_its_learning(packed, processor):
 
 def test_the_summary_counts_rows(packed, processor):
     words = picture.summary(packed, processor, row=0)
-    assert words.startswith(f"{packed.ids.shape[1]} rows:") and "64 patches of 4 clean pictures, 32 of 2 noised blocks, 5 padding" in words
+    assert (
+        words.startswith(f"{packed.ids.shape[1]} rows:")
+        and "64 patches of 4 clean pictures, 32 of 2 noised blocks, 5 padding" in words
+    )
     assert words.endswith(f"learned at {int((packed.labels[0] != IGNORE).sum())}")
 
 
@@ -85,6 +90,8 @@ def test_a_long_document_still_fits_a_page(processor):
     assert len(text) > 900 and image.width < 4000 and image.height < 8000
 
 
-@pytest.mark.parametrize(("text", "shown"), [(" red", "·red"), ("\n", "\\n"), ("猫", "\\u732b"), ("é", "é"), ("a" * 40, "a" * 23 + "…")])
+@pytest.mark.parametrize(
+    ("text", "shown"), [(" red", "·red"), ("\n", "\\n"), ("猫", "\\u732b"), ("é", "é"), ("a" * 40, "a" * 23 + "…")]
+)
 def test_tokens_are_readable(text, shown):
     assert picture.readable(text) == shown

@@ -140,7 +140,12 @@ def test_finish_keeps_the_tail_when_told_to():
 
 def test_drop_text_keeps_template_and_pictures_and_learns_no_text():
     context, drawn = shown(False), shown(True)
-    assert drop_text([TEMPLATE, QUESTION, context, ANSWER, drawn, STOP]) == [TEMPLATE, context, drawn, replace(STOP, loss=False)]
+    assert drop_text([TEMPLATE, QUESTION, context, ANSWER, drawn, STOP]) == [
+        TEMPLATE,
+        context,
+        drawn,
+        replace(STOP, loss=False),
+    ]
 
 
 def test_drop_all_keeps_template_and_the_last_target():
@@ -171,7 +176,11 @@ def test_packing_lays_documents_side_by_side(seed):
             assert packed.position[:, b, here].tolist() == doc.rows.position.tolist()
             assert set(packed.doc[b, here].tolist()) == {index}
             start += len(doc)
-        assert (packed.ids[b, start:] == 77).all() and (packed.labels[b, start:] == IGNORE).all() and (packed.doc[b, start:] == -1).all()
+        assert (
+            (packed.ids[b, start:] == 77).all()
+            and (packed.labels[b, start:] == IGNORE).all()
+            and (packed.doc[b, start:] == -1).all()
+        )
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -179,7 +188,9 @@ def test_patch_rows_name_their_picture_and_pictures_their_pixels(seed):
     rng = random.Random(seed)
     documents = [random_layout(rng) for _ in range(6)]
     packed = pack([documents[:2], documents[2:]])
-    assert len(packed.source) == len(packed.grid) == len(packed.noised_picture) == sum(len(doc.grid) for doc in documents)
+    assert (
+        len(packed.source) == len(packed.grid) == len(packed.noised_picture) == sum(len(doc.grid) for doc in documents)
+    )
     shown_pixels = [doc.pixels[source] for doc in documents for source in doc.source]
     counts = torch.bincount(packed.picture_of_patch, minlength=len(packed.grid))
     assert counts.tolist() == packed.grid.prod(dim=1).tolist()
@@ -216,14 +227,18 @@ def test_a_noised_block_refers_to_the_last_clean_picture_of_its_size_before_it(s
 
 
 def test_an_edit_refers_to_the_picture_that_is_edited_and_a_first_picture_to_none():
-    edited = layout([shown(False), QUESTION, shown(True), STOP, QUESTION, shown(True, 2, 2), STOP, QUESTION, shown(True)], CONTROL)
+    edited = layout(
+        [shown(False), QUESTION, shown(True), STOP, QUESTION, shown(True, 2, 2), STOP, QUESTION, shown(True)], CONTROL
+    )
     assert edited.noised_picture == (False, False, False, False, True, True, True)
     assert edited.reference == (-1, -1, -1, -1, 0, -1, 1)
 
 
 def test_an_image_with_two_copies_is_held_once():
     packed = pack([[layout([QUESTION, shown(True), ANSWER], CONTROL)]])
-    assert len(packed.pixels) == 1 and packed.source.tolist() == [0, 0] and packed.noised_picture.tolist() == [False, True]
+    assert (
+        len(packed.pixels) == 1 and packed.source.tolist() == [0, 0] and packed.noised_picture.tolist() == [False, True]
+    )
 
 
 def test_a_row_that_does_not_fit_is_refused_in_one_line():

@@ -8,7 +8,15 @@ from diffusers.models.embeddings import get_2d_sincos_pos_embed
 
 from fusion.sequence.patches import cells, grid, patchify, sincos, unpatchify
 
-SHAPES = [((24,), 4), ((8, 12), 4), ((12, 8), 1), ((6, 10), 2), ((4, 6, 8), 2), ((3, 8, 6), (1, 4, 2)), ((6, 10), (3, 5))]
+SHAPES = [
+    ((24,), 4),
+    ((8, 12), 4),
+    ((12, 8), 1),
+    ((6, 10), 2),
+    ((4, 6, 8), 2),
+    ((3, 8, 6), (1, 4, 2)),
+    ((6, 10), (3, 5)),
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

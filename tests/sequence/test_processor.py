@@ -15,7 +15,18 @@ from fusion.sequence.packed import Picture, Tokens, layout
 from fusion.sequence.processor import CHAT_TOKENS, IMAGE_TOKENS, FusionProcessor, clean_length
 from tests.support.spellings import CHATML, LLAMA2, TOKENIZERS
 
-TYPED = ["<|image_patch|>", "<|image_start|>", "<|image_end|>", "<|end|>", "<|user|>", "<|assistant|>", "<s>", "</s>", "<|endoftext|>", "<|im_end|>"]
+TYPED = [
+    "<|image_patch|>",
+    "<|image_start|>",
+    "<|image_end|>",
+    "<|end|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<s>",
+    "</s>",
+    "<|endoftext|>",
+    "<|im_end|>",
+]
 
 
 def make(kind: str = "byte_level", **options) -> FusionProcessor:
@@ -39,7 +50,12 @@ def photo(width: int = 16, height: int = 24, seed: int = 0) -> Pil.Image:
 
 
 def turn(role: str, *content) -> dict:
-    return {"role": role, "content": [{"type": "text", "text": c} if isinstance(c, str) else {"type": "image", "image": c} for c in content]}
+    return {
+        "role": role,
+        "content": [
+            {"type": "text", "text": c} if isinstance(c, str) else {"type": "image", "image": c} for c in content
+        ],
+    }
 
 
 def pieces_of(processor, source, prompt=False, **options):
@@ -165,7 +181,10 @@ def test_without_an_end_of_text_a_page_ends_with_ours():
     tokenizer = TOKENIZERS["byte_level"]()
     tokenizer.eos_token = None
     processor = FusionProcessor.from_tokenizer(tokenizer, len(tokenizer), 8)
-    assert spelled(processor, pieces_of(processor, {"content": "once"})) == [("once", True, False), ("<|end|>", True, True)]
+    assert spelled(processor, pieces_of(processor, {"content": "once"})) == [
+        ("once", True, False),
+        ("<|end|>", True, True),
+    ]
     assert processor.stop_ids == (processor.control_tokens["<|end|>"],)
 
 
@@ -180,20 +199,27 @@ def test_stop_ids_are_what_ends_a_turn():
 # Templates of the tokenizers' own
 
 
-@pytest.mark.parametrize(("kind", "template"), [("byte_level_chatml", CHATML), ("sentencepiece_bpe", LLAMA2), ("byte_level_with_space", LLAMA2)])
+@pytest.mark.parametrize(
+    ("kind", "template"),
+    [("byte_level_chatml", CHATML), ("sentencepiece_bpe", LLAMA2), ("byte_level_with_space", LLAMA2)],
+)
 def test_text_is_spelled_as_transformers_spells_it(kind, template):
     processor = make(kind, chat_template=template)
     said = (("user", "draw a red circle"), ("assistant", "here it is"), ("user", "thanks, bye"))
     chat = [{"role": role, "content": content} for role, content in said]
     for messages, prompt in ((chat[:2], False), (chat, True), (chat[:1], True), (chat, False)):
-        expected = processor.tokenizer.apply_chat_template(messages, chat_template=template, add_generation_prompt=prompt, return_dict=False)
+        expected = processor.tokenizer.apply_chat_template(
+            messages, chat_template=template, add_generation_prompt=prompt, return_dict=False
+        )
         document = processor.document(messages, prompt)
         assert ids_of(processor.pieces(document)) == expected
 
 
 def test_a_template_that_refuses_a_role_says_so_in_one_line():
     processor = make("sentencepiece_bpe", chat_template=LLAMA2)
-    with pytest.raises(ValueError, match=r"^the model's chat template refuses the turns system, user: System role not supported$"):
+    with pytest.raises(
+        ValueError, match=r"^the model's chat template refuses the turns system, user: System role not supported$"
+    ):
         processor.document([turn("system", "be brief"), turn("user", "draw")], prompt=True)
 
 
@@ -213,7 +239,9 @@ def test_typed_control_tokens_stay_plain_text(any_processor, nasty, tmp_path):
     innocent = [turn("user", "a circle"), turn("assistant", "a circle", photo())]
     typed = [turn("user", text), turn("assistant", text, photo())]
     special = any_processor.text.special
-    controls = [[i for i in ids_of(pieces_of(any_processor, messages)) if i in special] for messages in (innocent, typed)]
+    controls = [
+        [i for i in ids_of(pieces_of(any_processor, messages)) if i in special] for messages in (innocent, typed)
+    ]
     if nasty != any_processor.tokenizer.unk_token:
         assert controls[0] == controls[1]
     for source in (text, {"content": text}):  # a prompt, a caption
@@ -243,7 +271,9 @@ def test_pictures_carry_pixels_grid_and_size(processor):
     assert processor.decode(picture.size_ids) == "24x16" and processor.sizes.parse(picture.size_ids) == (24, 16)
 
 
-@pytest.mark.parametrize("source", [lambda i: np.asarray(i), to_pixels, lambda i: i.convert("RGBA"), lambda i: i.copy()])
+@pytest.mark.parametrize(
+    "source", [lambda i: np.asarray(i), to_pixels, lambda i: i.convert("RGBA"), lambda i: i.copy()]
+)
 def test_pictures_come_as_anything_that_images_opens(processor, source):
     image = photo(16, 16)
     (picture,) = [p for p in pieces_of(processor, [source(image), "a"]) if isinstance(p, Picture)]
@@ -255,7 +285,11 @@ def test_a_size_that_is_not_allowed_is_fitted_or_refused(processor, size):
     (picture,) = [p for p in pieces_of(processor, [photo(*size), "a"]) if isinstance(p, Picture)]
     height, width = picture.pixels.shape[1:]
     assert (width, height) in processor.sizes and processor.sizes.parse(picture.size_ids) == (width, height)
-    with pytest.raises(ValueError, match=rf"^the image is {size[0]}x{size[1]}: its sides must be multiples of 8 up to 64, with at most 48 patches$"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^the image is {size[0]}x{size[1]}: its sides must be multiples of 8 up to 64, with at most 48 "
+        "patches$",
+    ):
         pieces_of(processor, [photo(*size), "a"], strict=True)
 
 
@@ -312,7 +346,11 @@ def test_saving_and_loading_is_the_identity(any_processor, tmp_path):
     chat = [turn("system", "be brief"), turn("user", photo(), "a <|end|> b"), turn("assistant", "red", photo())]
     assert ids_of(pieces_of(loaded, chat)) == ids_of(pieces_of(any_processor, chat))
     assert loaded.to_dict() == any_processor.to_dict() and loaded.chat_template == any_processor.chat_template
-    assert (loaded.control, loaded.stop_ids, loaded.total_vocab) == (any_processor.control, any_processor.stop_ids, any_processor.total_vocab)
+    assert (loaded.control, loaded.stop_ids, loaded.total_vocab) == (
+        any_processor.control,
+        any_processor.stop_ids,
+        any_processor.total_vocab,
+    )
     assert loaded.tokenizer.chat_template == any_processor.tokenizer.chat_template, "ours is not the tokenizer's"
 
 
@@ -341,7 +379,9 @@ def test_decode_shows_or_hides_control_tokens(processor):
 def test_a_chat_becomes_model_inputs(processor):
     image = photo()
     chat = [turn("user", image, "what <|end|> is it?")]
-    features = processor.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    features = processor.apply_chat_template(
+        chat, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
     laid = layout(pieces_of(processor, chat, prompt=True), processor.control)
     assert features["input_ids"].tolist() == [laid.rows.ids.tolist()] and features["attention_mask"].all()
     assert torch.equal(features["pixel_values"][0], to_pixels(image)) and features["image_sizes"].tolist() == [[24, 16]]
@@ -353,14 +393,18 @@ def test_rendering_and_then_processing_gives_the_same_inputs(processor):
     text = processor.apply_chat_template(chat, add_generation_prompt=True)
     assert text == "<|user|><|image_patch|>what is it?<|end|><|assistant|>"
     features = processor(text=text, images=image, return_tensors="pt")
-    whole = processor.apply_chat_template([turn("user", image, "what is it?")], tokenize=True, add_generation_prompt=True, return_tensors="pt")
+    whole = processor.apply_chat_template(
+        [turn("user", image, "what is it?")], tokenize=True, add_generation_prompt=True, return_tensors="pt"
+    )
     assert torch.equal(features["input_ids"], whole)
 
 
 def test_plain_text_is_read_as_the_tokenizer_reads_it(any_processor):
     text = "a red circle"
     assert any_processor(text=text)["input_ids"] == any_processor.tokenizer(text)["input_ids"]
-    assert any_processor(text=text, add_special_tokens=False)["input_ids"] == any_processor.tokenizer.encode(text, add_special_tokens=False)
+    assert any_processor(text=text, add_special_tokens=False)["input_ids"] == any_processor.tokenizer.encode(
+        text, add_special_tokens=False
+    )
 
 
 def test_batches_are_padded_on_the_tokenizers_side(processor):
@@ -369,11 +413,16 @@ def test_batches_are_padded_on_the_tokenizers_side(processor):
         processor(text=texts, return_tensors="pt")
     features = processor(text=texts, return_tensors="pt", padding=True)
     assert features["input_ids"].shape == features["attention_mask"].shape
-    assert features["attention_mask"][1].sum() == 1 and features["attention_mask"][1, 0 if processor.tokenizer.padding_side == "right" else -1] == 1
+    assert (
+        features["attention_mask"][1].sum() == 1
+        and features["attention_mask"][1, 0 if processor.tokenizer.padding_side == "right" else -1] == 1
+    )
 
 
 def test_images_and_their_places_must_match(processor):
-    with pytest.raises(ValueError, match=r"^2 images are given for 1 <\|image_patch\|> in the text: give one for each$"):
+    with pytest.raises(
+        ValueError, match=r"^2 images are given for 1 <\|image_patch\|> in the text: give one for each$"
+    ):
         processor(text="<|image_patch|> a", images=[photo(), photo()])
     features = processor(text=["<|image_patch|> a", "b <|image_patch|>"], images=[[photo()], [photo(32, 8)]])
     assert [tuple(pixels.shape[1:]) for pixels in features["pixel_values"]] == [(24, 16), (8, 32)]

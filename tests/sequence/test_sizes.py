@@ -47,7 +47,9 @@ def test_64_ends_or_goes_on_to_640():
     text = SafeTokenizer(TOKENIZERS["byte_level"](), {"<|image_patch|>": 1000}, "")
     step = SizeGrammar(text.plain, 64, 64, 640, 100).next_tokens(text.plain("64x64"))
     assert step.complete and text.plain("0")[0] in step.tokens
-    assert not SizeGrammar(text.plain, 64, 64, 640, 9).next_tokens(text.plain("64x64")).tokens, "640 has too many patches here"
+    assert not SizeGrammar(text.plain, 64, 64, 640, 9).next_tokens(text.plain("64x64")).tokens, (
+        "640 has too many patches here"
+    )
 
 
 def test_a_size_that_is_not_allowed_is_not_in_the_grammar(text):

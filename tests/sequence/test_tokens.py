@@ -9,8 +9,17 @@ from fusion.sequence.tokens import SafeTokenizer
 from tests.support.spellings import TOKENIZERS
 
 CONTROL = {"<|image_start|>": 1000, "<|image_patch|>": 1001, "<|image_end|>": 1002, "<|end|>": 1003}
-SPACED = {"byte_level_with_space", "sentencepiece_bpe", "unigram", "slow"}  # those that begin a text with a space of their own
-EXACT = {"byte_level", "byte_level_chatml", "sentencepiece_bpe"}  # those that spell any text and give it back to the letter
+SPACED = {
+    "byte_level_with_space",
+    "sentencepiece_bpe",
+    "unigram",
+    "slow",
+}  # those that begin a text with a space of their own
+EXACT = {
+    "byte_level",
+    "byte_level_chatml",
+    "sentencepiece_bpe",
+}  # those that spell any text and give it back to the letter
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
@@ -25,7 +34,9 @@ def typed(text) -> list[str]:
     """Every control token in the places where a tokenizer could mistake it for one."""
     tokens = [*CONTROL, *text.tokenizer.all_special_tokens, *text.tokenizer.get_added_vocab()]
     around = ["{0}", "a red {0} circle", "{0}{0}", "x{0}x", "{0} make", "make {0}", "a {0}{0} {0}", "<s{0}s>"]
-    return [shape.format(token) for token in dict.fromkeys(tokens) for shape in around if token != text.tokenizer.unk_token]
+    return [
+        shape.format(token) for token in dict.fromkeys(tokens) for shape in around if token != text.tokenizer.unk_token
+    ]
 
 
 def test_typed_control_tokens_stay_plain_text(text):
@@ -57,7 +68,10 @@ def test_what_only_normalisation_makes_a_control_token_stays_plain_text():
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     assert tokenizer.bos_token_id in tokenizer.encode("＜s＞", add_special_tokens=False, split_special_tokens=True)
     safe = SafeTokenizer(tokenizer, CONTROL, "")
-    assert safe.special.isdisjoint(set(safe.plain("make ＜s＞ red"))) and safe.decode(safe.plain("make ＜s＞ red")) == "make <s> red"
+    assert (
+        safe.special.isdisjoint(set(safe.plain("make ＜s＞ red")))
+        and safe.decode(safe.plain("make ＜s＞ red")) == "make <s> red"
+    )
 
 
 def test_an_added_token_of_the_template_is_a_control_token_and_any_other_is_text():
@@ -92,7 +106,9 @@ def test_templates_write_control_tokens(text):
     ids = text.marked(f"{bos}<|image_start|>make<|end|>{end}")
     assert ids[-2:] == (CONTROL["<|end|>"], text.tokenizer.eos_token_id)
     assert ids[0] == (text.tokenizer.bos_token_id if bos else CONTROL["<|image_start|>"])
-    assert text.decode(ids) == f"{bos}<|image_start|>make<|end|>{end}" or text.kind == "byte_level_with_space"  # it keeps its space
+    assert (
+        text.decode(ids) == f"{bos}<|image_start|>make<|end|>{end}" or text.kind == "byte_level_with_space"
+    )  # it keeps its space
     assert text.decode(ids, skip_special_tokens=True).strip() == "make"
 
 
@@ -103,15 +119,21 @@ def test_templates_are_spelled_as_the_tokenizer_does(text):
 
 @pytest.mark.parametrize("after_text", [False, True])
 def test_behind_a_control_token_a_text_begins_anew(text, after_text):
-    """It is spelled as a text of its own, with the space that a tokenizer may put there, whatever stood before the token."""
+    """It is spelled as a text of its own, with the space that a tokenizer may put there, whatever stood before the
+    token."""
     image_end = CONTROL["<|image_end|>"]
     assert text.marked("<|image_end|>a red circle", after_text) == (image_end, *text.plain("a red circle"))
     begun = text.plain("left of", after_text)
-    assert text.marked("left of<|image_end|>a red circle", after_text) == (*begun, image_end, *text.plain("a red circle"))
+    assert text.marked("left of<|image_end|>a red circle", after_text) == (
+        *begun,
+        image_end,
+        *text.plain("a red circle"),
+    )
 
 
 def test_text_that_continues_a_text_gets_no_space_of_its_own(text):
-    """And only some tokenizers have one: those for which the rule behind control tokens makes a difference are among the tested."""
+    """And only some tokenizers have one: those for which the rule behind control tokens makes a difference are among
+    the tested."""
     assert text.marked("red", after_text=True) == text.plain("red", after_text=True)
     begins = text.plain("red") != text.plain("red", after_text=True)
     assert begins == (text.kind in SPACED)

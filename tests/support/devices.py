@@ -48,7 +48,10 @@ def _run(func, args, kwargs):
     asked = kwargs.get("device")
     if asked is not None and torch.device(asked) == torch.device("meta"):
         asked = torch.device("meta", 0)  # as "cuda" is the first one
-    if func not in COPIES and len({place for place in places if place.type == "meta"}) + (torch.device("cpu") in places) > 1:
+    if (
+        func not in COPIES
+        and len({place for place in places if place.type == "meta"}) + (torch.device("cpu") in places) > 1
+    ):
         raise RuntimeError(f"{func}: tensors on {', '.join(sorted(map(str, places)))}")
     place = torch.device(asked) if asked is not None else next(iter(places))
     if asked is not None:
@@ -74,9 +77,15 @@ class Several(TorchDispatchMode):
     def __enter__(self):
         self.patches = ExitStack()
         autocast, enabled, tensor = torch.autocast, torch.is_autocast_enabled, torch.tensor
-        self.patches.enter_context(patch("torch.autocast", lambda kind, *how, **more: _without(kind) or autocast(kind, *how, **more)))
-        self.patches.enter_context(patch("torch.is_autocast_enabled", lambda kind="cpu": kind != "meta" and enabled(kind)))
-        self.patches.enter_context(patch("torch.tensor", lambda data, device=None, **how: tensor(data, **how).to(device or "cpu")))
+        self.patches.enter_context(
+            patch("torch.autocast", lambda kind, *how, **more: _without(kind) or autocast(kind, *how, **more))
+        )
+        self.patches.enter_context(
+            patch("torch.is_autocast_enabled", lambda kind="cpu": kind != "meta" and enabled(kind))
+        )
+        self.patches.enter_context(
+            patch("torch.tensor", lambda data, device=None, **how: tensor(data, **how).to(device or "cpu"))
+        )
         return super().__enter__()
 
     def __exit__(self, *error):

@@ -21,7 +21,11 @@ def picture(rng: random.Random, target: bool | None = None) -> Picture:
 
 def tokens(rng: random.Random) -> Tokens:
     """One to four tokens: template or text, learned or not."""
-    return Tokens(tuple(rng.randrange(800) for _ in range(rng.randint(1, 4))), loss=rng.random() < 0.5, template=rng.random() < 0.3)
+    return Tokens(
+        tuple(rng.randrange(800) for _ in range(rng.randint(1, 4))),
+        loss=rng.random() < 0.5,
+        template=rng.random() < 0.3,
+    )
 
 
 def random_pieces(rng: random.Random, length: int | None = None) -> list[Piece]:
@@ -37,7 +41,8 @@ def random_layout(rng: random.Random) -> Layout:
 
 @dataclass(frozen=True)
 class Row:
-    """One row as the design describes it. at: its own index in the clean stream (for noised rows: their picture's first)."""
+    """One row as the design describes it. at: its own index in the clean stream (for noised rows: their picture's
+    first)."""
 
     token: int
     at: int

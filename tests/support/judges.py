@@ -21,7 +21,14 @@ from fusion.evaluation.benchmarks.judges.geneval_rules import CLASSES
 from fusion.evaluation.subjects import Subject
 from fusion.testing.tiny_llms import tiny_tokenizer
 
-VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
 TEMPLATE = "{% for block in messages[0].content %}{{ '<image>' if block.type == 'image' else block.text }}{% endfor %}"
 
 
@@ -34,7 +41,9 @@ class Stub(Subject):
 
     def draw(self, prompts, seeds, size):
         self.asked += zip(prompts, seeds, strict=True)
-        return [Image.new("RGB", size, tuple(np.random.default_rng(seed).integers(0, 256, 3).tolist())) for seed in seeds]
+        return [
+            Image.new("RGB", size, tuple(np.random.default_rng(seed).integers(0, 256, 3).tolist())) for seed in seeds
+        ]
 
 
 def stubbed(monkeypatch) -> Stub:
@@ -58,11 +67,27 @@ def error(capsys) -> str:
 
 def detector_config(labels: int = len(CLASSES)) -> Mask2FormerConfig:
     """Of 6 queries."""
-    swin = SwinConfig(image_size=32, embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=2, out_features=[f"stage{n}" for n in range(1, 5)])
+    swin = SwinConfig(
+        image_size=32,
+        embed_dim=8,
+        depths=[1] * 4,
+        num_heads=[1] * 4,
+        window_size=2,
+        out_features=[f"stage{n}" for n in range(1, 5)],
+    )
     return Mask2FormerConfig(
-        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16, dim_feedforward=16, encoder_layers=1,
-        decoder_layers=2, num_attention_heads=2, num_queries=6, num_labels=labels,
-    )  # fmt: skip
+        backbone_config=swin,
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=16,
+        dim_feedforward=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        num_queries=6,
+        num_labels=labels,
+    )
 
 
 def save_detector(folder, labels: int = len(CLASSES)):
@@ -77,7 +102,13 @@ def save_clip(folder):
     """With its tokenizer."""
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
-    text = {"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     text |= {"max_position_embeddings": 77, "eos_token_id": 2, "bos_token_id": None}
     CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=8)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -90,9 +121,16 @@ def save_vlm(folder):
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     tokenizer.pad_token = tokenizer.eos_token
     text = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     token = tokenizer.convert_tokens_to_ids("<image>")
     vision = {"model_type": "clip_vision_model"} | VISION
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=token, vision_feature_layer=-1)

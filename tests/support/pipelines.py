@@ -1,9 +1,12 @@
 """Tiny pipelines of diffusers with random weights: encoders, tokenizers, network, VAE and scheduler, to be saved as diffusers saves them."""
 
+import json
 import string
 from dataclasses import replace
+from pathlib import Path
 
 import diffusers
+import pytest
 import torch
 from diffusers import (
     AutoencoderDC,
@@ -46,7 +49,13 @@ BY_SIZE = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_image_
 def clip_tokenizer() -> CLIPTokenizer:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("r", "e"), ("re", "d</w>"), ("c", "a"), ("ca", "t</w>")]
-    pieces = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
+    pieces = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        *map("".join, merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, model_max_length=77)
 
 
@@ -68,8 +77,20 @@ def byte_tokenizer(template: str | None = None, **others) -> PreTrainedTokenizer
 
 def decoder(config_class, kind, width: int = 8, layers: int = 3, **others):
     """A language model that reads `byte_tokenizer`."""
-    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers, "num_attention_heads": 2}
-    tokens = {"vocab_size": 300, "num_key_value_heads": 1, "head_dim": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    sizes = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+    }
+    tokens = {
+        "vocab_size": 300,
+        "num_key_value_heads": 1,
+        "head_dim": 4,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     return _stirred(kind(config_class(**sizes, **tokens, **others)))
 
 
@@ -78,13 +99,21 @@ def gemma() -> Gemma2Model:
 
 
 def clip(width: int, kind=CLIPTextModel, projection: int = 12, length: int = 77):
-    tokens = {"vocab_size": 600, "bos_token_id": 516, "eos_token_id": 517, "pad_token_id": 517, "max_position_embeddings": length}
+    tokens = {
+        "vocab_size": 600,
+        "bos_token_id": 516,
+        "eos_token_id": 517,
+        "pad_token_id": 517,
+        "max_position_embeddings": length,
+    }
     sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 3, "num_attention_heads": 2}
     return _stirred(kind(CLIPTextConfig(**tokens, **sizes, projection_dim=projection)))
 
 
 def t5() -> T5EncoderModel:
-    config = T5Config(vocab_size=100, d_model=TEXT, d_kv=8, d_ff=48, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu")
+    config = T5Config(
+        vocab_size=100, d_model=TEXT, d_kv=8, d_ff=48, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+    )
     return _stirred(T5EncoderModel(config))
 
 
@@ -102,7 +131,12 @@ def flux2_vae() -> AutoencoderKLFlux2:
 
 
 def dc_vae() -> AutoencoderDC:
-    sizes = {"encoder_block_out_channels": (16, 32), "decoder_block_out_channels": (16, 32), "latent_channels": 4, "attention_head_dim": 8}
+    sizes = {
+        "encoder_block_out_channels": (16, 32),
+        "decoder_block_out_channels": (16, 32),
+        "latent_channels": 4,
+        "attention_head_dim": 8,
+    }
     layers = {"encoder_layers_per_block": (1, 1), "decoder_layers_per_block": (1, 1)}
     blocks = {f"{half}_block_types": ("ResBlock", "EfficientViTBlock") for half in ("encoder", "decoder")}
     scales = {f"{half}_qkv_multiscales": ((), (5,)) for half in ("encoder", "decoder")}
@@ -129,16 +163,31 @@ def pixart(scheduler=DDIM) -> diffusers.PixArtAlphaPipeline:
 
 def sd3(scheduler=SHIFTED, with_t5: bool = True) -> diffusers.StableDiffusion3Pipeline:
     clips = {name: clip(16, CLIPTextModelWithProjection) for name in ("text_encoder", "text_encoder_2")}
-    third = {"text_encoder_3": t5(), "tokenizer_3": t5_tokenizer()} if with_t5 else {"text_encoder_3": None, "tokenizer_3": None}
-    parts = {"transformer": REFERENCES["mmdit, sd3.5 medium"].build(), "vae": vae(scaling_factor=1.5, shift_factor=0.1), "scheduler": scheduler}
+    third = (
+        {"text_encoder_3": t5(), "tokenizer_3": t5_tokenizer()}
+        if with_t5
+        else {"text_encoder_3": None, "tokenizer_3": None}
+    )
+    parts = {
+        "transformer": REFERENCES["mmdit, sd3.5 medium"].build(),
+        "vae": vae(scaling_factor=1.5, shift_factor=0.1),
+        "scheduler": scheduler,
+    }
     words = {"tokenizer": clip_tokenizer(), "tokenizer_2": clip_tokenizer()}
     return _quiet(diffusers.StableDiffusion3Pipeline(**parts, **clips, **words, **third))
 
 
 def flux(scheduler=BY_SIZE, guidance: bool = True) -> diffusers.FluxPipeline:
     network = REFERENCES["flux that is told guidance" if guidance else "flux"].build()
-    encoders = {"text_encoder": clip(24), "tokenizer": clip_tokenizer(), "text_encoder_2": t5(), "tokenizer_2": t5_tokenizer()}
-    return _quiet(diffusers.FluxPipeline(scheduler, vae(scaling_factor=0.4, shift_factor=0.1), transformer=network, **encoders))
+    encoders = {
+        "text_encoder": clip(24),
+        "tokenizer": clip_tokenizer(),
+        "text_encoder_2": t5(),
+        "tokenizer_2": t5_tokenizer(),
+    }
+    return _quiet(
+        diffusers.FluxPipeline(scheduler, vae(scaling_factor=0.4, shift_factor=0.1), transformer=network, **encoders)
+    )
 
 
 def sana(scheduler=FLOW_DPM) -> diffusers.SanaPipeline:
@@ -153,26 +202,49 @@ def lumina2(scheduler=SHIFTED) -> diffusers.Lumina2Pipeline:
 
 
 TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ message['role'] }}: {% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{{ bos_token }}{% for message in messages %}{{ message['role'] }}: {% if message['content'] is string %}{{ "
+    "message['content'] }}{% else %}"
     "{% for block in message['content'] %}{{ block['text'] }}{% endfor %}{% endif %}{{ eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"
+    "{% if add_generation_prompt %}assistant: {% if enable_thinking is defined and not enable_thinking "
+    "%}<think></think>{% endif %}{% endif %}"
 )
 
 
 def flux2(scheduler=BY_SIZE) -> diffusers.Flux2Pipeline:
-    text = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 31, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4}
-    seen = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    text = {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 31,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 4,
+    }
+    seen = {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 8,
+    }
     config = Mistral3Config(
-        text_config=text | {"model_type": "mistral", "vocab_size": 300, "pad_token_id": 0}, vision_config=seen | {"model_type": "pixtral"},
+        text_config=text | {"model_type": "mistral", "vocab_size": 300, "pad_token_id": 0},
+        vision_config=seen | {"model_type": "pixtral"},
         image_token_index=259,
-    )  # fmt: skip
+    )
     reader, words = _stirred(Mistral3ForConditionalGeneration(config)), byte_tokenizer(TEMPLATE, padding_side="left")
-    return _quiet(diffusers.Flux2Pipeline(scheduler, flux2_vae(), reader, words, _flux2_network("flux2 that is told guidance")))
+    return _quiet(
+        diffusers.Flux2Pipeline(scheduler, flux2_vae(), reader, words, _flux2_network("flux2 that is told guidance"))
+    )
 
 
 def klein(scheduler=BY_SIZE, distilled: bool = False) -> diffusers.Flux2KleinPipeline:
     reader, words = decoder(Qwen3Config, Qwen3ForCausalLM, layers=28), byte_tokenizer(TEMPLATE)
-    return _quiet(diffusers.Flux2KleinPipeline(scheduler, flux2_vae(), reader, words, _flux2_network("flux2"), is_distilled=distilled))
+    return _quiet(
+        diffusers.Flux2KleinPipeline(
+            scheduler, flux2_vae(), reader, words, _flux2_network("flux2"), is_distilled=distilled
+        )
+    )
 
 
 def _flux2_network(name: str):
@@ -182,10 +254,17 @@ def _flux2_network(name: str):
 
 def hidream(scheduler=SHIFTED) -> diffusers.HiDreamImagePipeline:
     case = REFERENCES["hidream"]
-    network = replace(case, settings=case.settings | {"caption_channels": [TEXT, 8], "force_inference_output": True}).build()
+    network = replace(
+        case, settings=case.settings | {"caption_channels": [TEXT, 8], "force_inference_output": True}
+    ).build()
     clips = {name: clip(16, CLIPTextModelWithProjection, length=128) for name in ("text_encoder", "text_encoder_2")}
     others = {"text_encoder_3": t5(), "text_encoder_4": decoder(LlamaConfig, LlamaForCausalLM)}
-    words = {"tokenizer": clip_tokenizer(), "tokenizer_2": clip_tokenizer(), "tokenizer_3": t5_tokenizer(), "tokenizer_4": byte_tokenizer()}
+    words = {
+        "tokenizer": clip_tokenizer(),
+        "tokenizer_2": clip_tokenizer(),
+        "tokenizer_3": t5_tokenizer(),
+        "tokenizer_4": byte_tokenizer(),
+    }
     parts = {"scheduler": scheduler, "vae": vae(scaling_factor=0.4, shift_factor=0.1), "transformer": network}
     return _quiet(diffusers.HiDreamImagePipeline(**parts, **clips, **others, **words))
 
@@ -197,3 +276,16 @@ def _quiet(pipeline):
 
 def noise(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def edit(file: Path, **changes) -> None:
+    """Change keys of a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def refusal(action) -> str:
+    """The one line that it is refused with."""
+    with pytest.raises(ValueError) as error:
+        action()
+    assert "\n" not in str(error.value)
+    return str(error.value)

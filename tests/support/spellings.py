@@ -11,15 +11,19 @@ from transformers import GPTSw3Tokenizer, LlamaTokenizer, PreTrainedTokenizerBas
 from fusion.testing.tiny_llms import CORPUS, tiny_tokenizer
 
 # Every character that the tests write, and the halves of `<s>`, which a careless tokenizer joins.
-LETTERS = " ".join("abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789 <|>[]/_.,!?'-:= <s s> </ [INST] im_start")
+LETTERS = " ".join(
+    "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789 <|>[]/_.,!?'-:= <s s> </ [INST] im_start"
+)
 SENTENCES = [*CORPUS * 20, *[LETTERS, "<s s> </s ss x<s>"] * 10]
 
 CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' "
+    "}}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 LLAMA2 = (
-    "{% for message in messages %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + message['content'] + ' "
+    "[/INST]' }}"
     "{% elif message['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
     "{% else %}{{ ' ' + message['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
@@ -45,7 +49,9 @@ def byte_level_with_space() -> PreTrainedTokenizerBase:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False))
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
@@ -58,7 +64,11 @@ def sentencepiece_bpe() -> PreTrainedTokenizerBase:
 def unigram() -> PreTrainedTokenizerBase:
     """A unigram model whose vocabulary holds `<s>` and `</s>` as pieces like any other."""
     pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -3.0)]
-    pieces += [(letter, -5.0) for letter in sorted(set(LETTERS) - {" "})] + [("▁red", -4.0), ("▁a", -4.0), ("make", -4.0)]
+    pieces += [(letter, -5.0) for letter in sorted(set(LETTERS) - {" "})] + [
+        ("▁red", -4.0),
+        ("▁a", -4.0),
+        ("make", -4.0),
+    ]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
@@ -75,12 +85,19 @@ def slow() -> PreTrainedTokenizerBase:
 def _sentencepiece(kind: str, size: int, **options) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="spelling-"))
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES), model_prefix=str(folder / "tokenizer"), model_type=kind, vocab_size=size,
-        hard_vocab_limit=False, character_coverage=1.0, minloglevel=2, **options,
-    )  # fmt: skip
+        sentence_iterator=iter(SENTENCES),
+        model_prefix=str(folder / "tokenizer"),
+        model_type=kind,
+        vocab_size=size,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        minloglevel=2,
+        **options,
+    )
     return folder / "tokenizer.model"
 
 
 TOKENIZERS = {
-    make.__name__: make for make in (byte_level, byte_level_chatml, byte_level_with_space, sentencepiece_bpe, unigram, slow)
+    make.__name__: make
+    for make in (byte_level, byte_level_chatml, byte_level_with_space, sentencepiece_bpe, unigram, slow)
 }

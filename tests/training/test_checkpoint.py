@@ -39,7 +39,8 @@ def test_a_write_that_fails_leaves_the_old_ones(tmp_path):
 
 
 def test_at_every_moment_of_saving_a_whole_checkpoint_is_there(tmp_path, monkeypatch):
-    """Should the power fail before or after any sync, rename or deletion, the newest whole checkpoint is the old one or the new one."""
+    """Should the power fail before or after any sync, rename or deletion, the newest whole checkpoint is the old one or
+    the new one."""
     checkpoint.save(tmp_path, 1, write("one"), keep=1)
     found = []
 
@@ -66,7 +67,8 @@ def newest_of(folder) -> str | None:
 
 
 def test_a_checkpoint_is_on_disk_before_its_name_and_its_name_before_the_old_one_goes(tmp_path, monkeypatch):
-    """Files and their folder are synced, then renamed, then the folder that holds the name is synced, and last the old one is deleted."""
+    """Files and their folder are synced, then renamed, then the folder that holds the name is synced, and last the old
+    one is deleted."""
     checkpoint.save(tmp_path, 1, write("one"), keep=1)
     events, sync, rename, delete = [], os.fsync, os.replace, shutil.rmtree
 
@@ -100,7 +102,10 @@ def test_a_checkpoint_is_on_disk_before_its_name_and_its_name_before_the_old_one
         (lambda folder: (folder / checkpoint.MARKER).write_text("{"), "no complete.json"),
         (lambda folder: (folder / "weights.txt").unlink(), "weights.txt is missing"),
         (lambda folder: (folder / "weights.txt").write_text("tw"), "weights.txt was cut off"),
-        (lambda folder: (folder / "weights.txt").write_text("twp"), "weights.txt is damaged"),  # a bit of the last letter
+        (
+            lambda folder: (folder / "weights.txt").write_text("twp"),
+            "weights.txt is damaged",
+        ),  # a bit of the last letter
         (lambda folder: (folder / checkpoint.MARKER).write_text("3"), "no complete.json"),
         (lambda folder: (folder / checkpoint.MARKER).write_text('{"weights.txt": 3}'), "no complete.json"),
     ],

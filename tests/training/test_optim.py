@@ -13,7 +13,8 @@ from fusion.training import checkpoint
 from fusion.training.ema import EMA
 from fusion.training.optim import Muon, Optim, Optimizers, hidden_matrices, orthogonalise, rate
 from fusion.training.trainer import Training
-from fusion.unified.model import FusionConfig, FusionModel
+from fusion.unified.config import FusionConfig
+from fusion.unified.model import FusionModel
 from tests.support.marks import needs_bitsandbytes
 
 
@@ -40,7 +41,12 @@ def test_only_matrices_of_linear_layers_decay(model):
     decaying = names_of(model, [p for group in groups if group["weight_decay"] for p in group["params"]])
     still = names_of(model, model.parameters()) - decaying
     assert {"llm.model.layers.0.self_attn.q_proj.weight", "llm.model.layers.1.mlp.down_proj.weight"} <= decaying
-    assert {"llm.model.embed_tokens.weight", "llm.model.norm.weight", "control_embed.weight", "modulation_table"} <= still
+    assert {
+        "llm.model.embed_tokens.weight",
+        "llm.model.norm.weight",
+        "control_embed.weight",
+        "modulation_table",
+    } <= still
     assert not any(name.endswith("bias") or name.startswith("modulation") for name in decaying)
 
 
@@ -62,9 +68,15 @@ def test_muon_takes_the_decoders_matrices_and_nothing_else(model):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_rates_are_by_name_and_the_last_pattern_counts(model, optimizer):
-    settings = Optim(optimizer=optimizer, lr=1e-2, rates={"llm.*": 0.1, "llm.model.layers.1.*": 0.5, "*.norm.weight": 2})
-    rates = {name: group["lr"] for group in Optimizers(model, settings).groups for name in names_of(model, group["params"])}
-    assert rates["llm.model.layers.0.mlp.up_proj.weight"] == rates["llm.model.embed_tokens.weight"] == pytest.approx(1e-3)
+    settings = Optim(
+        optimizer=optimizer, lr=1e-2, rates={"llm.*": 0.1, "llm.model.layers.1.*": 0.5, "*.norm.weight": 2}
+    )
+    rates = {
+        name: group["lr"] for group in Optimizers(model, settings).groups for name in names_of(model, group["params"])
+    }
+    assert (
+        rates["llm.model.layers.0.mlp.up_proj.weight"] == rates["llm.model.embed_tokens.weight"] == pytest.approx(1e-3)
+    )
     assert rates["llm.model.layers.1.mlp.up_proj.weight"] == pytest.approx(5e-3)
     assert rates["llm.model.norm.weight"] == pytest.approx(2e-2)
     assert rates["control_head.weight"] == rates["modulation_table"] == pytest.approx(1e-2)
@@ -161,7 +173,10 @@ def test_the_state_comes_back_to_the_bit(model, optimizer, tmp_path):
     assert all(torch.equal(p, expected[name]) for name, p in model.named_parameters())
 
 
-@pytest.mark.parametrize(("saved", "wanted"), [("adamw", "muon"), ("muon", "adamw"), pytest.param("adamw", "adamw8bit", marks=needs_bitsandbytes)])
+@pytest.mark.parametrize(
+    ("saved", "wanted"),
+    [("adamw", "muon"), ("muon", "adamw"), pytest.param("adamw", "adamw8bit", marks=needs_bitsandbytes)],
+)
 def test_the_state_of_another_optimizer_is_refused(model, saved, wanted):
     first = Optimizers(model, Optim(optimizer=saved))
     steps(model, first, 1, seed=0)
@@ -178,7 +193,9 @@ def test_eight_bits_take_less_and_step_nearly_as_adamw_does(model):
         optimizers = Optimizers(one, Optim(optimizer=optimizer))
         steps(one, optimizers, 4, seed=0)
         large = {name for name, p in one.named_parameters() if p.numel() >= 4096}
-        sizes[optimizer] = sum(value.nbytes for key, value in optimizers.state_dict().items() if key.partition("/")[2] in large)
+        sizes[optimizer] = sum(
+            value.nbytes for key, value in optimizers.state_dict().items() if key.partition("/")[2] in large
+        )
         moved[optimizer] = {name: p.detach() - start[name] for name, p in one.named_parameters()}
     assert sizes["adamw8bit"] < 0.27 * sizes["adamw"] and len(large) > 10
     for name, theirs in moved["adamw"].items():
@@ -190,7 +207,9 @@ def test_eight_bits_take_less_and_step_nearly_as_adamw_does(model):
 def test_eight_bits_without_the_library_are_one_line(monkeypatch):
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "bitsandbytes", None)
-        with pytest.raises(ValueError, match=r"^optimizer='adamw8bit' needs bitsandbytes, which is not here: pip install bitsandbytes"):
+        with pytest.raises(
+            ValueError, match=r"^optimizer='adamw8bit' needs bitsandbytes, which is not here: pip install bitsandbytes"
+        ):
             Optim(optimizer="adamw8bit")
 
 

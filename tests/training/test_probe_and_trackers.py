@@ -50,9 +50,13 @@ def test_texts_of_ones_own(llm, tmp_path):
 
 
 def test_drawing_is_counted_where_it_is_asked_for(model):
-    """Of a head that always begins a picture everything asked for is drawn, and little of what is drawn was asked for."""
+    """Of a head that always begins a picture everything asked for is drawn, and little of what is drawn was asked
+    for."""
     held_out = {"world": training.held_out(model.processor)}
-    look = lambda: validate(UnifiedLearner(model), held_out, Objective(), 0, torch.autocast("cpu", enabled=False))  # noqa: E731
+
+    def look():
+        return validate(UnifiedLearner(model), held_out, Objective(), 0, torch.autocast("cpu", enabled=False))
+
     labels = torch.cat([batch.packed.labels.flatten() for batch in held_out["world"]])
     asked, learned = int((labels == model.processor.control.image_start).sum()), int((labels != -100).sum())
     assert look()["val/draws/when_asked"] == 0 and "val/draws/rightly" not in look()
@@ -74,7 +78,9 @@ def test_trackers_have_what_the_log_has_and_the_samples(llm, model, tmp_path):
     told = EventAccumulator(str(tmp_path / "run" / "tracked" / "run")).Reload()
     rows = [row for row in read(tmp_path / "run" / "metrics.jsonl") if "loss/total" in row]
     assert [event.step for event in told.Scalars("loss/total")] == [row["step"] for row in rows]
-    assert [event.value for event in told.Scalars("loss/total")] == pytest.approx([row["loss/total"] for row in rows], rel=1e-4)
+    assert [event.value for event in told.Scalars("loss/total")] == pytest.approx(
+        [row["loss/total"] for row in rows], rel=1e-4
+    )
     assert {event.value for event in told.Scalars("forgetting")} == {0.5}
     assert {"per_second/pictures", "memory_gib", "grad_norm"} <= set(told.Tags()["scalars"])
     (picture, *_) = told.Images("samples/prompts")
@@ -89,25 +95,37 @@ def test_throughput_is_told_in_operations(llm, model, tmp_path, monkeypatch, chi
     trainer = training.make(llm, tmp_path / "run", loader=given, documents=3, validate=False)
     trainer.model.set_attention("matmul")
     (batch,) = given.given
-    step = lambda: trainer.learner.losses(batch, trainer.objective, torch.Generator().manual_seed(0)).total(1, 1).backward()  # noqa: E731
+
+    def step() -> None:
+        trainer.learner.losses(batch, trainer.objective, torch.Generator().manual_seed(0)).total(1, 1).backward()
+
     work, counts = flops(step), trainer.learner.counts(batch)
     trainer.optimizers.zero_grad()
     trainer.fit()
     assert trainer.log.work == pytest.approx(work / (counts.tokens - counts.padding))
     for row in read(tmp_path / "run" / "metrics.jsonl"):
         assert row["per_second/teraflop"] == pytest.approx(row["per_second/tokens"] * trainer.log.work / 1e12, abs=1e-6)
-        assert row.get("per_second/share_of_peak") == (chip and pytest.approx(row["per_second/teraflop"] * 1e12 / 1e9, abs=1e-3))
+        assert row.get("per_second/share_of_peak") == (
+            chip and pytest.approx(row["per_second/teraflop"] * 1e12 / 1e9, abs=1e-3)
+        )
 
 
 def test_gpus_are_known_by_their_names(monkeypatch):
-    known = {"NVIDIA H100 80GB HBM3": "H100 SXM", "NVIDIA H200": "H200 SXM", "NVIDIA GeForce RTX 4090": "RTX 4090", "Tesla T4": None}
+    known = {
+        "NVIDIA H100 80GB HBM3": "H100 SXM",
+        "NVIDIA H200": "H200 SXM",
+        "NVIDIA GeForce RTX 4090": "RTX 4090",
+        "Tesla T4": None,
+    }
     for name, found in known.items():
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         assert getattr(this_device(torch.device("cuda")), "name", None) == found
     assert this_device(torch.device("cpu")) is None
 
 
-@pytest.mark.parametrize(("names", "line"), [(["abacus"], "'abacus' is not known"), (["wandb"], "wandb is not installed; pip install wandb")])
+@pytest.mark.parametrize(
+    ("names", "line"), [(["abacus"], "'abacus' is not known"), (["wandb"], "wandb is not installed; pip install wandb")]
+)
 def test_trackers_that_are_not_there_are_refused(names, line, monkeypatch):
     monkeypatch.setattr("fusion.training.probe_and_trackers.find_spec", lambda name: None)
     assert trackers(None) == []

@@ -12,7 +12,8 @@ from fusion.training import processes as ranks
 PROGRAM = """
 import os, signal, sys, time
 rank, (what,) = int(os.environ["RANK"]), sys.argv[1:]
-assert os.environ["WORLD_SIZE"] == "2" and os.environ["MASTER_PORT"].isdigit() and int(os.environ["OMP_NUM_THREADS"]) >= 1
+assert os.environ["WORLD_SIZE"] == "2" and os.environ["MASTER_PORT"].isdigit()
+assert int(os.environ["OMP_NUM_THREADS"]) >= 1
 open(f"{what}-{rank}", "w").close()
 if what == "fail" and rank == 1:
     sys.exit(3)

@@ -46,10 +46,26 @@ def metrics(steps: int = 2000) -> list[dict]:
     rows = []
     for step in range(10, steps + 1, 10):
         fade = math.exp(-step / 400)
-        row = {"step": step, "seen": step * 128, "time": step * 0.33, "lr": 3e-4 * min(1, step / 100) * (1 + math.cos(math.pi * step / steps)) / 2}
-        row |= {"loss/text": (0.3 + 2 * fade) * rng.uniform(0.8, 1.2), "loss/flow": (0.08 + 0.9 * fade) * rng.uniform(0.8, 1.2)}
-        row |= {"loss/control": 0.05 + fade * rng.uniform(0.9, 1.1), "grad_norm": rng.lognormal(), "skipped": 0.0, "padding": 0.03}
-        row |= {"per_second/documents": 390 * rng.uniform(0.95, 1.03), "per_second/tokens": 9000 * rng.uniform(0.95, 1.03)}
+        row = {
+            "step": step,
+            "seen": step * 128,
+            "time": step * 0.33,
+            "lr": 3e-4 * min(1, step / 100) * (1 + math.cos(math.pi * step / steps)) / 2,
+        }
+        row |= {
+            "loss/text": (0.3 + 2 * fade) * rng.uniform(0.8, 1.2),
+            "loss/flow": (0.08 + 0.9 * fade) * rng.uniform(0.8, 1.2),
+        }
+        row |= {
+            "loss/control": 0.05 + fade * rng.uniform(0.9, 1.1),
+            "grad_norm": rng.lognormal(),
+            "skipped": 0.0,
+            "padding": 0.03,
+        }
+        row |= {
+            "per_second/documents": 390 * rng.uniform(0.95, 1.03),
+            "per_second/tokens": 9000 * rng.uniform(0.95, 1.03),
+        }
         if step % 200 == 0:
             row |= {"val/text": 0.32 + 2 * fade, "val/x_error": 0.09 + 0.9 * fade}
             row |= {"val/text_of/world": 0.3 + 2 * fade, "val/x_error_of/world": 0.1, "val/x_error_of/stories": 0.2}
@@ -69,7 +85,9 @@ def write_run(folder, steps: int = 2000):
         "command": "python -m train.demo configs/demo.yaml",
     }
     (folder / "run.json").write_text(json.dumps(facts))
-    (folder / "config.yaml").write_text("model:\n  width: 256\n  layers: 4\n  time: adaln\ndata:\n  kind: shapes\noptimizer:\n  lr: 0.0003\n")
+    (folder / "config.yaml").write_text(
+        "model:\n  width: 256\n  layers: 4\n  time: adaln\ndata:\n  kind: shapes\noptimizer:\n  lr: 0.0003\n"
+    )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics(steps)))
     for step in range(200, steps + 1, 200):
         (folder / f"samples/step_{step}").mkdir(parents=True)
@@ -87,11 +105,22 @@ def extra_sections() -> list[page.Section]:
         Score("draws when asked, and only then", 0.99, 0.97, 1.0, 200, 0.98),
     ]
     names = ["a red circle", "two blue squares", "a green cross above a black circle", "four triangles"]
-    words = ["Once there were two friends.", "They met on a grey morning.", "Then one changed its colour.", "In the end they stood side by side."]
-    perplexity = [{"model": "LLM", "before": 12.31, "after": None}, {"model": "fusion", "before": 12.31, "after": 12.44}]
+    words = [
+        "Once there were two friends.",
+        "They met on a grey morning.",
+        "Then one changed its colour.",
+        "In the end they stood side by side.",
+    ]
+    perplexity = [
+        {"model": "LLM", "before": 12.31, "after": None},
+        {"model": "fusion", "before": 12.31, "after": 12.44},
+    ]
     return [
         page.Section("Scores", score_table(scores)),
-        page.Section("Drawn from words", page.gallery([(scene(i), name) for i, name in enumerate(names)] + [(scene(9, (48, 32)), "wide")])),
+        page.Section(
+            "Drawn from words",
+            page.gallery([(scene(i), name) for i, name in enumerate(names)] + [(scene(9, (48, 32)), "wide")]),
+        ),
         page.Section("Edits", "".join(triptych(scene(i), scene(i + 3), None, "Make it green.") for i in (1, 2))),
         page.Section("A story", page.story([part for i, text in enumerate(words) for part in (text, scene(i + 20))])),
         page.Section("Text", page.table(perplexity, ["model", "before", "after"])),
@@ -135,7 +164,9 @@ def svgs(html: str) -> list[ElementTree.Element]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> str:
-    return report.write(write_run(tmp_path_factory.mktemp("runs") / "demo"), extra_sections()).read_text(encoding="utf-8")
+    return report.write(write_run(tmp_path_factory.mktemp("runs") / "demo"), extra_sections()).read_text(
+        encoding="utf-8"
+    )
 
 
 def test_the_page_needs_nothing_but_itself(whole):
@@ -146,13 +177,30 @@ def test_the_page_needs_nothing_but_itself(whole):
 
 
 def test_the_page_says_what_when_how_and_shows_every_part(whole):
-    for words in ("fusion demo", "2026-05-04", "python -m train.demo", "4b3110f", "2 cores", "256,000 documents in 2,000 steps and 11 min 0 s"):
+    for words in (
+        "fusion demo",
+        "2026-05-04",
+        "python -m train.demo",
+        "4b3110f",
+        "2 cores",
+        "256,000 documents in 2,000 steps and 11 min 0 s",
+    ):
         assert words in whole
     for title in ("Samples on the way", "Scores", "Edits", "A story", "Curves", "Configuration"):
         assert f"<h2>{title}</h2>" in whole
     names = re.findall("</i>([^<]+) <b>", whole.partition("<b>Validation loss</b>")[2].partition("</figure>")[0])
-    assert names == ["text", "x error"]  # the mean over all times stands with the losses, its bins in a chart of their own
-    for title in ("Training loss", "Validation loss", "Validation error by time", "Learning rate", "Gradient norm", "Padding"):
+    assert names == [
+        "text",
+        "x error",
+    ]  # the mean over all times stands with the losses, its bins in a chart of their own
+    for title in (
+        "Training loss",
+        "Validation loss",
+        "Validation error by time",
+        "Learning rate",
+        "Gradient norm",
+        "Padding",
+    ):
         assert whole.count(f"<b>{title}</b>") == 1
     assert whole.count("<b>Throughput</b>") == 2 and whole.count("documents seen") == whole.count('class="chart"')
     assert "error of images by source" in whole and "loss of text by source" not in whole  # there is one source of text
@@ -178,7 +226,9 @@ def test_a_run_cut_off_in_a_line_keeps_the_rest(tmp_path):
 
 
 def test_an_llm_counts_tokens():
-    html = report.curves([{"step": i, "seen": 1000 * i, "time": i, "loss": 5 / i, "tokens_per_second": 1000} for i in (1, 2)])
+    html = report.curves(
+        [{"step": i, "seen": 1000 * i, "time": i, "loss": 5 / i, "tokens_per_second": 1000} for i in (1, 2)]
+    )
     assert "tokens seen" in html and "<b>Training loss</b>" in html and "documents" not in html
 
 
@@ -190,7 +240,9 @@ def test_a_metric_that_is_only_nan_leaves_its_chart_out():
 
 def test_text_from_outside_is_escaped(tmp_path):
     evil = "<b>&\"'"
-    html = report.write(tmp_path, [page.Section(evil, page.story([evil]) + page.table([[evil]], [evil]) + page.code(evil))]).read_text()
+    html = report.write(
+        tmp_path, [page.Section(evil, page.story([evil]) + page.table([[evil]], [evil]) + page.code(evil))]
+    ).read_text()
     check(html)
     assert "<b>" not in html.partition("<body>")[2]
 
@@ -228,7 +280,9 @@ def test_ticks_are_round_and_inside(low, high):
 
 def test_a_short_log_axis_has_numbers_all_the_same():
     (svg,) = svgs(charts.chart("t", [charts.Line("a", [(0, 5.6), (1, 6.1)])], "x", log=True))
-    heights = [float(text.text) for text in svg.iter("text") if text.get("text-anchor") == "end" and text.get("class") is None]
+    heights = [
+        float(text.text) for text in svg.iter("text") if text.get("text-anchor") == "end" and text.get("class") is None
+    ]
     assert len(heights) >= 3 and all(5 < height < 7 for height in heights)
 
 
@@ -237,7 +291,9 @@ def test_log_ticks_cover_decades():
     assert charts.log_ticks(1e-4, 1e3) == pytest.approx([10.0**p for p in range(-4, 4)])
 
 
-@pytest.mark.parametrize(("value", "shown"), [(0, "0"), (0.5, "0.5"), (3e-4, "3e-4"), (12345, "12.3k"), (2.5e6, "2.5M"), (-1500, "-1.5k")])
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0, "0"), (0.5, "0.5"), (3e-4, "3e-4"), (12345, "12.3k"), (2.5e6, "2.5M"), (-1500, "-1.5k")]
+)
 def test_compact_numbers(value, shown):
     assert charts.compact(value) == shown
 
@@ -275,7 +331,9 @@ def test_a_chart_without_points_says_so():
 def test_points_stand_where_they_are_and_steps_join_the_front():
     judged = charts.Dots("judged", [(1, 0.0, "one"), (10, 1.0, "two"), (100, 0.5, "three <&>")])
     dots = [judged, charts.Dots("searched", [(10, 0.2, "four")], faint=True)]
-    html = charts.scatter("Quality", dots, "passes", [(1, 0.0), (10, 1.0)], {"fast": (1, 0.0), "balanced": (10, 1.0), "best": (10, 1.0)})
+    html = charts.scatter(
+        "Quality", dots, "passes", [(1, 0.0), (10, 1.0)], {"fast": (1, 0.0), "balanced": (10, 1.0), "best": (10, 1.0)}
+    )
     (svg,) = svgs(html)
     circles = [one for one in svg.iter() if one.tag.endswith("circle") and one.get("class") == "dot"]
     x, y = ([float(one.get(name)) for one in circles] for name in ("cx", "cy"))

@@ -47,7 +47,11 @@ def interrupt_in_step(trainer: Trainer, step: int) -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "workers", "kind"),
-    [("muon", 0, "momentum"), ("adamw", 2, "exp_avg"), pytest.param("adamw8bit", 0, "absmax1", marks=marks.needs_bitsandbytes)],
+    [
+        ("muon", 0, "momentum"),
+        ("adamw", 2, "exp_avg"),
+        pytest.param("adamw8bit", 0, "absmax1", marks=marks.needs_bitsandbytes),
+    ],
 )
 def test_resuming_equals_never_having_stopped(llm, tmp_path, optimizer, workers, kind):
     how = {"optimizer": optimizer, "workers": workers}
@@ -111,7 +115,11 @@ def test_a_file_in_the_runs_folder_asks_for_a_checkpoint_or_an_end(llm, tmp_path
     summary = trainer.fit()
     assert not (tmp_path / wish).exists()
     if wish == "stop":
-        assert summary.steps == 3 and "the file" in summary.interrupted and checkpoint.steps(tmp_path / "checkpoints") == [3]
+        assert (
+            summary.steps == 3
+            and "the file" in summary.interrupted
+            and checkpoint.steps(tmp_path / "checkpoints") == [3]
+        )
     else:
         assert summary.interrupted is None and checkpoint.steps(tmp_path / "checkpoints") == [3, summary.steps]
 

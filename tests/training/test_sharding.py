@@ -60,7 +60,9 @@ def dealt(source: Numbers, world: int, workers: int, monkeypatch) -> Counter:
     """What all workers of all ranks read until each is beyond the first epochs."""
     found: Counter = Counter()
     for rank in range(world):
-        batches = Batches(lambda shard, shards: Mixture([source], seed=5, shard=shard, shards=shards), Singles, rank=rank, world=world)
+        batches = Batches(
+            lambda shard, shards: Mixture([source], seed=5, shard=shard, shards=shards), Singles, rank=rank, world=world
+        )
         for worker in range(max(1, workers)):
             info = SimpleNamespace(id=worker, num_workers=workers) if workers else None
             monkeypatch.setattr(loader, "get_worker_info", lambda info=info: info)
@@ -71,7 +73,9 @@ def dealt(source: Numbers, world: int, workers: int, monkeypatch) -> Counter:
     return found
 
 
-@pytest.mark.parametrize("length, bad", [(1, ()), (2, ()), (3, (1,)), (5, (0, 2, 3, 4)), (7, ()), (12, (3, 11)), (50, range(0, 50, 3))])
+@pytest.mark.parametrize(
+    "length, bad", [(1, ()), (2, ()), (3, (1,)), (5, (0, 2, 3, 4)), (7, ()), (12, (3, 11)), (50, range(0, 50, 3))]
+)
 def test_every_document_comes_once_an_epoch_over_ranks_and_workers(length, bad, monkeypatch):
     source = Numbers(length, frozenset(bad))
     expected = source.epochs("5/numbers")

@@ -28,7 +28,9 @@ def batch(llm):
 def make(llm, run: Path, batch, steps: int, **settings):
     """A trainer of so many steps on one batch, with neither validation nor checkpoints on the way."""
     documents = steps * settings.get("accumulate", 1) * len(batch.keys)
-    return training.make(llm, run, training.Given([batch]), documents=documents, validate=False, save_every=0, **settings)
+    return training.make(
+        llm, run, training.Given([batch]), documents=documents, validate=False, save_every=0, **settings
+    )
 
 
 def watch_updates(trainer, look) -> list:
@@ -91,7 +93,8 @@ def test_gradients_are_clipped_to_the_norm_that_is_set(llm, batch, tmp_path, cli
 
 
 def test_the_learning_rate_of_a_step_is_that_of_its_number(llm, batch, tmp_path):
-    """Warm-up rises by a third of the peak with each step and reaches it with the third; what is logged is what was used."""
+    """Warm-up rises by a third of the peak with each step and reaches it with the third; what is logged is what was
+    used."""
     optim = Optim(lr=0.003, warmup=3, schedule="wsd", decay=1e-9)
     trainer = make(llm, tmp_path, batch, 5, optim=optim)
     used = watch_updates(trainer, lambda: [group["lr"] for group in trainer.optimizers.groups])
@@ -118,4 +121,6 @@ def test_the_average_takes_in_each_step_by_its_number(llm, batch, tmp_path):
     trainer._at_intervals = follow
     start = [p.clone() for p in weights]
     trainer.fit()
-    assert len(averages) == 3 and any((new - old).abs().max() > 1e-4 for new, old in zip(averages[-1], start, strict=True))
+    assert len(averages) == 3 and any(
+        (new - old).abs().max() > 1e-4 for new, old in zip(averages[-1], start, strict=True)
+    )

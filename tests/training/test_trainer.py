@@ -38,7 +38,9 @@ def one_step(llm, run, given, accumulate) -> dict[str, torch.Tensor]:
     """The gradients of the first step."""
     text_only = Objective(w_flow=0.0)  # the flow's noise depends on how rows fall into batches, text does not see it
     trainer = training.make(llm, run, training.Given(given), objective=text_only, accumulate=accumulate, validate=False)
-    trainer.optimizers.step = lambda: gradients.update({n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None})
+    trainer.optimizers.step = lambda: gradients.update(
+        {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+    )
     gradients = {}
     trainer._at_intervals = lambda: setattr(trainer, "progress", 1.0)
     trainer.fit()
@@ -59,7 +61,9 @@ def test_accumulation_changes_nothing_but_memory(llm, batches, tmp_path):
 
 def test_a_convolutional_head_begins_when_it_is_told_to(llm, batches, tmp_path):
     first = len(batches[0].keys)
-    trainer = training.make(llm, tmp_path, training.Given(batches), documents=3 * first, conv_from=first, validate=False)
+    trainer = training.make(
+        llm, tmp_path, training.Given(batches), documents=3 * first, conv_from=first, validate=False
+    )
     drawn, resting = trainer.model.flow_head.drawn.weight, []
     assert drawn.abs().max() == 0
     trainer._at_intervals = lambda: resting.append((trainer.model.flow_head.resting, bool(drawn.abs().max() == 0)))
@@ -80,12 +84,23 @@ def test_it_learns_and_writes_a_run_folder(llm, batches, tmp_path):
         assert not trainer.model.training
         shown.append((folder.name, {name: p.clone() for name, p in trainer.model.named_parameters()}))
 
-    trainer = training.make(llm, tmp_path, training.Given(batches[:1]), sample, documents=150, sample_every=10, validate_every=10, keep=1)
+    trainer = training.make(
+        llm, tmp_path, training.Given(batches[:1]), sample, documents=150, sample_every=10, validate_every=10, keep=1
+    )
     summary = trainer.fit()
     rows = read(tmp_path / "metrics.jsonl")
     losses = [row["loss/total"] for row in rows if "loss/total" in row]
     assert len(losses) == summary.steps and sum(losses[-5:]) < 0.8 * sum(losses[:5])
-    assert {"loss/text", "loss/control", "loss/flow", "grad_norm", "padding", "skipped", "lr", "per_second/tokens"} <= rows[0].keys()
+    assert {
+        "loss/text",
+        "loss/control",
+        "loss/flow",
+        "grad_norm",
+        "padding",
+        "skipped",
+        "lr",
+        "per_second/tokens",
+    } <= rows[0].keys()
     followed = [row for row in rows if "val/text" in row]
     assert len(followed) == len({row["step"] for row in followed}) >= 2
     assert {"val/control", "val/x_error", "val/text_of/world", "val/x_error_of/world"} <= followed[0].keys()
@@ -96,7 +111,9 @@ def test_it_learns_and_writes_a_run_folder(llm, batches, tmp_path):
         assert torch.equal(p, shown[-1][1][name]), name
     saved = load_file(tmp_path / "checkpoints" / f"step_{summary.steps}" / "model" / "model.safetensors")
     again = fusion.load(tmp_path / "checkpoints" / f"step_{summary.steps}" / "model")
-    assert saved and all(torch.equal(p, q) for p, q in zip(trainer.model.parameters(), again.model.parameters(), strict=True))
+    assert saved and all(
+        torch.equal(p, q) for p, q in zip(trainer.model.parameters(), again.model.parameters(), strict=True)
+    )
 
 
 def checkpoints(run: Path) -> list[str]:
@@ -132,13 +149,27 @@ def test_the_learning_rate_follows_whichever_end_is_nearer(llm, batches, tmp_pat
 
 def test_validation_is_the_same_at_every_call(llm, batches):
     model = fusion.from_llm(llm, dtype=torch.float32)
-    look = partial(validate, UnifiedLearner(model), {"a": batches[:2], "b": batches[2:]}, Objective(), 0, torch.autocast("cpu", enabled=False))
+    look = partial(
+        validate,
+        UnifiedLearner(model),
+        {"a": batches[:2], "b": batches[2:]},
+        Objective(),
+        0,
+        torch.autocast("cpu", enabled=False),
+    )
     first, second = look(), look()
     assert first == second and {"val/text_of/a", "val/x_error_of/b"} <= first.keys()
     bins = {name: value for name, value in first.items() if name.startswith("val/x_error/")}
     assert len(bins) >= 3 and all(value > 0 for value in bins.values())
-    tilted = Objective(times="logit_normal", mean=3.0, shift=5.0, w_text=9.0)  # how training draws times must not matter
-    assert validate(UnifiedLearner(model), {"a": batches[:2], "b": batches[2:]}, tilted, 0, torch.autocast("cpu", enabled=False)) == first
+    tilted = Objective(
+        times="logit_normal", mean=3.0, shift=5.0, w_text=9.0
+    )  # how training draws times must not matter
+    assert (
+        validate(
+            UnifiedLearner(model), {"a": batches[:2], "b": batches[2:]}, tilted, 0, torch.autocast("cpu", enabled=False)
+        )
+        == first
+    )
 
 
 COMPILED = """
@@ -149,7 +180,7 @@ import torch
 import fusion
 from fusion.testing import tiny_runs as training
 from fusion.training import trainer as loop
-loop.torch.compile = partial(torch.compile, backend="aot_eager")  # what is captured is the same, and no C++ compiler runs
+loop.torch.compile = partial(torch.compile, backend="aot_eager")  # captures the same; no C++ compiler runs
 llm, run = Path(sys.argv[1]), Path(sys.argv[2])
 batches = training.held_out(fusion.from_llm(llm, dtype=torch.float32).processor)
 for kind in ("eager", "compiled"):
@@ -166,11 +197,15 @@ assert torch._dynamo.utils.counters["frames"]["ok"] > 0
 def test_compiled_layers_compute_the_same(llm, tmp_path, root):
     """In a process of its own: the shape checks of the tests cannot be compiled."""
     (tmp_path / "program.py").write_text(COMPILED)
-    subprocess.run([sys.executable, tmp_path / "program.py", llm, tmp_path], env=os.environ | {"PYTHONPATH": str(root)}, check=True)
+    subprocess.run(
+        [sys.executable, tmp_path / "program.py", llm, tmp_path], env=os.environ | {"PYTHONPATH": str(root)}, check=True
+    )
     eager, compiled = (read(tmp_path / kind / "metrics.jsonl") for kind in ("eager", "compiled"))
     assert len(eager) == len(compiled) > 3
     for key in ("loss/total", "val/text", "val/x_error"):
-        assert [row[key] for row in compiled if key in row] == pytest.approx([row[key] for row in eager if key in row], rel=1e-3)
+        assert [row[key] for row in compiled if key in row] == pytest.approx(
+            [row[key] for row in eager if key in row], rel=1e-3
+        )
 
 
 def test_where_nothing_can_be_compiled_layers_run_as_they_are(llm, tmp_path, monkeypatch, capsys):
@@ -181,7 +216,9 @@ def test_where_nothing_can_be_compiled_layers_run_as_they_are(llm, tmp_path, mon
     batches = training.held_out(fusion.from_llm(llm, dtype=torch.float32).processor)
     training.make(llm, tmp_path / "run", training.Given(batches[:1]), compile=True, documents=4).fit()
     told = [line for line in capsys.readouterr().err.splitlines() if "training.compile" in line]
-    assert told == ["training.compile: torch.compile does not work here, and layers run as they are (RuntimeError: g++: not found)"]
+    assert told == [
+        "training.compile: torch.compile does not work here, and layers run as they are (RuntimeError: g++: not found)"
+    ]
     assert read(tmp_path / "run" / "metrics.jsonl")[-1]["step"] > 0
 
 
@@ -207,8 +244,10 @@ class Flawed(WorldSource):
 training.SOURCE = Flawed(World())
 ranks = PartialState(cpu=True)
 llm, run, accumulate, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-trainer = training.make(llm, run, rank=ranks.process_index, world=ranks.num_processes, accumulate=accumulate, workers=workers, documents=240,
-                        optimizer=sys.argv[5], mode=sys.argv[6], sharded=sys.argv[7] == "sharded" and ranks.num_processes > 1,
+trainer = training.make(llm, run, rank=ranks.process_index, world=ranks.num_processes, accumulate=accumulate,
+                        workers=workers, documents=240,
+                        optimizer=sys.argv[5], mode=sys.argv[6],
+                        sharded=sys.argv[7] == "sharded" and ranks.num_processes > 1,
                         save_every=10, validate_every=10)
 assert all(isinstance(p, DTensor) for p in trainer.model.parameters()) == trainer.settings.sharded
 trainer.fit()
@@ -227,15 +266,25 @@ leave()
     ],
 )
 def test_two_ranks_equal_one_that_accumulates(optimizer, mode, sharing, port, llm, tmp_path, root):
-    """The shards of two ranks are those of two workers of one rank, so documents, noise and global counts are the same."""
+    """The shards of two ranks are those of two workers of one rank, so documents, noise and global counts are the
+    same."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     common = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    alone = subprocess.Popen([sys.executable, program, llm, tmp_path / "one", "2", "2", optimizer, mode, sharing], env=common)
+    alone = subprocess.Popen(
+        [sys.executable, program, llm, tmp_path / "one", "2", "2", optimizer, mode, sharing], env=common
+    )
     ranks = [
         subprocess.Popen(
             [sys.executable, program, llm, tmp_path / "two", "1", "0", optimizer, mode, sharing],
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port},
+            env=common
+            | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "localhost",
+                "MASTER_PORT": port,
+            },
         )
         for rank in (0, 1)
     ]
@@ -252,7 +301,9 @@ def test_two_ranks_equal_one_that_accumulates(optimizer, mode, sharing, port, ll
         same = [key for key in mine if key not in ("time", "memory_gib") and not key.startswith("per_second")]
         assert {key: mine[key] for key in same} == pytest.approx({key: theirs[key] for key in same}, rel=1e-5)
     told = [sorted((tmp_path / run / "skipped.txt").read_text().splitlines()) for run in ("one", "two")]
-    assert told[0] == told[1] == sorted(f"world:{n}: is unlucky" for n in range(0, 20, 5)), "each once, whichever ranks met it"
+    assert told[0] == told[1] == sorted(f"world:{n}: is unlucky" for n in range(0, 20, 5)), (
+        "each once, whichever ranks met it"
+    )
     assert [row["skipped"] for row in b if "skipped" in row][-1] == 4
     streams = json.loads((tmp_path / "two" / "checkpoints" / name / loop.STATE).read_text())["streams"]
     assert len(streams) == 2 and {shard for stream in streams for shard in stream["shards"]} == {"0", "1"}
@@ -268,7 +319,8 @@ ranks = PartialState(cpu=True)
 llm, out = map(Path, sys.argv[1:])
 drawn = []
 def make(run, **settings):
-    return training.make(llm, out / run, rank=ranks.process_index, world=ranks.num_processes, sharded=True, optimizer="muon", documents=60,
+    return training.make(llm, out / run, rank=ranks.process_index, world=ranks.num_processes, sharded=True,
+                         optimizer="muon", documents=60,
                          sample=drawn.append, **settings)
 straight = make("straight").fit()
 stopped = make("stopped")
@@ -288,10 +340,17 @@ leave()
 @marks.needs_shards
 def test_shards_are_resumed_bit_for_bit(llm, tmp_path, root):
     (tmp_path / "program.py").write_text(RESUMED)
-    common = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "WORLD_SIZE": "2"}
+    common = os.environ | {
+        "PYTHONPATH": str(root),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "1",
+        "WORLD_SIZE": "2",
+    }
     command = [sys.executable, tmp_path / "program.py", llm, tmp_path]
     place = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29522"}
-    ranks = [subprocess.Popen(command, env=common | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)]
+    ranks = [
+        subprocess.Popen(command, env=common | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)
+    ]
     assert [process.wait(timeout=300) for process in ranks] == [0, 0]
     name = checkpoints(tmp_path / "straight")[-1]
     for file in ("weights.safetensors", "optimizer.safetensors", "model/model.safetensors"):
@@ -302,12 +361,20 @@ def test_shards_are_resumed_bit_for_bit(llm, tmp_path, root):
 def test_recomputed_layers_learn_the_same_and_are_passed_twice(llm, batches, tmp_path):
     rows, passed = {}, {}
     for recompute in (False, True):
-        trainer = training.make(llm, tmp_path / str(recompute), training.Given(batches), recompute=recompute, documents=4 * len(batches[0].keys))
+        trainer = training.make(
+            llm,
+            tmp_path / str(recompute),
+            training.Given(batches),
+            recompute=recompute,
+            documents=4 * len(batches[0].keys),
+        )
         layer, seen = trainer.learner.units()[0], []
         layer.mlp.register_forward_pre_hook(lambda *_, seen=seen: seen.append(torch.is_grad_enabled()))
         trainer.fit()
         assert "forward" not in vars(layer)
-        rows[recompute] = [row["loss/total"] for row in read(tmp_path / str(recompute) / "metrics.jsonl") if "loss/total" in row]
+        rows[recompute] = [
+            row["loss/total"] for row in read(tmp_path / str(recompute) / "metrics.jsonl") if "loss/total" in row
+        ]
         passed[recompute] = sum(seen)
     assert len(rows[True]) > 2 and rows[True] == pytest.approx(rows[False], rel=1e-6)
     assert passed[True] == 2 * passed[False] > 0

@@ -48,7 +48,9 @@ def test_best_is_the_highest_and_the_cheaper_of_two():
 def test_balanced_is_the_cheapest_that_is_not_significantly_worse():
     best, noise, worse = judged(80, *EVEN), judged(20, *[v - 0.01 for v in ODD]), judged(10, *[v - 0.01 for v in EVEN])
     named = chosen([best, noise, worse], 40)
-    assert named["best"] is best and named["balanced"] is noise  # 0.01 less on every single item is seen, however little it is
+    assert (
+        named["best"] is best and named["balanced"] is noise
+    )  # 0.01 less on every single item is seen, however little it is
     assert named["fast"] is worse
     assert chosen([best, noise, judged(10, *ODD)], 40)["balanced"].cost == 10
 
@@ -59,7 +61,9 @@ def test_fast_takes_a_quarter_at_most_and_no_more_than_balanced():
     assert chosen([best, over, cheap, cheaper], 40) == {"best": best, "balanced": best, "fast": cheap}
     better, same = judged(10, *EVEN), judged(6, *ODD)
     assert chosen([better, same, cheaper], 40) == {"best": same, "balanced": same, "fast": same}
-    with pytest.raises(ValueError, match="nothing that was tried takes 10 forward passes or less: give a larger --budget"):
+    with pytest.raises(
+        ValueError, match="nothing that was tried takes 10 forward passes or less: give a larger --budget"
+    ):
         chosen([best, over], 40)
 
 
@@ -87,10 +91,14 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 
 
 def test_quality_rises_with_every_property():
-    item = next(one for one in evaluation_prompts(48, 1) if one.category == "position" and len(one.expectation.wanted) == 2)
+    item = next(
+        one for one in evaluation_prompts(48, 1) if one.category == "position" and len(one.expectation.wanted) == 2
+    )
     asked = item.expectation
     swapped = type(asked)(asked.wanted, tuple((one, OPPOSITE[how], two) for one, how, two in asked.relations))
-    assert quality.of_drawing(judge.check(as_asked(swapped), asked), asked) == 3 / 5  # all but the relation, and so not all of it
+    assert (
+        quality.of_drawing(judge.check(as_asked(swapped), asked), asked) == 3 / 5
+    )  # all but the relation, and so not all of it
     one = type(asked)(asked.wanted[:1])
     assert quality.of_drawing(judge.check(as_asked(one), asked), asked) == 0
 
@@ -98,19 +106,31 @@ def test_quality_rises_with_every_property():
 # ---- a search whose answer is known ----
 
 SMALL = {
-    "steps": (2, 4, 8, 16, 32), "solver": tuple(SOLVERS), "shift": (1.0, 2.0), "guidance": (1.0, 3.0, 5.0),
+    "steps": (2, 4, 8, 16, 32),
+    "solver": tuple(SOLVERS),
+    "shift": (1.0, 2.0),
+    "guidance": (1.0, 3.0, 5.0),
     "guidance_interval": ((0.0, 1.0), (0.4, 1.0)),
-}  # fmt: skip
+}
 
 
 def true(setting: Sampling) -> float:
     """More evaluations are better, those of dpmpp_2m most, and there is one best guidance, shift and interval."""
-    work = SOLVERS[setting.solver].evaluations(setting.steps) * {"euler": 1.0, "heun": 0.9, "dpmpp_2m": 1.5}[setting.solver]
-    return 0.9 * (1 - 0.85**work) - 0.1 * abs(setting.guidance - 3.0) / 2 - 0.05 * (setting.shift != 2) - 0.05 * (setting.guidance_interval[0] != 0)
+    work = (
+        SOLVERS[setting.solver].evaluations(setting.steps)
+        * {"euler": 1.0, "heun": 0.9, "dpmpp_2m": 1.5}[setting.solver]
+    )
+    return (
+        0.9 * (1 - 0.85**work)
+        - 0.1 * abs(setting.guidance - 3.0) / 2
+        - 0.05 * (setting.shift != 2)
+        - 0.05 * (setting.guidance_interval[0] != 0)
+    )
 
 
 class Known(Suite):
-    """Items are numbers, and an answer is as good as its subject: exactly, or right with that chance from the item's own noise."""
+    """Items are numbers, and an answer is as good as its subject: exactly, or right with that chance from the item's
+    own noise."""
 
     name, needs, words = "drawing", frozenset({"draw"}), {}
 
@@ -129,7 +149,8 @@ class Known(Suite):
         self.asked += 1
         found = [float(np.random.default_rng(one.seed).random() < subject) if self.noisy else subject for one in batch]
         return [
-            (Row(self.name, one.number, "", [], {"quality": value, "right": value}), []) for one, value in zip(batch, found)
+            (Row(self.name, one.number, "", [], {"quality": value, "right": value}), [])
+            for one, value in zip(batch, found)
         ]
 
 
@@ -148,7 +169,9 @@ def known(monkeypatch):
 
 
 def space(finder: Search) -> list[Sampling]:
-    return list(dict.fromkeys(search.plain(Sampling(**dict(zip(SMALL, values)))) for values in product(*SMALL.values())))
+    return list(
+        dict.fromkeys(search.plain(Sampling(**dict(zip(SMALL, values)))) for values in product(*SMALL.values()))
+    )
 
 
 def test_without_noise_it_finds_the_front_and_the_presets(known, tmp_path):
@@ -189,7 +212,9 @@ def test_stopped_anywhere_it_ends_as_if_it_never_was(known, tmp_path):
             torn.write('{"knobs": {"steps"')  # a line that was being written
         second, suite = known(True, file, 4000)
         assert second.run() == expected and suite.asked == len(lines) - stop
-        assert [one | {"seconds": 0} for one in map(json.loads, file.read_text().splitlines())] == [one | {"seconds": 0} for one in lines]
+        assert [one | {"seconds": 0} for one in map(json.loads, file.read_text().splitlines())] == [
+            one | {"seconds": 0} for one in lines
+        ]
     again, suite = known(True, tmp_path / "whole.jsonl", 4000)
     assert again.run() == expected and suite.asked == 0
     more, suite = known(True, tmp_path / "whole.jsonl", 6000)
@@ -222,7 +247,9 @@ def test_chunks_have_every_category_as_often():
     assert len({one.category for one in drawing}) == 6 and sum(one.held_out for one in drawing) == 4
     assert len({one.kind for one in edits}) == 7 and sum(one.held_out for one in edits) == 14
     assert drawing == list(evaluation_prompts(96, 1)[72:])
-    assert [(one.number, one.seed) for one in search.chunk(PARTS["edits"], 3, 1)] == [(n, 1 + n) for n in range(84, 112)]
+    assert [(one.number, one.seed) for one in search.chunk(PARTS["edits"], 3, 1)] == [
+        (n, 1 + n) for n in range(84, 112)
+    ]
 
 
 # ---- the program ----
@@ -253,7 +280,13 @@ def test_a_whole_run_saves_presets_that_draw(model, few, tmp_path, capsys):
     before = (model / "generation_config.json").read_bytes()
     assert tune.main(words) == 0 and (model / "generation_config.json").read_bytes() == before
     said = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in said] == ["default", "fast", "balanced", "best", str(tmp_path / "out" / "tune.html")]
+    assert [line.split()[0] for line in said] == [
+        "default",
+        "fast",
+        "balanced",
+        "best",
+        str(tmp_path / "out" / "tune.html"),
+    ]
     page, tried = (tmp_path / "out" / "tune.html").read_text(), (tmp_path / "out" / "tried.jsonl").read_bytes()
     assert tune.main([*words, "--save"]) == 0 and (tmp_path / "out" / "tried.jsonl").read_bytes() == tried
     found = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -261,9 +294,17 @@ def test_a_whole_run_saves_presets_that_draw(model, few, tmp_path, capsys):
     assert {"quality", "passes", "GenEval", "edits done", "quality of edits"} <= found["judged"][0].keys()
     loaded = fusion.load(model)
     assert set(loaded.presets) == {"mine", "fast", "balanced", "best"} and loaded.presets["mine"] == {"steps": 3}
-    assert json.loads(json.dumps(loaded.presets["fast"])) == found["presets"]["fast"] and len(found["presets"]["fast"]) == 6
+    assert (
+        json.loads(json.dumps(loaded.presets["fast"])) == found["presets"]["fast"]
+        and len(found["presets"]["fast"]) == 6
+    )
     assert loaded.draw("draw a red circle", preset="fast", image_size=(32, 32))[0].size == (32, 32)
-    assert 'class="ring"' in page and front.RULE.split(".")[0] in page and "://" not in page and page.count("<img") == 4 * 6 + 5 * 6
+    assert (
+        'class="ring"' in page
+        and front.RULE.split(".")[0] in page
+        and "://" not in page
+        and page.count("<img") == 4 * 6 + 5 * 6
+    )
 
 
 def test_another_models_results_are_not_gone_on_with(model, few, tmp_path, capsys):

@@ -39,8 +39,12 @@ def test_modules_of_an_adapter_are_where_it_says(family):
     packed = packed_rows([[drawing()]])
     entered, left = [], []
     layers = model.llm.base_model.get_submodule(FAMILIES[family].layers)
-    layers[0].register_forward_pre_hook(lambda module, args, kwargs: entered.append((*args, *kwargs.values())[0]), with_kwargs=True)
-    layers[-1].register_forward_hook(lambda module, args, output: left.append(output[0] if isinstance(output, tuple) else output))
+    layers[0].register_forward_pre_hook(
+        lambda module, args, kwargs: entered.append((*args, *kwargs.values())[0]), with_kwargs=True
+    )
+    layers[-1].register_forward_hook(
+        lambda module, args, output: left.append(output[0] if isinstance(output, tuple) else output)
+    )
     answer(model, packed)
     patches = packed.picture >= 0
     assert_close(left[0][patches], entered[0][patches], 1e-6)
@@ -58,12 +62,15 @@ def test_every_vector_of_the_modulation_acts_on_pictures_alone(family):
         change = (answer(model, packed).hidden - before).abs().amax(-1)
         model.modulation_table.data.copy_(table)
         assert (change[patches] > 0).all()
-        if vector > 1:  # what attention reads of pictures, later text sees in their keys; the rest of the last layer nobody sees
+        if (
+            vector > 1
+        ):  # what attention reads of pictures, later text sees in their keys; the rest of the last layer nobody sees
             assert (change[~patches] <= TOLERANCE).all()
 
 
 def test_the_modulation_is_that_of_the_design():
-    """h + h * scale + shift on what enters the modules and 1 + gate on what leaves them, per picture, by its own time."""
+    """h + h * scale + shift on what enters the modules and 1 + gate on what leaves them, per picture, by its own
+    time."""
     model = tiny_fusion("llama")
     packed = packed_rows([[drawing()]], times=0.3)
     layer, seen = model.llm.base_model.layers[1], {}
@@ -81,7 +88,8 @@ def test_the_modulation_is_that_of_the_design():
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 @torch.no_grad()
 def test_attention_and_feed_forward_have_gates_of_their_own(family):
-    """What each adds to the residual stream of an image grows by the gate of its own module: the third vector and the sixth."""
+    """What each adds to the residual stream of an image grows by the gate of its own module: the third vector and the
+    sixth."""
     model = copy.deepcopy(tiny_fusion(family))
     packed = packed_rows([[drawing()]], times=0.3)
     model.modulation_table[:, 2] = 0.25
@@ -107,7 +115,8 @@ def test_attention_and_feed_forward_have_gates_of_their_own(family):
 
 @every_family
 def test_positions_of_pictures_turn_with_their_cells(family):
-    """Axial rotary: a patch of another row or column attends otherwise; families with learned positions add sincos instead."""
+    """Axial rotary: a patch of another row or column attends otherwise; families with learned positions add sincos
+    instead."""
     model = tiny_fusion(family)
     packed = packed_rows([[drawing()]])
     moved = packed.position.clone()
@@ -124,10 +133,13 @@ def _rows(model, packed, position=None):
 @pytest.mark.parametrize("family", ["llama", "cohere2", "gpt_oss", "gemma3_text"])
 @torch.no_grad()
 def test_each_channel_turns_with_its_own_axis(family):
-    """With time, row and column in this order: a channel's rotation is the model's own at that position, on every row."""
+    """With time, row and column in this order: a channel's rotation is the model's own at that position, on every
+    row."""
     model, packed, turned = copy.deepcopy(tiny_fusion(family)), packed_rows([[drawing()]]), []
     rotary = model.llm.base_model.rotary_emb
-    rotary.register_forward_hook(lambda module, args, kwargs, output: turned.append((args, kwargs, output)), with_kwargs=True)
+    rotary.register_forward_hook(
+        lambda module, args, kwargs, output: turned.append((args, kwargs, output)), with_kwargs=True
+    )
     model.backbone(*_rows(model, packed), None)
     axes = frequency_axes(type(rotary), model.llm.config)
     time, row, column = packed.position
@@ -138,10 +150,14 @@ def test_each_channel_turns_with_its_own_axis(family):
         own = [rotary.forward(args[0], position, *args[2:], **others) for position in (time, row, column)]
         for part, found in enumerate(output):
             for axis in range(3):
-                assert torch.equal(found[..., axes == axis], own[axis][part][..., axes == axis]), "time row column".split()[axis]
+                assert torch.equal(found[..., axes == axis], own[axis][part][..., axes == axis]), (
+                    "time row column".split()[axis]
+                )
 
 
-@pytest.mark.parametrize(("family", "order"), [("llama", "halves"), ("cohere2", "pairs"), ("gpt_oss", "once"), ("gemma3_text", "halves")])
+@pytest.mark.parametrize(
+    ("family", "order"), [("llama", "halves"), ("cohere2", "pairs"), ("gpt_oss", "once"), ("gemma3_text", "halves")]
+)
 def test_frequencies_take_the_axes_in_turns_in_each_channel_order(family, order):
     llm = tiny_llm(family)
     axes = frequency_axes(type(llm.base_model.rotary_emb), llm.config)
@@ -156,7 +172,10 @@ def test_frequencies_take_the_axes_in_turns_in_each_channel_order(family, order)
 
 def test_masks_come_in_the_form_that_each_attention_reads():
     rows = packed_rows([[drawing()]])
-    forms = {kind: tiny_fusion("gemma3_text", attention=kind).backbone.mask(rows, rows) for kind in ("sdpa", "eager", "matmul", "flex_attention")}
+    forms = {
+        kind: tiny_fusion("gemma3_text", attention=kind).backbone.mask(rows, rows)
+        for kind in ("sdpa", "eager", "matmul", "flex_attention")
+    }
     for kind, mask in forms.items():
         assert set(mask) == {"full_attention", "sliding_attention"}, kind
     assert forms["sdpa"]["full_attention"].dtype == torch.bool
@@ -236,9 +255,15 @@ def test_caches_of_different_lengths_stack_with_room_at_the_end():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (AutoConfig.for_model("mamba2"), "mamba2 has linear_attention layers, which cannot attend in both directions: choose a "),
+        (
+            AutoConfig.for_model("mamba2"),
+            "mamba2 has linear_attention layers, which cannot attend in both directions: choose a ",
+        ),
         (AutoConfig.for_model("bert"), "'bert' is not a supported decoder family: choose one of apertus, arcee, "),
-        (tiny_config("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}), "llama uses dynamic rotary positions, "),
+        (
+            tiny_config("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+            "llama uses dynamic rotary positions, ",
+        ),
     ],
 )
 def test_what_has_no_adapter_is_refused_in_one_line(config, message):

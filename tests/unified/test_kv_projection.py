@@ -23,8 +23,9 @@ from fusion.testing.mixed_documents import (
 from fusion.testing.tiny_llms import FAMILIES, tiny_llm
 from fusion.training.learner import recomputed
 from fusion.unified.backbone import layers_of
+from fusion.unified.config import FusionConfig
 from fusion.unified.kv_projection import Asked, Heard
-from fusion.unified.model import FusionConfig, FusionModel
+from fusion.unified.model import FusionModel
 
 
 def heard_of(model) -> dict[str, Heard]:
@@ -33,7 +34,9 @@ def heard_of(model) -> dict[str, Heard]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_stream_begins_as_one_that_reads_keys_and_values_and_learns_beside_a_language_model_that_stays(family, packed):
+def test_a_stream_begins_as_one_that_reads_keys_and_values_and_learns_beside_a_language_model_that_stays(
+    family, packed
+):
     model, other = fresh_fusion(family, mode="frozen+hidden"), fresh_fusion(family, mode="frozen")
     for one in (model, other):  # what is zero at the start would hide the rest
         one.flow_head.out.weight.data.normal_(std=0.02, generator=torch.Generator().manual_seed(4))
@@ -41,7 +44,9 @@ def test_a_stream_begins_as_one_that_reads_keys_and_values_and_learns_beside_a_l
     assert_close(mine.hidden, theirs.hidden)
     assert_close(mine.prediction, theirs.prediction)
     plain = tiny_llm(family)(input_ids=ids()).logits
-    projections = [weight for module in heard_of(model).values() for weight in module.text.parameters() if weight.ndim == 2]
+    projections = [
+        weight for module in heard_of(model).values() for weight in module.text.parameters() if weight.ndim == 2
+    ]
     before = [weight.detach().clone() for weight in projections]
     training.learn(model, steps=2)
     assert torch.equal(model(input_ids=ids()).logits, plain)
@@ -52,7 +57,14 @@ def test_a_stream_begins_as_one_that_reads_keys_and_values_and_learns_beside_a_l
 def test_pictures_read_what_is_projected_for_them(family, packed):
     """In a decoder of one layer they see what they would see of a language model that had these projections itself."""
     llm = tiny_llm(family, num_hidden_layers=1, **NO_DROPOUT)
-    config = FusionConfig(text_config=llm.config, patch_size=PATCH, vocab_base=families.VOCAB, mode="frozen", image_width=STREAM, deep="hidden")
+    config = FusionConfig(
+        text_config=llm.config,
+        patch_size=PATCH,
+        vocab_base=families.VOCAB,
+        mode="frozen",
+        image_width=STREAM,
+        deep="hidden",
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         listening = FusionModel.from_llm(llm, config)
@@ -60,7 +72,9 @@ def test_pictures_read_what_is_projected_for_them(family, packed):
     config.deep = "kv"
     reading = FusionModel(config, copy.deepcopy(tiny_llm(family, num_hidden_layers=1, **NO_DROPOUT)))
     mine = listening.state_dict()
-    reading.load_state_dict({name.replace(".picture.", "."): tensor for name, tensor in mine.items() if ".text." not in name})
+    reading.load_state_dict(
+        {name.replace(".picture.", "."): tensor for name, tensor in mine.items() if ".text." not in name}
+    )
     assert_close(answer(listening, packed).hidden, answer(reading, packed).hidden)
     generator, layer = torch.Generator().manual_seed(5), layers_of(reading.llm)[0]
     for name, module in heard_of(listening).items():
@@ -81,8 +95,13 @@ def test_text_that_reads_no_picture_hears_nothing_of_it(packed):
         module.text.weight.data.mul_(0.5)
     after, image = answer(model, packed).hidden, packed.picture >= 0
     first = int(image[0].nonzero()[0, 0])
-    assert torch.equal(after[0, :first], before[0, :first]) and torch.equal(after[1, packed.doc[1] == 1], before[1, packed.doc[1] == 1])
-    assert error(after[image], before[image]) > 1e-3 and error(after[0, first:][~image[0, first:]], before[0, first:][~image[0, first:]]) > 1e-5
+    assert torch.equal(after[0, :first], before[0, :first]) and torch.equal(
+        after[1, packed.doc[1] == 1], before[1, packed.doc[1] == 1]
+    )
+    assert (
+        error(after[image], before[image]) > 1e-3
+        and error(after[0, first:][~image[0, first:]], before[0, first:][~image[0, first:]]) > 1e-5
+    )
 
 
 def test_each_projection_is_computed_once_and_nothing_is_kept(packed):
@@ -145,5 +164,7 @@ def test_bad_settings_are_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match="deep='text': choose one of kv, hidden"):
         fusion.from_llm(tmp_path / "llm", mode="frozen", deep="text")
     for mode in ("shared", "mot"):
-        with pytest.raises(ValueError, match=f"deep='hidden' is for mode='frozen': in '{mode}' there is no image stream"):
+        with pytest.raises(
+            ValueError, match=f"deep='hidden' is for mode='frozen': in '{mode}' there is no image stream"
+        ):
             fusion.from_llm(tmp_path / "llm", mode=mode, deep="hidden")

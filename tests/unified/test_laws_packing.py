@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fusion.sequence.packed import layout
-from fusion.testing.mixed_documents import (  # fmt: skip
+from fusion.testing.mixed_documents import (
     CASES,
     CONTROL,
     TOLERANCE,
@@ -44,8 +44,8 @@ def test_packed_equals_unpacked(case):
 
 @cases
 def test_the_order_of_rows_does_not_matter(case):
-    """Neither of the rows of a batch, nor of the tokens of a row: who sees whom is told by the mask alone. Only what looks at whole pictures
-    needs the patches of each in their order."""
+    """Neither of the rows of a batch, nor of the tokens of a row: who sees whom is told by the mask alone. Only what
+    looks at whole pictures needs the patches of each in their order."""
     model = tiny_fusion(*case)
     packed = packed_rows([[story(), drawing()], [prose()]])
     expected = answer(model, packed)
@@ -61,7 +61,10 @@ def shuffled(packed, whole_pictures=False):
     unit = torch.cat([torch.zeros(1, dtype=torch.long), (~joined.any(0)).cumsum(0)])
     order = torch.randperm(int(unit[-1]) + 1, generator=torch.Generator().manual_seed(0))[unit].argsort(stable=True)
     assert not torch.equal(order, torch.arange(len(order)))
-    columns = {name: getattr(packed, name).flip(0)[:, order] for name in ("ids", "labels", "doc", "order", "block", "noised", "picture")}
+    columns = {
+        name: getattr(packed, name).flip(0)[:, order]
+        for name in ("ids", "labels", "doc", "order", "block", "noised", "picture")
+    }
     number = patch_number(packed).flip(0)[:, order]
     patches = packed.patches[number[columns["picture"] >= 0]]
     return replace(packed, **columns, position=packed.position.flip(1)[:, :, order], patches=patches), order
@@ -69,7 +72,8 @@ def shuffled(packed, whole_pictures=False):
 
 @cases
 def test_a_change_is_felt_by_those_who_see_it_and_by_nobody_else(case):
-    """Text: only what comes later. A patch: every patch of its image, both ways. A noised block: itself alone. Another document: nothing."""
+    """Text: only what comes later. A patch: every patch of its image, both ways. A noised block: itself alone. Another
+    document: nothing."""
     model = tiny_fusion(*case)
     rows = rows_of(story())
     neighbour = len(layout(prose(), CONTROL))
@@ -91,7 +95,8 @@ def test_a_change_is_felt_by_those_who_see_it_and_by_nobody_else(case):
 
 
 def places_of(rows) -> list[int]:
-    """Text at the beginning, between pictures and at the end; first and last patch of every picture, clean and noised."""
+    """Text at the beginning, between pictures and at the end; first and last patch of every picture, clean and
+    noised."""
     blocks: dict = {}
     for index, row in enumerate(rows):
         if row.picture is not None:
@@ -101,12 +106,15 @@ def places_of(rows) -> list[int]:
 
 
 def sight(model, rows):
-    """(rows, rows) who sees whom in every layer, and whom a change reaches through all of them; from the design's own words."""
+    """(rows, rows) who sees whom in every layer, and whom a change reaches through all of them; from the design's own
+    words."""
     config = model.llm.config
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * model.backbone.layers
     layers = [
-        torch.tensor([[sees(query, key, window if kind == "sliding_attention" else None) for key in rows] for query in rows])
+        torch.tensor(
+            [[sees(query, key, window if kind == "sliding_attention" else None) for key in rows] for query in rows]
+        )
         for kind in kinds
     ]
     reached = torch.eye(len(rows))

@@ -46,7 +46,11 @@ def saved(tmp_path_factory):
 
 def said(model: fusion.Fusion) -> tuple:
     """All that a model can be asked: words and a picture behind a picture, a picture alone, and the logits of text."""
-    return pixels(model.generate([photo(), "make it red"], **QUICK)), model.draw("a dog", **QUICK)[0].tobytes(), model.model(IDS).logits.tolist()
+    return (
+        pixels(model.generate([photo(), "make it red"], **QUICK)),
+        model.draw("a dog", **QUICK)[0].tobytes(),
+        model.model(IDS).logits.tolist(),
+    )
 
 
 # ---- precision ----
@@ -55,12 +59,22 @@ def said(model: fusion.Fusion) -> tuple:
 @pytest.mark.parametrize(
     ("dtype", "meant"),
     [
-        ("bf16", torch.bfloat16), ("bfloat16", torch.bfloat16), ("fp16", torch.float16), ("float16", torch.float16), ("fp32", torch.float32),
-        ("float32", torch.float32), ("auto", torch.float32), (None, torch.float32), (torch.bfloat16, torch.bfloat16),
+        ("bf16", torch.bfloat16),
+        ("bfloat16", torch.bfloat16),
+        ("fp16", torch.float16),
+        ("float16", torch.float16),
+        ("fp32", torch.float32),
+        ("float32", torch.float32),
+        ("auto", torch.float32),
+        (None, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
     ],
-)  # fmt: skip
+)
 def test_a_precision_is_what_people_call_it(saved, dtype, meant):
-    made = [fusion.load(saved("shared"), dtype=dtype), fusion.from_llm(saved("shared").parent / "llm", dtype=dtype, max_side=64)]
+    made = [
+        fusion.load(saved("shared"), dtype=dtype),
+        fusion.from_llm(saved("shared").parent / "llm", dtype=dtype, max_side=64),
+    ]
     assert {p.dtype for model in made for p in model.model.parameters()} == {meant}
 
 
@@ -98,14 +112,18 @@ def test_answers_are_the_same_wherever_the_weights_are(saved, name, tmp_path):
         model = fusion.load(saved(name), device_map=places, offload_folder=tmp_path)
         assert said(model) == expected, kind
         assert model.model.offloaded == (kind != "cpu"), kind
-        assert not any(p.is_meta for part, p in model.model.named_parameters() if not part.startswith(("llm.", "twins."))), kind
+        assert not any(
+            p.is_meta for part, p in model.model.named_parameters() if not part.startswith(("llm.", "twins."))
+        ), kind
 
 
 def test_auto_fills_the_memory_that_it_is_given(saved, tmp_path):
     plain = fusion.load(saved("shared"))
     size = sum(p.nbytes for p in plain.model.parameters())
     for share in (0.9, 4):
-        model = fusion.load(saved("shared"), device_map="auto", max_memory={"cpu": int(share * size)}, offload_folder=tmp_path)
+        model = fusion.load(
+            saved("shared"), device_map="auto", max_memory={"cpu": int(share * size)}, offload_folder=tmp_path
+        )
         there = sum(p.nbytes for p in model.model.parameters() if not p.is_meta)
         assert there <= share * size and (there == size) == (share > 1) and said(model) == said(plain)
 
@@ -113,7 +131,9 @@ def test_auto_fills_the_memory_that_it_is_given(saved, tmp_path):
 def test_an_extended_llm_is_placed_too(saved, tmp_path):
     llm = saved("mot").parent / "llm"
     plain = fusion.from_llm(llm, max_side=64, mode="mot")
-    model = fusion.from_llm(llm, max_side=64, mode="mot", device_map={"llm.model.layers.1": "disk"}, offload_folder=tmp_path)
+    model = fusion.from_llm(
+        llm, max_side=64, mode="mot", device_map={"llm.model.layers.1": "disk"}, offload_folder=tmp_path
+    )
     assert model.model.offloaded and said(model) == said(plain)
 
 
@@ -130,7 +150,10 @@ def test_hugging_face_loads_it_so_and_continues_text(saved, tmp_path):
         AutoModelForCausalLM.from_pretrained(saved("mot"), **how)
         for how in ({}, {"device_map": {"llm.model.layers.0": "disk"}, "offload_folder": tmp_path})
     )
-    assert placed.offloaded and placed.generate(IDS, max_new_tokens=5).tolist() == plain.generate(IDS, max_new_tokens=5).tolist()
+    assert (
+        placed.offloaded
+        and placed.generate(IDS, max_new_tokens=5).tolist() == plain.generate(IDS, max_new_tokens=5).tolist()
+    )
 
 
 def test_the_command_line_places_it_too(saved, tmp_path, capsys):
@@ -155,10 +178,26 @@ def test_maps_for_several_devices(saved):
     config = fusion.FusionConfig.from_pretrained(saved("mot"))
     with torch.device("meta"):
         model = fusion.FusionModel(config)
-    places = whole_map(model, {"llm.model.embed_tokens": "cpu", "llm.model.layers.0": "cuda", "llm.model.layers.1": 1, "llm.lm_head": "cuda:1"})
-    assert {places[name] for name in ("control_embed", "modulation_table", "flow_head", "patch_embed", "llm.model.norm")} == {0}
-    assert places["llm.model.embed_tokens"] == "cpu" and places["llm.lm_head"] == places["twins.1"] == 1 and places["twins.0"] == 0
-    covered = [name for name, _ in model.named_parameters() if any(name == key or name.startswith(f"{key}.") for key in places)]
+    places = whole_map(
+        model,
+        {
+            "llm.model.embed_tokens": "cpu",
+            "llm.model.layers.0": "cuda",
+            "llm.model.layers.1": 1,
+            "llm.lm_head": "cuda:1",
+        },
+    )
+    assert {
+        places[name] for name in ("control_embed", "modulation_table", "flow_head", "patch_embed", "llm.model.norm")
+    } == {0}
+    assert (
+        places["llm.model.embed_tokens"] == "cpu"
+        and places["llm.lm_head"] == places["twins.1"] == 1
+        and places["twins.0"] == 0
+    )
+    covered = [
+        name for name, _ in model.named_parameters() if any(name == key or name.startswith(f"{key}.") for key in places)
+    ]
     assert covered == [name for name, _ in model.named_parameters()]
     assert set(whole_map(model, 1).values()) == {1}
 
@@ -167,7 +206,10 @@ def test_maps_that_mean_nothing_are_one_line(saved, tmp_path):
     folder = saved("shared")
     for how, words in (
         ({"device_map": "nowhere"}, "device_map: 'nowhere' is no device: give auto, "),
-        ({"device_map": {"model.layers.0": "cpu"}}, "device_map: the model has no 'model.layers.0'; its parts are called llm.model.embed_tokens, "),
+        (
+            {"device_map": {"model.layers.0": "cpu"}},
+            "device_map: the model has no 'model.layers.0'; its parts are called llm.model.embed_tokens, ",
+        ),
         ({"device_map": {"": "disk"}}, "device_map: some of the weights go to the disk: give offload_folder="),
         ({"device_map": "auto", "device": "cpu"}, "device='cpu' and device_map='auto': give one of them"),
         ({"max_memory": {"cpu": 1}}, "max_memory and offload_folder go with device_map"),
@@ -182,23 +224,32 @@ def test_maps_that_mean_nothing_are_one_line(saved, tmp_path):
         ("add_lora", placed.add_lora),
         ("save_pretrained", lambda: placed.save_pretrained(tmp_path / "beside", base=folder)),
     ):
-        with pytest.raises(ValueError, match=rf"^{name}: this model's weights are spread or offloaded, load it without device_map$"):
+        with pytest.raises(
+            ValueError, match=rf"^{name}: this model's weights are spread or offloaded, load it without device_map$"
+        ):
             change()
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        ("llama", "adaln", "axial"), ("gemma2", "added", "axial+sincos"), ("gpt2", "adaln", "shared", "conv+reference"),
-        ("olmo2", "adaln", "axial", "linear", "mot"), ("gpt_neox", "adaln", "axial", "linear", "frozen"),
+        ("llama", "adaln", "axial"),
+        ("gemma2", "added", "axial+sincos"),
+        ("gpt2", "adaln", "shared", "conv+reference"),
+        ("olmo2", "adaln", "axial", "linear", "mot"),
+        ("gpt_neox", "adaln", "axial", "linear", "frozen"),
         ("llama", "adaln", "axial", "linear", "frozen+hidden"),
     ],
     ids="-".join,
-)  # fmt: skip
+)
 @torch.no_grad()
 def test_layers_on_several_devices_answer_as_on_one(case):
-    """Our hooks beside those that move rows from device to device: no tensor meets one from elsewhere, and nothing is rounded otherwise."""
-    model, packed = copy.deepcopy(mixed.tiny_fusion(*case)).requires_grad_(False), mixed.packed_rows([[mixed.drawing()], [mixed.story()]])
+    """Our hooks beside those that move rows from device to device: no tensor meets one from elsewhere, and nothing is
+    rounded otherwise."""
+    model, packed = (
+        copy.deepcopy(mixed.tiny_fusion(*case)).requires_grad_(False),
+        mixed.packed_rows([[mixed.drawing()], [mixed.story()]]),
+    )
     model.set_attention("eager")
     plain = model(packed=packed)
     with devices.Several():
@@ -229,4 +280,7 @@ def test_layers_on_several_devices_draw_as_on_one(saved, name, monkeypatch):
     drawn, written = model.draw("a dog", guidance=2.0, **QUICK)[0].tobytes(), pixels(model.generate(prompt, **QUICK))
     with devices.Several():
         over_four(model.model)
-        assert model.draw("a dog", guidance=2.0, **QUICK)[0].tobytes() == drawn and pixels(model.generate(prompt, **QUICK)) == written
+        assert (
+            model.draw("a dog", guidance=2.0, **QUICK)[0].tobytes() == drawn
+            and pixels(model.generate(prompt, **QUICK)) == written
+        )

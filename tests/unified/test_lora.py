@@ -97,12 +97,16 @@ def test_adapters_are_saved_without_the_llm_and_come_back(tmp_path, llm, setting
         loaded = fusion.load(tmp_path / folder)
         assert loaded.model.config.lora["rank"] == settings.get("rank", 8) and loaded.model.config.base is None
         assert_same_picture(made, loaded)
-        assert [n for n, p in loaded.model.named_parameters() if p.requires_grad] == [n for n, p in made.model.named_parameters() if p.requires_grad]
+        assert [n for n, p in loaded.model.named_parameters() if p.requires_grad] == [
+            n for n, p in made.model.named_parameters() if p.requires_grad
+        ]
     small, whole = ((tmp_path / folder / "model.safetensors").stat().st_size for folder in ("small", "whole"))
     held = sum(p.numel() for name, p in made.model.llm.named_parameters() if "lora" not in name)
     assert whole - small > 3.9 * held
     with torch.no_grad():
-        assert torch.equal(AutoModel.from_pretrained(tmp_path / "small")(input_ids=ids()).logits, made.model(input_ids=ids()).logits)
+        assert torch.equal(
+            AutoModel.from_pretrained(tmp_path / "small")(input_ids=ids()).logits, made.model(input_ids=ids()).logits
+        )
 
 
 def test_the_exported_llm_has_the_adapters_in_its_weights(tmp_path, llm):

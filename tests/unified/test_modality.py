@@ -65,7 +65,10 @@ def test_an_image_stream_learns_beside_a_language_model_that_stays_to_the_bit(fa
 def test_the_stream_is_as_wide_as_asked_and_hears_the_text(packed):
     model = tiny_fusion("qwen3", mode="frozen")
     assert model.patch_embed.proj.out_features == model.flow_head.out.in_features == STREAM
-    assert {p.shape[-1] for name, p in model.twins.named_parameters() if "down" not in name and p.ndim == 2} == {STREAM, 64}
+    assert {p.shape[-1] for name, p in model.twins.named_parameters() if "down" not in name and p.ndim == 2} == {
+        STREAM,
+        64,
+    }
     hidden = answer(model, packed).hidden[packed.picture >= 0]
     assert not hidden[:, STREAM:].any() and hidden[:, :STREAM].std() > 0.1
     other = changed(packed, 0, 3)  # a token before the first picture
@@ -86,10 +89,15 @@ def test_each_part_can_be_split_alone(part, packed):
     config = copy.deepcopy(whole.config)
     config.mode, config.split = "mot", [part]
     split = stirred(FusionModel(config, copy.deepcopy(tiny_llm("qwen3"))))
-    kinds = {"attention": {"q_proj", "k_proj", "v_proj", "o_proj"}, "norms": {"q_norm", "k_norm", "input_layernorm", "post_attention_layernorm"}}
+    kinds = {
+        "attention": {"q_proj", "k_proj", "v_proj", "o_proj"},
+        "norms": {"q_norm", "k_norm", "input_layernorm", "post_attention_layernorm"},
+    }
     assert {name.split("__")[-1] for name in split.twins[0]} == kinds.get(part, {"mlp"})
     plain = stirred(copy.deepcopy(whole))
-    plain.load_state_dict({name: tensor for name, tensor in split.state_dict().items() if not name.startswith("twins.")})
+    plain.load_state_dict(
+        {name: tensor for name, tensor in split.state_dict().items() if not name.startswith("twins.")}
+    )
     image = packed.picture >= 0
     assert error(answer(split, packed).hidden[image], answer(plain, packed).hidden[image]) > 1e-4
 
@@ -99,7 +107,9 @@ def test_gradients_reach_each_kinds_own_weights():
     packed = packed_rows([[drawing()]])
     model(packed=packed).prediction.square().sum().backward()
     layer, twin = model.llm.model.layers[1], model.twins[1]
-    assert (twin["mlp"].up_proj.weight.grad.abs().max() > 0 and layer.mlp.up_proj.weight.grad is None) or not layer.mlp.up_proj.weight.grad.any()
+    assert (
+        twin["mlp"].up_proj.weight.grad.abs().max() > 0 and layer.mlp.up_proj.weight.grad is None
+    ) or not layer.mlp.up_proj.weight.grad.any()
     assert layer.self_attn.k_proj.weight.grad.abs().max() > 0  # pictures read the text's keys
     assert not layer.self_attn.q_proj.weight.grad.any()  # whose own queries say nothing about the pictures
 
@@ -113,7 +123,9 @@ def test_a_copied_model_goes_its_own_way(packed):
     assert torch.equal(answer(model, packed).hidden, before.hidden) and error(changed.hidden, before.hidden) > 1e-3
     own = {id(p) for p in copied.parameters()}
     for layer in copied.llm.model.layers:
-        assert all(id(p) in own for part in layer.modules() if "forward" in vars(part) for p in part.forward.twin.parameters())
+        assert all(
+            id(p) in own for part in layer.modules() if "forward" in vars(part) for p in part.forward.twin.parameters()
+        )
 
 
 def test_text_weights_that_are_frozen_keep_the_language_model_to_the_bit():
@@ -151,7 +163,9 @@ def test_it_is_saved_loaded_and_exported(tmp_path):
     for image, other in zip(made.draw("a cat", n=2, steps=2), loaded.draw("a cat", n=2, steps=2), strict=True):
         assert image.tobytes() == other.tobytes()
     loaded.export_llm(tmp_path / "exported")
-    exported, original = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("exported", "llm"))
+    exported, original = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("exported", "llm")
+    )
     assert all(torch.equal(exported[name], tensor) for name, tensor in original.items())
 
 

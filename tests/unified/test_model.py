@@ -28,7 +28,8 @@ from fusion.testing.mixed_documents import (
 )
 from fusion.testing.tiny_llms import VOCAB, tiny_config, tiny_llm
 from fusion.unified import objective
-from fusion.unified.model import FusionConfig, FusionModel
+from fusion.unified.config import FusionConfig
+from fusion.unified.model import FusionModel
 from fusion.unified.objective import Objective, add_noise, latents, losses, losses_at
 
 FAMILIES = ["llama", "gpt2", "gemma3_text", "qwen3_moe"]
@@ -61,11 +62,14 @@ def test_on_token_ids_it_is_a_causal_lm(packed):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma3_text"])
 def test_transformers_own_generate_writes_what_the_llm_writes(family):
-    """Beyond sliding windows too: the caches that transformers makes for them forget rows that our masks still count."""
+    """Beyond sliding windows too: the caches that transformers makes for them forget rows that our masks still
+    count."""
     mask = torch.ones_like(IDS)
     mask[1, :4] = 0
     models = (tiny_fusion(family), tiny_llm(family))
-    ours, theirs = (model.generate(IDS, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0) for model in models)
+    ours, theirs = (
+        model.generate(IDS, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0) for model in models
+    )
     assert torch.equal(ours, theirs)
 
 
@@ -85,7 +89,9 @@ def test_labels_are_columns_of_the_logits(packed):
     model = tiny_fusion("llama")
     out = model(packed=packed)
     learned = packed.labels[packed.labels != IGNORE]
-    assert out.logits.shape == (len(learned), VOCAB + 3) and torch.equal(out.labels, learned), "the ids of this vocabulary have no gap"
+    assert out.logits.shape == (len(learned), VOCAB + 3) and torch.equal(out.labels, learned), (
+        "the ids of this vocabulary have no gap"
+    )
     wide = FusionConfig(text_config=tiny_config("llama"), patch_size=PATCH, vocab_base=1000)
     shifted = FusionModel(wide).column(torch.tensor([5, 1000, 1002]))
     assert shifted.tolist() == [5, VOCAB, VOCAB + 2]
@@ -190,12 +196,22 @@ def test_a_config_survives_its_json():
     again = FusionConfig.from_dict(config.to_dict())
     assert again.to_dict() == config.to_dict()
     assert type(again.text_config) is type(config.text_config)
-    assert (again.patch_width, again.stride, again.context) == (config.patch_width, config.stride, config.context) == (12, 2, 512)
+    assert (
+        (again.patch_width, again.stride, again.context)
+        == (config.patch_width, config.stride, config.context)
+        == (12, 2, 512)
+    )
 
 
 def test_longrope_ends_where_its_frequencies_change():
     factors = [1.0] * 8
-    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": factors, "long_factor": factors, "original_max_position_embeddings": 128}
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": factors,
+        "long_factor": factors,
+        "original_max_position_embeddings": 128,
+    }
     config = tiny_config("phi3", rope_parameters=rope, original_max_position_embeddings=128)
     assert FusionConfig(text_config=config).context == 128
 
@@ -221,7 +237,8 @@ def test_a_share_of_times_is_uniform_and_the_rest_logit_normal():
 def test_the_shift_of_the_objective_moves_training_times_towards_noise(times):
     """By the logarithm of the shift in log SNR, whatever the distribution; the generator draws the same."""
     plain, moved = (
-        Objective(times=times, shift=factor).sample_times(1000, torch.Generator().manual_seed(0)) for factor in (1.0, 3.0)
+        Objective(times=times, shift=factor).sample_times(1000, torch.Generator().manual_seed(0))
+        for factor in (1.0, 3.0)
     )
     assert (moved > plain).all()
     torch.testing.assert_close(LINEAR.log_snr(moved), LINEAR.log_snr(plain) - math.log(3.0), atol=1e-3, rtol=0)
@@ -229,10 +246,13 @@ def test_the_shift_of_the_objective_moves_training_times_towards_noise(times):
 
 @torch.no_grad()
 def test_the_objective_puts_noise_into_noised_blocks_alone():
-    """Clean copies reach the model as they were and at time 0; noised blocks as the mixture at the time that is told with them."""
+    """Clean copies reach the model as they were and at time 0; noised blocks as the mixture at the time that is told
+    with them."""
     model, clean = tiny_fusion("llama"), latents(packed_rows([[drawing(), story()]]), Pixel(), PATCH)
     given = []
-    hook = model.register_forward_pre_hook(lambda module, args, kwargs: given.append(kwargs["packed"]), with_kwargs=True)
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: given.append(kwargs["packed"]), with_kwargs=True
+    )
     losses(model, clean, Objective(), torch.Generator().manual_seed(0))
     hook.remove()
     noised, where = given[0], clean.noised_patch
@@ -246,11 +266,14 @@ def test_the_objective_puts_noise_into_noised_blocks_alone():
 
 @torch.no_grad()
 def test_each_loss_is_divided_by_its_own_count(packed):
-    """A batch that is there twice has the loss of one; more text alone does not change what pictures weigh, nor the other way round."""
+    """A batch that is there twice has the loss of one; more text alone does not change what pictures weigh, nor the
+    other way round."""
     found = losses(tiny_fusion("llama"), packed, Objective(w_text=0.5, w_flow=2.0), torch.Generator().manual_seed(0))
     text, pictures = found.text_count, found.flow_count
     assert text != pictures and found.text > 0 and found.flow > 0
-    assert found.total(text, pictures) == pytest.approx(0.5 * (found.text / text).item() + 2.0 * (found.flow / pictures).item())
+    assert found.total(text, pictures) == pytest.approx(
+        0.5 * (found.text / text).item() + 2.0 * (found.flow / pictures).item()
+    )
     longer = replace(found, text=2 * found.text)
     assert longer.total(2 * text, pictures) == pytest.approx(found.total(text, pictures).item())
     more = replace(found, flow=2 * found.flow)
@@ -261,14 +284,19 @@ def test_the_clamp_of_the_loss_is_that_of_the_objective():
     packed = packed_rows([[drawing()]])
     noised = add_noise(packed, torch.full((len(packed.source),), 0.01), torch.Generator().manual_seed(0))
     model = tiny_fusion("llama")
-    strict, lenient = (losses_at(model, noised, Objective(clamp=clamp), model.config).flow.item() for clamp in (0.05, 0.2))
+    strict, lenient = (
+        losses_at(model, noised, Objective(clamp=clamp), model.config).flow.item() for clamp in (0.05, 0.2)
+    )
     assert strict == pytest.approx(16 * lenient, rel=1e-4)
 
 
 def test_pictures_are_encoded_together_by_size_as_many_as_there_is_room_for(monkeypatch):
-    """Each gets the patches that it has alone, in the place of its number, and a batch of the codec has pictures of one size."""
+    """Each gets the patches that it has alone, in the place of its number, and a batch of the codec has pictures of one
+    size."""
     monkeypatch.setattr(objective, "PIXELS_AT_ONCE", 100)
-    pictures = [torch.rand(3, *size) for size in ((4, 4), (8, 4), (4, 4), (4, 4), (12, 16), (4, 4), (4, 4), (4, 4), (4, 4))]
+    pictures = [
+        torch.rand(3, *size) for size in ((4, 4), (8, 4), (4, 4), (4, 4), (12, 16), (4, 4), (4, 4), (4, 4), (4, 4))
+    ]
     asked = []
 
     class Noted(Pixel):
@@ -291,7 +319,8 @@ def test_a_batch_without_pictures_has_no_patches():
 @pytest.mark.parametrize("stays", [0.0, 0.5, 1.0])
 @torch.no_grad()
 def test_how_far_edits_stay_at_their_source_is_told(stays):
-    """Of the story's targets one has a picture of its size before it; a prediction between the two is told where it lies, at late times alone."""
+    """Of the story's targets one has a picture of its size before it; a prediction between the two is told where it
+    lies, at late times alone."""
     model, packed = tiny_fusion("llama"), packed_rows([[story()]])
     edit = packed.noised_picture & (packed.reference >= 0)
     assert edit.sum() == 1 and packed.noised_picture.sum() == 2
@@ -299,7 +328,9 @@ def test_how_far_edits_stay_at_their_source_is_told(stays):
     def drawn(packed):
         clean, output = noised.clean, model(packed=packed)
         edited = edit[packed.picture_of_patch[packed.noised_patch]][:, None]
-        return replace(output, prediction=torch.where(edited, clean + stays * (packed.references - clean), output.prediction))
+        return replace(
+            output, prediction=torch.where(edited, clean + stays * (packed.references - clean), output.prediction)
+        )
 
     clean = latents(packed, Pixel(), PATCH)
     for late in (True, False):

@@ -69,7 +69,11 @@ def far(model: fusion.Fusion, other: fusion.Fusion) -> float:
 
 def plain(model: nn.Module) -> set[str]:
     """Names of the weights that nothing was done to."""
-    return {name for name, p in model.named_parameters() if type(p) is nn.Parameter and type(p.data) is Tensor and p.is_floating_point()}
+    return {
+        name
+        for name, p in model.named_parameters()
+        if type(p) is nn.Parameter and type(p.data) is Tensor and p.is_floating_point()
+    }
 
 
 @pytest.mark.parametrize("mode", ["shared", "mot", "frozen"])
@@ -81,7 +85,9 @@ def test_an_extended_llm_is_quantised_and_what_is_new_is_not(llm, quantisation, 
     assert plain(whole.model) - plain(model.model) == linear and len(linear) == 2 * 7
     ours, theirs = dict(model.model.named_parameters()), dict(whole.model.named_parameters())
     assert all(torch.equal(ours[name], theirs[name]) for name in plain(model.model))
-    assert model.draw("a dog", **QUICK)[0].size == QUICK["image_size"] and model.generate([photo(), "what is it?"], **QUICK)
+    assert model.draw("a dog", **QUICK)[0].size == QUICK["image_size"] and model.generate(
+        [photo(), "what is it?"], **QUICK
+    )
 
 
 @pytest.mark.parametrize("how", [{}, {"device": "cpu"}, {"device_map": "auto"}, {"dtype": "bf16"}], ids=str)
@@ -89,7 +95,9 @@ def test_a_saved_model_is_quantised(saved, quantisation, how):
     whole, model = fusion.load(saved), fusion.load(saved, quantization_config=quantisation, **how)
     assert 0 < far(model, whole) < NEAR and layers(model) < 0.4 * layers(whole)  # adapters are not quantised
     assert {name for name, _ in model.model.named_parameters() if "lora_" in name} <= plain(model.model)
-    assert model.draw("a dog", **QUICK)[0].size == QUICK["image_size"] and model.generate([photo(), "what is it?"], **QUICK)
+    assert model.draw("a dog", **QUICK)[0].size == QUICK["image_size"] and model.generate(
+        [photo(), "what is it?"], **QUICK
+    )
 
 
 def test_a_dict_does_too(llm):
@@ -105,11 +113,15 @@ def test_what_cannot_be_done_with_it_is_one_line(saved, quantisation, tmp_path):
         ("export_llm", lambda: model.export_llm(tmp_path / "llm")),
         ("merge_lora", model.merge_lora),
     ):
-        with pytest.raises(ValueError, match=rf"^{name}: this model's weights are quantised, load it without quantization_config$"):
+        with pytest.raises(
+            ValueError, match=rf"^{name}: this model's weights are quantised, load it without quantization_config$"
+        ):
             change()
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match=r"^quantization_config: [A-Za-z]+ cannot ") as error:
-        fusion.load(saved, quantization_config=quantisation, device_map={"llm.model.layers.0": "disk"}, offload_folder=tmp_path)
+        fusion.load(
+            saved, quantization_config=quantisation, device_map={"llm.model.layers.0": "disk"}, offload_folder=tmp_path
+        )
     assert "\n" not in str(error.value)
 
 
@@ -120,7 +132,9 @@ def test_an_llm_that_stays_as_it_is_is_refused(tmp_path):
 
 def test_a_library_that_is_missing_is_one_line(llm, monkeypatch):
     monkeypatch.setattr("transformers.quantizers.quantizer_quanto.is_optimum_quanto_available", lambda: False)
-    with pytest.raises(ValueError, match=r"^quantization_config: QuantoConfig cannot be used here \(.*pip install optimum-quanto"):
+    with pytest.raises(
+        ValueError, match=r"^quantization_config: QuantoConfig cannot be used here \(.*pip install optimum-quanto"
+    ):
         fusion.from_llm(llm, quantization_config=QuantoConfig(weights="int8"))
     with pytest.raises(ValueError, match=r"^quantization_config: list has no list of modules to leave alone"):
         fusion.from_llm(llm, quantization_config=[])

@@ -19,7 +19,8 @@ from fusion.planning.plan import plan
 from fusion.recipes.unified import Model, Unified
 from fusion.testing import tiny_runs as training
 from fusion.testing.tiny_llms import tiny_config
-from fusion.unified.model import FusionConfig, FusionModel
+from fusion.unified.config import FusionConfig
+from fusion.unified.model import FusionModel
 from fusion.unified.settings import PARTS, Lora, ModelSettings, NetworkSettings, SavedSettings
 
 NETWORK = {

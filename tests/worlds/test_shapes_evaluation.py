@@ -21,13 +21,21 @@ from fusion.worlds.shapes.edits import EDITS
 from fusion.worlds.shapes.evaluation import CATEGORIES, HELD_OUT_CATEGORIES, _stream
 from fusion.worlds.shapes.questions import QUESTIONS
 
-SETS = {"prompts": evaluation_prompts, "edits": evaluation_edits, "questions": evaluation_questions, "intents": evaluation_intents}
+SETS = {
+    "prompts": evaluation_prompts,
+    "edits": evaluation_edits,
+    "questions": evaluation_questions,
+    "intents": evaluation_intents,
+}
 SETS |= {"examples": evaluation_examples}
 
 
 def shown(item):
     """What a model gets to see of an evaluation item, for comparison."""
-    parts = [getattr(item, field, None) for field in ("prompt", "instruction", "question", "message", "before", "shown", "other")]
+    parts = [
+        getattr(item, field, None)
+        for field in ("prompt", "instruction", "question", "message", "before", "shown", "other")
+    ]
     return str(parts)
 
 
@@ -79,14 +87,19 @@ def test_edits_cover_the_kinds_and_are_done_by_their_reference():
 def test_questions_cover_the_kinds():
     questions = evaluation_questions(100)
     assert Counter(item.question.kind for item in questions) == dict.fromkeys(QUESTIONS, 20)
-    assert all(item.kind == item.question.kind and judge.answer_right(item.question, item.question.answer) for item in questions)
+    assert all(
+        item.kind == item.question.kind and judge.answer_right(item.question, item.question.answer)
+        for item in questions
+    )
 
 
 def test_half_of_the_intents_ask_for_a_picture():
     intents = evaluation_intents(80)
     assert sum(item.draw for item in intents) == 40
     drawing = {item.kind for item in intents if item.draw}
-    assert drawing == {"text_to_image", "edits", "stories"} and drawing.isdisjoint({i.kind for i in intents if not i.draw})
+    assert drawing == {"text_to_image", "edits", "stories"} and drawing.isdisjoint(
+        {i.kind for i in intents if not i.draw}
+    )
     assert all(item.message["role"] == "user" for item in intents)
 
 

@@ -30,7 +30,11 @@ from fusion.worlds.shapes.rules import RULE_COUNTS, Rule, apply, explains, expla
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # checking shapes would take ten times as long as the world itself
 
-EVERYWHERE = Options(tasks={"examples": 1}, counts={1: 1, 2: 1, 3: 1, 4: 1}, sizes={f"{width}x{height}": 1.0 for width, height in PICTURE_SIZES})
+EVERYWHERE = Options(
+    tasks={"examples": 1},
+    counts={1: 1, 2: 1, 3: 1, 4: 1},
+    sizes={f"{width}x{height}": 1.0 for width, height in PICTURE_SIZES},
+)
 
 
 def samples(n, options=EVERYWHERE, seed=0):
@@ -49,7 +53,9 @@ def test_rules_are_different_and_a_tenth_of_what_can_be_combined_is_held_out():
     held_out = [sum(rule.kind == kind for rule in HELD_OUT_RULES) for kind in ("recolour", "reshape", "add")]
     assert held_out == [3, 3, 13] and sum(held_out) == len(HELD_OUT_RULES) and set(RULES) > HELD_OUT_RULES
     digest = hashlib.sha256("\n".join(sorted(rule.words for rule in HELD_OUT_RULES)).encode()).hexdigest()
-    assert digest.startswith("ad1fbd803ec6949f"), "the held-out rules changed: figures of models that were trained on others do not count"
+    assert digest.startswith("ad1fbd803ec6949f"), (
+        "the held-out rules changed: figures of models that were trained on others do not count"
+    )
     for rule in HELD_OUT_RULES:  # each part of it is trained on in other rules
         assert any(one.shape == rule.shape and one.kind == rule.kind for one in set(RULES) - HELD_OUT_RULES)
         assert any(one.colour == rule.colour and one.kind == rule.kind for one in set(RULES) - HELD_OUT_RULES)
@@ -59,7 +65,9 @@ def test_two_examples_leave_one_rule_of_all():
     seen = set()
     for sample in samples(150):
         *examples, last = pairs_of(sample)
-        assert len(examples) == 2 and [rule for rule in RULES if all(explains(rule, *pair) for pair in examples)] == [sample.rule]
+        assert len(examples) == 2 and [rule for rule in RULES if all(explains(rule, *pair) for pair in examples)] == [
+            sample.rule
+        ]
         assert explains(sample.rule, *last)
         seen.add(sample.rule.kind)
     assert seen == set(RULE_COUNTS)
@@ -86,12 +94,18 @@ def test_rules_say_what_they_do():
     assert {thing.colour for thing in apply(rng, Rule("recolour", colour="cyan"), scene).things} == {"cyan"}
     shape, _ = next(kind for kind in scene.kinds if kind[1] != "black")
     dark = apply(rng, Rule("recolour", shape, "black"), scene)
-    assert all(new.colour == ("black" if old.shape == shape else old.colour) for old, new in zip(scene.things, dark.things))
-    assert apply(rng, Rule("remove", shape), scene) is None and apply(rng, Rule("move", direction="left"), scene) is None
+    assert all(
+        new.colour == ("black" if old.shape == shape else old.colour) for old, new in zip(scene.things, dark.things)
+    )
+    assert (
+        apply(rng, Rule("remove", shape), scene) is None and apply(rng, Rule("move", direction="left"), scene) is None
+    )
     assert Rule("recolour", shape, "black").words == f"every {shape} becomes black"
     single = by_example(rng, Options(counts={1: 1}), "move").source
     moved = [apply(rng, Rule("move", direction=way), single) for way in ("left", "right", "up", "down")]
-    steps = [(after.things[0].x - single.things[0].x, after.things[0].y - single.things[0].y) for after in moved if after]
+    steps = [
+        (after.things[0].x - single.things[0].x, after.things[0].y - single.things[0].y) for after in moved if after
+    ]
     assert steps and all((dx == 0) != (dy == 0) for dx, dy in steps)
 
 
@@ -104,7 +118,9 @@ def test_a_document_has_five_pictures_and_few_words():
         wanted = laid_out([tuple(shown[:2]), tuple(shown[2:4])], shown[4], verb)
         assert len(told) == len(wanted) == 8
         assert all(one == two if isinstance(one, str) else np.array_equal(one, two) for one, two in zip(told, wanted))
-        assert [block["type"] for block in answer["content"]] == ["image"] and len({image.shape for image in shown}) == 1
+        assert [block["type"] for block in answer["content"]] == ["image"] and len(
+            {image.shape for image in shown}
+        ) == 1
 
 
 def test_held_out_rules_are_never_trained_on_and_held_out_documents_are_about_nothing_else():
@@ -117,10 +133,12 @@ def test_held_out_rules_are_never_trained_on_and_held_out_documents_are_about_no
 @pytest.mark.parametrize(
     "options",
     [
-        {"counts": {1: 1}}, {"counts": {2: 1}, "colours": {"red": 1, "blue": 1}, "distinct": True}, {"counts": {4: 1}},
+        {"counts": {1: 1}},
+        {"counts": {2: 1}, "colours": {"red": 1, "blue": 1}, "distinct": True},
+        {"counts": {4: 1}},
         {"counts": {2: 1}, "held_out": True},
     ],
-)  # fmt: skip
+)
 def test_narrow_options_have_examples_too(options):
     for sample in samples(12, Options(tasks={"examples": 1}, **options)):
         assert set(options["counts"]) == {len(before.things) for before, _ in pairs_of(sample)}
@@ -130,7 +148,10 @@ def test_the_evaluation_shows_two_rules_that_part_ways():
     items = evaluation_examples(56)
     assert {item.shown.rule.kind for item in items} == set(RULE_COUNTS)
     for number, item in enumerate(items):
-        assert item.held_out == (number % 2 == 1) == (item.shown.rule in HELD_OUT_RULES) and item.other.rule not in HELD_OUT_RULES
+        assert (
+            item.held_out == (number % 2 == 1) == (item.shown.rule in HELD_OUT_RULES)
+            and item.other.rule not in HELD_OUT_RULES
+        )
         assert item.shown.source == item.other.source
         for one, two in ((item.shown, item.other), (item.other, item.shown)):
             assert explanations(one.pairs) == [one.rule]
@@ -142,7 +163,9 @@ def test_documents_fit_the_rows_of_the_demo_and_only_the_last_picture_is_learned
     tasks = {"examples": 1.0}
     for size, length in (("32x32", 128), ("64x64", 384)):
         source = WorldSource(World(Options(tasks=tasks, sizes={size: 1.0})))
-        (batch,) = fixed_batches([source[number] for number in range(6)], processor, Packing(length=length, rows=6, tail=0.0))
+        (batch,) = fixed_batches(
+            [source[number] for number in range(6)], processor, Packing(length=length, rows=6, tail=0.0)
+        )
         packed = batch.packed
         patches = (int(size[:2]) // processor.stride) ** 2
         assert not batch.skipped and len(packed.pixels) == 6 * 6, "five pictures are read and one is drawn"
@@ -177,14 +200,22 @@ WAS = {
     "f9948174de6d36d2": Options(),
     "38e1840b7054c1e4": Options(counts=EVERYWHERE.counts, sizes=EVERYWHERE.sizes),
     "0c3da81600555d87": Options(  # in few colours questions keep to those
-        {"text_to_image": 0.8, "questions": 0.2}, counts={2: 1}, colours={"red": 1, "blue": 1}, placed=True, distinct=True
+        {"text_to_image": 0.8, "questions": 0.2},
+        counts={2: 1},
+        colours={"red": 1, "blue": 1},
+        placed=True,
+        distinct=True,
     ),
     "8b762c9c8a69bd94": Options(held_out=True),
-}  # fmt: skip
+}
 EVALUATED_WAS = {
-    "38a3d5954e362edf": evaluation_prompts, "be66639144bc0e43": evaluation_edits, "5254328c1c7a12e4": evaluation_questions,
-    "779120475e5ae3cf": evaluation_intents, "29bc74ea8a9226c5": evaluation_chains, "af8255ed1c7f9826": evaluation_stories,
-}  # fmt: skip
+    "38a3d5954e362edf": evaluation_prompts,
+    "be66639144bc0e43": evaluation_edits,
+    "5254328c1c7a12e4": evaluation_questions,
+    "779120475e5ae3cf": evaluation_intents,
+    "29bc74ea8a9226c5": evaluation_chains,
+    "af8255ed1c7f9826": evaluation_stories,
+}
 FROZEN = "documents of world version 1 changed"
 
 

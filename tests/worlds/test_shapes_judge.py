@@ -65,7 +65,9 @@ def test_colours_and_all_their_mixtures_with_grounds_are_well_apart():
         assert np.linalg.norm(np.subtract(one, two)) > 55
     share = np.linspace(0.5, 1, 11)[:, None]
     for ground in GROUNDS.values():
-        stretches = {name: share * np.array(colour) + (1 - share) * np.array(ground) for name, colour in COLOURS.items()}
+        stretches = {
+            name: share * np.array(colour) + (1 - share) * np.array(ground) for name, colour in COLOURS.items()
+        }
         for (first, one), (second, two) in combinations(stretches.items(), 2):
             nearest = np.linalg.norm(one[:, None] - two[None], axis=-1).min()
             assert nearest > 45, f"{first} and {second} on {ground}"
@@ -77,7 +79,9 @@ def test_a_true_expectation_passes_and_any_false_one_fails():
         assert judge.check(image, truth).ok
         first, rest = truth.wanted[0], truth.wanted[1:]
         others = {
-            "shape": next(shape for shape in SHAPES if shape not in [want.shape for want in truth.wanted] or shape != first.shape),
+            "shape": next(
+                shape for shape in SHAPES if shape not in [want.shape for want in truth.wanted] or shape != first.shape
+            ),
             "colour": next(colour for colour in COLOURS if colour not in [want.colour for want in truth.wanted]),
             "size": "small" if first.size == "large" else "large",
         }
@@ -155,8 +159,12 @@ CORRUPTIONS = {
     "negative": lambda image, scene, rng: 255 - image,
     "grey": lambda image, scene, rng: image.mean(-1, keepdims=True).repeat(3, -1).astype(np.uint8),
     "too small": lambda image, scene, rng: np.pad(image[::3, ::3], ((0, 32), (0, 32), (0, 0)), mode="edge"),
-    "cut": cut, "half noise": half_noise, "half black": half_black, "overlaid": overlaid, "two-coloured": two_coloured,
-}  # fmt: skip
+    "cut": cut,
+    "half noise": half_noise,
+    "half black": half_black,
+    "overlaid": overlaid,
+    "two-coloured": two_coloured,
+}
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
@@ -216,7 +224,9 @@ def test_edits_count_only_when_done_and_only_they():
         assert right.done and right.asked and right.kept == 1
         assert not copy.done and not copy.asked, f"{edit}: nothing was changed"
         other = next(name for name in GROUNDS if name not in (scene.ground, after.ground))
-        assert not judge.edit_done(before, render(replace(after, ground=other)), edit).done, f"{edit}: the ground changed too"
+        assert not judge.edit_done(before, render(replace(after, ground=other)), edit).done, (
+            f"{edit}: the ground changed too"
+        )
         if previous is not None:
             assert not judge.edit_done(before, previous, edit).done, f"{edit}: an unrelated picture"
         previous = result
@@ -233,7 +243,9 @@ def test_pixels_that_were_not_kept_are_counted():
 
 def test_the_asked_change_is_seen_whatever_became_of_the_rest():
     for scene, edit, after in changes(70, seed=2):
-        spoiled = render(replace(after, ground=next(name for name in GROUNDS if name not in (scene.ground, after.ground))))
+        spoiled = render(
+            replace(after, ground=next(name for name in GROUNDS if name not in (scene.ground, after.ground)))
+        )
         verdict = judge.edit_done(render(scene), spoiled, edit)
         assert not verdict.done and verdict.asked == (edit.kind != "ground"), edit
         empty = np.full_like(spoiled, GROUNDS[after.ground])
@@ -287,7 +299,9 @@ def test_answers_are_compared_by_their_words():
 # ---- limits, each on both sides ----
 
 
-def placed(*things: tuple[str, str, int, int, int], ground: str = "white", size: tuple[int, int] = (32, 32)) -> np.ndarray:
+def placed(
+    *things: tuple[str, str, int, int, int], ground: str = "white", size: tuple[int, int] = (32, 32)
+) -> np.ndarray:
     """The pixels of objects given as (shape, colour, pixels, x, y), x and y the upper left corner of the box."""
     objects = tuple(Thing(shape, colour, "small", "middle", pixels, x, y) for shape, colour, pixels, x, y in things)
     return render(Scene(*size, ground, "single" if len(things) == 1 else "grid", objects))

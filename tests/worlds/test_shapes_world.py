@@ -37,7 +37,9 @@ def samples(task, n, options=EVERYWHERE, seed=0):
 
 
 def blocks(sample, kind):
-    return [(turn["role"], block[kind]) for turn in sample.messages for block in turn["content"] if block["type"] == kind]
+    return [
+        (turn["role"], block[kind]) for turn in sample.messages for block in turn["content"] if block["type"] == kind
+    ]
 
 
 def texts(sample):
@@ -118,7 +120,13 @@ def test_questions_of_all_kinds_and_both_truths():
     assert {question.kind for question in asked} == set(QUESTIONS)
     yes = [question.answer == "yes" for question in asked if question.kind == "exists"]
     assert 0.35 < np.mean(yes) < 0.65
-    assert {question.answer for question in asked if question.kind == "count"} == {"zero", "one", "two", "three", "four"}
+    assert {question.answer for question in asked if question.kind == "count"} == {
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+    }
     for sample in samples("questions", 50):
         answers = [text for role, text in blocks(sample, "text") if role == "assistant"]
         assert answers == [question.answer for question in sample.questions]
@@ -142,7 +150,9 @@ def test_the_same_generator_state_draws_the_same_document():
         one, two = (samples(task, 20, seed=7) for _ in range(2))
         assert [texts(sample) for sample in one] == [texts(sample) for sample in two]
         assert [sample.scenes for sample in one] == [sample.scenes for sample in two]
-    assert [texts(sample) for sample in samples(None, 20, seed=8)] != [texts(sample) for sample in samples(None, 20, seed=7)]
+    assert [texts(sample) for sample in samples(None, 20, seed=8)] != [
+        texts(sample) for sample in samples(None, 20, seed=7)
+    ]
 
 
 def test_a_tenth_of_all_pairs_is_held_out():
@@ -185,7 +195,9 @@ def test_held_out_scenes_on_request_only():
 
 
 def test_weights_are_obeyed():
-    drawn = samples(None, 300, Options(tasks={"chat": 1, "text_to_image": 1}, counts={3: 1}, sizes={"64x32": 1, "32x64": 0}))
+    drawn = samples(
+        None, 300, Options(tasks={"chat": 1, "text_to_image": 1}, counts={3: 1}, sizes={"64x32": 1, "32x64": 0})
+    )
     assert {sample.task for sample in drawn} == {"chat", "text_to_image"}
     shapes = {image.shape for sample in drawn for _, image in blocks(sample, "image")}
     assert shapes == {(32, 64, 3)}
@@ -195,14 +207,21 @@ def test_weights_are_obeyed():
 @pytest.mark.parametrize(
     "options, named",
     [
-        ({"tasks": {"poetry": 1}}, "poetry"), ({"counts": {5: 1}}, "5"), ({"sizes": {"31x32": 1}}, "31x32"),
-        ({"tasks": {"chat": 0}}, "tasks"), ({"counts": {1: -1, 2: 2}}, "counts"), ({"counts": {1: 1}, "held_out": True}, "held-out"),
-        ({"colours": {"pink": 1}}, "pink"), ({"colours": {"red": 1}, "held_out": True}, "colours"),
+        ({"tasks": {"poetry": 1}}, "poetry"),
+        ({"counts": {5: 1}}, "5"),
+        ({"sizes": {"31x32": 1}}, "31x32"),
+        ({"tasks": {"chat": 0}}, "tasks"),
+        ({"counts": {1: -1, 2: 2}}, "counts"),
+        ({"counts": {1: 1}, "held_out": True}, "held-out"),
+        ({"colours": {"pink": 1}}, "pink"),
+        ({"colours": {"red": 1}, "held_out": True}, "colours"),
         ({"distinct": True, "held_out": True, "counts": {2: 1}}, "distinct"),
-        ({"open": 1.2}, "open=1.2"), ({"described": -0.1}, "described=-0.1"), ({"questions": {"why": 1}}, "why"),
+        ({"open": 1.2}, "open=1.2"),
+        ({"described": -0.1}, "described=-0.1"),
+        ({"questions": {"why": 1}}, "why"),
         ({"distinct": True, "colours": {"red": 1, "blue": 1}}, "4 objects of distinct colours need 4 colours, got 2"),
     ],
-)  # fmt: skip
+)
 def test_wrong_options_are_named_in_one_line(options, named):
     with pytest.raises(ValueError, match=named) as error:
         Options(**options)
@@ -231,15 +250,21 @@ def test_pictures_are_described_among_the_questions_as_often_as_asked(share):
     for sample, described in zip(drawn, told, strict=True):
         answers = {question.answer for question in sample.questions}
         descriptions = [text for role, text in blocks(sample, "text") if role == "assistant" and text not in answers]
-        assert len(descriptions) == described and all(sample.scenes[0].things[0].colour in text for text in descriptions)
+        assert len(descriptions) == described and all(
+            sample.scenes[0].things[0].colour in text for text in descriptions
+        )
         assert len(blocks(sample, "image")) == 1
 
 
 @pytest.mark.parametrize("kinds", [{"exists": 1}, {"where": 1}, {"count": 3, "shape": 1}])
 def test_questions_are_of_the_kinds_that_have_a_weight(kinds):
-    drawn = [question.kind for sample in samples("questions", 200, Options(questions=kinds)) for question in sample.questions]
+    drawn = [
+        question.kind for sample in samples("questions", 200, Options(questions=kinds)) for question in sample.questions
+    ]
     assert set(drawn) == set(kinds)
-    assert all(abs(drawn.count(kind) / len(drawn) - weight / sum(kinds.values())) < 0.1 for kind, weight in kinds.items())
+    assert all(
+        abs(drawn.count(kind) / len(drawn) - weight / sum(kinds.values())) < 0.1 for kind, weight in kinds.items()
+    )
 
 
 def test_questions_ask_for_the_colours_of_the_scenes_alone():
@@ -266,7 +291,9 @@ def test_placed_captions_say_where_several_objects_stand():
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_captions_leave_colours_or_shapes_open_as_often_as_asked(share):
     drawn = [sample.expectation.wanted for sample in samples("text_to_image", 400, Options(open=share))]
-    assert abs(sum(not all(want.colour and want.shape for want in wanted) for wanted in drawn) / len(drawn) - share) < 0.07
+    assert (
+        abs(sum(not all(want.colour and want.shape for want in wanted) for wanted in drawn) / len(drawn) - share) < 0.07
+    )
 
 
 def test_an_unknown_task_is_named():
@@ -298,7 +325,9 @@ def test_sizes_are_visibly_different():
     rng = np.random.default_rng(0)
     scenes = [sample_scene(rng, {1: 1, 2: 1, 4: 1}, dict.fromkeys(PICTURE_SIZES, 1)) for _ in range(500)]
     for single in (True, False):
-        things = [(thing, scene.side) for scene in scenes for thing in scene.things if (scene.layout == "single") == single]
+        things = [
+            (thing, scene.side) for scene in scenes for thing in scene.things if (scene.layout == "single") == single
+        ]
         small = max(thing.pixels / side for thing, side in things if thing.size == "small")
         large = min(thing.pixels / side for thing, side in things if thing.size == "large")
         assert large / small > 1.15

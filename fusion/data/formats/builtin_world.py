@@ -22,7 +22,9 @@ class WorldSource:
     def __getitem__(self, index: int) -> Sample:
         """Document number `index`, with PIL images."""
         drawn = self._world.sample(np.random.default_rng([self._seed, index]))
-        messages = [{"role": m["role"], "content": [_with_pil(block) for block in m["content"]]} for m in drawn.messages]
+        messages = [
+            {"role": m["role"], "content": [_with_pil(block) for block in m["content"]]} for m in drawn.messages
+        ]
         return Sample(messages, None, self.name, f"{self.name}:{index}:{drawn.task}")
 
     def sample(self, index: int, rng: random.Random) -> Sample:

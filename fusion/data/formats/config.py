@@ -10,7 +10,8 @@ from fusion.data.formats.mixture import Mixture, Source
 from fusion.data.formats.row_parsers import Captions, Fit
 from fusion.data.formats.split import Split
 
-# The options that each kind of source understands, besides path, weight and name; those of captions go with a hub's images too.
+# The options that each kind of source understands, besides path, weight and name; those of captions go with a hub's
+# images too.
 CAPTIONS = {"prompts", "questions", "describe"}
 KINDS = {
     "images": {"columns"} | CAPTIONS,
@@ -24,10 +25,12 @@ KINDS = {
 
 @dataclass
 class SourceConfig:
-    """One source of a mixture; None leaves an option at its default, and an option that the kind does not know is refused.
+    """One source of a mixture; None leaves an option at its default, and an option that the kind does not know is
+    refused.
 
-    kind: images (a folder with metadata.jsonl), edits (a folder with edits.jsonl), pages (interleaved JSON lines), chats, text, or hub.
-    path: relative to the config's `data.path`; for hub the dataset's name. weight: its share of the mixture.
+    kind: images (a folder with metadata.jsonl), edits (a folder with edits.jsonl), pages (interleaved JSON lines),
+    chats, text, or hub. path: relative to the config's `data.path`; for hub the dataset's name. weight: its share of
+    the mixture.
     """
 
     kind: str
@@ -53,7 +56,9 @@ class SourceConfig:
             raise ValueError(f"a hub source needs form: what its rows are, one of {', '.join(FORMS)}")
         known = KINDS[self.kind] | (CAPTIONS if self.form == "images" else set())
         if unknown := sorted(set(self.options()) - known):
-            raise ValueError(f"a source of kind {self.kind} has no option {unknown[0]!r}; it has {', '.join(sorted(known))}")
+            raise ValueError(
+                f"a source of kind {self.kind} has no option {unknown[0]!r}; it has {', '.join(sorted(known))}"
+            )
 
     def options(self) -> dict:
         """The options that are set."""
@@ -65,8 +70,9 @@ class SourceConfig:
 class DataConfig:
     """Sources and what they share.
 
-    path: the folder that the sources' paths are relative to. held_out: the share of subjects kept for validation, chosen by
-    split_seed; variant: see Split. max_pixels, max_side, size (width, height): see Fit; native sizes where none is set.
+    path: the folder that the sources' paths are relative to. held_out: the share of subjects kept for validation,
+    chosen by split_seed; variant: see Split. max_pixels, max_side, size (width, height): see Fit; native sizes where
+    none is set.
     """
 
     path: str = "."
@@ -80,7 +86,8 @@ class DataConfig:
 
 
 def open_sources(config: DataConfig, side: str, stride: int) -> list[Source]:
-    """The sources of a config on one side of the split ("train", "validation" or "all"), images fitted to multiples of `stride`."""
+    """The sources of a config on one side of the split ("train", "validation" or "all"), images fitted to multiples of
+    `stride`."""
     if not config.sources:
         raise ValueError("data.sources is empty; give at least one source, such as {kind: images}")
     split = Split(side, config.held_out, config.split_seed, config.variant)
@@ -90,7 +97,9 @@ def open_sources(config: DataConfig, side: str, stride: int) -> list[Source]:
 
 def open_mixture(config: DataConfig, side: str, stride: int, seed: int = 0, shard: int = 0, shards: int = 1) -> Mixture:
     """The sources of a config mixed by their weights."""
-    return Mixture(open_sources(config, side, stride), [source.weight for source in config.sources], seed, shard, shards)
+    return Mixture(
+        open_sources(config, side, stride), [source.weight for source in config.sources], seed, shard, shards
+    )
 
 
 def _open(source: SourceConfig, root: Path, split: Split, fit: Fit) -> Source:
@@ -111,4 +120,11 @@ def _open(source: SourceConfig, root: Path, split: Split, fit: Fit) -> Source:
             return PlainText(path, split, name=source.name, **options)
         case "hub":
             form = captions if options["form"] == "images" else options["form"]
-            return Hub(source.path, form, split=split, fit=fit, name=source.name, **{k: v for k, v in options.items() if k != "form"})
+            return Hub(
+                source.path,
+                form,
+                split=split,
+                fit=fit,
+                name=source.name,
+                **{k: v for k, v in options.items() if k != "form"},
+            )

@@ -25,7 +25,8 @@ class Interleaved(TableSource):
 
 
 class Chat(TableSource):
-    """Conversations: a JSON lines file whose column `messages` lists messages with a role and a content of text and image blocks."""
+    """Conversations: a JSON lines file whose column `messages` lists messages with a role and a content of text and
+    image blocks."""
 
     def __init__(
         self,
@@ -40,7 +41,8 @@ class Chat(TableSource):
 
 
 class PlainText(TableSource):
-    """Text without images: a .txt file, a folder of them, or a table with a column `text`; long texts are cut, never dropped.
+    """Text without images: a .txt file, a folder of them, or a table with a column `text`; long texts are cut, never
+    dropped.
 
     max_chars: the longest piece, in characters.
     """
@@ -62,6 +64,8 @@ class PlainText(TableSource):
         else:
             paths = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
             if not all(file.is_file() for file in paths) or not paths:
-                raise ValueError(f"{path}: no text file here; give a .txt file, a folder of them, or a table ({', '.join(TABLES)})")
+                raise ValueError(
+                    f"{path}: no text file here; give a .txt file, a folder of them, or a table ({', '.join(TABLES)})"
+                )
             rows = FilePieces(root, paths, max_chars)
         super().__init__(name or path.stem, rows, Texts(), root, columns, split)

@@ -18,9 +18,10 @@ FORMS = {"images": DRAW, "edits": Edits(), "pages": Pages(), "chats": Chats(), "
 class Hub:
     """A streamed dataset, read in order and shuffled within a buffer.
 
-    path, subset, hub_split, data_files: as `load_dataset` takes them ("webdataset" and "parquet" are paths too). form: what its rows
-    are, one of FORMS, or a form of its own such as `Captions(describe=0.5)`. columns: standard name -> column ("file_name": "jpg").
-    A stream cannot tie rows together, so `split` goes by the column `subject`, else by the words of the row.
+    path, subset, hub_split, data_files: as `load_dataset` takes them ("webdataset" and "parquet" are paths too). form:
+    what its rows are, one of FORMS, or a form of its own such as `Captions(describe=0.5)`. columns: standard name ->
+    column ("file_name": "jpg"). A stream cannot tie rows together, so `split` goes by the column `subject`, else by the
+    words of the row.
     """
 
     def __init__(
@@ -67,7 +68,8 @@ class Hub:
 
 
 class HubStream:
-    """The samples of a Hub, shuffled anew in every epoch. Like Stream, but position counts the rows read of the shard's part."""
+    """The samples of a Hub, shuffled anew in every epoch. Like Stream, but position counts the rows read of the shard's
+    part."""
 
     def __init__(self, hub: Hub, seed: int | str, shard: int, shards: int):
         if not 0 <= shard < shards:
@@ -118,32 +120,47 @@ class HubStream:
 
 
 def _load(path: str, subset: str | None, split: str, data_files: str | list[str] | None) -> Any:
-    """The dataset with its images left encoded: decoding is ours, so that a broken image costs one sample, not the run."""
+    """The dataset with its images left encoded: decoding is ours, so that a broken image costs one sample, not the
+    run."""
     import datasets  # slow to import, and needed by this source alone
 
     try:
-        return datasets.load_dataset(path, name=subset, split=split, data_files=data_files, streaming=True).decode(False)
+        return datasets.load_dataset(path, name=subset, split=split, data_files=data_files, streaming=True).decode(
+            False
+        )
     except Exception as error:  # the network, a missing split, a builder's own error: anything can come from there
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: cannot be opened by load_dataset ({type(error).__name__}: {reason}); check name, split and files") from None
+        raise ValueError(
+            f"{path}: cannot be opened by load_dataset ({type(error).__name__}: {reason}); check name, split and files"
+        ) from None
 
 
 def _rows(dataset: Any) -> Iterator[dict]:
-    """Rows one by one through `iter`: iterating the dataset itself would deal them among torch's workers a second time."""
+    """Rows one by one through `iter`: iterating the dataset itself would deal them among torch's workers a second
+    time."""
     for batch in dataset.iter(batch_size=1):
         yield {column: values[0] for column, values in batch.items()}
 
 
 def _name(values: dict[str, Any]) -> str:
-    """What a row is called in messages, in every epoch and shard alike: its file, its key in a webdataset, or else a digest of it."""
-    return next(iter(image_names(values)), None) or values.get("__key__") or hashlib.blake2b(repr(values).encode(), digest_size=6).hexdigest()
+    """What a row is called in messages, in every epoch and shard alike: its file, its key in a webdataset, or else a
+    digest of it."""
+    return (
+        next(iter(image_names(values)), None)
+        or values.get("__key__")
+        or hashlib.blake2b(repr(values).encode(), digest_size=6).hexdigest()
+    )
 
 
 def _subject(values: dict[str, Any]) -> str:
     """The subject column, else everything the row says in words."""
     if values.get("subject"):
         return str(values["subject"])
-    return json.dumps({column: value for column, value in values.items() if isinstance(value, str | list)}, default=_no_bytes, sort_keys=True)
+    return json.dumps(
+        {column: value for column, value in values.items() if isinstance(value, str | list)},
+        default=_no_bytes,
+        sort_keys=True,
+    )
 
 
 def _no_bytes(value: Any) -> str:

@@ -12,8 +12,8 @@ from fusion.data.formats.tables import TABLES, Row, Rows, find_table, open_table
 class ImageFolder(TableSource):
     """A folder of captioned images.
 
-    The captions stand in `metadata.jsonl`, `.csv` or `.parquet` (columns `file_name` and `text`; `columns` maps these to others), or,
-    without such a table, in a text file beside each image (`cat.png`, `cat.txt`).
+    The captions stand in `metadata.jsonl`, `.csv` or `.parquet` (columns `file_name` and `text`; `columns` maps these
+    to others), or, without such a table, in a text file beside each image (`cat.png`, `cat.txt`).
     """
 
     def __init__(
@@ -32,7 +32,8 @@ class ImageFolder(TableSource):
 
 
 class EditPairs(TableSource):
-    """Pairs of images with an instruction, from a table in their folder (`edits.jsonl`, `.csv` or `.parquet`, or the one named by `file`).
+    """Pairs of images with an instruction, from a table in their folder (`edits.jsonl`, `.csv` or `.parquet`, or the
+    one named by `file`).
 
     Columns: `input_file_name`, `instruction`, `edited_file_name`, or `input_image`, `edit_prompt`, `edited_image`.
     """
@@ -49,8 +50,12 @@ class EditPairs(TableSource):
         root = _folder(path)
         table = root / file if file else find_table(root, "edits")
         if table is None:
-            raise ValueError(f"{root}: no edits.jsonl, .csv or .parquet with the edit pairs; write one, or name it with file=...")
-        super().__init__(name or f"{root.name}-edits", open_table(table), Edits(), root, columns, split, fit, _others(root, table))
+            raise ValueError(
+                f"{root}: no edits.jsonl, .csv or .parquet with the edit pairs; write one, or name it with file=..."
+            )
+        super().__init__(
+            name or f"{root.name}-edits", open_table(table), Edits(), root, columns, split, fit, _others(root, table)
+        )
 
 
 class SidecarRows:
@@ -61,7 +66,8 @@ class SidecarRows:
         self._paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
         if not any(path.with_suffix(".txt").is_file() for path in self._paths):
             raise ValueError(
-                f'{root}: no captions; write metadata.jsonl with lines {{"file_name": "cat.png", "text": "a cat"}}, or cat.txt beside cat.png'
+                f'{root}: no captions; write metadata.jsonl with lines {{"file_name": "cat.png", "text": "a cat"}}, or '
+                "cat.txt beside cat.png"
             )
 
     def __len__(self) -> int:

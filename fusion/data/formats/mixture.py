@@ -18,21 +18,32 @@ class Source(Protocol):
     name: str
 
     def stream(self, seed: int | str = 0, shard: int = 0, shards: int = 1) -> Iterator[Sample]:
-        """An endless stream with `state_dict` and `load_state_dict`, whose `next()` raises BadSample and can be called again."""
+        """An endless stream with `state_dict` and `load_state_dict`, whose `next()` raises BadSample and can be called
+        again."""
 
 
 class Mixture:
     """An endless stream that draws its next sample from a source chosen at random, in proportion to the weights.
 
-    Deterministic in (seed, shard, shards); give every rank and worker a shard of its own. A bad sample is left out, counted in
-    `skipped_count` and listed once in `skipped` as (key, reason); a source whose samples are all bad raises ValueError.
+    Deterministic in (seed, shard, shards); give every rank and worker a shard of its own. A bad sample is left out,
+    counted in `skipped_count` and listed once in `skipped` as (key, reason); a source whose samples are all bad raises
+    ValueError.
     """
 
-    def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None, seed: int | str = 0, shard: int = 0, shards: int = 1):
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        weights: Sequence[float] | None = None,
+        seed: int | str = 0,
+        shard: int = 0,
+        shards: int = 1,
+    ):
         weights = [1.0] * len(sources) if weights is None else list(weights)
         names = [source.name for source in sources]
         if not sources or len(weights) != len(sources):
-            raise ValueError(f"a mixture of {len(sources)} sources with {len(weights)} weights: give one weight per source")
+            raise ValueError(
+                f"a mixture of {len(sources)} sources with {len(weights)} weights: give one weight per source"
+            )
         if not all(weight >= 0 for weight in weights) or not sum(weights):
             raise ValueError(f"weights={weights}: none may be negative, and not all zero")
         if len(set(names)) != len(names):
@@ -73,18 +84,25 @@ class Mixture:
 
     def _check_hope(self, number: int) -> None:
         source, bad = self.sources[number], self._bad[number]
-        if number not in self._working and len(bad) >= (min(len(source), PATIENCE) if isinstance(source, Sized) else PATIENCE):
+        if number not in self._working and len(bad) >= (
+            min(len(source), PATIENCE) if isinstance(source, Sized) else PATIENCE
+        ):
             key, reason = next(iter(bad.items()))
             raise ValueError(f"{source.name}: all of its first {len(bad)} samples are bad, as {key}: {reason}")
 
     def state_dict(self) -> dict[str, Any]:
         """Where the mixture stands, as plain numbers; the next sample after `load_state_dict` is the next one now."""
-        return {"step": self._step, "streams": {s.name: stream.state_dict() for s, stream in zip(self.sources, self._streams, strict=True)}}
+        return {
+            "step": self._step,
+            "streams": {s.name: stream.state_dict() for s, stream in zip(self.sources, self._streams, strict=True)},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, in a mixture made in the same way."""
         if set(state["streams"]) != {source.name for source in self.sources}:
-            raise ValueError(f"the saved state is of a mixture of {', '.join(state['streams'])}; make the same one to go on")
+            raise ValueError(
+                f"the saved state is of a mixture of {', '.join(state['streams'])}; make the same one to go on"
+            )
         self._step = state["step"]
         for source, stream in zip(self.sources, self._streams, strict=True):
             stream.load_state_dict(state["streams"][source.name])

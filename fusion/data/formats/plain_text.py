@@ -14,7 +14,8 @@ BREAKS = tuple(map(re.compile, (r"\n\s*\n", r"\n", r"(?<=[.!?])\s", r"\s")))
 
 
 def cut(text: str, max_chars: int) -> Iterator[tuple[int, int]]:
-    """The spans of consecutive pieces of at most `max_chars` characters, cut at the best break in the second half of each."""
+    """The spans of consecutive pieces of at most `max_chars` characters, cut at the best break in the second half of
+    each."""
     start = 0
     while len(text) - start > max_chars:
         window = text[start + max_chars // 2 : start + max_chars]
@@ -30,7 +31,9 @@ class FilePieces:
 
     def __init__(self, root: Path, paths: Sequence[Path], max_chars: int):
         self._root, self._paths = root, paths
-        self._spans = np.array([(n, *span) for n, path in enumerate(paths) for span in _byte_spans(path, max_chars)], np.int64)
+        self._spans = np.array(
+            [(n, *span) for n, path in enumerate(paths) for span in _byte_spans(path, max_chars)], np.int64
+        )
 
     def __len__(self) -> int:
         return len(self._spans)

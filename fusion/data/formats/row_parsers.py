@@ -16,7 +16,8 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Fit:
-    """The sizes that images are brought to: multiples of `stride`, within the limits; or exactly `size` (width, height)."""
+    """The sizes that images are brought to: multiples of `stride`, within the limits; or exactly `size` (width,
+    height)."""
 
     stride: int = 1
     max_pixels: int | None = None
@@ -24,9 +25,13 @@ class Fit:
     size: tuple[int, int] | None = None
 
     def __post_init__(self):
-        fit_size(self.stride, self.stride, self.stride, self.max_pixels, self.max_side)  # raises if the limits leave no room
+        fit_size(
+            self.stride, self.stride, self.stride, self.max_pixels, self.max_side
+        )  # raises if the limits leave no room
         if self.size and any(side < 1 or side % self.stride for side in self.size):
-            raise ValueError(f"size={tuple(self.size)} is not divided by stride={self.stride}; choose multiples of the stride")
+            raise ValueError(
+                f"size={tuple(self.size)} is not divided by stride={self.stride}; choose multiples of the stride"
+            )
 
     def __call__(self, image: PIL.Image.Image) -> PIL.Image.Image:
         return cover(image, tuple(self.size)) if self.size else fit(image, self.stride, self.max_pixels, self.max_side)
@@ -37,7 +42,8 @@ NATIVE = Fit()
 
 @dataclass(frozen=True)
 class Pictures:
-    """Opens the images that rows name: a path relative to `root`, encoded bytes, `{"bytes": ..., "path": ...}`, or a PIL image."""
+    """Opens the images that rows name: a path relative to `root`, encoded bytes, `{"bytes": ..., "path": ...}`, or a
+    PIL image."""
 
     root: Path = Path()
     fit: Fit = NATIVE
@@ -46,7 +52,10 @@ class Pictures:
         """An RGB image of a fitting size; raises fusion.sequence.images.BadImage."""
         if isinstance(value, dict) and value.get("bytes"):
             if not isinstance(value["bytes"], bytes):
-                raise ValueError(f"the bytes of an image are a {type(value['bytes']).__name__}; give them as bytes, or a path instead")
+                raise ValueError(
+                    f"the bytes of an image are a {type(value['bytes']).__name__}; give them as bytes, or a "
+                    "path instead"
+                )
             return self.fit(open_image(value["bytes"], name=str(value.get("path") or "image bytes")))
         if isinstance(value, dict) and value.get("path"):
             value = value["path"]
@@ -89,7 +98,8 @@ def turn(role: str, *parts: str | PIL.Image.Image) -> dict:
 
 @dataclass(frozen=True)
 class Captions:
-    """An image and its caption: a request and the picture drawn, or (with probability `describe`) a picture and its description.
+    """An image and its caption: a request and the picture drawn, or (with probability `describe`) a picture and its
+    description.
 
     `{text}` in a prompt stands for the caption; prompts and questions are drawn at random.
     """
@@ -107,7 +117,9 @@ class Captions:
         if not self.questions:
             raise ValueError("questions is empty; give at least one question that a caption answers")
 
-    def __call__(self, values: dict, columns: dict[str, str], pictures: Pictures, rng: random.Random) -> dict[str, list]:
+    def __call__(
+        self, values: dict, columns: dict[str, str], pictures: Pictures, rng: random.Random
+    ) -> dict[str, list]:
         text = sentence(values, columns["text"])
         image = pictures(cell(values, columns["file_name"]))
         if rng.random() < self.describe:
@@ -128,7 +140,9 @@ class Edits:
         "edited_file_name": ("edited_file_name", "edited_image"),
     }
 
-    def __call__(self, values: dict, columns: dict[str, str], pictures: Pictures, rng: random.Random) -> dict[str, list]:
+    def __call__(
+        self, values: dict, columns: dict[str, str], pictures: Pictures, rng: random.Random
+    ) -> dict[str, list]:
         instruction = sentence(values, columns["instruction"])
         before, after = (pictures(cell(values, columns[name])) for name in ("input_file_name", "edited_file_name"))
         return {"messages": [turn("user", before, instruction), turn("assistant", after)]}
@@ -140,7 +154,9 @@ class Chats:
 
     names: ClassVar = {"messages": ("messages",)}
 
-    def __call__(self, values: dict, columns: dict[str, str], pictures: Pictures, rng: random.Random) -> dict[str, list]:
+    def __call__(
+        self, values: dict, columns: dict[str, str], pictures: Pictures, rng: random.Random
+    ) -> dict[str, list]:
         messages = cell(values, columns["messages"])
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
             raise ValueError(f"column {columns['messages']!r} is not a list of messages")
@@ -161,7 +177,9 @@ class Pages:
 
     names: ClassVar = {"content": ("content",)}
 
-    def __call__(self, values: dict, columns: dict[str, str], pictures: Pictures, rng: random.Random) -> dict[str, list]:
+    def __call__(
+        self, values: dict, columns: dict[str, str], pictures: Pictures, rng: random.Random
+    ) -> dict[str, list]:
         content = _open_blocks(cell(values, columns["content"]), pictures, listed_images(values))
         if not content:
             raise ValueError(f"column {columns['content']!r} is empty")
@@ -174,7 +192,9 @@ class Texts:
 
     names: ClassVar = {"text": ("text",)}
 
-    def __call__(self, values: dict, columns: dict[str, str], pictures: Pictures, rng: random.Random) -> dict[str, list]:
+    def __call__(
+        self, values: dict, columns: dict[str, str], pictures: Pictures, rng: random.Random
+    ) -> dict[str, list]:
         return {"content": [{"type": "text", "text": sentence(values, columns["text"])}]}
 
 
@@ -182,11 +202,14 @@ Form = Captions | Edits | Chats | Pages | Texts
 
 
 def _open_blocks(content: Any, pictures: Pictures, images: list) -> list[dict]:
-    """The blocks of a message or page with their images opened; image blocks that hold none take theirs from `images`, in order."""
+    """The blocks of a message or page with their images opened; image blocks that hold none take theirs from `images`,
+    in order."""
     if isinstance(content, list):
         content = [_filled(block, images) for block in content]
     return [
-        {"type": "text", "text": block["text"]} if block["type"] == "text" else {"type": "image", "image": pictures(block["image"])}
+        {"type": "text", "text": block["text"]}
+        if block["type"] == "text"
+        else {"type": "image", "image": pictures(block["image"])}
         for block in blocks(content)
     ]
 
@@ -199,18 +222,25 @@ def _filled(block: Any, images: list) -> Any:
     return {"type": "image", "image": images.pop(0)}
 
 
-def resolve(names: dict[str, tuple[str, ...]], given: dict[str, str], seen: Collection[str], where: str) -> dict[str, str]:
+def resolve(
+    names: dict[str, tuple[str, ...]], given: dict[str, str], seen: Collection[str], where: str
+) -> dict[str, str]:
     """Which column holds what: the one that `given` says, else the first of the usual names that the table has.
 
     names: per standard name the usual ones. seen: the columns of the table. Raises ValueError if one is missing.
     """
     if unknown := sorted(set(given) - set(names)):
-        raise ValueError(f"{where}: columns has no entry {unknown[0]!r}; it maps {', '.join(names)} to the names in your table")
+        raise ValueError(
+            f"{where}: columns has no entry {unknown[0]!r}; it maps {', '.join(names)} to the names in your table"
+        )
     columns = {}
     for name, usual in names.items():
         found = [column for column in ((given[name],) if name in given else usual) if column in seen]
         if not found:
             wanted = given.get(name, " or ".join(usual))
-            raise ValueError(f"{where}: no column {wanted} (it has: {', '.join(sorted(map(str, seen)))}); set columns.{name} to the right one")
+            raise ValueError(
+                f"{where}: no column {wanted} (it has: {', '.join(sorted(map(str, seen)))}); set columns.{name} to the "
+                "right one"
+            )
         columns[name] = found[0]
     return columns

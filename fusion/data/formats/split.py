@@ -27,8 +27,8 @@ class Split:
     """Which side of the split a source shows, and how the split is made.
 
     side: "train", "validation" or "all". held_out: the share of the subjects that validation gets. seed: chooses which.
-    variant: a regular expression; what it matches in a file's name, without folder and suffix, makes no new subject. The default
-    is the code of a skin tone, so that `noto/1f487_1f3fb.png` and `fluent/1f487.png` are both of `1f487`.
+    variant: a regular expression; what it matches in a file's name, without folder and suffix, makes no new subject.
+    The default is the code of a skin tone, so that `noto/1f487_1f3fb.png` and `fluent/1f487.png` are both of `1f487`.
     """
 
     side: str = "all"
@@ -47,7 +47,8 @@ class Split:
             raise ValueError(f"variant={self.variant!r} is no regular expression: {error}") from None
 
     def chosen(self, subjects: Collection[str]) -> set[str]:
-        """The subjects on this side. Where chance holds nobody out, the first in line is, so that small sets have a validation too."""
+        """The subjects on this side. Where chance holds nobody out, the first in line is, so that small sets have a
+        validation too."""
         if self.side == "all":
             return set(subjects)
         held = {subject for subject in subjects if split_of(subject, self.seed, self.held_out) == "validation"}
@@ -62,9 +63,10 @@ Name = tuple[bool, str]  # whether it is a label rather than a file's base name 
 class Subjects:
     """Which names mean the same subject.
 
-    All files of one row, its `subject` column, and all files with the same base name are one subject, over all tables of a
-    folder: otherwise captions (split by file) and edits (split by their column) of one thing could land on different sides.
-    A union-find; a subject is called by the smallest of its file names, or of its labels if it has no file.
+    All files of one row, its `subject` column, and all files with the same base name are one subject, over all tables
+    of a folder: otherwise captions (split by file) and edits (split by their column) of one thing could land on
+    different sides. A union-find; a subject is called by the smallest of its file names, or of its labels if it has no
+    file.
     """
 
     def __init__(self, variant: str = Split.variant):
@@ -72,7 +74,8 @@ class Subjects:
         self._parent: dict[Name, Name] = {}
 
     def add(self, values: dict[str, Any], key: str) -> Name:
-        """Tie together all that the row `values` names, and return one of it; `key` names a row that has neither file nor subject."""
+        """Tie together all that the row `values` names, and return one of it; `key` names a row that has neither file
+        nor subject."""
         label = values.get("subject")
         names = [(False, self._variant.sub("", PurePosixPath(name).stem)) for name in image_names(values)]
         names += [(True, str(label))] if label not in (None, "") else []

@@ -16,14 +16,16 @@ class Indexed(Protocol):
     def __len__(self) -> int: ...
 
     def sample(self, index: int, rng: random.Random) -> Sample:
-        """Sample number `index`; `rng` makes the choices it leaves open (which prompt, which direction). Raises BadSample."""
+        """Sample number `index`; `rng` makes the choices it leaves open (which prompt, which direction). Raises
+        BadSample."""
 
 
 class Stream:
     """All samples in an order that depends on seed and epoch alone, again and again.
 
-    The shards deal the places of one endless sequence of epochs among themselves, one place each in turn: a shard never runs dry,
-    however few the samples. `next()` raises BadSample for a bad sample, and goes on behind it when called again.
+    The shards deal the places of one endless sequence of epochs among themselves, one place each in turn: a shard never
+    runs dry, however few the samples. `next()` raises BadSample for a bad sample, and goes on behind it when called
+    again.
     """
 
     def __init__(self, source: Indexed, seed: int | str = 0, shard: int = 0, shards: int = 1):
@@ -54,8 +56,9 @@ class Stream:
 def shuffled(position: int, length: int, key: str) -> int:
     """The index that stands at `position` in the permutation of range(length) that `key` names.
 
-    A Feistel cipher of four rounds on the smallest even number of bits that holds `length`, walked until it falls in range (Black
-    and Rogaway 2002, "Ciphers with arbitrary finite domains"): no table to keep, so epochs, resuming and huge lengths cost nothing.
+    A Feistel cipher of four rounds on the smallest even number of bits that holds `length`, walked until it falls in
+    range (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"): no table to keep, so epochs, resuming and
+    huge lengths cost nothing.
     """
     half = max(1, ((length - 1).bit_length() + 1) // 2)
     while True:

@@ -14,10 +14,10 @@ from fusion.data.formats.tables import Rows, scan
 class TableSource:
     """Rows of a table read as samples of one form: what all sources but the hub and the world are.
 
-    name: what it is called in metrics and messages. form: how a row becomes a sample. root: what paths in rows are relative to.
-    tied: further tables whose rows say which files are of one subject. subjects: all there are, on both sides of the split.
-    chosen: the (row number, subject) of each sample. Raises ValueError if a column is missing in every row, or nothing is on
-    the asked side.
+    name: what it is called in metrics and messages. form: how a row becomes a sample. root: what paths in rows are
+    relative to. tied: further tables whose rows say which files are of one subject. subjects: all there are, on both
+    sides of the split. chosen: the (row number, subject) of each sample. Raises ValueError if a column is missing in
+    every row, or nothing is on the asked side.
     """
 
     def __init__(
@@ -59,7 +59,8 @@ class TableSource:
         return self.sample(index, random.Random(index))
 
     def sample(self, index: int, rng: random.Random) -> Sample:
-        """Sample number `index`; `rng` chooses prompt and direction. Raises BadSample, which names the row and what is wrong."""
+        """Sample number `index`; `rng` chooses prompt and direction. Raises BadSample, which names the row and what is
+        wrong."""
         number, subject = self.chosen[index]
         try:
             row = self.rows[number]

@@ -24,7 +24,8 @@ class Row:
 
 @runtime_checkable
 class Rows(Protocol):
-    """Rows read by index. A row that cannot be read raises BadSample, which is why this is no Sequence: those iterate to the end."""
+    """Rows read by index. A row that cannot be read raises BadSample, which is why this is no Sequence: those iterate
+    to the end."""
 
     def __len__(self) -> int: ...
 
@@ -32,7 +33,8 @@ class Rows(Protocol):
 
 
 class JsonLines:
-    """The objects of a JSON lines file. Only the places of the lines are kept in memory; a broken line raises BadSample."""
+    """The objects of a JSON lines file. Only the places of the lines are kept in memory; a broken line raises
+    BadSample."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -61,7 +63,8 @@ class JsonLines:
 
 
 class ListTable:
-    """Rows held in memory, a string where one cannot be read, which says why; `numbers` are those that they have in messages."""
+    """Rows held in memory, a string where one cannot be read, which says why; `numbers` are those that they have in
+    messages."""
 
     def __init__(self, path: Path, rows: list[dict | str], numbers: Sequence[int]):
         self.path, self._rows, self._numbers = path, rows, numbers
@@ -79,7 +82,8 @@ class ListTable:
 def read_csv(path: Path) -> ListTable:
     """The rows of a CSV file, numbered by the lines they begin in. What is wrong with a row costs that row.
 
-    Bytes that are not UTF-8 come as halves of surrogate pairs, which are refused where they would be a text or a file's name.
+    Bytes that are not UTF-8 come as halves of surrogate pairs, which are refused where they would be a text or a file's
+    name.
     """
     rows, numbers = [], []
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -106,7 +110,8 @@ def _named(cells: list[str], names: list[str]) -> dict | str:
 
 
 def open_table(path: Path) -> Rows:
-    """The rows of a .jsonl, .csv or .parquet file; raises ValueError in one line if there is none, or it cannot be read."""
+    """The rows of a .jsonl, .csv or .parquet file; raises ValueError in one line if there is none, or it cannot be
+    read."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file; check the path")
     try:
@@ -120,7 +125,9 @@ def open_table(path: Path) -> Rows:
             rows = pyarrow.parquet.read_table(path).to_pylist()
             return ListTable(path, rows, range(len(rows)))
     except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors and OSErrors
-        raise ValueError(f"{path}: cannot be read as a table ({' '.join(str(error).split())}); write it again") from None
+        raise ValueError(
+            f"{path}: cannot be read as a table ({' '.join(str(error).split())}); write it again"
+        ) from None
     raise ValueError(f"{path}: not a table; give one of {', '.join(TABLES)}")
 
 
@@ -142,7 +149,8 @@ def scan(rows: Rows) -> Iterator[Row]:
 
 
 def read_bytes(path: Path, start: int, length: int) -> bytes:
-    """Part of a file. It is opened anew each time: an open file shared by forked workers would share its position too."""
+    """Part of a file. It is opened anew each time: an open file shared by forked workers would share its position
+    too."""
     with path.open("rb") as file:
         file.seek(start)
         return file.read(length)

@@ -13,10 +13,12 @@ from fusion.sequence.patches import cells, sincos
 
 
 class Attention(nn.Module):
-    """Softmax attention of rows to themselves, or to a context of another width (`context_width`); with `qk_norm`, queries and keys have an
-    RMSNorm across heads."""
+    """Softmax attention of rows to themselves, or to a context of another width (`context_width`); with `qk_norm`,
+    queries and keys have an RMSNorm across heads."""
 
-    def __init__(self, width: int, heads: int, context_width: int | None = None, qkv_bias: bool = True, qk_norm: bool = False):
+    def __init__(
+        self, width: int, heads: int, context_width: int | None = None, qkv_bias: bool = True, qk_norm: bool = False
+    ):
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} does not divide into {heads} heads: choose heads that divide it")
@@ -29,7 +31,10 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, h: Float[Tensor, "b n width"], context: Float[Tensor, "b m source"] | None = None, mask: Bool[Tensor, "b m"] | None = None
+        self,
+        h: Float[Tensor, "b n width"],
+        context: Float[Tensor, "b m source"] | None = None,
+        mask: Bool[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b n width"]:
         """`mask`: the rows of the context that count."""
         context = h if context is None else context
@@ -39,13 +44,16 @@ class Attention(nn.Module):
 
 
 class QKV(nn.Module):
-    """Rows to queries, keys and values of all heads, queries and keys with an RMSNorm if `qk_norm`: head by head, or across all of them."""
+    """Rows to queries, keys and values of all heads, queries and keys with an RMSNorm if `qk_norm`: head by head, or
+    across all of them."""
 
     def __init__(self, width: int, heads: int, qk_norm: bool, across: bool = False, eps: float = 1e-6):
         super().__init__()
         self.heads, self.across = heads, across
         self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
-        self.norm_q, self.norm_k = (nn.RMSNorm(width if across else width // heads, eps=eps) if qk_norm else nn.Identity() for _ in range(2))
+        self.norm_q, self.norm_k = (
+            nn.RMSNorm(width if across else width // heads, eps=eps) if qk_norm else nn.Identity() for _ in range(2)
+        )
 
     def forward(self, h: Float[Tensor, "b n width"]) -> tuple[Float[Tensor, "b heads n d"], ...]:
         q, k, v = self.q(h), self.k(h), self.v(h)
@@ -56,7 +64,10 @@ class QKV(nn.Module):
 
 
 def attend(
-    q: Float[Tensor, "b heads n d"], k: Float[Tensor, "b heads m d"], v: Float[Tensor, "b heads m d"], seen: Bool[Tensor, "b m"] | None = None
+    q: Float[Tensor, "b heads n d"],
+    k: Float[Tensor, "b heads m d"],
+    v: Float[Tensor, "b heads m d"],
+    seen: Bool[Tensor, "b m"] | None = None,
 ) -> Float[Tensor, "b n width"]:
     """Softmax attention with the heads joined; `seen`: the rows that count."""
     mask = None if seen is None else seen[:, None, None]
@@ -64,8 +75,12 @@ def attend(
 
 
 def rotary(where: Real[Tensor, "n axes"], sizes: Sequence[int], theta: float) -> Float[Tensor, "n half 2"]:
-    """Cosine and sine by which each pair of a head's numbers turns: `sizes` numbers for each axis of a position, geometric frequencies."""
-    angles = [axis.double()[:, None] * theta ** -(torch.arange(0, size, 2, device=axis.device).double() / size) for axis, size in zip(where.T, sizes)]
+    """Cosine and sine by which each pair of a head's numbers turns: `sizes` numbers for each axis of a position,
+    geometric frequencies."""
+    angles = [
+        axis.double()[:, None] * theta ** -(torch.arange(0, size, 2, device=axis.device).double() / size)
+        for axis, size in zip(where.T, sizes)
+    ]
     angle = torch.cat(angles, dim=-1)
     return torch.stack([angle.cos(), angle.sin()], dim=-1).float()
 
@@ -79,8 +94,8 @@ def turn(x: Float[Tensor, "b heads n d"], turns: Float[Tensor, "*#b n half 2"]) 
 class Stream(nn.Module):
     """The weights of one stream in a block where several meet in one attention.
 
-    pieces: of a modulation of its own, 0 where it is modulated from outside. feed_forward: None for the text of a last block, which is read
-    there and not written any more.
+    pieces: of a modulation of its own, 0 where it is modulated from outside. feed_forward: None for the text of a last
+    block, which is read there and not written any more.
     """
 
     def __init__(self, width: int, qkv: QKV, feed_forward: nn.Module | None, pieces: int = 6):
@@ -92,7 +107,9 @@ class Stream(nn.Module):
         if self.written:
             self.out, self.norm2, self.feed_forward = nn.Linear(width, width), plain_norm(width), feed_forward
 
-    def write(self, h: Tensor, attended: Tensor, gate1: Tensor, shift2: Tensor, scale2: Tensor, gate2: Tensor) -> Float[Tensor, "b n width"]:
+    def write(
+        self, h: Tensor, attended: Tensor, gate1: Tensor, shift2: Tensor, scale2: Tensor, gate2: Tensor
+    ) -> Float[Tensor, "b n width"]:
         """What attention brought, then the feed-forward."""
         h = (h + gate1 * self.out(attended)).to(h.dtype)
         return self.fed(h, shift2, scale2, gate2)
@@ -110,14 +127,19 @@ def joint(
     seen: Bool[Tensor, "b s"] | None,
     keys: Float[Tensor, "s half 2"] | None = None,
 ) -> list[Float[Tensor, "b _ width"]]:
-    """The rows of all streams after they met in one attention, in the order given, and went through the feed-forward of their own.
+    """The rows of all streams after they met in one attention, in the order given, and went through the feed-forward of
+    their own.
 
-    pieces: six for each stream, (shift, scale, gate) of attention and of feed-forward. turns, seen: rotary positions of all rows, and which
-    may be attended to. keys: positions of keys where they are others.
+    pieces: six for each stream, (shift, scale, gate) of attention and of feed-forward. turns, seen: rotary positions of
+    all rows, and which may be attended to. keys: positions of keys where they are others.
     """
-    parts = [stream.qkv(modulate(stream.norm1(h), *six[:2])) for stream, h, six in zip(streams, rows, pieces, strict=True)]
+    parts = [
+        stream.qkv(modulate(stream.norm1(h), *six[:2])) for stream, h, six in zip(streams, rows, pieces, strict=True)
+    ]
     q, k, v = (torch.cat(part, dim=2) for part in zip(*parts))
-    attended = attend(turn(q, turns), turn(k, turns if keys is None else keys), v, seen).split([h.shape[1] for h in rows], dim=1)
+    attended = attend(turn(q, turns), turn(k, turns if keys is None else keys), v, seen).split(
+        [h.shape[1] for h in rows], dim=1
+    )
     return [stream.write(h, brought, *six[2:]) for stream, h, brought, six in zip(streams, rows, attended, pieces)]
 
 
@@ -134,11 +156,14 @@ class FeedForward(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """A feed-forward of three layers without biases, one of which lets the other through (Shazeer, arXiv 2002.05202); `inner` wide inside."""
+    """A feed-forward of three layers without biases, one of which lets the other through (Shazeer, arXiv 2002.05202);
+    `inner` wide inside."""
 
     def __init__(self, width: int, inner: int):
         super().__init__()
-        self.gate, self.up, self.down = (nn.Linear(*sizes, bias=False) for sizes in ((width, inner), (width, inner), (inner, width)))
+        self.gate, self.up, self.down = (
+            nn.Linear(*sizes, bias=False) for sizes in ((width, inner), (width, inner), (inner, width))
+        )
 
     def forward(self, h: Float[Tensor, "*n width"]) -> Float[Tensor, "*n width"]:
         return self.down(F.silu(self.gate(h)) * self.up(h))
@@ -150,7 +175,8 @@ def plain_norm(width: int, eps: float = 1e-6) -> nn.LayerNorm:
 
 
 def grid_positions(grid: Sequence[int], width: int, base: float | None = None, device=None) -> Float[Tensor, "n width"]:
-    """DiT's sin-cos positions of a grid of patches, column before row. `base`: the cells that every grid is stretched to; None: its own."""
+    """DiT's sin-cos positions of a grid of patches, column before row. `base`: the cells that every grid is stretched
+    to; None: its own."""
     where = cells(grid, device).float()
     if base is not None:
         where = where * (base / torch.tensor(grid, device=device))
@@ -171,8 +197,8 @@ class PooledText(nn.Sequential):
 
 @torch.no_grad()
 def start(model: nn.Module) -> None:
-    """How DiT and most after it begin: Xavier-uniform weights and no biases in linear layers, and then what has a start of its own, N(0, 0.02)
-    for what is told, zero for modulation and head."""
+    """How DiT and most after it begin: Xavier-uniform weights and no biases in linear layers, and then what has a start
+    of its own, N(0, 0.02) for what is told, zero for modulation and head."""
     for part in model.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
@@ -192,8 +218,8 @@ def without_biases(model: nn.Module) -> None:
 
 @torch.no_grad()
 def start_single(model: nn.Module) -> None:
-    """How networks of adaLN-single begin (PixArt, arXiv 2310.00426): as DiT, N(0, 0.02) where the one modulation and the text come in, tables
-    N(0, 1 / width), and nothing comes out of cross-attention and the last layer."""
+    """How networks of adaLN-single begin (PixArt, arXiv 2310.00426): as DiT, N(0, 0.02) where the one modulation and
+    the text come in, tables N(0, 1 / width), and nothing comes out of cross-attention and the last layer."""
     start(model)
     for layer in (model.modulation.proj, model.text.up, model.text.down):
         nn.init.normal_(layer.weight, std=0.02)

@@ -19,10 +19,10 @@ READ = {
 class Conditioning:
     """A batch of conditions; an architecture reads the fields it is made for, the others stay None.
 
-    tokens: features of text, with `mask` True where there is text (None: everywhere). pooled: one vector for all of the text.
-    label: class numbers; the number of classes itself stands for "none of them". layers: the text as the layers of a language model have it;
-    layers_mask: where there is some, if its tokens are others than `tokens`. guidance: the scale that a guidance-distilled model was trained
-    with.
+    tokens: features of text, with `mask` True where there is text (None: everywhere). pooled: one vector for all of the
+    text. label: class numbers; the number of classes itself stands for "none of them". layers: the text as the layers
+    of a language model have it; layers_mask: where there is some, if its tokens are others than `tokens`. guidance: the
+    scale that a guidance-distilled model was trained with.
     """
 
     tokens: Float[Tensor, "b n d"] | None = None
@@ -47,8 +47,14 @@ class Conditioning:
 
     def rows(self, index: Int[Tensor, " m"]) -> "Conditioning":
         """Chosen rows of the batch, as often as they are chosen."""
-        picked = {name: field[index.to(field.device)] for name, field in vars(self).items() if field is not None and name != "layers"}
-        return Conditioning(**picked, layers=None if self.layers is None else self.layers[:, index.to(self.layers.device)])
+        picked = {
+            name: field[index.to(field.device)]
+            for name, field in vars(self).items()
+            if field is not None and name != "layers"
+        }
+        return Conditioning(
+            **picked, layers=None if self.layers is None else self.layers[:, index.to(self.layers.device)]
+        )
 
     def joined(self, other: "Conditioning") -> "Conditioning":
         """The rows of both batches, which have the same fields, and texts of the same lengths."""
@@ -58,4 +64,6 @@ class Conditioning:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Conditioning":
         """On a device, features of text in a dtype."""
         there = {name: field.to(device) for name, field in vars(self).items() if field is not None}
-        return replace(self, **there | {name: there[name].to(dtype) for name in ("tokens", "pooled", "layers") if name in there})
+        return replace(
+            self, **there | {name: there[name].to(dtype) for name in ("tokens", "pooled", "layers") if name in there}
+        )

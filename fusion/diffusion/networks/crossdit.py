@@ -1,9 +1,11 @@
 """CrossDiT, what SD3's paper compares MMDiT with (Esser et al., arXiv 2403.03206, section 5.2.3).
 
-New against DiT: text comes in twice. Its pooled vector joins the time in adaLN-zero, and each block attends to its tokens between the attention
-of the picture to itself and the feed-forward, as in PixArt, but modulated and gated like the other two.
+New against DiT: text comes in twice. Its pooled vector joins the time in adaLN-zero, and each block attends to its
+tokens between the attention of the picture to itself and the feed-forward, as in PixArt, but modulated and gated like
+the other two.
 
-The code of the paper's comparison is not public; where cross-attention stands, and that it is modulated and gated, is chosen here.
+The code of the paper's comparison is not public; where cross-attention stands, and that it is modulated and gated, is
+chosen here.
 """
 
 from dataclasses import dataclass
@@ -19,7 +21,8 @@ from fusion.sequence.patches import grid, patchify, unpatchify
 
 @dataclass(frozen=True)
 class CrossDiTConfig:
-    """Sizes of a CrossDiT. base_grid: cells per side to which sin-cos positions stretch every grid, None for the cells themselves."""
+    """Sizes of a CrossDiT. base_grid: cells per side to which sin-cos positions stretch every grid, None for the cells
+    themselves."""
 
     channels: int = 16
     patch_size: int = 2
@@ -45,7 +48,9 @@ class CrossDiT(nn.Module):
         self.head = FlowHead(width, config.channels * config.patch_size**2, width)
         start(self)
 
-    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
+    def forward(
+        self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""
         config, size = self.config, grid(x.shape[-2:], self.config.patch_size)
         h = self.embed(patchify(x, config.patch_size, rank=2))
@@ -68,7 +73,11 @@ class Block(nn.Module):
         self.norm3, self.feed_forward = plain_norm(width), FeedForward(width)
 
     def forward(
-        self, h: Float[Tensor, "b n width"], text: Float[Tensor, "b m width"], mask: Bool[Tensor, "b m"], time: Float[Tensor, "b width"]
+        self,
+        h: Float[Tensor, "b n width"],
+        text: Float[Tensor, "b m width"],
+        mask: Bool[Tensor, "b m"],
+        time: Float[Tensor, "b width"],
     ) -> Float[Tensor, "b n width"]:
         pieces = self.modulation(time)[:, None].unbind(-2)
         (shift1, scale1, gate1), (shift2, scale2, gate2), (shift3, scale3, gate3) = pieces[:3], pieces[3:6], pieces[6:]

@@ -1,15 +1,16 @@
 """DiT, the diffusion transformer of Peebles and Xie (arXiv 2212.09748; facebookresearch/DiT).
 
-New in it: a plain transformer over patches of a latent takes the place of the UNet, and time and class come in by adaLN-zero: a shift,
-a scale and a gate for every layer, all zero at first, so that a block begins as the identity. The paper compares it with three others,
-and so does `conditioning` here:
+New in it: a plain transformer over patches of a latent takes the place of the UNet, and time and class come in by
+adaLN-zero: a shift, a scale and a gate for every layer, all zero at first, so that a block begins as the identity. The
+paper compares it with three others, and so does `conditioning` here:
 
 - adaln-zero: norms shifted and scaled, branches gated.
 - adaln: the same without gates.
 - cross-attention: time and condition are rows of a context that every block also attends to.
 - in-context: they are rows of the sequence itself, taken away at the end.
 
-The condition is a class label, or text: its tokens are the rows of context (after the time), and their mean joins the time in adaLN.
+The condition is a class label, or text: its tokens are the rows of context (after the time), and their mean joins the
+time in adaLN.
 """
 
 from dataclasses import dataclass
@@ -39,9 +40,10 @@ CONDITIONINGS = ("adaln-zero", "adaln", "cross-attention", "in-context")
 class DiTConfig:
     """Sizes of a DiT; the defaults are DiT-S/2's.
 
-    classes: of labels; text_width: of text tokens. One of them may be None. base_grid: cells per side to which sin-cos positions stretch every
-    grid (diffusers), None for the cells themselves. freq_shift: see `timestep_features`; norm_eps: of the norms in blocks.
-    variance: whether the head also has the rows of a learned variance, as the published weights do; they take no part in the flow.
+    classes: of labels; text_width: of text tokens. One of them may be None. base_grid: cells per side to which sin-cos
+    positions stretch every grid (diffusers), None for the cells themselves. freq_shift: see `timestep_features`;
+    norm_eps: of the norms in blocks. variance: whether the head also has the rows of a learned variance, as the
+    published weights do; they take no part in the flow.
     """
 
     channels: int = 4
@@ -84,7 +86,9 @@ class DiT(nn.Module):
         if self.label is not None:
             nn.init.normal_(self.label.weight, std=0.02)
 
-    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
+    def forward(
+        self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""
         config, size = self.config, grid(x.shape[-2:], self.config.patch_size)
         h = self.embed(patchify(x, config.patch_size, rank=2))
@@ -112,7 +116,8 @@ class DiT(nn.Module):
         return self.text(cond.tokens), mask
 
     def _beside(self, h: Tensor, context: Tensor, mask: Tensor) -> Float[Tensor, "b n width"]:
-        """Blocks that see time and condition as rows: apart (cross-attention), or in front of their own (in-context)."""
+        """Blocks that see time and condition as rows: apart (cross-attention), or in front of their own
+        (in-context)."""
         if self.config.conditioning == "cross-attention":
             for block in self.blocks:
                 h = block(h, context, mask)
@@ -138,7 +143,9 @@ class ModulatedBlock(nn.Module):
 
     def forward(self, h: Float[Tensor, "b n width"], time: Float[Tensor, "b width"]) -> Float[Tensor, "b n width"]:
         pieces = self.modulation(time)[:, None].unbind(-2)
-        (shift1, scale1, gate1), (shift2, scale2, gate2) = (pieces[:3], pieces[3:]) if self.gated else ((*pieces[:2], 1), (*pieces[2:], 1))
+        (shift1, scale1, gate1), (shift2, scale2, gate2) = (
+            (pieces[:3], pieces[3:]) if self.gated else ((*pieces[:2], 1), (*pieces[2:], 1))
+        )
         h = (h + gate1 * self.attention(modulate(self.norm1(h), shift1, scale1))).to(h.dtype)
         return (h + gate2 * self.feed_forward(modulate(self.norm2(h), shift2, scale2))).to(h.dtype)
 
@@ -175,14 +182,20 @@ class PlainBlock(nn.Module):
         return h + self.feed_forward(self.norm2(h))
 
 
-BLOCKS = {"adaln-zero": ModulatedBlock, "adaln": ModulatedBlock, "cross-attention": CrossBlock, "in-context": PlainBlock}
+BLOCKS = {
+    "adaln-zero": ModulatedBlock,
+    "adaln": ModulatedBlock,
+    "cross-attention": CrossBlock,
+    "in-context": PlainBlock,
+}
 
 
 # ---- diffusers' DiTTransformer2DModel ----
 
 
 def from_diffusers(settings: dict) -> DiTConfig:
-    """The config of a DiTTransformer2DModel; its learned variance stays. Its time features end one step short (freq_shift 1)."""
+    """The config of a DiTTransformer2DModel; its learned variance stays. Its time features end one step short
+    (freq_shift 1)."""
     channels, width = settings["in_channels"], settings["num_attention_heads"] * settings["attention_head_dim"]
     return DiTConfig(
         channels=channels,
@@ -200,13 +213,26 @@ def from_diffusers(settings: dict) -> DiTConfig:
 
 def to_diffusers(config: DiTConfig) -> dict:
     """The settings of a DiTTransformer2DModel. ValueError for what that class cannot be."""
-    if config.conditioning != "adaln-zero" or config.classes is None or config.text_width is not None or config.base_grid is None:
-        raise ValueError("diffusers' DiT is adaln-zero with class labels and positions of a base grid: this one has other settings")
+    if (
+        config.conditioning != "adaln-zero"
+        or config.classes is None
+        or config.text_width is not None
+        or config.base_grid is None
+    ):
+        raise ValueError(
+            "diffusers' DiT is adaln-zero with class labels and positions of a base grid: this one has other settings"
+        )
     return {
-        "num_attention_heads": config.heads, "attention_head_dim": config.width // config.heads, "in_channels": config.channels,
-        "out_channels": config.channels * (1 + config.variance), "num_layers": config.layers, "patch_size": config.patch_size,
-        "sample_size": round(config.base_grid * config.patch_size), "num_embeds_ada_norm": config.classes, "norm_eps": config.norm_eps,
-    }  # fmt: skip
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.width // config.heads,
+        "in_channels": config.channels,
+        "out_channels": config.channels * (1 + config.variance),
+        "num_layers": config.layers,
+        "patch_size": config.patch_size,
+        "sample_size": round(config.base_grid * config.patch_size),
+        "num_embeds_ada_norm": config.classes,
+        "norm_eps": config.norm_eps,
+    }
 
 
 def names(config: DiTConfig) -> list[Row]:

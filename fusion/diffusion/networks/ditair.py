@@ -1,10 +1,11 @@
 """DiT-Air (Chen et al., Apple, arXiv 2503.10618).
 
-New against MMDiT: text and picture are rows of one sequence and share all weights, and one adaLN is made for all layers, so that of MMDiT's 36 d^2
-parameters per layer 12 d^2 are left. DiT-Air-Lite also shares the attention's projections among the layers. Each part of that is a setting.
+New against MMDiT: text and picture are rows of one sequence and share all weights, and one adaLN is made for all
+layers, so that of MMDiT's 36 d^2 parameters per layer 12 d^2 are left. DiT-Air-Lite also shares the attention's
+projections among the layers. Each part of that is a setting.
 
-The paper's code is not public. What it leaves open is done as on the pages beside: sin-cos positions as in MMDiT, queries and keys with an
-RMSNorm as in SD3.5, and adaLN with its gates for all rows alike.
+The paper's code is not public. What it leaves open is done as on the pages beside: sin-cos positions as in MMDiT,
+queries and keys with an RMSNorm as in SD3.5, and adaLN with its gates for all rows alike.
 """
 
 from dataclasses import dataclass
@@ -56,7 +57,9 @@ class DiTAir(nn.Module):
         self.head = FlowHead(width, config.channels * config.patch_size**2, width)
         start(self)
 
-    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
+    def forward(
+        self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""
         config, size = self.config, grid(x.shape[-2:], self.config.patch_size)
         patches = self.embed(patchify(x, config.patch_size, rank=2))
@@ -77,7 +80,11 @@ class Block(nn.Module):
         super().__init__()
         self.config, width = config, config.width
         self.modulation = Modulation(width, width, pieces=6)
-        self.norm1, self.qkv, self.out = plain_norm(width), QKV(width, config.heads, config.qk_norm), nn.Linear(width, width)
+        self.norm1, self.qkv, self.out = (
+            plain_norm(width),
+            QKV(width, config.heads, config.qk_norm),
+            nn.Linear(width, width),
+        )
         self.norm2, self.feed_forward = plain_norm(width), FeedForward(width)
 
     def share(self, first: "Block") -> None:

@@ -1,7 +1,8 @@
 """Mixture of experts: a feed-forward of which every row goes through a part, chosen for it by a router; and how evenly they are chosen.
 
-A router that is left alone comes to send all rows to few experts. The loss of the Switch Transformer (Fedus et al., arXiv 2101.03961) keeps them
-even: the number of experts times the sum over them of (share of the choices) x (mean probability). It is 1 where all are chosen alike.
+A router that is left alone comes to send all rows to few experts. The loss of the Switch Transformer (Fedus et al.,
+arXiv 2101.03961) keeps them even: the number of experts times the sum over them of (share of the choices) x (mean
+probability). It is 1 where all are chosen alike.
 
     with watched(model) as balance:
         loss = objective(model(x, t, cond))
@@ -27,10 +28,15 @@ class Router(nn.Module):
     def __init__(self, width: int, experts: int, chosen: int):
         super().__init__()
         if not 1 <= chosen <= experts:
-            raise ValueError(f"{chosen} of {experts} experts cannot be chosen for a row: choose at least one, and no more than there are")
+            raise ValueError(
+                f"{chosen} of {experts} experts cannot be chosen for a row: choose at least one, and no more than "
+                "there are"
+            )
         self.chosen, self.proj = chosen, Linear32(width, experts, bias=False)
 
-    def forward(self, rows: Float[Tensor, "n width"]) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"], Float[Tensor, "n experts"]]:
+    def forward(
+        self, rows: Float[Tensor, "n width"]
+    ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"], Float[Tensor, "n experts"]]:
         """The chosen with their probabilities, which do not sum to one, and the probabilities of all, which do."""
         probability = self.proj(rows).softmax(dim=-1)
         weights, chosen = probability.topk(self.chosen)
@@ -38,8 +44,8 @@ class Router(nn.Module):
 
 
 class MoE(nn.Module):
-    """Experts of which each row goes through `chosen`, weighed by their probability, and one that all rows go through, `shared` wide inside (as
-    in DeepSeekMoE, arXiv 2401.06066)."""
+    """Experts of which each row goes through `chosen`, weighed by their probability, and one that all rows go through,
+    `shared` wide inside (as in DeepSeekMoE, arXiv 2401.06066)."""
 
     def __init__(self, width: int, inner: int, experts: int, chosen: int, shared: int):
         super().__init__()
@@ -68,28 +74,31 @@ class MoE(nn.Module):
 class Balance:
     """What the routers of a network chose while it was watched, one entry for each time a router was passed.
 
-    shares: of all choices, those that fell on each expert. probabilities: what each was given on average; gradients go through these. All rows
-    count, those of padding too.
+    shares: of all choices, those that fell on each expert. probabilities: what each was given on average; gradients go
+    through these. All rows count, those of padding too.
     """
 
     shares: list[Float[Tensor, " experts"]] = field(default_factory=list)
     probabilities: list[Float[Tensor, " experts"]] = field(default_factory=list)
 
     def share(self) -> Float[Tensor, "layers experts"]:
-        """The shares of all experts, layer by layer; those of a layer sum to 1. ValueError where nothing was watched."""
+        """The shares of all experts, layer by layer; those of a layer sum to 1. ValueError where nothing was
+        watched."""
         if not self.shares:
             raise ValueError("no router was passed: call the network while it is watched, and one that has experts")
         return torch.stack(self.shares)
 
     def loss(self) -> Float[Tensor, ""]:
-        """The balance loss, its mean over layers: 1 where all experts are chosen alike, more where not. The paper's weight for it is 0.01."""
+        """The balance loss, its mean over layers: 1 where all experts are chosen alike, more where not. The paper's
+        weight for it is 0.01."""
         share = self.share()
         return share.shape[1] * (share * torch.stack(self.probabilities)).sum(dim=1).mean()
 
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[Balance]:
-    """While this is open, calls of the network tell how evenly its experts are chosen. Nothing is left on the network afterwards."""
+    """While this is open, calls of the network tell how evenly its experts are chosen. Nothing is left on the network
+    afterwards."""
     balance = Balance()
 
     def note(router: Router, rows: tuple, answer: tuple) -> None:
@@ -107,7 +116,8 @@ def watched(model: nn.Module) -> Iterator[Balance]:
 
 @contextmanager
 def evenly(model: nn.Module) -> Iterator[None]:
-    """Inside, experts share out the rows evenly: how many each has is known of tensors without contents too, and costs the same."""
+    """Inside, experts share out the rows evenly: how many each has is known of tensors without contents too, and costs
+    the same."""
     layers = [part for part in model.modules() if isinstance(part, MoE)]
 
     def even(experts: int, chosen: Tensor) -> list[int]:

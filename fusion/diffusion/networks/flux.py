@@ -1,8 +1,9 @@
 """Flux.1, the network of Black Forest Labs (black-forest-labs/flux).
 
-New against MMDiT: after blocks of two streams come blocks of one, in which text and picture share all weights and attention and feed-forward
-work side by side on the same rows, joined by one output layer. Positions are rotary: a picture's rows turn by their row and column, those of
-text by nothing. A distilled model is told the scale of guidance as it is told the time.
+New against MMDiT: after blocks of two streams come blocks of one, in which text and picture share all weights and
+attention and feed-forward work side by side on the same rows, joined by one output layer. Positions are rotary: a
+picture's rows turn by their row and column, those of text by nothing. A distilled model is told the scale of guidance
+as it is told the time.
 """
 
 from dataclasses import dataclass
@@ -35,9 +36,9 @@ from fusion.sequence.patches import cells, grid, patchify, unpatchify
 class FluxConfig:
     """Sizes of a Flux.
 
-    layers: blocks of two streams; single: blocks of one after them. axes: numbers of each head that turn by (nothing, row, column), together
-    the head. guidance: whether it is told the scale of guidance. text_mask: whether rows that Conditioning.mask leaves out are hidden; the
-    published models read their padding too.
+    layers: blocks of two streams; single: blocks of one after them. axes: numbers of each head that turn by (nothing,
+    row, column), together the head. guidance: whether it is told the scale of guidance. text_mask: whether rows that
+    Conditioning.mask leaves out are hidden; the published models read their padding too.
     """
 
     channels: int = 16
@@ -73,7 +74,9 @@ class Flux(nn.Module):
         self.head = FlowHead(width, config.channels * config.patch_size**2, width)
         start(self)
 
-    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
+    def forward(
+        self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""
         config, size = self.config, grid(x.shape[-2:], self.config.patch_size)
         told, mask = self.told(t, cond), cond.where()
@@ -105,7 +108,9 @@ class Block(nn.Module):
     def __init__(self, config: FluxConfig):
         super().__init__()
         width = config.width
-        self.text, self.image = (Stream(width, QKV(width, config.heads, qk_norm=True), FeedForward(width)) for _ in range(2))
+        self.text, self.image = (
+            Stream(width, QKV(width, config.heads, qk_norm=True), FeedForward(width)) for _ in range(2)
+        )
 
     def forward(
         self,
@@ -116,7 +121,9 @@ class Block(nn.Module):
         seen: Bool[Tensor, "b s"] | None,
     ) -> list[Float[Tensor, "b _ width"]]:
         streams = self.text, self.image
-        return joint(streams, (text, h), [stream.modulation(told)[:, None].unbind(-2) for stream in streams], turns, seen)
+        return joint(
+            streams, (text, h), [stream.modulation(told)[:, None].unbind(-2) for stream in streams], turns, seen
+        )
 
 
 class SingleBlock(nn.Module):
@@ -130,13 +137,19 @@ class SingleBlock(nn.Module):
         self.up, self.out = nn.Linear(width, 4 * width), nn.Linear(5 * width, width)
 
     def forward(
-        self, h: Float[Tensor, "b s width"], told: Float[Tensor, "b width"], turns: Float[Tensor, "s half 2"], seen: Bool[Tensor, "b s"] | None
+        self,
+        h: Float[Tensor, "b s width"],
+        told: Float[Tensor, "b width"],
+        turns: Float[Tensor, "s half 2"],
+        seen: Bool[Tensor, "b s"] | None,
     ) -> Float[Tensor, "b s width"]:
         shift, scale, gate = self.modulation(told)[:, None].unbind(-2)
         normed = modulate(self.norm(h), shift, scale)
         q, k, v = self.qkv(normed)
         attended = attend(turn(q, turns), turn(k, turns), v, seen)
-        return (h + gate * self.out(torch.cat([attended, F.gelu(self.up(normed), approximate="tanh")], dim=-1))).to(h.dtype)
+        return (h + gate * self.out(torch.cat([attended, F.gelu(self.up(normed), approximate="tanh")], dim=-1))).to(
+            h.dtype
+        )
 
 
 # ---- diffusers' FluxTransformer2DModel ----
@@ -145,7 +158,10 @@ class SingleBlock(nn.Module):
 def from_diffusers(settings: dict) -> FluxConfig:
     """The config of a FluxTransformer2DModel, which is given 2 x 2 patches as rows of 4 times the channels."""
     if settings.get("out_channels") not in (None, settings["in_channels"]) or settings["patch_size"] != 1:
-        raise ValueError("a Flux with other outputs than inputs (Fill, Canny, Depth), or patches of its own: the plain one can be loaded")
+        raise ValueError(
+            "a Flux with other outputs than inputs (Fill, Canny, Depth), or patches of its own: the plain one can "
+            "be loaded"
+        )
     return FluxConfig(
         channels=settings["in_channels"] // 4,
         width=settings["num_attention_heads"] * settings["attention_head_dim"],
@@ -162,12 +178,21 @@ def from_diffusers(settings: dict) -> FluxConfig:
 def to_diffusers(config: FluxConfig) -> dict:
     """The settings of a FluxTransformer2DModel. ValueError for what that class cannot be."""
     if config.text_mask or config.patch_size != 2 or config.theta != 10_000.0:
-        raise ValueError("diffusers' Flux has patches of 2, theta 10,000 and reads the padding of its text: this network differs")
+        raise ValueError(
+            "diffusers' Flux has patches of 2, theta 10,000 and reads the padding of its text: this network differs"
+        )
     return {
-        "num_attention_heads": config.heads, "attention_head_dim": config.width // config.heads, "in_channels": 4 * config.channels,
-        "num_layers": config.layers, "num_single_layers": config.single, "patch_size": 1, "axes_dims_rope": list(config.axes),
-        "joint_attention_dim": config.text_width, "pooled_projection_dim": config.pooled_width, "guidance_embeds": config.guidance,
-    }  # fmt: skip
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.width // config.heads,
+        "in_channels": 4 * config.channels,
+        "num_layers": config.layers,
+        "num_single_layers": config.single,
+        "patch_size": 1,
+        "axes_dims_rope": list(config.axes),
+        "joint_attention_dim": config.text_width,
+        "pooled_projection_dim": config.pooled_width,
+        "guidance_embeds": config.guidance,
+    }
 
 
 def names(config: FluxConfig) -> list[Row]:
@@ -185,8 +210,12 @@ def names(config: FluxConfig) -> list[Row]:
         rows += embedder("guidance", f"{emb}.guidance_embedder")
     for layer in range(config.layers):
         ours, theirs = f"blocks.{layer}", f"transformer_blocks.{layer}"
-        rows += qkv(f"{ours}.image.qkv", f"{theirs}.attn", True) + linear(f"{ours}.image.out", f"{theirs}.attn.to_out.0")
-        rows += added_qkv(f"{ours}.text.qkv", f"{theirs}.attn", True) + linear(f"{ours}.text.out", f"{theirs}.attn.to_add_out")
+        rows += qkv(f"{ours}.image.qkv", f"{theirs}.attn", True) + linear(
+            f"{ours}.image.out", f"{theirs}.attn.to_out.0"
+        )
+        rows += added_qkv(f"{ours}.text.qkv", f"{theirs}.attn", True) + linear(
+            f"{ours}.text.out", f"{theirs}.attn.to_add_out"
+        )
         for stream, norm, ff in (("image", "norm1", "ff"), ("text", "norm1_context", "ff_context")):
             rows += linear(f"{ours}.{stream}.modulation.proj", f"{theirs}.{norm}.linear")
             rows += feed_forward(f"{ours}.{stream}.feed_forward", f"{theirs}.{ff}")

@@ -1,8 +1,9 @@
 """Flux.2, the network of Black Forest Labs (black-forest-labs/flux2).
 
-New against Flux.1: one modulation for all blocks of a kind, three in the network, where each block had its own; feed-forwards are SwiGLU, 3
-times the width inside; no layer has a bias. Text is the features of a language model, and no pooled vector is read. Positions have four axes
-(time, row, column, word): a picture's rows turn by row and column, those of text by their place in it.
+New against Flux.1: one modulation for all blocks of a kind, three in the network, where each block had its own;
+feed-forwards are SwiGLU, 3 times the width inside; no layer has a bias. Text is the features of a language model, and
+no pooled vector is read. Positions have four axes (time, row, column, word): a picture's rows turn by row and column,
+those of text by their place in it.
 """
 
 from dataclasses import dataclass
@@ -35,9 +36,9 @@ from fusion.sequence.patches import cells, grid, patchify, unpatchify
 class Flux2Config:
     """Sizes of a Flux2.
 
-    layers: blocks of two streams; single: blocks of one after them. axes: numbers of each head that turn by (time, row, column, word),
-    together the head. expansion: of feed-forwards. guidance: whether it is told the scale of guidance. text_mask: whether rows that
-    Conditioning.mask leaves out are hidden; the published models read their padding too.
+    layers: blocks of two streams; single: blocks of one after them. axes: numbers of each head that turn by (time, row,
+    column, word), together the head. expansion: of feed-forwards. guidance: whether it is told the scale of guidance.
+    text_mask: whether rows that Conditioning.mask leaves out are hidden; the published models read their padding too.
     """
 
     channels: int = 32
@@ -72,14 +73,18 @@ class Flux2(nn.Module):
         self.time = TimestepEmbedding(width)
         self.guidance = TimestepEmbedding(width) if config.guidance else None
         self.text = nn.Linear(config.text_width, width)
-        self.modulation = nn.ModuleDict({"text": Modulation(width, width), "image": Modulation(width, width), "single": Modulation(width, width, 3)})
+        self.modulation = nn.ModuleDict(
+            {"text": Modulation(width, width), "image": Modulation(width, width), "single": Modulation(width, width, 3)}
+        )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.single = nn.ModuleList(SingleBlock(config) for _ in range(config.single))
         self.head = FlowHead(width, config.channels * config.patch_size**2, width)
         start(self)
         without_biases(self)
 
-    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
+    def forward(
+        self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""
         config, size = self.config, grid(x.shape[-2:], self.config.patch_size)
         told, mask = self.told(t, cond), cond.where()
@@ -111,7 +116,13 @@ class Block(nn.Module):
     def __init__(self, config: Flux2Config):
         super().__init__()
         self.text, self.image = (
-            Stream(config.width, QKV(config.width, config.heads, qk_norm=True), SwiGLU(config.width, config.inner), pieces=0) for _ in range(2)
+            Stream(
+                config.width,
+                QKV(config.width, config.heads, qk_norm=True),
+                SwiGLU(config.width, config.inner),
+                pieces=0,
+            )
+            for _ in range(2)
         )
 
     def forward(
@@ -145,18 +156,23 @@ class SingleBlock(nn.Module):
         normed = modulate(self.norm(h), shift, scale)
         q, k, v = self.qkv(normed)
         attended = attend(turn(q, turns), turn(k, turns), v, seen)
-        return (h + gate * self.out(torch.cat([attended, F.silu(self.gate(normed)) * self.up(normed)], dim=-1))).to(h.dtype)
+        return (h + gate * self.out(torch.cat([attended, F.silu(self.gate(normed)) * self.up(normed)], dim=-1))).to(
+            h.dtype
+        )
 
 
 # ---- diffusers' Flux2Transformer2DModel ----
 
 
 def from_diffusers(settings: dict) -> Flux2Config:
-    """The config of a Flux2Transformer2DModel, whose VAE has folded 2 x 2 latent pixels into channels. ValueError for other ones."""
+    """The config of a Flux2Transformer2DModel, whose VAE has folded 2 x 2 latent pixels into channels. ValueError for
+    other ones."""
     plain = {"patch_size": 1, "eps": 1e-6, "timestep_guidance_channels": 256}
     unlike = [name for name, value in plain.items() if settings.get(name, value) != value]
     if settings.get("out_channels") not in (None, settings["in_channels"]) or unlike:
-        raise ValueError(f"a Flux2 with {unlike[0] if unlike else 'out_channels'} of its own: no published one is like that")
+        raise ValueError(
+            f"a Flux2 with {unlike[0] if unlike else 'out_channels'} of its own: no published one is like that"
+        )
     return Flux2Config(
         channels=settings["in_channels"],
         patch_size=1,
@@ -173,32 +189,50 @@ def from_diffusers(settings: dict) -> Flux2Config:
 
 
 def to_diffusers(config: Flux2Config) -> dict:
-    """The settings of a Flux2Transformer2DModel, which is given latents folded as far as our patches fold them: with patches of 1 it is the same
-    network. ValueError for what that class cannot be."""
+    """The settings of a Flux2Transformer2DModel, which is given latents folded as far as our patches fold them: with
+    patches of 1 it is the same network. ValueError for what that class cannot be."""
     if config.text_mask:
         raise ValueError("diffusers' Flux2 reads the padding of its text: this network differs")
     return {
-        "num_attention_heads": config.heads, "attention_head_dim": config.width // config.heads,
-        "in_channels": config.patch_size**2 * config.channels, "num_layers": config.layers, "num_single_layers": config.single,
-        "patch_size": 1, "axes_dims_rope": list(config.axes), "rope_theta": config.theta, "mlp_ratio": config.expansion,
-        "joint_attention_dim": config.text_width, "guidance_embeds": config.guidance,
-    }  # fmt: skip
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.width // config.heads,
+        "in_channels": config.patch_size**2 * config.channels,
+        "num_layers": config.layers,
+        "num_single_layers": config.single,
+        "patch_size": 1,
+        "axes_dims_rope": list(config.axes),
+        "rope_theta": config.theta,
+        "mlp_ratio": config.expansion,
+        "joint_attention_dim": config.text_width,
+        "guidance_embeds": config.guidance,
+    }
 
 
 def names(config: Flux2Config) -> list[Row]:
     """Our tensors and theirs, who keep layers that read the same rows in one. Their last norm has the scale first."""
     width, inner = config.width, config.inner
     layers = [("embed.proj", "x_embedder"), ("text", "context_embedder"), ("head.out", "proj_out")]
-    layers += [(f"modulation.{kind}.proj", f"double_stream_modulation_{theirs}.linear") for kind, theirs in (("text", "txt"), ("image", "img"))]
+    layers += [
+        (f"modulation.{kind}.proj", f"double_stream_modulation_{theirs}.linear")
+        for kind, theirs in (("text", "txt"), ("image", "img"))
+    ]
     layers += [("modulation.single.proj", "single_stream_modulation.linear")]
     rows = linear("head.modulation.proj", "norm_out.linear", bias=False, both=swapped)
-    for told, theirs in (("time", "timestep_embedder"), *((("guidance", "guidance_embedder"),) if config.guidance else ())):
+    for told, theirs in (
+        ("time", "timestep_embedder"),
+        *((("guidance", "guidance_embedder"),) if config.guidance else ()),
+    ):
         rows += embedder(told, f"time_guidance_embed.{theirs}", bias=False)
     for layer in range(config.layers):
         ours, theirs = f"blocks.{layer}", f"transformer_blocks.{layer}"
-        rows += qkv(f"{ours}.image.qkv", f"{theirs}.attn", True, bias=False) + added_qkv(f"{ours}.text.qkv", f"{theirs}.attn", True, bias=False)
+        rows += qkv(f"{ours}.image.qkv", f"{theirs}.attn", True, bias=False) + added_qkv(
+            f"{ours}.text.qkv", f"{theirs}.attn", True, bias=False
+        )
         layers += [(f"{ours}.image.out", f"{theirs}.attn.to_out.0"), (f"{ours}.text.out", f"{theirs}.attn.to_add_out")]
-        for stream, ff in ((f"{ours}.image.feed_forward", f"{theirs}.ff"), (f"{ours}.text.feed_forward", f"{theirs}.ff_context")):
+        for stream, ff in (
+            (f"{ours}.image.feed_forward", f"{theirs}.ff"),
+            (f"{ours}.text.feed_forward", f"{theirs}.ff_context"),
+        ):
             rows.append(fused([f"{stream}.gate", f"{stream}.up"], f"{ff}.linear_in", [inner] * 2))
             layers.append((f"{stream}.down", f"{ff}.linear_out"))
     for layer in range(config.single):

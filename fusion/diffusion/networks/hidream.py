@@ -1,12 +1,13 @@
 """HiDream-I1, the network of HiDream.ai (arXiv 2505.22705; HiDream-ai/HiDream-I1).
 
-New against Flux.1: the picture's feed-forwards are mixtures of experts (`experts.py`, which also tells how evenly they are chosen), and the text
-comes from two models. T5's tokens and those of the last layer read from a language model go through all blocks; each block reads one layer
-more of the language model, whose tokens are appended before it and dropped after it. One modulation serves both streams of a block, queries and
-keys are normalised across all heads, the picture comes first, and words turn by nothing.
+New against Flux.1: the picture's feed-forwards are mixtures of experts (`experts.py`, which also tells how evenly they
+are chosen), and the text comes from two models. T5's tokens and those of the last layer read from a language model go
+through all blocks; each block reads one layer more of the language model, whose tokens are appended before it and
+dropped after it. One modulation serves both streams of a block, queries and keys are normalised across all heads, the
+picture comes first, and words turn by nothing.
 
-The released network predicts data - noise, and its pipeline turns the sign. Ours predicts noise - data as all pages do: the name table turns the
-sign of its last layer, and no code does.
+The released network predicts data - noise, and its pipeline turns the sign. Ours predicts noise - data as all pages do:
+the name table turns the sign of its last layer, and no code does.
 """
 
 import math
@@ -29,12 +30,13 @@ from fusion.sequence.patches import cells, grid, patchify, unpatchify
 class HiDreamConfig:
     """Sizes of a HiDream.
 
-    layers: blocks of two streams; single: blocks of one after them. reads: which of Conditioning.layers each block reads. axes: numbers of each
-    head that turn by (nothing, row, column), together the head. experts, chosen: how many a picture's row can go to, and goes to; without
-    experts its feed-forward is like the text's. text_width, layer_width: of tokens, and of those of a language model's layers. text_mask:
-    whether rows that the masks of Conditioning leave out are hidden; the published models read their padding too.
-    largest: sides of a latent to whose size pictures that are not square are filled up, as the published models do. The filling is seen: its
-    keys are zero, which hides nothing. None: nothing is filled.
+    layers: blocks of two streams; single: blocks of one after them. reads: which of Conditioning.layers each block
+    reads. axes: numbers of each head that turn by (nothing, row, column), together the head. experts, chosen: how many
+    a picture's row can go to, and goes to; without experts its feed-forward is like the text's. text_width,
+    layer_width: of tokens, and of those of a language model's layers. text_mask: whether rows that the masks of
+    Conditioning leave out are hidden; the published models read their padding too. largest: sides of a latent to whose
+    size pictures that are not square are filled up, as the published models do. The filling is seen: its keys are zero,
+    which hides nothing. None: nothing is filled.
     """
 
     channels: int = 16
@@ -56,10 +58,14 @@ class HiDreamConfig:
     def __post_init__(self):
         check_axes(self.axes, self.width, self.heads)
         if len(self.reads) != self.layers + self.single:
-            raise ValueError(f"reads={self.reads}: name one layer of the language model for each of the {self.layers + self.single} blocks")
+            raise ValueError(
+                f"reads={self.reads}: name one layer of the language model for each of the "
+                f"{self.layers + self.single} blocks"
+            )
 
     def inner(self, expansion: int) -> int:
-        """Width inside a SwiGLU that costs what two layers of `expansion` times the width do, up to the next multiple of 256."""
+        """Width inside a SwiGLU that costs what two layers of `expansion` times the width do, up to the next multiple
+        of 256."""
         return 256 * math.ceil(2 * expansion * self.width // 3 / 256)
 
 
@@ -79,7 +85,9 @@ class HiDream(nn.Module):
         self.head = FlowHead(width, config.channels * config.patch_size**2, width)
         start(self)
 
-    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
+    def forward(
+        self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""
         config, size = self.config, grid(x.shape[-2:], self.config.patch_size)
         mask = torch.cat([cond.where(), *[cond.where("layers")] * 2], dim=1)
@@ -97,10 +105,14 @@ class HiDream(nn.Module):
         return unpatchify(drawn.to(x.dtype), size, config.patch_size, config.channels)
 
     def read(self, cond: Conditioning) -> list[Float[Tensor, "b m width"]]:
-        """The layer of the language model that each block reads, embedded for it. ValueError where there are too few."""
+        """The layer of the language model that each block reads, embedded for it. ValueError where there are too
+        few."""
         layers, last = cond.given("layers"), max(self.config.reads)
         if len(layers) <= last:
-            raise ValueError(f"this network reads layer {last}, counted from 0, of a language model: give Conditioning more than {len(layers)}")
+            raise ValueError(
+                f"this network reads layer {last}, counted from 0, of a language model: give Conditioning more than "
+                f"{len(layers)}"
+            )
         return [embed(layers[number]) for embed, number in zip(self.layers, self.config.reads, strict=True)]
 
     def filling(self, size: tuple[int, int]) -> int:
@@ -109,13 +121,17 @@ class HiDream(nn.Module):
             return 0
         rows = math.prod(self.config.largest) // self.config.patch_size**2
         if math.prod(size) > rows:
-            raise ValueError(f"{size[0]} x {size[1]} patches, and this network fills such pictures up to {rows}: draw smaller or square ones")
+            raise ValueError(
+                f"{size[0]} x {size[1]} patches, and this network fills such pictures up to {rows}: draw smaller or "
+                "square ones"
+            )
         return rows - math.prod(size)
 
     def place(
         self, size: tuple[int, int], mask: Bool[Tensor, "b m"]
     ) -> tuple[Float[Tensor, "s half 2"], Bool[Tensor, "b s"] | None, Float[Tensor, "s half 2"]]:
-        """Rotary positions of all rows, picture, filling and text; which may be attended to; and positions of keys, where filling is nothing."""
+        """Rotary positions of all rows, picture, filling and text; which may be attended to; and positions of keys,
+        where filling is nothing."""
         drawn, filling = math.prod(size), self.filling(size)
         where = F.pad(cells(size, mask.device), (1, 0, 0, filling + mask.shape[1]))
         turns = rotary(where, self.config.axes, 10_000.0)
@@ -124,7 +140,8 @@ class HiDream(nn.Module):
 
 
 class Block(nn.Module):
-    """One or two streams in one attention, the picture's first, with one modulation for both and experts for the picture."""
+    """One or two streams in one attention, the picture's first, with one modulation for both and experts for the
+    picture."""
 
     def __init__(self, config: HiDreamConfig, streams: int):
         super().__init__()
@@ -145,7 +162,9 @@ class Block(nn.Module):
         *others, last = rows
         pieces = self.modulation(told)[:, None].unbind(-2)
         streams = [part for part in (self.image, self.text) if part is not None]
-        *others, last = joint(streams, [*others, torch.cat([last, more], dim=1)], (pieces[:6], pieces[6:])[: len(rows)], turns, seen, keys)
+        *others, last = joint(
+            streams, [*others, torch.cat([last, more], dim=1)], (pieces[:6], pieces[6:])[: len(rows)], turns, seen, keys
+        )
         return [*others, last[:, : -more.shape[1]]]
 
 
@@ -185,14 +204,26 @@ def from_diffusers(settings: dict) -> HiDreamConfig:
 def to_diffusers(config: HiDreamConfig) -> dict:
     """The settings of a HiDreamImageTransformer2DModel. ValueError for what that class cannot be."""
     if config.text_mask or config.largest is None:
-        raise ValueError("diffusers' HiDream reads the padding of its text and fills up pictures that are not square: this network differs")
+        raise ValueError(
+            "diffusers' HiDream reads the padding of its text and fills up pictures that are not square: this "
+            "network differs"
+        )
     return {
-        "num_attention_heads": config.heads, "attention_head_dim": config.width // config.heads, "in_channels": config.channels,
-        "out_channels": config.channels, "num_layers": config.layers, "num_single_layers": config.single, "patch_size": config.patch_size,
-        "llama_layers": list(config.reads), "axes_dims_rope": list(config.axes), "num_routed_experts": config.experts,
-        "num_activated_experts": config.chosen, "caption_channels": [config.text_width, config.layer_width],
-        "text_emb_dim": config.pooled_width, "max_resolution": list(config.largest),
-    }  # fmt: skip
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.width // config.heads,
+        "in_channels": config.channels,
+        "out_channels": config.channels,
+        "num_layers": config.layers,
+        "num_single_layers": config.single,
+        "patch_size": config.patch_size,
+        "llama_layers": list(config.reads),
+        "axes_dims_rope": list(config.axes),
+        "num_routed_experts": config.experts,
+        "num_activated_experts": config.chosen,
+        "caption_channels": [config.text_width, config.layer_width],
+        "text_emb_dim": config.pooled_width,
+        "max_resolution": list(config.largest),
+    }
 
 
 def names(config: HiDreamConfig) -> list[Row]:
@@ -223,7 +254,9 @@ def block_names(ours: str, theirs: str, experts: int) -> list[Row]:
     if not experts:
         return rows + swiglu(fed, ff)
     rows += [Row(f"{fed}.router.proj.weight", f"{ff}.gate.weight"), *swiglu(f"{fed}.shared", f"{ff}.shared_experts")]
-    return rows + [row for expert in range(experts) for row in swiglu(f"{fed}.experts.{expert}", f"{ff}.experts.{expert}")]
+    return rows + [
+        row for expert in range(experts) for row in swiglu(f"{fed}.experts.{expert}", f"{ff}.experts.{expert}")
+    ]
 
 
 def stream_names(ours: str, theirs: str, end: str = "") -> list[Row]:
@@ -234,4 +267,7 @@ def stream_names(ours: str, theirs: str, end: str = "") -> list[Row]:
 
 def swiglu(ours: str, theirs: str) -> list[Row]:
     """The rows of a feed-forward."""
-    return [Row(f"{ours}.{part}.weight", f"{theirs}.{name}.weight") for part, name in (("gate", "w1"), ("up", "w3"), ("down", "w2"))]
+    return [
+        Row(f"{ours}.{part}.weight", f"{theirs}.{name}.weight")
+        for part, name in (("gate", "w1"), ("up", "w3"), ("down", "w2"))
+    ]

@@ -1,12 +1,13 @@
 """Lumina-Image 2.0, with its Unified Next-DiT (Qin et al., arXiv 2503.21758; Alpha-VLLM/Lumina-Image-2.0).
 
-New in it: text and picture are one sequence of one stream, and positions say so. On the first of three rotary axes words count up and the
-picture stands behind the last; the other two are its rows and columns. Before they meet, a few blocks refine each alone, the text's without
-being told the time. Blocks are an LLM's: RMSNorms before and behind each part (sandwich), SwiGLU, fewer key than query heads. The time scales
-and gates, through a tanh, and shifts nothing.
+New in it: text and picture are one sequence of one stream, and positions say so. On the first of three rotary axes
+words count up and the picture stands behind the last; the other two are its rows and columns. Before they meet, a few
+blocks refine each alone, the text's without being told the time. Blocks are an LLM's: RMSNorms before and behind each
+part (sandwich), SwiGLU, fewer key than query heads. The time scales and gates, through a tanh, and shifts nothing.
 
-The network counts time from noise to data, in [0, 1] and not in thousandths: so does its embedding of t here. The released one predicts
-data - noise. Ours predicts noise - data as all pages do: the name table turns the sign of the last layer.
+The network counts time from noise to data, in [0, 1] and not in thousandths: so does its embedding of t here. The
+released one predicts data - noise. Ours predicts noise - data as all pages do: the name table turns the sign of the
+last layer.
 """
 
 import math
@@ -29,9 +30,10 @@ from fusion.sequence.patches import cells, grid, patchify, unpatchify
 class Lumina2Config:
     """Sizes of a Lumina2.
 
-    layers: blocks over text and picture; refiners: blocks over each before that. heads, kv_heads: of queries, and of keys and values. axes:
-    numbers of a head that turn by (place in the sequence, row, column), together the head; largest: how many places each axis has.
-    multiple, expansion: the feed-forward is `expansion` times the width inside, up to the next multiple.
+    layers: blocks over text and picture; refiners: blocks over each before that. heads, kv_heads: of queries, and of
+    keys and values. axes: numbers of a head that turn by (place in the sequence, row, column), together the head;
+    largest: how many places each axis has. multiple, expansion: the feed-forward is `expansion` times the width inside,
+    up to the next multiple.
     """
 
     channels: int = 16
@@ -51,7 +53,9 @@ class Lumina2Config:
     def __post_init__(self):
         check_axes(self.axes, self.width, self.heads)
         if self.heads % self.key_heads:
-            raise ValueError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}: each serves as many queries")
+            raise ValueError(
+                f"kv_heads={self.kv_heads} does not divide heads={self.heads}: each serves as many queries"
+            )
 
     @property
     def key_heads(self) -> int:
@@ -77,7 +81,10 @@ class Lumina2(nn.Module):
         self.config, width = config, config.width
         self.embed = PatchEmbed(config.channels * config.patch_size**2, width)
         self.time = TimestepEmbedding(config.time_width, scale=-1.0, origin=1.0)
-        self.text_norm, self.text = nn.RMSNorm(config.text_width, eps=config.norm_eps), nn.Linear(config.text_width, width)
+        self.text_norm, self.text = (
+            nn.RMSNorm(config.text_width, eps=config.norm_eps),
+            nn.Linear(config.text_width, width),
+        )
         self.words = nn.ModuleList(Block(config, told=False) for _ in range(config.refiners))
         self.picture = nn.ModuleList(Block(config) for _ in range(config.refiners))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -86,7 +93,9 @@ class Lumina2(nn.Module):
         start(self)
         nn.init.zeros_(self.out.weight)
 
-    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
+    def forward(
+        self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""
         config, size = self.config, grid(x.shape[-2:], self.config.patch_size)
         mask, time = cond.where(), self.time(t)
@@ -105,13 +114,19 @@ class Lumina2(nn.Module):
         return unpatchify(rows.to(x.dtype), size, config.patch_size, config.channels)
 
     def turns(self, mask: Bool[Tensor, "b m"], size: tuple[int, int]) -> Float[Tensor, "b 1 s half 2"]:
-        """Rotary positions of words and of the picture, which stands behind the last word of its own text. ValueError for more than there are."""
+        """Rotary positions of words and of the picture, which stands behind the last word of its own text. ValueError
+        for more than there are."""
         places, rows, columns = self.config.largest
         lengths = mask.sum(1)
         if mask.shape[1] >= places and int(lengths.max()) >= places:
-            raise ValueError(f"a text of {int(lengths.max())} tokens, and this network knows places of {places - 1}: shorten it")
+            raise ValueError(
+                f"a text of {int(lengths.max())} tokens, and this network knows places of {places - 1}: shorten it"
+            )
         if size[0] > rows or size[1] > columns:
-            raise ValueError(f"{size[0]} x {size[1]} patches, and this network knows positions of {rows} x {columns}: draw smaller pictures")
+            raise ValueError(
+                f"{size[0]} x {size[1]} patches, and this network knows positions of {rows} x {columns}: draw smaller "
+                "pictures"
+            )
         word = (mask.cumsum(1) - 1).clamp(min=0)
         words = F.pad(word[..., None], (0, 2))
         drawn = cells(size, mask.device).expand(len(mask), -1, -1)
@@ -126,7 +141,9 @@ class Block(nn.Module):
     def __init__(self, config: Lumina2Config, told: bool = True):
         super().__init__()
         self.modulation = Modulation(config.time_width, config.width, pieces=4) if told else None
-        self.before1, self.after1, self.before2, self.after2 = (nn.RMSNorm(config.width, eps=config.norm_eps) for _ in range(4))
+        self.before1, self.after1, self.before2, self.after2 = (
+            nn.RMSNorm(config.width, eps=config.norm_eps) for _ in range(4)
+        )
         self.attention, self.feed_forward = GroupedAttention(config), SwiGLU(config.width, config.inner)
 
     def forward(
@@ -148,7 +165,8 @@ class Block(nn.Module):
 
 
 class GroupedAttention(nn.Module):
-    """Attention of fewer key than query heads (Ainslie et al., arXiv 2305.13245), normalised head by head; no biases."""
+    """Attention of fewer key than query heads (Ainslie et al., arXiv 2305.13245), normalised head by head; no
+    biases."""
 
     def __init__(self, config: Lumina2Config):
         super().__init__()
@@ -194,11 +212,20 @@ def from_diffusers(settings: dict) -> Lumina2Config:
 def to_diffusers(config: Lumina2Config) -> dict:
     """The settings of a Lumina2Transformer2DModel."""
     return {
-        "in_channels": config.channels, "patch_size": config.patch_size, "hidden_size": config.width, "num_layers": config.layers,
-        "num_refiner_layers": config.refiners, "num_attention_heads": config.heads, "num_kv_heads": config.key_heads,
-        "multiple_of": config.multiple, "ffn_dim_multiplier": None if config.expansion == 4.0 else config.expansion / 4.0,
-        "norm_eps": config.norm_eps, "axes_dim_rope": list(config.axes), "axes_lens": list(config.largest), "cap_feat_dim": config.text_width,
-    }  # fmt: skip
+        "in_channels": config.channels,
+        "patch_size": config.patch_size,
+        "hidden_size": config.width,
+        "num_layers": config.layers,
+        "num_refiner_layers": config.refiners,
+        "num_attention_heads": config.heads,
+        "num_kv_heads": config.key_heads,
+        "multiple_of": config.multiple,
+        "ffn_dim_multiplier": None if config.expansion == 4.0 else config.expansion / 4.0,
+        "norm_eps": config.norm_eps,
+        "axes_dim_rope": list(config.axes),
+        "axes_lens": list(config.largest),
+        "cap_feat_dim": config.text_width,
+    }
 
 
 def names(config: Lumina2Config) -> list[Row]:
@@ -212,7 +239,11 @@ def names(config: Lumina2Config) -> list[Row]:
         *linear("modulation.proj", "norm_out.linear_1"),
         *linear("out", "norm_out.linear_2", both=negated(*channels_last(*sides))),
     ]
-    lists = {"words": ("context_refiner", config.refiners), "picture": ("noise_refiner", config.refiners), "blocks": ("layers", config.layers)}
+    lists = {
+        "words": ("context_refiner", config.refiners),
+        "picture": ("noise_refiner", config.refiners),
+        "blocks": ("layers", config.layers),
+    }
     for ours, (theirs, layers) in lists.items():
         for layer in range(layers):
             rows += block_names(f"{ours}.{layer}", f"{theirs}.{layer}", told=ours != "words")
@@ -223,9 +254,15 @@ def block_names(ours: str, theirs: str, told: bool) -> list[Row]:
     """Those of a block."""
     rows = linear(f"{ours}.modulation.proj", f"{theirs}.norm1.linear") if told else []
     pairs = {
-        "before1": "norm1.norm" if told else "norm1", "after1": "norm2", "before2": "ffn_norm1", "after2": "ffn_norm2",
-        **{f"attention.{part}": f"attn.to_{part}" for part in "qkv"}, "attention.out": "attn.to_out.0",
+        "before1": "norm1.norm" if told else "norm1",
+        "after1": "norm2",
+        "before2": "ffn_norm1",
+        "after2": "ffn_norm2",
+        **{f"attention.{part}": f"attn.to_{part}" for part in "qkv"},
+        "attention.out": "attn.to_out.0",
         **{f"attention.norm_{part}": f"attn.norm_{part}" for part in "qk"},
-        "feed_forward.gate": "feed_forward.linear_1", "feed_forward.down": "feed_forward.linear_2", "feed_forward.up": "feed_forward.linear_3",
-    }  # fmt: skip
+        "feed_forward.gate": "feed_forward.linear_1",
+        "feed_forward.down": "feed_forward.linear_2",
+        "feed_forward.up": "feed_forward.linear_3",
+    }
     return rows + [Row(f"{ours}.{one}.weight", f"{theirs}.{other}.weight") for one, other in pairs.items()]

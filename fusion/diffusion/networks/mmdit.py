@@ -1,8 +1,9 @@
 """MMDiT, the network of Stable Diffusion 3 and 3.5 (Esser et al., arXiv 2403.03206; stabilityai/sd3.5).
 
-New against DiT: text is no condition beside the picture but a stream of its own, with weights of its own; the two streams meet in one
-attention over the rows of both. The time, joined by a pooled vector of the text, modulates both by adaLN-zero. SD3.5 normalises queries
-and keys head by head, and its medium size has blocks whose picture stream attends to itself a second time.
+New against DiT: text is no condition beside the picture but a stream of its own, with weights of its own; the two
+streams meet in one attention over the rows of both. The time, joined by a pooled vector of the text, modulates both by
+adaLN-zero. SD3.5 normalises queries and keys head by head, and its medium size has blocks whose picture stream attends
+to itself a second time.
 """
 
 from dataclasses import dataclass
@@ -32,9 +33,10 @@ from fusion.sequence.patches import cells, grid, patchify, sincos, unpatchify
 class MMDiTConfig:
     """Sizes of an MMDiT; width and heads default to 64 numbers a head for each of `layers` heads, as in the paper.
 
-    text_width, pooled_width: of text tokens and of the vector for all of the text. largest, base_grid: positions are those of the middle of a
-    grid of `largest` cells per side, stretched to `base_grid` cells. dual: blocks in which the picture attends to itself once more.
-    text_mask: whether rows that Conditioning.mask leaves out are hidden; the published models read their padding too.
+    text_width, pooled_width: of text tokens and of the vector for all of the text. largest, base_grid: positions are
+    those of the middle of a grid of `largest` cells per side, stretched to `base_grid` cells. dual: blocks in which the
+    picture attends to itself once more. text_mask: whether rows that Conditioning.mask leaves out are hidden; the
+    published models read their padding too.
     """
 
     channels: int = 16
@@ -62,11 +64,15 @@ class MMDiT(nn.Module):
         self.pooled = PooledText(config.pooled_width, width)
         self.text = nn.Linear(config.text_width, width)
         last = config.layers - 1
-        self.blocks = nn.ModuleList(Block(config, layer in config.dual, layer == last) for layer in range(config.layers))
+        self.blocks = nn.ModuleList(
+            Block(config, layer in config.dual, layer == last) for layer in range(config.layers)
+        )
         self.head = FlowHead(width, config.channels * config.patch_size**2, width)
         start(self)
 
-    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
+    def forward(
+        self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""
         config, size = self.config, grid(x.shape[-2:], self.config.patch_size)
         h = self.embed(patchify(x, config.patch_size, rank=2))
@@ -81,7 +87,10 @@ class MMDiT(nn.Module):
         """Sin-cos of the middle `size` cells. ValueError for more cells than there are positions."""
         largest = self.config.largest
         if max(size) > largest:
-            raise ValueError(f"{size[0]} x {size[1]} patches, and this network knows positions of {largest} per side: draw smaller pictures")
+            raise ValueError(
+                f"{size[0]} x {size[1]} patches, and this network knows positions of {largest} per side: draw smaller "
+                "pictures"
+            )
         first = torch.tensor([(largest - side) // 2 for side in size], device=device)
         where = (cells(size, device) + first).float() * (self.config.base_grid / largest)
         return sincos(where.flip(-1), self.config.width)
@@ -98,12 +107,20 @@ class Block(nn.Module):
         self.again, self.out_again = (QKV(*sizes), nn.Linear(width, width)) if dual else (None, None)
 
     def forward(
-        self, h: Float[Tensor, "b n width"], text: Float[Tensor, "b m width"], time: Float[Tensor, "b width"], seen: Bool[Tensor, "b s"] | None
+        self,
+        h: Float[Tensor, "b n width"],
+        text: Float[Tensor, "b m width"],
+        time: Float[Tensor, "b width"],
+        seen: Bool[Tensor, "b s"] | None,
     ) -> tuple[Float[Tensor, "b n width"], Float[Tensor, "b m width"]]:
         """seen: which rows, the picture's and then the text's, may be attended to."""
         image, words = (stream.modulation(time)[:, None].unbind(-2) for stream in (self.image, self.text))
         normed = self.image.norm1(h)
-        rows = zip(self.image.qkv(modulate(normed, *image[:2])), self.text.qkv(modulate(self.text.norm1(text), *words[:2])), strict=True)
+        rows = zip(
+            self.image.qkv(modulate(normed, *image[:2])),
+            self.text.qkv(modulate(self.text.norm1(text), *words[:2])),
+            strict=True,
+        )
         drawn, told = attend(*(torch.cat(pair, dim=2) for pair in rows), seen).split([h.shape[1], text.shape[1]], dim=1)
         h = (h + image[2] * self.image.out(drawn)).to(h.dtype)
         if self.again is not None:
@@ -116,10 +133,14 @@ class Block(nn.Module):
 
 
 def from_diffusers(settings: dict) -> MMDiTConfig:
-    """The config of an SD3Transformer2DModel. ValueError for widths that differ between its streams, which its own forward refuses too."""
+    """The config of an SD3Transformer2DModel. ValueError for widths that differ between its streams, which its own
+    forward refuses too."""
     width = settings["num_attention_heads"] * settings["attention_head_dim"]
     if settings["caption_projection_dim"] != width or settings.get("qk_norm") not in (None, "rms_norm"):
-        raise ValueError("caption_projection_dim is not the width of the picture, or qk_norm is not rms_norm: no published MMDiT is like that")
+        raise ValueError(
+            "caption_projection_dim is not the width of the picture, or qk_norm is not rms_norm: no published MMDiT is "
+            "like that"
+        )
     return MMDiTConfig(
         channels=settings["in_channels"],
         patch_size=settings["patch_size"],
@@ -140,12 +161,20 @@ def to_diffusers(config: MMDiTConfig) -> dict:
     if config.text_mask:
         raise ValueError("diffusers' SD3 reads the padding of its text: this network hides it")
     return {
-        "num_attention_heads": config.heads, "attention_head_dim": config.width // config.heads, "in_channels": config.channels,
-        "out_channels": config.channels, "num_layers": config.layers, "patch_size": config.patch_size, "caption_projection_dim": config.width,
-        "sample_size": round(config.base_grid * config.patch_size), "pos_embed_max_size": config.largest,
-        "joint_attention_dim": config.text_width, "pooled_projection_dim": config.pooled_width,
-        "qk_norm": "rms_norm" if config.qk_norm else None, "dual_attention_layers": list(config.dual),
-    }  # fmt: skip
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.width // config.heads,
+        "in_channels": config.channels,
+        "out_channels": config.channels,
+        "num_layers": config.layers,
+        "patch_size": config.patch_size,
+        "caption_projection_dim": config.width,
+        "sample_size": round(config.base_grid * config.patch_size),
+        "pos_embed_max_size": config.largest,
+        "joint_attention_dim": config.text_width,
+        "pooled_projection_dim": config.pooled_width,
+        "qk_norm": "rms_norm" if config.qk_norm else None,
+        "dual_attention_layers": list(config.dual),
+    }
 
 
 def buffers(config: MMDiTConfig) -> dict[str, Tensor]:
@@ -168,11 +197,15 @@ def names(config: MMDiTConfig) -> list[Row]:
         ours, theirs, last = f"blocks.{layer}", f"transformer_blocks.{layer}", layer == config.layers - 1
         rows += linear(f"{ours}.image.modulation.proj", f"{theirs}.norm1.linear")
         rows += linear(f"{ours}.text.modulation.proj", f"{theirs}.norm1_context.linear", both=swapped if last else ())
-        rows += qkv(f"{ours}.image.qkv", f"{theirs}.attn", config.qk_norm) + linear(f"{ours}.image.out", f"{theirs}.attn.to_out.0")
+        rows += qkv(f"{ours}.image.qkv", f"{theirs}.attn", config.qk_norm) + linear(
+            f"{ours}.image.out", f"{theirs}.attn.to_out.0"
+        )
         rows += added_qkv(f"{ours}.text.qkv", f"{theirs}.attn", config.qk_norm)
         rows += [] if last else linear(f"{ours}.text.out", f"{theirs}.attn.to_add_out")
         if layer in config.dual:
-            rows += qkv(f"{ours}.again", f"{theirs}.attn2", config.qk_norm) + linear(f"{ours}.out_again", f"{theirs}.attn2.to_out.0")
+            rows += qkv(f"{ours}.again", f"{theirs}.attn2", config.qk_norm) + linear(
+                f"{ours}.out_again", f"{theirs}.attn2.to_out.0"
+            )
         for stream, ff in (("image", "ff"), *(() if last else (("text", "ff_context"),))):
             rows += feed_forward(f"{ours}.{stream}.feed_forward", f"{theirs}.{ff}")
     return rows

@@ -1,8 +1,9 @@
 """PixArt-alpha (Chen et al., arXiv 2310.00426; PixArt-alpha/PixArt-alpha).
 
-New against DiT: text comes in by cross-attention in every block, without a norm and without a gate, and adaLN becomes adaLN-single. One
-modulation of the time is made for all blocks, and each block adds a table of its own, which saves 27 % of the parameters. So a
-class-conditional DiT can be taken over (`from_dit`): at one time the tables give what its own layers gave.
+New against DiT: text comes in by cross-attention in every block, without a norm and without a gate, and adaLN becomes
+adaLN-single. One modulation of the time is made for all blocks, and each block adds a table of its own, which saves 27
+% of the parameters. So a class-conditional DiT can be taken over (`from_dit`): at one time the tables give what its own
+layers gave.
 """
 
 from dataclasses import dataclass
@@ -31,9 +32,10 @@ from fusion.sequence.patches import grid, patchify, unpatchify
 class PixArtConfig:
     """Sizes of a PixArt; the defaults are those of DiT-S/2 with text.
 
-    text_width: of text tokens. base_grid: cells per side to which sin-cos positions stretch every grid, None for the cells themselves.
-    pixels: pixels of the picture per latent pixel where the network is told the picture's size (the 1024-pixel models), else None.
-    variance: whether the head also has the rows of a learned variance, as the published weights do; they take no part in the flow.
+    text_width: of text tokens. base_grid: cells per side to which sin-cos positions stretch every grid, None for the
+    cells themselves. pixels: pixels of the picture per latent pixel where the network is told the picture's size (the
+    1024-pixel models), else None. variance: whether the head also has the rows of a learned variance, as the published
+    weights do; they take no part in the flow.
     """
 
     channels: int = 4
@@ -57,14 +59,22 @@ class PixArt(nn.Module):
         self.patch = config.channels * config.patch_size**2
         self.embed = PatchEmbed(self.patch, width)
         self.time = TimestepEmbedding(width)
-        self.sides, self.aspect = (None, None) if config.pixels is None else (TimestepEmbedding(width // 3), TimestepEmbedding(width // 3))
+        self.sides, self.aspect = (
+            (None, None) if config.pixels is None else (TimestepEmbedding(width // 3), TimestepEmbedding(width // 3))
+        )
         self.text = FeedForward(config.text_width, width / config.text_width, width)
         self.modulation = Modulation(width, width, pieces=6)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm, self.table, self.out = plain_norm(width), nn.Parameter(torch.empty(2, width)), Linear32(width, self.patch * (1 + config.variance))
+        self.norm, self.table, self.out = (
+            plain_norm(width),
+            nn.Parameter(torch.empty(2, width)),
+            Linear32(width, self.patch * (1 + config.variance)),
+        )
         start_single(self)
 
-    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
+    def forward(
+        self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""
         config, size = self.config, grid(x.shape[-2:], self.config.patch_size)
         h = self.embed(patchify(x, config.patch_size, rank=2))
@@ -100,7 +110,11 @@ class Block(nn.Module):
         self.norm2, self.feed_forward = plain_norm(width, config.norm_eps), FeedForward(width)
 
     def forward(
-        self, h: Float[Tensor, "b n width"], pieces: Float[Tensor, "b 6 width"], text: Float[Tensor, "b m width"], mask: Bool[Tensor, "b m"]
+        self,
+        h: Float[Tensor, "b n width"],
+        pieces: Float[Tensor, "b 6 width"],
+        text: Float[Tensor, "b m width"],
+        mask: Bool[Tensor, "b m"],
     ) -> Float[Tensor, "b n width"]:
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.table + pieces)[:, None].unbind(2)
         h = (h + gate1 * self.attention(modulate(self.norm1(h), shift1, scale1))).to(h.dtype)
@@ -110,17 +124,22 @@ class Block(nn.Module):
 
 @torch.no_grad()
 def from_dit(dit: DiT, config: PixArtConfig, time: float = 0.5) -> PixArt:
-    """A PixArt that goes on from a DiT (adaln-zero): at the given time, told no class, it predicts what the DiT does (paper, section 2.3).
+    """A PixArt that goes on from a DiT (adaln-zero): at the given time, told no class, it predicts what the DiT does
+    (paper, section 2.3).
 
     ValueError where sizes or conditioning do not fit.
     """
     sizes = ("channels", "patch_size", "width", "layers", "heads", "variance")
     unlike = [name for name in sizes if getattr(dit.config, name) != getattr(config, name)]
     if unlike or dit.config.conditioning != "adaln-zero":
-        raise ValueError(f"a PixArt can go on from an adaln-zero DiT of its own sizes; {', '.join(unlike) or 'conditioning'} differ")
+        raise ValueError(
+            f"a PixArt can go on from an adaln-zero DiT of its own sizes; {', '.join(unlike) or 'conditioning'} differ"
+        )
     model = PixArt(config)
     own = model.state_dict()
-    shared = {name: tensor for name, tensor in dit.state_dict().items() if name in own and own[name].shape == tensor.shape}
+    shared = {
+        name: tensor for name, tensor in dit.state_dict().items() if name in own and own[name].shape == tensor.shape
+    }
     model.load_state_dict(own | shared)
     model.time.freq_shift = dit.time.freq_shift
     told = model.time(torch.tensor([time], device=model.table.device))
@@ -155,14 +174,25 @@ def from_diffusers(settings: dict) -> PixArtConfig:
 def to_diffusers(config: PixArtConfig) -> dict:
     """The settings of a PixArtTransformer2DModel. ValueError for what that class cannot be."""
     if config.base_grid is None or config.pixels not in (None, 8):
-        raise ValueError("diffusers' PixArt has positions of a base grid, and 8 pixels per latent pixel if it is told them: this one differs")
+        raise ValueError(
+            "diffusers' PixArt has positions of a base grid, and 8 pixels per latent pixel if it is told them: this "
+            "one differs"
+        )
     sample = round(config.base_grid * config.patch_size)
     return {
-        "num_attention_heads": config.heads, "attention_head_dim": config.width // config.heads, "in_channels": config.channels,
-        "out_channels": config.channels * (1 + config.variance), "num_layers": config.layers, "patch_size": config.patch_size,
-        "sample_size": sample, "interpolation_scale": sample // config.patch_size / config.base_grid, "cross_attention_dim": config.width,
-        "caption_channels": config.text_width, "use_additional_conditions": config.pixels is not None, "norm_eps": config.norm_eps,
-    }  # fmt: skip
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.width // config.heads,
+        "in_channels": config.channels,
+        "out_channels": config.channels * (1 + config.variance),
+        "num_layers": config.layers,
+        "patch_size": config.patch_size,
+        "sample_size": sample,
+        "interpolation_scale": sample // config.patch_size / config.base_grid,
+        "cross_attention_dim": config.width,
+        "caption_channels": config.text_width,
+        "use_additional_conditions": config.pixels is not None,
+        "norm_eps": config.norm_eps,
+    }
 
 
 def names(config: PixArtConfig) -> list[Row]:
@@ -176,7 +206,9 @@ def names(config: PixArtConfig) -> list[Row]:
         Row("table", "scale_shift_table"),
         *linear("out", "proj_out", both=channels_last(config.channels, config.patch_size, 1 + config.variance)),
     ]
-    for ours, theirs in (("sides", "resolution_embedder"), ("aspect", "aspect_ratio_embedder")) if config.pixels else ():
+    for ours, theirs in (
+        (("sides", "resolution_embedder"), ("aspect", "aspect_ratio_embedder")) if config.pixels else ()
+    ):
         rows += embedder(ours, f"{emb}.{theirs}")
     for layer in range(config.layers):
         ours, theirs = f"blocks.{layer}", f"transformer_blocks.{layer}"

@@ -1,9 +1,10 @@
 """SANA (Xie et al., arXiv 2410.10629; NVlabs/Sana), and the qk-norm of SANA-1.5 (arXiv 2501.18427).
 
-New against PixArt: attention of the picture to itself is linear in its rows. Queries and keys pass a ReLU in place of the softmax, so that keys
-and values can be summed once for all queries. What that loses close by, a feed-forward of gated convolutions brings back (Mix-FFN: a depthwise 3 x 3
-between two of 1 x 1), which also sees where a row lies, so that positions are left out. Latents are those of an autoencoder that shrinks
-sides by 32, and patches single pixels of them; text is normalised before it is attended to.
+New against PixArt: attention of the picture to itself is linear in its rows. Queries and keys pass a ReLU in place of
+the softmax, so that keys and values can be summed once for all queries. What that loses close by, a feed-forward of
+gated convolutions brings back (Mix-FFN: a depthwise 3 x 3 between two of 1 x 1), which also sees where a row lies, so
+that positions are left out. Latents are those of an autoencoder that shrinks sides by 32, and patches single pixels of
+them; text is normalised before it is attended to.
 """
 
 from dataclasses import dataclass
@@ -33,9 +34,9 @@ from fusion.sequence.patches import grid, patchify, unpatchify
 class SanaConfig:
     """Sizes of a SANA.
 
-    heads: of the linear attention, 32 wide in the published models; cross_heads: of attention to the text, None for as many. expansion: of the
-    convolutions.
-    qk_norm: whether queries and keys have an RMSNorm across heads (SANA-1.5). base_grid: cells per side of sin-cos positions, None for none.
+    heads: of the linear attention, 32 wide in the published models; cross_heads: of attention to the text, None for as
+    many. expansion: of the convolutions. qk_norm: whether queries and keys have an RMSNorm across heads (SANA-1.5).
+    base_grid: cells per side of sin-cos positions, None for none.
     """
 
     channels: int = 32
@@ -69,10 +70,16 @@ class Sana(nn.Module):
         self.text_norm = nn.RMSNorm(width, eps=1e-5)
         self.modulation = Modulation(width, width, pieces=6)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm, self.table, self.out = plain_norm(width), nn.Parameter(torch.empty(2, width)), Linear32(width, self.patch)
+        self.norm, self.table, self.out = (
+            plain_norm(width),
+            nn.Parameter(torch.empty(2, width)),
+            Linear32(width, self.patch),
+        )
         start_single(self)
 
-    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
+    def forward(
+        self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""
         config, size = self.config, grid(x.shape[-2:], self.config.patch_size)
         h = self.embed(patchify(x, config.patch_size, rank=2))
@@ -94,7 +101,10 @@ class Block(nn.Module):
         super().__init__()
         width = config.width
         self.table = nn.Parameter(torch.empty(6, width))
-        self.norm1, self.attention = plain_norm(width, config.norm_eps), LinearAttention(width, config.heads, config.qk_norm)
+        self.norm1, self.attention = (
+            plain_norm(width, config.norm_eps),
+            LinearAttention(width, config.heads, config.qk_norm),
+        )
         self.cross = Attention(width, config.heads_to_text, qk_norm=config.qk_norm)
         self.norm2, self.feed_forward = plain_norm(width, config.norm_eps), MixFFN(width, config.expansion)
 
@@ -113,7 +123,8 @@ class Block(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """softmax(q k) v with relu(q) relu(k) in place of the exponential (section 2.2), at a cost that is linear in the number of rows; fp32."""
+    """softmax(q k) v with relu(q) relu(k) in place of the exponential (section 2.2), at a cost that is linear in the
+    number of rows; fp32."""
 
     def __init__(self, width: int, heads: int, qk_norm: bool):
         super().__init__()
@@ -150,14 +161,27 @@ class MixFFN(nn.Module):
 
 
 def from_diffusers(settings: dict) -> SanaConfig:
-    """The config of a SanaTransformer2DModel. ValueError for SANA-Sprint, whose times are angles of another flow, and for widths that differ."""
+    """The config of a SanaTransformer2DModel. ValueError for SANA-Sprint, whose times are angles of another flow, and
+    for widths that differ."""
     width = settings["num_attention_heads"] * settings["attention_head_dim"]
     if settings.get("guidance_embeds") or settings.get("timestep_scale", 1.0) != 1.0:
-        raise ValueError("this is a SANA-Sprint, which takes few steps along another path than a flow's: give the SANA it was made from")
-    if settings["cross_attention_dim"] != width or settings["num_cross_attention_heads"] * settings["cross_attention_head_dim"] != width:
+        raise ValueError(
+            "this is a SANA-Sprint, which takes few steps along another path than a flow's: give the SANA it was "
+            "made from"
+        )
+    if (
+        settings["cross_attention_dim"] != width
+        or settings["num_cross_attention_heads"] * settings["cross_attention_head_dim"] != width
+    ):
         raise ValueError("cross-attention is not as wide as the network: no published SANA is like that")
-    if settings.get("attention_bias") or settings.get("norm_elementwise_affine") or settings["out_channels"] not in (None, settings["in_channels"]):
-        raise ValueError("attention_bias, norm_elementwise_affine or out_channels are set: no published SANA is like that")
+    if (
+        settings.get("attention_bias")
+        or settings.get("norm_elementwise_affine")
+        or settings["out_channels"] not in (None, settings["in_channels"])
+    ):
+        raise ValueError(
+            "attention_bias, norm_elementwise_affine or out_channels are set: no published SANA is like that"
+        )
     stretch = settings.get("interpolation_scale")
     return SanaConfig(
         channels=settings["in_channels"],
@@ -177,13 +201,22 @@ def from_diffusers(settings: dict) -> SanaConfig:
 def to_diffusers(config: SanaConfig) -> dict:
     """The settings of a SanaTransformer2DModel."""
     return {
-        "in_channels": config.channels, "out_channels": config.channels, "num_attention_heads": config.heads,
-        "attention_head_dim": config.width // config.heads, "num_layers": config.layers, "num_cross_attention_heads": config.heads_to_text,
-        "cross_attention_head_dim": config.width // config.heads_to_text, "cross_attention_dim": config.width,
-        "caption_channels": config.text_width, "mlp_ratio": config.expansion, "patch_size": config.patch_size, "norm_eps": config.norm_eps,
+        "in_channels": config.channels,
+        "out_channels": config.channels,
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.width // config.heads,
+        "num_layers": config.layers,
+        "num_cross_attention_heads": config.heads_to_text,
+        "cross_attention_head_dim": config.width // config.heads_to_text,
+        "cross_attention_dim": config.width,
+        "caption_channels": config.text_width,
+        "mlp_ratio": config.expansion,
+        "patch_size": config.patch_size,
+        "norm_eps": config.norm_eps,
         "sample_size": 32 if config.base_grid is None else round(config.base_grid * config.patch_size),
-        "interpolation_scale": None if config.base_grid is None else 1.0, "qk_norm": "rms_norm_across_heads" if config.qk_norm else None,
-    }  # fmt: skip
+        "interpolation_scale": None if config.base_grid is None else 1.0,
+        "qk_norm": "rms_norm_across_heads" if config.qk_norm else None,
+    }
 
 
 def names(config: SanaConfig) -> list[Row]:
@@ -201,7 +234,9 @@ def names(config: SanaConfig) -> list[Row]:
         ours, theirs = f"blocks.{layer}", f"transformer_blocks.{layer}"
         rows.append(Row(f"{ours}.table", f"{theirs}.scale_shift_table"))
         rows += [Row(f"{ours}.attention.qkv.{part}.weight", f"{theirs}.attn1.to_{part}.weight") for part in "qkv"]
-        rows += linear(f"{ours}.attention.out", f"{theirs}.attn1.to_out.0") + attention(f"{ours}.cross", f"{theirs}.attn2")
+        rows += linear(f"{ours}.attention.out", f"{theirs}.attn1.to_out.0") + attention(
+            f"{ours}.cross", f"{theirs}.attn2"
+        )
         for part in "qk" if config.qk_norm else "":
             rows.append(Row(f"{ours}.attention.qkv.norm_{part}.weight", f"{theirs}.attn1.norm_{part}.weight"))
             rows.append(Row(f"{ours}.cross.norm_{part}.weight", f"{theirs}.attn2.norm_{part}.weight"))

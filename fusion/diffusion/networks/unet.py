@@ -1,11 +1,12 @@
 """UNets: DDPM's (Ho et al., arXiv 2006.11239), that of latent diffusion and Stable Diffusion (arXiv 2112.10752), and SDXL's (arXiv 2307.01952).
 
-What the transformers of the other pages are compared with. Convolutions in residual blocks, level after level at half the size, and back up
-beside what the way down has made; the time, and a class, are added within every block. Levels with attention look over the picture, and in
-latent diffusion also at the text. SDXL is told a pooled vector of the text and the picture's size too.
+What the transformers of the other pages are compared with. Convolutions in residual blocks, level after level at half
+the size, and back up beside what the way down has made; the time, and a class, are added within every block. Levels
+with attention look over the picture, and in latent diffusion also at the text. SDXL is told a pooled vector of the text
+and the picture's size too.
 
-The networks are diffusers' own, called as the other pages are. Words that Conditioning.mask leaves out are hidden; the published pipelines
-read their padding, which is to leave the mask out.
+The networks are diffusers' own, called as the other pages are. Words that Conditioning.mask leaves out are hidden; the
+published pipelines read their padding, which is to leave the mask out.
 """
 
 import re
@@ -21,17 +22,20 @@ from fusion.diffusion.networks.name_tables import Row
 PLAIN, READING = CLASSES = "UNet2DModel", "UNet2DConditionModel"
 PIXELS = 8  # of the picture per latent pixel, in which SDXL is told sizes
 SIZES, SIZE_WIDTH = 6, 256  # how many numbers they are, and features of each
-ENDS = re.compile(r"(conv2|proj_out|attentions\.\d+\.to_out\.0|conv_out)$")  # of residual blocks, transformers, attention and the network
+ENDS = re.compile(
+    r"(conv2|proj_out|attentions\.\d+\.to_out\.0|conv_out)$"
+)  # of residual blocks, transformers, attention and the network
 
 
 @dataclass(frozen=True)
 class UNetConfig:
     """Sizes of a UNet; the defaults are Stable Diffusion 1.5's.
 
-    widths: of the levels, from fine to coarse. layers: residual blocks of a level on the way down; there is one more on the way up. attention:
-    for each level, how many transformer blocks follow a residual block; where no text is read they are one attention. text_width, pooled_width: of
-    text tokens and of the vector for all of the text, None for networks that do not read them. classes: of labels. others: more settings of the
-    class of diffusers, by its own names.
+    widths: of the levels, from fine to coarse. layers: residual blocks of a level on the way down; there is one more on
+    the way up. attention: for each level, how many transformer blocks follow a residual block; where no text is read
+    they are one attention. text_width, pooled_width: of text tokens and of the vector for all of the text, None for
+    networks that do not read them. classes: of labels. others: more settings of the class of diffusers, by its own
+    names.
     """
 
     channels: int = 4
@@ -45,7 +49,10 @@ class UNetConfig:
 
     def __post_init__(self):
         if len(self.attention) != len(self.widths) or (self.pooled_width is not None and self.text_width is None):
-            raise ValueError(f"attention={self.attention}, widths={self.widths}: one number each per level; and pooled text comes with text only")
+            raise ValueError(
+                f"attention={self.attention}, widths={self.widths}: one number each per level; and pooled text comes "
+                "with text only"
+            )
 
     @property
     def stride(self) -> int:
@@ -68,24 +75,34 @@ class UNet(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """DDPM's start: nothing comes out of residual blocks, of attention and of the last layer; diffusers' own classes leave that out."""
+        """DDPM's start: nothing comes out of residual blocks, of attention and of the last layer; diffusers' own
+        classes leave that out."""
         for name, part in self.network.named_modules():
             if ENDS.search(name):
                 nn.init.zeros_(part.weight)
                 nn.init.zeros_(part.bias)
 
-    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
+    def forward(
+        self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""
         config, told, halved = self.config, {}, self.config.stride
-        if config.text_width is None and any(side % halved for side in x.shape[-2:]):  # the other class rounds as it comes back up
-            raise ValueError(f"size {x.shape[-2]} x {x.shape[-1]} is halved down to a level of 1/{halved}: make both sides multiples of {halved}")
+        if config.text_width is None and any(
+            side % halved for side in x.shape[-2:]
+        ):  # the other class rounds as it comes back up
+            raise ValueError(
+                f"size {x.shape[-2]} x {x.shape[-1]} is halved down to a level of 1/{halved}: make both sides "
+                f"multiples of {halved}"
+            )
         if config.classes is not None:
             told["class_labels"] = cond.given("label")
         if config.text_width is not None:
             told |= {"encoder_hidden_states": cond.given("tokens"), "encoder_attention_mask": cond.mask}
         if config.pooled_width is not None:
             height, width = (PIXELS * side for side in x.shape[-2:])
-            sizes = t.new_tensor([height, width, 0, 0, height, width]).expand(len(x), -1)  # of a picture that was neither scaled nor cropped
+            sizes = t.new_tensor([height, width, 0, 0, height, width]).expand(
+                len(x), -1
+            )  # of a picture that was neither scaled nor cropped
             told["added_cond_kwargs"] = {"text_embeds": cond.given("pooled"), "time_ids": sizes}
         return self.network(x.to(self.network.dtype), 1000 * t, **told).sample.to(x.dtype)
 
@@ -94,12 +111,24 @@ class UNet(nn.Module):
 
 
 def from_diffusers(settings: dict) -> UNetConfig:
-    """The config of either class. ValueError for networks that are told what Conditioning has not, or whose outputs are not their inputs."""
+    """The config of either class. ValueError for networks that are told what Conditioning has not, or whose outputs are
+    not their inputs."""
     foreign = {"time_embedding_type": "positional", "class_embed_type": None, "encoder_hid_dim_type": None}
     strange = [name for name, usual in foreign.items() if settings.get(name, usual) != usual]
-    if strange or settings.get("addition_embed_type") not in (None, "text_time") or settings["out_channels"] != settings["in_channels"]:
-        raise ValueError("a UNet with other outputs than inputs, or told more than time, class, text and sizes: the plain ones can be loaded")
-    depths, kinds, classes = settings.get("transformer_layers_per_block", 1), settings["down_block_types"], settings.get("num_class_embeds")
+    if (
+        strange
+        or settings.get("addition_embed_type") not in (None, "text_time")
+        or settings["out_channels"] != settings["in_channels"]
+    ):
+        raise ValueError(
+            "a UNet with other outputs than inputs, or told more than time, class, text and sizes: the plain ones can "
+            "be loaded"
+        )
+    depths, kinds, classes = (
+        settings.get("transformer_layers_per_block", 1),
+        settings["down_block_types"],
+        settings.get("num_class_embeds"),
+    )
     depths = [depths] * len(kinds) if isinstance(depths, int) else depths
     pooled = settings.get("projection_class_embeddings_input_dim")
     config = UNetConfig(
@@ -112,7 +141,14 @@ def from_diffusers(settings: dict) -> UNetConfig:
         classes=None if classes is None else classes - 1,
     )
     same = to_diffusers(config)
-    return replace(config, others={name: value for name, value in settings.items() if name[0] != "_" and (name not in same or same[name] != value)})
+    return replace(
+        config,
+        others={
+            name: value
+            for name, value in settings.items()
+            if name[0] != "_" and (name not in same or same[name] != value)
+        },
+    )
 
 
 def to_diffusers(config: UNetConfig) -> dict:
@@ -120,14 +156,21 @@ def to_diffusers(config: UNetConfig) -> dict:
     reading = config.text_width is not None
     kinds = [f"{('CrossAttn' if reading else 'Attn') if depth else ''}DownBlock2D" for depth in config.attention]
     settings = {
-        "_class_name": READING if reading else PLAIN, "in_channels": config.channels, "out_channels": config.channels,
-        "block_out_channels": list(config.widths), "layers_per_block": config.layers, "down_block_types": kinds,
+        "_class_name": READING if reading else PLAIN,
+        "in_channels": config.channels,
+        "out_channels": config.channels,
+        "block_out_channels": list(config.widths),
+        "layers_per_block": config.layers,
+        "down_block_types": kinds,
         "up_block_types": [kind.replace("Down", "Up") for kind in reversed(kinds)],
-    }  # fmt: skip
+    }
     if config.classes is not None:
         settings["num_class_embeds"] = config.classes + 1
     if reading:
-        settings |= {"cross_attention_dim": config.text_width, "transformer_layers_per_block": [max(depth, 1) for depth in config.attention]}
+        settings |= {
+            "cross_attention_dim": config.text_width,
+            "transformer_layers_per_block": [max(depth, 1) for depth in config.attention],
+        }
     if config.pooled_width is not None:
         settings |= {"addition_embed_type": "text_time", "addition_time_embed_dim": SIZE_WIDTH}
         settings["projection_class_embeddings_input_dim"] = config.pooled_width + SIZES * SIZE_WIDTH

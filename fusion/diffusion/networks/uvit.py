@@ -1,10 +1,11 @@
 """U-ViT (Bao et al., arXiv 2209.12152; baofff/U-ViT).
 
-New in it: everything is a token, the time and the class or text as well as the patches, so that a block is that of a plain vision transformer; and
-the first half of the blocks hands its rows on to the second by long skips, joined by a linear layer, as in a UNet. A last convolution
-smooths over the borders of patches.
+New in it: everything is a token, the time and the class or text as well as the patches, so that a block is that of a
+plain vision transformer; and the first half of the blocks hands its rows on to the second by long skips, joined by a
+linear layer, as in a UNet. A last convolution smooths over the borders of patches.
 
-Positions are learned for all rows. The paper's models draw pictures of one size; here smaller ones have the middle of its positions.
+Positions are learned for all rows. The paper's models draw pictures of one size; here smaller ones have the middle of
+its positions.
 """
 
 from dataclasses import dataclass
@@ -24,8 +25,9 @@ from fusion.sequence.patches import grid, patchify, unpatchify
 class UViTConfig:
     """Sizes of a U-ViT; layers: an odd number.
 
-    size: rows and columns of patches of the largest picture. classes: of labels, or text_width: of text tokens, at most `words` of them. time_mlp:
-    whether the time passes two linear layers before it is a token (off in the paper's models).
+    size: rows and columns of patches of the largest picture. classes: of labels, or text_width: of text tokens, at most
+    `words` of them. time_mlp: whether the time passes two linear layers before it is a token (off in the paper's
+    models).
     """
 
     channels: int = 4
@@ -41,9 +43,13 @@ class UViTConfig:
 
     def __post_init__(self):
         if self.layers % 2 == 0:
-            raise ValueError(f"layers={self.layers}: a U-ViT has as many before its middle block as after it, an odd number in all")
+            raise ValueError(
+                f"layers={self.layers}: a U-ViT has as many before its middle block as after it, an odd number in all"
+            )
         if (self.classes is None) == (self.text_width is None):
-            raise ValueError(f"classes={self.classes}, text_width={self.text_width}: a U-ViT reads class labels or text, one of them")
+            raise ValueError(
+                f"classes={self.classes}, text_width={self.text_width}: a U-ViT reads class labels or text, one of them"
+            )
 
 
 class UViT(nn.Module):
@@ -53,7 +59,11 @@ class UViT(nn.Module):
         super().__init__()
         self.config, width, half = config, config.width, config.layers // 2
         self.embed = PatchEmbed(config.channels * config.patch_size**2, width)
-        self.time = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width)) if config.time_mlp else nn.Identity()
+        self.time = (
+            nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+            if config.time_mlp
+            else nn.Identity()
+        )
         self.label = None if config.classes is None else nn.Embedding(config.classes + 1, width)
         self.text = None if config.text_width is None else nn.Linear(config.text_width, width)
         self.extras = 1 + (1 if config.classes is not None else config.words)
@@ -67,8 +77,8 @@ class UViT(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The paper's start, N(0, 0.02) (its code cuts off at a hundred standard deviations) and no biases; but nothing comes out of the last
-        convolution, so that a flow begins at 0."""
+        """The paper's start, N(0, 0.02) (its code cuts off at a hundred standard deviations) and no biases; but nothing
+        comes out of the last convolution, so that a flow begins at 0."""
         for part in self.modules():
             if isinstance(part, nn.Linear | nn.Embedding):
                 nn.init.normal_(part.weight, std=0.02)
@@ -79,7 +89,9 @@ class UViT(nn.Module):
         nn.init.zeros_(self.smooth.weight)
         nn.init.zeros_(self.smooth.bias)
 
-    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b c h w"]:
+    def forward(
+        self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
         """Noised latents of unit scale at times t in [0, 1] (1 is noise) -> what the network predicts."""
         config, size = self.config, grid(x.shape[-2:], self.config.patch_size)
         time = self.time(timestep_features(t, config.width).to(self.positions.dtype))[:, None]
@@ -96,10 +108,14 @@ class UViT(nn.Module):
         return self.smooth(latent).to(x.dtype)
 
     def placed(self, size: tuple[int, int]) -> Float[Tensor, "n width"]:
-        """Positions of the extra rows and of the middle `size` patches. ValueError for more patches than there are positions."""
+        """Positions of the extra rows and of the middle `size` patches. ValueError for more patches than there are
+        positions."""
         rows, columns = self.config.size
         if size[0] > rows or size[1] > columns:
-            raise ValueError(f"{size[0]} x {size[1]} patches, and this U-ViT has positions of {rows} x {columns}: draw smaller pictures")
+            raise ValueError(
+                f"{size[0]} x {size[1]} patches, and this U-ViT has positions of {rows} x {columns}: draw smaller "
+                "pictures"
+            )
         extras, patches = self.positions.tensor_split([self.extras])
         top, left = (rows - size[0]) // 2, (columns - size[1]) // 2
         middle = patches.unflatten(0, self.config.size)[top : top + size[0], left : left + size[1]]
@@ -114,7 +130,10 @@ class UViT(nn.Module):
             return rows, torch.ones_like(rows[..., 0], dtype=torch.bool)
         mask, room = cond.where(), self.config.words - cond.tokens.shape[1]
         if room < 0 and mask[:, self.config.words :].any():
-            raise ValueError(f"a text of {cond.tokens.shape[1]} tokens, and this U-ViT has positions for {self.config.words}: shorten it")
+            raise ValueError(
+                f"a text of {cond.tokens.shape[1]} tokens, and this U-ViT has positions for {self.config.words}: "
+                "shorten it"
+            )
         return F.pad(self.text(cond.tokens), (0, 0, 0, room)), F.pad(mask, (0, room))
 
 
@@ -128,7 +147,10 @@ class Block(nn.Module):
         self.norm2, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(
-        self, h: Float[Tensor, "b n width"], seen: Bool[Tensor, "b n"], skipped: Float[Tensor, "b n width"] | None = None
+        self,
+        h: Float[Tensor, "b n width"],
+        seen: Bool[Tensor, "b n"],
+        skipped: Float[Tensor, "b n width"] | None = None,
     ) -> Float[Tensor, "b n width"]:
         if self.skip is not None:
             h = self.skip(torch.cat([h, skipped], dim=-1))

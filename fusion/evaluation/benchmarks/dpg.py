@@ -2,13 +2,15 @@
 
     fusion benchmark dpg IMAGES --questions dpg_bench.csv -o results.json --judge MODEL
 
-IMAGES has one PNG a prompt, four pictures as 2 x 2 (`fusion.evaluation.benchmarks.draw` writes it so). With --judge a model that answers questions about
-pictures is asked, and its words go into a file of answers, which is gone on with after a stop; without it such a file is scored. The official
-judge is mPLUG-large; scores of any other, as all here are, cannot be held against published ones.
+IMAGES has one PNG a prompt, four pictures as 2 x 2 (`fusion.evaluation.benchmarks.draw` writes it so). With --judge a
+model that answers questions about pictures is asked, and its words go into a file of answers, which is gone on with
+after a stop; without it such a file is scored. The official judge is mPLUG-large; scores of any other, as all here are,
+cannot be held against published ones.
 
-What is computed is what `dpg_bench/compute_dpg_bench.py` in github.com/TencentQQGYLab/ELLA computes, without slips of it that --official repeats:
-the file's first question is skipped, and with it the whole prompt if another question depends on that one; shares by category are of the last
-of a prompt's pictures alone; of questions about a prompt that stand apart in the file, only the last group is asked.
+What is computed is what `dpg_bench/compute_dpg_bench.py` in github.com/TencentQQGYLab/ELLA computes, without slips of
+it that --official repeats: the file's first question is skipped, and with it the whole prompt if another question
+depends on that one; shares by category are of the last of a prompt's pictures alone; of questions about a prompt that
+stand apart in the file, only the last group is asked.
 """
 
 import argparse
@@ -54,21 +56,27 @@ class Prompt:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """A folder of texts named by their ids, as the official repository has it, or a file of JSON lines {"id", "prompt"}. ValueError in one line
-    for anything else."""
+    """A folder of texts named by their ids, as the official repository has it, or a file of JSON lines {"id",
+    "prompt"}. ValueError in one line for anything else."""
     try:
         if path.is_dir():
-            prompts = [Prompt(file.stem, file.read_text(encoding="utf-8").strip()) for file in sorted(path.glob("*.txt"))]
+            prompts = [
+                Prompt(file.stem, file.read_text(encoding="utf-8").strip()) for file in sorted(path.glob("*.txt"))
+            ]
         else:
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
             prompts = [Prompt(str(row["id"]), str(row["prompt"])) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not DPG's prompts ({error!r:.80}); give a folder of ID.txt, or JSON lines of id and prompt") from None
+        raise ValueError(
+            f"{path}: not DPG's prompts ({error!r:.80}); give a folder of ID.txt, or JSON lines of id and prompt"
+        ) from None
     if not prompts:
         raise ValueError(f"{path}: no prompts in it; give a folder of ID.txt, or JSON lines of id and prompt")
     ids = [prompt.id for prompt in prompts]
     if wrong := [one for one in ids if not re.fullmatch(r"[\w-]+", one) or ids.count(one) > 1]:
-        raise ValueError(f"{path}: a picture is named by its prompt's id, and {wrong[0]!r} is no name, or one of two prompts")
+        raise ValueError(
+            f"{path}: a picture is named by its prompt's id, and {wrong[0]!r} is no name, or one of two prompts"
+        )
     return prompts
 
 
@@ -99,12 +107,19 @@ class Folder:
 
 
 def read_folder(root: Path, questions: Questions) -> list[Path]:
-    """All grids, in the questions' order. ValueError in one line where a picture is missing, or has a name that no question asks about."""
+    """All grids, in the questions' order. ValueError in one line where a picture is missing, or has a name that no
+    question asks about."""
     there = {path.stem: path for path in files_in(root)}
     if wrong := [path for name, path in there.items() if name not in questions or path.suffix != ".png"]:
-        raise ValueError(f"{wrong[0]}: no question is about it; pictures are PNGs named by the prompts' ids, such as {next(iter(questions))}.png")
+        raise ValueError(
+            f"{wrong[0]}: no question is about it; pictures are PNGs named by the prompts' ids, such as "
+            f"{next(iter(questions))}.png"
+        )
     if missing := [name for name in questions if name not in there]:
-        raise ValueError(f"{root}: {len(missing)} of {len(questions)} pictures are missing, {missing[0]}.png among them: draw them first")
+        raise ValueError(
+            f"{root}: {len(missing)} of {len(questions)} pictures are missing, {missing[0]}.png among them: draw "
+            "them first"
+        )
     return [there[name] for name in questions]
 
 
@@ -115,7 +130,10 @@ def pictures(path: Path, n: int) -> list[Image.Image]:
         return [whole]
     side = whole.width // 2
     if whole.size != (2 * side, 2 * side):
-        raise ValueError(f"{path} is {whole.width}x{whole.height}: four pictures as 2 x 2 are as wide as high, of an even number of pixels")
+        raise ValueError(
+            f"{path} is {whole.width}x{whole.height}: four pictures as 2 x 2 are as wide as high, of an even number "
+            "of pixels"
+        )
     return [whole.crop((left, top, left + side, top + side)) for top in (0, side) for left in (0, side)]
 
 
@@ -124,8 +142,8 @@ def pictures(path: Path, n: int) -> list[Image.Image]:
 
 @dataclass(frozen=True)
 class Answers:
-    """What the judge said of each picture of a grid, word for word, by the question's number. questions: what it was asked; digest: of the
-    grid's file; both may be unknown."""
+    """What the judge said of each picture of a grid, word for word, by the question's number. questions: what it was
+    asked; digest: of the grid's file; both may be unknown."""
 
     name: str
     answers: list[dict[int, str]]
@@ -136,7 +154,9 @@ class Answers:
     def fits(self, asked: Mapping[int, Question], path: Path) -> bool:
         """Whether it is of this picture and of these questions, as far as is known."""
         texts = {number: question.text for number, question in asked.items()}
-        return self.digest in (None, digest_of(path)) and (self.questions is None or texts.items() <= self.questions.items())
+        return self.digest in (None, digest_of(path)) and (
+            self.questions is None or texts.items() <= self.questions.items()
+        )
 
 
 def read_answers(path: Path) -> dict[str, Answers]:
@@ -146,7 +166,9 @@ def read_answers(path: Path) -> dict[str, Answers]:
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             said, asked = [_by_number(one) for one in row["answers"]], row.get("questions")
-            found[row["name"]] = Answers(row["name"], said, asked and _by_number(asked), row.get("digest"), row.get("judge"))
+            found[row["name"]] = Answers(
+                row["name"], said, asked and _by_number(asked), row.get("digest"), row.get("judge")
+            )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         line = f", line {len(found) + 1}" if path.is_file() else ""
         raise ValueError(f"{path}{line}: no answers ({error!r:.80}); give what --judge wrote") from None
@@ -164,14 +186,18 @@ def write_answers(found: Sequence[Answers], path: Path) -> None:
 
 
 def ask(paths: Sequence[Path], questions: Questions, judge: Judge, n: int, file: Path) -> dict[str, Answers]:
-    """What the judge says. Pictures that it was asked about, as the file says, are not asked about again, unless they or the questions changed."""
+    """What the judge says. Pictures that it was asked about, as the file says, are not asked about again, unless they
+    or the questions changed."""
     known = read_answers(file) if file.is_file() else {}
     found = {}
     for count, path in enumerate(tqdm(paths, unit="prompts"), 1):
         before, asked = known.get(path.name), questions[path.stem]
         if before is None or (before.judge, len(before.answers)) != (judge.name, n) or not before.fits(asked, path):
             texts = {number: question.text for number, question in asked.items()}
-            said = [dict(zip(texts, judge.answers(picture, list(texts.values())), strict=True)) for picture in pictures(path, n)]
+            said = [
+                dict(zip(texts, judge.answers(picture, list(texts.values())), strict=True))
+                for picture in pictures(path, n)
+            ]
             before = Answers(path.name, said, texts, digest_of(path), judge.name)
         found[path.name] = before
         if count % KEPT_EVERY == 0 or count == len(paths):
@@ -182,15 +208,20 @@ def ask(paths: Sequence[Path], questions: Questions, judge: Judge, n: int, file:
 # ---- scores ----
 
 
-def judged(paths: Sequence[Path], questions: Questions, found: Mapping[str, Answers], n: int, official: bool) -> dict[str, Verdict]:
-    """By prompt. ValueError where a picture was not asked about, or it or its questions changed since. official: prompts whose first question
-    was skipped though another depends on it are left out, as that code passes over every error."""
+def judged(
+    paths: Sequence[Path], questions: Questions, found: Mapping[str, Answers], n: int, official: bool
+) -> dict[str, Verdict]:
+    """By prompt. ValueError where a picture was not asked about, or it or its questions changed since. official:
+    prompts whose first question was skipped though another depends on it are left out, as that code passes over every
+    error."""
     verdicts = {}
     for path in paths:
         if path.name not in found or len(found[path.name].answers) != n:
             raise ValueError(f"{path.name}: no answers about {n} pictures of it; ask with --judge")
         if not found[path.name].fits(questions[path.stem], path):
-            raise ValueError(f"{path.name}: another picture, or other questions, since the judge was asked; ask again, with --judge")
+            raise ValueError(
+                f"{path.name}: another picture, or other questions, since the judge was asked; ask again, with --judge"
+            )
         try:
             verdicts[path.stem] = verdict(questions[path.stem], found[path.name].answers)
         except KeyError as error:
@@ -221,7 +252,9 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("images", type=Path, help="the benchmark's folder: ID.png, ...")
     parser.add_argument("--questions", type=Path, required=True, help="dpg_bench.csv of the official repository")
     parser.add_argument("-o", "--out", type=Path, required=True, help="results.json")
-    parser.add_argument("--judge", help="folder or hub id of an image-text-to-text model, or the address of an OpenAI-compatible server")
+    parser.add_argument(
+        "--judge", help="folder or hub id of an image-text-to-text model, or the address of an OpenAI-compatible server"
+    )
     parser.add_argument("--served", help="what a server calls the judge; its only model if not given")
     parser.add_argument("--answers", type=Path, help="where its words go, or lie; OUT.answers.jsonl if not given")
     parser.add_argument("--n", type=int, choices=(1, 4), default=4, help="pictures in each PNG")
@@ -241,15 +274,27 @@ def score(options: argparse.Namespace) -> list[Score]:
         raise ValueError("--served names a model of a server: give its address with --judge")
     questions = read_questions(options.questions, options.official)
     paths = read_folder(options.images, questions)
-    found = ask(paths, questions, judge_of(options.judge, options.served, options.device), options.n, file) if options.judge else read_answers(file)
+    found = (
+        ask(paths, questions, judge_of(options.judge, options.served, options.device), options.n, file)
+        if options.judge
+        else read_answers(file)
+    )
     verdicts = judged(paths, questions, found, options.n, options.official)
     figures = scores(verdicts, questions, options.official)
     judges = sorted({found[path.name].judge or "another judge" for path in paths})
     rows = {name: {"value": one.value, "pictures": one.pictures} for name, one in verdicts.items()}
-    told: dict[str, Any] = {"benchmark": "DPG-Bench", "judges": judges, "official": options.official, "scores": [asdict(one) for one in figures]}
+    told: dict[str, Any] = {
+        "benchmark": "DPG-Bench",
+        "judges": judges,
+        "official": options.official,
+        "scores": [asdict(one) for one in figures],
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     save((json.dumps(told | {"prompts": rows}, indent=1) + "\n").encode(), out)
-    print(f"DPG-Bench{' (official slips)' if options.official else ''}, judged by {'; '.join(judges)}: {len(verdicts)} prompts")
+    print(
+        f"DPG-Bench{' (official slips)' if options.official else ''}, judged by {'; '.join(judges)}: "
+        f"{len(verdicts)} prompts"
+    )
     return figures
 
 

@@ -1,6 +1,7 @@
 """DPG-Bench's questions, and what answers to them are worth: nothing where a question depends on one that was answered with no.
 
-As `dpg_bench/compute_dpg_bench.py` in github.com/TencentQQGYLab/ELLA has it, after Davidsonian scene graphs (Cho et al., arXiv 2310.18235).
+As `dpg_bench/compute_dpg_bench.py` in github.com/TencentQQGYLab/ELLA has it, after Davidsonian scene graphs (Cho et
+al., arXiv 2310.18235).
 """
 
 import csv
@@ -13,7 +14,8 @@ from fusion.evaluation.benchmarks.judges.vqa import yes
 
 @dataclass(frozen=True)
 class Question:
-    """parents: numbers of the questions without which this one has no sense. category: of two levels, as in `attribute - color`."""
+    """parents: numbers of the questions without which this one has no sense. category: of two levels, as in `attribute
+    - color`."""
 
     text: str
     parents: tuple[int, ...]
@@ -53,7 +55,8 @@ def read_questions(path: Path, official: bool = False) -> Questions:
 
 @dataclass(frozen=True)
 class Verdict:
-    """pictures: the share of questions that each has right. said_yes: of each picture, whether the answer was yes, dependencies left aside."""
+    """pictures: the share of questions that each has right. said_yes: of each picture, whether the answer was yes,
+    dependencies left aside."""
 
     pictures: list[float]
     said_yes: list[dict[int, bool]]
@@ -71,8 +74,8 @@ def verdict(questions: Mapping[int, Question], answers: Sequence[Mapping[int, st
 
 
 def share(questions: Mapping[int, Question], said_yes: Mapping[int, bool]) -> float:
-    """Of questions answered with yes whose parents count. As in the official code, one question after the other: a parent that comes later
-    in the file is taken as it was answered."""
+    """Of questions answered with yes whose parents count. As in the official code, one question after the other: a
+    parent that comes later in the file is taken as it was answered."""
     right = {number: said_yes[number] for number in questions}
     for number, question in questions.items():
         right[number] = all(right[parent] for parent in question.parents) and right[number]

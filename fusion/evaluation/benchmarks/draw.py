@@ -1,7 +1,8 @@
 """Draws a benchmark's pictures in its official layout: `fusion benchmark draw MODEL BENCHMARK --prompts FILE -o OUT`
 
-MODEL: a saved unified model, a painter of any architecture, or a pipeline of diffusers. It goes on where it was stopped, and several processes share
-the work with --shard 0/2 and --shard 1/2. Sample k of prompt i is drawn with seed + i n + k, in whatever batch it is.
+MODEL: a saved unified model, a painter of any architecture, or a pipeline of diffusers. It goes on where it was
+stopped, and several processes share the work with --shard 0/2 and --shard 1/2. Sample k of prompt i is drawn with seed
++ i n + k, in whatever batch it is.
 """
 
 import argparse
@@ -56,7 +57,9 @@ def batches(places: Sequence[int], most: int) -> Iterator[list[int]]:
         yield batch
 
 
-def draw(subject: Subject, layout: Layout, seed: int, size: tuple[int, int], batch: int, shard: tuple[int, int] = (0, 1)) -> int:
+def draw(
+    subject: Subject, layout: Layout, seed: int, size: tuple[int, int], batch: int, shard: tuple[int, int] = (0, 1)
+) -> int:
     """Draw what is missing of this shard's part, and say how many pictures that was."""
     places = wanted(layout, shard)
     with tqdm(total=len(places), unit="pictures", disable=not places) as bar:
@@ -65,7 +68,10 @@ def draw(subject: Subject, layout: Layout, seed: int, size: tuple[int, int], bat
             images = subject.draw(prompts, [seed + place for place in together], size)
             for place, image in zip(together, images, strict=True):
                 if image.size != size:
-                    raise ValueError(f"the model drew {image.width}x{image.height} for {size[0]}x{size[1]}: give a --size that it can draw")
+                    raise ValueError(
+                        f"the model drew {image.width}x{image.height} for {size[0]}x{size[1]}: give a --size that it "
+                        "can draw"
+                    )
                 layout.put(*divmod(place, layout.n), image)
             bar.update(len(together))
     return len(places)
@@ -77,18 +83,31 @@ def draw(subject: Subject, layout: Layout, seed: int, size: tuple[int, int], bat
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="fusion benchmark draw", description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="folder of a unified model (or a bundled one's name), of a painter, or of a diffusers pipeline")
+    parser.add_argument(
+        "model", help="folder of a unified model (or a bundled one's name), of a painter, or of a diffusers pipeline"
+    )
     parser.add_argument("benchmark", choices=tuple(N), help="whose pictures; t2i is one category of T2I-CompBench")
-    parser.add_argument("--prompts", type=Path, required=True, help="the official ones: evaluation_metadata.jsonl, DPG's texts, color_val.txt, ...")
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        required=True,
+        help="the official ones: evaluation_metadata.jsonl, DPG's texts, color_val.txt, ...",
+    )
     parser.add_argument("-o", "--out", type=Path, required=True, help="the folder that is written, or gone on with")
-    parser.add_argument("--n", type=int, help=f"pictures of each prompt: {', '.join(f'{name} {n}' for name, n in N.items())} if not given")
+    parser.add_argument(
+        "--n",
+        type=int,
+        help=f"pictures of each prompt: {', '.join(f'{name} {n}' for name, n in N.items())} if not given",
+    )
     parser.add_argument("--size", type=int, default=512, help="of a picture's sides in pixels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=4, help="pictures drawn at once")
     parser.add_argument("--grid", action="store_true", help="of GenEval: each prompt's pictures in one file, too")
     parser.add_argument("--shard", default="0/1", help="i/n: this process draws the i-th of n parts")
     parser.add_argument("--device", help="cuda, cpu, ...")
-    parser.add_argument("knobs", nargs="*", metavar="knob=value", help="of the sampler: steps=20 guidance=3 solver=heun ...")
+    parser.add_argument(
+        "knobs", nargs="*", metavar="knob=value", help="of the sampler: steps=20 guidance=3 solver=heun ..."
+    )
     options = parser.parse_intermixed_args(argv)
     options.n = N[options.benchmark] if options.n is None else options.n
     return options
@@ -111,7 +130,9 @@ def layout_of(options: argparse.Namespace) -> Layout:
 def asked_of(options: argparse.Namespace, layout: Layout, knobs: Mapping[str, Any]) -> Asked:
     """For the file beside the folder."""
     said = fingerprint(layout.prompts)
-    return Asked(options.benchmark, options.model, len(layout.prompts), said, options.n, options.size, options.seed, dict(knobs))
+    return Asked(
+        options.benchmark, options.model, len(layout.prompts), said, options.n, options.size, options.seed, dict(knobs)
+    )
 
 
 def fill(options: argparse.Namespace) -> str:
@@ -125,9 +146,12 @@ def fill(options: argparse.Namespace) -> str:
     missing = len(wanted(layout))
     if not missing and isinstance(layout, named.Folder):
         layout.finish()
-    return f"{drawn} pictures drawn; {missing} of {len(layout.prompts) * layout.n} are missing" + ("" if missing else ": the folder is complete")
+    return f"{drawn} pictures drawn; {missing} of {len(layout.prompts) * layout.n} are missing" + (
+        "" if missing else ": the folder is complete"
+    )
 
 
 def main(argv: Sequence[str]) -> int:
-    """The program; see fusion.evaluation.benchmarks.common.program. TypeError: a knob that the model's sampler does not have."""
+    """The program; see fusion.evaluation.benchmarks.common.program. TypeError: a knob that the model's sampler does not
+    have."""
     return program.run(fill, parsed(argv), (ValueError, TypeError))

@@ -1,13 +1,16 @@
 """Makes the edits that a benchmark asks for, in its official layout: `fusion benchmark edit MODEL BENCHMARK --data DATA -o OUT`
 
     imgedit    --data basic_edit.json --images FOLDER          OUT/{key}.png
-    gedit      --data the data set's folder                    OUT/{model}/fullset/{task}/{language}/{key}.png, and its source as {key}_SRCIMG.png
+    gedit      --data the data set's folder                    OUT/{model}/fullset/{task}/{language}/{key}.png,
+                                                               and its source as {key}_SRCIMG.png
     kris       --data KRIS_Bench                               OUT/{model}/{category}/{id}.jpg
 
-A picture is read and drawn at the size nearest to its own that the model has, and brought back to its own, as `model.edit` does. Edit i has the
-seed + i. It goes on where it was stopped, and several processes share the work with --shard 0/2 and --shard 1/2.
+A picture is read and drawn at the size nearest to its own that the model has, and brought back to its own, as
+`model.edit` does. Edit i has the seed + i. It goes on where it was stopped, and several processes share the work with
+--shard 0/2 and --shard 1/2.
 
-ImgEdit: Ye et al., arXiv 2505.20275; GEdit-Bench: Liu et al., arXiv 2504.17761; KRIS-Bench: Wu et al., arXiv 2505.16707.
+ImgEdit: Ye et al., arXiv 2505.20275; GEdit-Bench: Liu et al., arXiv 2504.17761; KRIS-Bench: Wu et al., arXiv
+2505.16707.
 """
 
 import argparse
@@ -37,8 +40,8 @@ Load = Callable[[], list[Image.Image]]
 
 @dataclass(frozen=True)
 class Edit:
-    """name: of the file below the benchmark's folder. sources: reads the pictures, of which the last says how large the answer is.
-    beside: where the source goes, too."""
+    """name: of the file below the benchmark's folder. sources: reads the pictures, of which the last says how large the
+    answer is. beside: where the source goes, too."""
 
     name: str
     words: str
@@ -60,7 +63,9 @@ def read_imgedit(data: Path, images: Path | None) -> list[Edit]:
 def read_gedit(data: Path, model: str) -> list[Edit]:
     """A folder with the Parquet files of stepfun-ai/GEdit-Bench below it, or one that `datasets` saved."""
     rows = _table(data)
-    if missing := {"task_type", "key", "instruction", "instruction_language", "input_image_raw"} - set(rows.column_names):
+    if missing := {"task_type", "key", "instruction", "instruction_language", "input_image_raw"} - set(
+        rows.column_names
+    ):
         raise ValueError(f"{data}: GEdit-Bench has a column {min(missing)}, and these pictures have none")
     for column in [name for name in ("input_image", "input_image_raw") if name in rows.column_names]:
         rows = rows.cast_column(column, datasets.Image(decode=False))
@@ -78,7 +83,13 @@ def read_kris(data: Path, model: str) -> list[Edit]:
     for file in sorted(data.glob("*/annotation.json")):
         for key, row in read_rows(file, "KRIS_Bench's annotations", ("ori_img", "ins_en")).items():
             names = row["ori_img"] if isinstance(row["ori_img"], list) else [row["ori_img"]]
-            found.append(Edit(f"{model}/{file.parent.name}/{key}.jpg", row["ins_en"], partial(_opened, [file.parent / name for name in names])))
+            found.append(
+                Edit(
+                    f"{model}/{file.parent.name}/{key}.jpg",
+                    row["ins_en"],
+                    partial(_opened, [file.parent / name for name in names]),
+                )
+            )
     if not found:
         raise ValueError(f"{data}: no CATEGORY/annotation.json in it; give the folder KRIS_Bench")
     return found
@@ -101,7 +112,10 @@ def _table(path: Path) -> datasets.Dataset:
     try:
         whole = datasets.Dataset.from_parquet(files) if files else datasets.load_from_disk(str(path))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: no data set there ({' '.join(str(error).split())[:80]}); give a folder with GEdit-Bench's Parquet files") from None
+        raise ValueError(
+            f"{path}: no data set there ({' '.join(str(error).split())[:80]}); give a folder with GEdit-Bench's "
+            "Parquet files"
+        ) from None
     return whole["train"] if isinstance(whole, datasets.DatasetDict) else whole
 
 
@@ -126,11 +140,15 @@ def missing(edits: Sequence[Edit], out: Path, shard: tuple[int, int] = (0, 1)) -
 Loaded = tuple[int, list[Image.Image]]
 
 
-def together(loaded: Iterator[Loaded], fitted: Callable[[Image.Image], tuple[int, int]], most: int) -> Iterator[list[Loaded]]:
+def together(
+    loaded: Iterator[Loaded], fitted: Callable[[Image.Image], tuple[int, int]], most: int
+) -> Iterator[list[Loaded]]:
     """At most so many whose numbers follow each other and whose answers are of one size."""
     batch: list[Loaded] = []
     for number, images in loaded:
-        if batch and (number != batch[-1][0] + 1 or len(batch) == most or fitted(images[-1]) != fitted(batch[0][1][-1])):
+        if batch and (
+            number != batch[-1][0] + 1 or len(batch) == most or fitted(images[-1]) != fitted(batch[0][1][-1])
+        ):
             yield batch
             batch = []
         batch.append((number, images))
@@ -138,7 +156,9 @@ def together(loaded: Iterator[Loaded], fitted: Callable[[Image.Image], tuple[int
         yield batch
 
 
-def run(subject: Subject, edits: Sequence[Edit], out: Path, seed: int, most: int, shard: tuple[int, int] = (0, 1)) -> int:
+def run(
+    subject: Subject, edits: Sequence[Edit], out: Path, seed: int, most: int, shard: tuple[int, int] = (0, 1)
+) -> int:
     """Make what is missing of this shard's part, and say how many edits that was."""
     numbers = missing(edits, out, shard)
     with tqdm(total=len(numbers), unit="edits", disable=not numbers) as bar:
@@ -149,7 +169,10 @@ def run(subject: Subject, edits: Sequence[Edit], out: Path, seed: int, most: int
                 source = images[-1]
                 if edits[number].beside:
                     write(source, out / edits[number].beside)
-                write(image if image.size == source.size else image.resize(source.size, Image.Resampling.LANCZOS), out / edits[number].name)
+                write(
+                    image if image.size == source.size else image.resize(source.size, Image.Resampling.LANCZOS),
+                    out / edits[number].name,
+                )
             bar.update(len(batch))
     return len(numbers)
 
@@ -172,14 +195,18 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fusion benchmark edit", description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder of a unified model, or a bundled one's name")
     parser.add_argument("benchmark", choices=("imgedit", "gedit", "kris"))
-    parser.add_argument("--data", type=Path, required=True, help="basic_edit.json, the folder of GEdit-Bench's data set, or KRIS_Bench")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="basic_edit.json, the folder of GEdit-Bench's data set, or KRIS_Bench"
+    )
     parser.add_argument("--images", type=Path, help="of ImgEdit: the folder of its pictures")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the folder that is written, or gone on with")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=4, help="edits made at once, where their pictures have one size")
     parser.add_argument("--shard", default="0/1", help="i/n: this process makes the i-th of n parts")
     parser.add_argument("--device", help="cuda, cpu, ...")
-    parser.add_argument("knobs", nargs="*", metavar="knob=value", help="of the sampler: steps=20 guidance=3 image_guidance=1.5 ...")
+    parser.add_argument(
+        "knobs", nargs="*", metavar="knob=value", help="of the sampler: steps=20 guidance=3 image_guidance=1.5 ..."
+    )
     return parser.parse_intermixed_args(argv)
 
 
@@ -212,11 +239,15 @@ def fill(options: argparse.Namespace) -> str:
         raise ValueError(f"{options.model}: a {subject.kind} cannot edit; give a unified model")
     said = fingerprint([f"{edit.name}\n{edit.words}" for edit in edits])
     # Its size is nobody's choice: each answer has its source's.
-    begin(Asked(options.benchmark, options.model, len(edits), said, n=1, size=0, seed=options.seed, knobs=dict(knobs)), options.out)
+    begin(
+        Asked(options.benchmark, options.model, len(edits), said, n=1, size=0, seed=options.seed, knobs=dict(knobs)),
+        options.out,
+    )
     made, left = run(subject, edits, options.out, options.seed, options.batch, shard), len(missing(edits, options.out))
     return f"{made} edits made; {left} of {len(edits)} are missing" + ("" if left else ": the folder is complete")
 
 
 def main(argv: Sequence[str]) -> int:
-    """The program; see fusion.evaluation.benchmarks.common.program. TypeError: a knob that the model's sampler does not have."""
+    """The program; see fusion.evaluation.benchmarks.common.program. TypeError: a knob that the model's sampler does not
+    have."""
     return program.run(fill, parsed(argv), (ValueError, TypeError))

@@ -12,10 +12,27 @@ from typing import Any
 from fusion.common.statistics import Score, averaged, over
 from fusion.evaluation.benchmarks.common.input_files import json_in, text_in
 
-GEDIT = ("background_change", "color_alter", "material_alter", "motion_change", "ps_human", "style_change", "subject-add", "subject-remove",
-         "subject-replace", "text_change", "tone_transfer")  # fmt: skip
+GEDIT = (
+    "background_change",
+    "color_alter",
+    "material_alter",
+    "motion_change",
+    "ps_human",
+    "style_change",
+    "subject-add",
+    "subject-remove",
+    "subject-replace",
+    "text_change",
+    "tone_transfer",
+)
 KRIS = {
-    "attribute perception": ("count_change", "color_change", "size_adjustment", "part_completion", "anomaly_correction"),
+    "attribute perception": (
+        "count_change",
+        "color_change",
+        "size_adjustment",
+        "part_completion",
+        "anomaly_correction",
+    ),
     "spatial perception": ("viewpoint_change", "position_movement"),
     "temporal prediction": ("temporal_prediction",),
     "social science": ("humanities", "practical_knowledge"),
@@ -24,12 +41,16 @@ KRIS = {
     "instruction decomposition": ("multi-element_composition", "multi-instruction_execution"),
 }
 """Categories by dimension, as in eval/gen/kris of github.com/ByteDance-Seed/Bagel."""
-KINDS, KNOWING = ("consistency", "quality", "instruction", "knowledge"), ("social science", "natural science", "logical reasoning")
+KINDS, KNOWING = (
+    ("consistency", "quality", "instruction", "knowledge"),
+    ("social science", "natural science", "logical reasoning"),
+)
 """Of marks; the last is of these dimensions alone."""
 
 
 def imgedit(files: Sequence[Path], data: Path | None) -> list[Score]:
-    """{key: what the judge said}: its marks from 1 to 5 are the lines that end in `: NUMBER`, and the mean of them is the edit's."""
+    """{key: what the judge said}: its marks from 1 to 5 are the lines that end in `: NUMBER`, and the mean of them is
+    the edit's."""
     if len(files) != 1 or data is None:
         raise ValueError("ImgEdit is read from one result.json, and --data basic_edit.json")
     asked, said = json_in(data, "basic_edit.json"), json_in(files[0], "result.json")
@@ -45,7 +66,9 @@ def imgedit(files: Sequence[Path], data: Path | None) -> list[Score]:
 
 def marks_of(said: Any) -> list[int]:
     """The marks from 1 to 5 in a judge's words; empty where there are none, or others."""
-    marks = [int(mark) for mark in re.findall(r"^[^:\n]*: (\d+)\s*$", said if isinstance(said, str) else "", re.MULTILINE)]
+    marks = [
+        int(mark) for mark in re.findall(r"^[^:\n]*: (\d+)\s*$", said if isinstance(said, str) else "", re.MULTILINE)
+    ]
     return marks if all(1 <= mark <= 5 for mark in marks) else []
 
 
@@ -54,15 +77,18 @@ def by_type_of_edit(types: dict[str, str], said: dict[str, Any], where: str) -> 
     by_type = defaultdict(list)
     for key, kind in types.items():
         if not (marks := marks_of(said[key])):
-            raise ValueError(f"{where}: edit {key} has no marks from 1 to 5 ({str(said[key])[:60]!r}); let it be judged again")
+            raise ValueError(
+                f"{where}: edit {key} has no marks from 1 to 5 ({str(said[key])[:60]!r}); let it be judged again"
+            )
         by_type[kind].append(sum(marks) / len(marks))
     rows = [averaged(kind, values) for kind, values in sorted(by_type.items())]
     return [*rows, over("overall", rows)]
 
 
 def gedit(files: Sequence[Path]) -> list[Score]:
-    """Files named MODEL_GROUP_LANGUAGE_vie_score.csv with columns sementics_score (the official spelling; semantics_score too) and quality_score,
-    from 0 to 10; languages apart, and where a column says so, the edits that all models of the paper answered (intersection) apart as well."""
+    """Files named MODEL_GROUP_LANGUAGE_vie_score.csv with columns sementics_score (the official spelling;
+    semantics_score too) and quality_score, from 0 to 10; languages apart, and where a column says so, the edits that
+    all models of the paper answered (intersection) apart as well."""
     parts: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for file in files:
         group = next((group for group in GEDIT if f"_{group}_" in file.name), None)
@@ -74,27 +100,39 @@ def gedit(files: Sequence[Path]) -> list[Score]:
             except (KeyError, TypeError, ValueError):
                 usable = False
             if not usable:
-                raise ValueError(f"{file}, row {place}: no language, group and marks to 10; files are named MODEL_GROUP_LANGUAGE_vie_score.csv")
+                raise ValueError(
+                    f"{file}, row {place}: no language, group and marks to 10; files are named "
+                    "MODEL_GROUP_LANGUAGE_vie_score.csv"
+                )
             parts[language, "all"][kind].append(marks)
             if (row.get("intersection_exist") or row.get("Intersection_exist") or "").lower() == "true":
                 parts[language, "intersection"][kind].append(marks)
-    return [score for (language, part), groups in sorted(parts.items()) for score in _gedit(f"{language}, {part}", groups)]
+    return [
+        score for (language, part), groups in sorted(parts.items()) for score in _gedit(f"{language}, {part}", groups)
+    ]
 
 
 def kris(files: Sequence[Path]) -> list[Score]:
-    """CATEGORY/metrics.json: {id: {"consistency_score", "instruction_score", "quality_score", "knowledge_score"}}, marks from 1 to 5, here in percent
-    of 5. Means are over marks, those of the whole too, so that categories of four marks weigh more; the whole is there with all categories."""
+    """CATEGORY/metrics.json: {id: {"consistency_score", "instruction_score", "quality_score", "knowledge_score"}},
+    marks from 1 to 5, here in percent of 5. Means are over marks, those of the whole too, so that categories of four
+    marks weigh more; the whole is there with all categories."""
     by_category = {file.parent.name: _kris_marks(file) for file in files}
     if wrong := [name for name in by_category if not any(name in parts for parts in KRIS.values())]:
         raise ValueError(f"{wrong[0]}: not a category of KRIS-Bench; files are named CATEGORY/metrics.json")
     rows = []
     for dimension, parts in KRIS.items():
         found = [by_category[part] for part in parts if part in by_category]
-        rows += [averaged(f"{dimension}: {kind}", marks) for kind in KINDS if (marks := [one for part in found for one in part.get(kind, ())])]
+        rows += [
+            averaged(f"{dimension}: {kind}", marks)
+            for kind in KINDS
+            if (marks := [one for part in found for one in part.get(kind, ())])
+        ]
         if found:
             rows.append(averaged(dimension, [one for part in found for marks in part.values() for one in marks]))
     if all(part in by_category for parts in KRIS.values() for part in parts):
-        rows.append(averaged("overall", [one for part in by_category.values() for marks in part.values() for one in marks]))
+        rows.append(
+            averaged("overall", [one for part in by_category.values() for marks in part.values() for one in marks])
+        )
     return rows
 
 
@@ -114,6 +152,13 @@ def _kris_marks(file: Path) -> dict[str, list[float]]:
 
 
 def _gedit(name: str, groups: dict[str, list[tuple[float, float]]]) -> list[Score]:
-    ways = {"semantics": lambda marks: marks[0], "quality": lambda marks: marks[1], "overall": lambda marks: math.sqrt(marks[0] * marks[1])}
-    table = {way: [averaged(f"{name}, {kind}: {way}", map(of, groups[kind])) for kind in sorted(groups)] for way, of in ways.items()}
+    ways = {
+        "semantics": lambda marks: marks[0],
+        "quality": lambda marks: marks[1],
+        "overall": lambda marks: math.sqrt(marks[0] * marks[1]),
+    }
+    table = {
+        way: [averaged(f"{name}, {kind}: {way}", map(of, groups[kind])) for kind in sorted(groups)]
+        for way, of in ways.items()
+    }
     return [*table["overall"], *(over(f"{name}: {way}", rows) for way, rows in table.items())]

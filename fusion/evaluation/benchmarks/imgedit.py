@@ -1,11 +1,14 @@
 """Judges the edits of ImgEdit (Ye et al., arXiv 2505.20275) with any model that sees, by the official instructions.
 
-    fusion benchmark imgedit OUT --data basic_edit.json --images FOLDER --prompts prompts.json --judge VLM -o result.json
+    fusion benchmark imgedit OUT --data basic_edit.json --images FOLDER --prompts prompts.json --judge VLM -o
+    result.json
 
-OUT is what `fusion.evaluation.benchmarks.edit` wrote; prompts.json, the instructions for each type of edit, comes with the official code. The judge is a model of
-transformers (a folder or hub id) or an OpenAI-compatible server (an address). It gets the instruction, the picture before and the picture after,
-as GPT-4o does in the official basic_bench.py; scores of any other compare among themselves only. result.json has its words in the official format,
-and the scores are those of `fusion.evaluation.benchmarks.official_scores imgedit`. Words are kept beside it, and gone on with after a stop.
+OUT is what `fusion.evaluation.benchmarks.edit` wrote; prompts.json, the instructions for each type of edit, comes with
+the official code. The judge is a model of transformers (a folder or hub id) or an OpenAI-compatible server (an
+address). It gets the instruction, the picture before and the picture after, as GPT-4o does in the official
+basic_bench.py; scores of any other compare among themselves only. result.json has its words in the official format, and
+the scores are those of `fusion.evaluation.benchmarks.official_scores imgedit`. Words are kept beside it, and gone on
+with after a stop.
 """
 
 import argparse
@@ -37,15 +40,22 @@ def read_instructions(path: Path, types: set[str]) -> dict[str, str]:
         said = json.loads(path.read_text(encoding="utf-8"))
         wrong = [kind for kind in sorted(types) if MARK not in said[kind]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the official prompts.json, an instruction for each type of edit ({error!r:.80})") from None
+        raise ValueError(
+            f"{path}: not the official prompts.json, an instruction for each type of edit ({error!r:.80})"
+        ) from None
     if wrong:
         raise ValueError(f"{path}: the instruction for {wrong[0]} has no {MARK}")
     return said
 
 
-def judged(keys: Sequence[str], asked: dict[str, tuple[Path, Path, str]], judge: Judge, length: int, file: Path) -> dict[str, str]:
-    """What the judge said of each edit (before, after, instruction). What is kept of the same in `file` is taken from it, if it has marks."""
-    marks = {key: [digest_of(before), digest_of(after), text, judge.name] for key, (before, after, text) in asked.items()}
+def judged(
+    keys: Sequence[str], asked: dict[str, tuple[Path, Path, str]], judge: Judge, length: int, file: Path
+) -> dict[str, str]:
+    """What the judge said of each edit (before, after, instruction). What is kept of the same in `file` is taken from
+    it, if it has marks."""
+    marks = {
+        key: [digest_of(before), digest_of(after), text, judge.name] for key, (before, after, text) in asked.items()
+    }
     kept = kept_in(file, "key")
     kept = {key: one for key, one in kept.items() if one.get("asked") == marks.get(key) and marks_of(one["said"])}
     left = [key for key in keys if key not in kept]
@@ -54,7 +64,10 @@ def judged(keys: Sequence[str], asked: dict[str, tuple[Path, Path, str]], judge:
         before, after, text = asked[key]
         return judge.say([text, open_image(before), open_image(after)], length)
 
-    with tqdm(total=len(left), desc=judge.name, unit="edits", disable=not left) as bar, ThreadPoolExecutor(judge.at_once) as pool:
+    with (
+        tqdm(total=len(left), desc=judge.name, unit="edits", disable=not left) as bar,
+        ThreadPoolExecutor(judge.at_once) as pool,
+    ):
         for start in range(0, len(left), KEPT_EVERY):
             part = left[start : start + KEPT_EVERY]
             for key, said in zip(part, pool.map(say, part), strict=True):
@@ -71,7 +84,11 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="basic_edit.json")
     parser.add_argument("--images", type=Path, required=True, help="the folder of ImgEdit's pictures")
     parser.add_argument("--prompts", type=Path, required=True, help="the official prompts.json")
-    parser.add_argument("--judge", required=True, help="an image-text-to-text model's folder or hub id, or an OpenAI-compatible server's address")
+    parser.add_argument(
+        "--judge",
+        required=True,
+        help="an image-text-to-text model's folder or hub id, or an OpenAI-compatible server's address",
+    )
     parser.add_argument("--served", help="what a server calls the judge; its only model if not given")
     parser.add_argument("--length", type=int, default=512, help="tokens of an answer at most")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the JSON file that is written")
@@ -86,11 +103,18 @@ def score(options: argparse.Namespace) -> list[Score]:
     rows = read_rows(options.data, "basic_edit.json", ("id", "prompt", "edit_type"))
     instructions = read_instructions(options.prompts, {row["edit_type"] for row in rows.values()})
     asked = {
-        key: (options.images / row["id"], options.edits / f"{key}.png", instructions[row["edit_type"]].replace(MARK, row["prompt"]))
+        key: (
+            options.images / row["id"],
+            options.edits / f"{key}.png",
+            instructions[row["edit_type"]].replace(MARK, row["prompt"]),
+        )
         for key, row in rows.items()
     }
     if missing := [path for before, after, _ in asked.values() for path in (before, after) if not path.is_file()]:
-        raise ValueError(f"{missing[0]}: not there, as {len(missing) - 1} others; make the edits first, with fusion.evaluation.benchmarks.edit")
+        raise ValueError(
+            f"{missing[0]}: not there, as {len(missing) - 1} others; make the edits first, with "
+            "fusion.evaluation.benchmarks.edit"
+        )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     judge = judge_of(options.judge, options.served, options.device)
     said = judged(list(rows), asked, judge, options.length, options.out.with_suffix(".answers.jsonl"))

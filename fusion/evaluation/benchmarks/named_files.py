@@ -7,8 +7,8 @@ Prompts are read from a copy of the official data, which is not part of this rep
     geneval2   geneval2_data.jsonl                            {prompt:05d}.png, and image_paths.json: {prompt: path}
     oneig      OneIG-Bench.csv                                {class}/{model}/{id}.webp, four pictures as 2 x 2
 
-T2I-CompBench: Huang et al., arXiv 2307.06350; WISE: Niu et al., arXiv 2503.07265; GenEval 2: Kamath et al., arXiv 2512.16853; OneIG-Bench: Chang
-et al., arXiv 2506.07977.
+T2I-CompBench: Huang et al., arXiv 2307.06350; WISE: Niu et al., arXiv 2503.07265; GenEval 2: Kamath et al., arXiv
+2512.16853; OneIG-Bench: Chang et al., arXiv 2506.07977.
 """
 
 import csv
@@ -27,16 +27,21 @@ from fusion.sequence.images import open_image
 
 LONGEST = 255  # bytes of a file's name
 CLASSES = {
-    "Anime_Stylization": "anime", "Portrait": "human", "General_Object": "object",
-    "Text_Rendering": "text", "Knowledge_Reasoning": "reasoning", "Multilingualism": "multilingualism",
-}  # fmt: skip
+    "Anime_Stylization": "anime",
+    "Portrait": "human",
+    "General_Object": "object",
+    "Text_Rendering": "text",
+    "Knowledge_Reasoning": "reasoning",
+    "Multilingualism": "multilingualism",
+}
 N = {"t2i": 10, "wise": 1, "geneval2": 1, "oneig": 4}
 """Pictures of a prompt that the official code asks for."""
 
 
 @dataclass(frozen=True)
 class Named:
-    """A prompt, and the names of its pictures below the benchmark's folder; a single name of several pictures is a grid's."""
+    """A prompt, and the names of its pictures below the benchmark's folder; a single name of several pictures is a
+    grid's."""
 
     text: str
     names: tuple[str, ...]
@@ -80,7 +85,8 @@ class Listed(Folder):
     """GenEval 2's: a list says which picture is of which prompt."""
 
     def finish(self) -> None:
-        """image_paths.json, which the official evaluation.py takes as its --image_filepath_data: whole paths, as it may run anywhere."""
+        """image_paths.json, which the official evaluation.py takes as its --image_filepath_data: whole paths, as it may
+        run anywhere."""
         listed = {one.text: str((self.root / one.names[0]).resolve()) for one in self.asked}
         save((json.dumps(listed, indent=1, ensure_ascii=False) + "\n").encode(), self.root / "image_paths.json")
 
@@ -102,7 +108,10 @@ def _whole(path: Path, size: tuple[int, int]) -> bool:
         return False
     found = open_image(path).size
     if found != size:
-        raise ValueError(f"{path} is {found[0]}x{found[1]}, not {size[0]}x{size[1]}: give another folder with -o, or the --size it was drawn with")
+        raise ValueError(
+            f"{path} is {found[0]}x{found[1]}, not {size[0]}x{size[1]}: give another folder with -o, or the --size it "
+            "was drawn with"
+        )
     return True
 
 
@@ -110,29 +119,45 @@ def _whole(path: Path, size: tuple[int, int]) -> bool:
 
 
 def read_t2i(path: Path, n: int) -> list[Named]:
-    """A prompt a line, what follows a tab left out. The official judges read the prompt out of the name up to its first `_`, so none may have one.
-    Pictures are numbered through all prompts."""
-    texts = [line.split("\t")[0] for line in text_in(path, "T2I-CompBench's lists, such as color_val.txt").splitlines() if line.strip()]
+    """A prompt a line, what follows a tab left out. The official judges read the prompt out of the name up to its first
+    `_`, so none may have one. Pictures are numbered through all prompts."""
+    texts = [
+        line.split("\t")[0]
+        for line in text_in(path, "T2I-CompBench's lists, such as color_val.txt").splitlines()
+        if line.strip()
+    ]
     found = []
     for number, text in enumerate(texts):
         names = tuple(f"samples/{text}_{number * n + sample:06d}.png" for sample in range(n))
         if "_" in text or "/" in text or len(Path(names[0]).name.encode()) > LONGEST:
-            raise ValueError(f"{path}, line {number + 1}: pictures are named by their prompts, and {text[:60]!r} cannot be part of a file's name")
+            raise ValueError(
+                f"{path}, line {number + 1}: pictures are named by their prompts, and {text[:60]!r} cannot be part of "
+                "a file's name"
+            )
         found.append(Named(text, names))
     return found
 
 
 def read_wise(path: Path, n: int) -> list[Named]:
-    """Lists of {"prompt_id", "Prompt", ...}: one file, or all of a folder without those of rewritten prompts, which have the same numbers."""
+    """Lists of {"prompt_id", "Prompt", ...}: one file, or all of a folder without those of rewritten prompts, which
+    have the same numbers."""
     if n != 1:
         raise ValueError(f"--n {n}: WISE has one picture of each prompt")
-    files = [file for file in sorted(path.glob("*.json")) if not file.stem.endswith("_rewrite")] if path.is_dir() else [path]
+    files = (
+        [file for file in sorted(path.glob("*.json")) if not file.stem.endswith("_rewrite")]
+        if path.is_dir()
+        else [path]
+    )
     found = {}
     for file in files:
         try:
-            rows = [(int(row["prompt_id"]), str(row["Prompt"])) for row in json.loads(text_in(file, "WISE's JSON files"))]
+            rows = [
+                (int(row["prompt_id"]), str(row["Prompt"])) for row in json.loads(text_in(file, "WISE's JSON files"))
+            ]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}: not WISE's prompts ({error!r:.80}); give one of its JSON files, or the folder of them") from None
+            raise ValueError(
+                f"{file}: not WISE's prompts ({error!r:.80}); give one of its JSON files, or the folder of them"
+            ) from None
         if twice := [number for number, _ in rows if number in found]:
             raise ValueError(f"{file}: prompt {twice[0]} is in another file, too; give one of them")
         found.update(dict(rows))
@@ -150,15 +175,22 @@ def read_geneval2(path: Path, n: int) -> list[Named]:
 
 
 def read_atoms(path: Path) -> list[dict]:
-    """The lines of geneval2_data.jsonl: prompt, atom_count, vqa_list and skills. ValueError naming the line that cannot be used."""
+    """The lines of geneval2_data.jsonl: prompt, atom_count, vqa_list and skills. ValueError naming the line that cannot
+    be used."""
     found = []
     for number, line in enumerate(text_in(path, "geneval2_data.jsonl").splitlines(), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            usable = isinstance(row["prompt"], str) and len(row["vqa_list"]) == len(row["skills"]) > 0 and int(row["atom_count"]) > 0
-            usable = usable and all(len(pair) == 2 and all(isinstance(one, str) and one for one in pair) for pair in row["vqa_list"])
+            usable = (
+                isinstance(row["prompt"], str)
+                and len(row["vqa_list"]) == len(row["skills"]) > 0
+                and int(row["atom_count"]) > 0
+            )
+            usable = usable and all(
+                len(pair) == 2 and all(isinstance(one, str) and one for one in pair) for pair in row["vqa_list"]
+            )
         except (ValueError, KeyError, TypeError):
             usable = False
         if not usable:
@@ -182,7 +214,8 @@ def read_oneig(path: Path, n: int, model: str) -> list[Named]:
 
 
 def layout(benchmark: str, path: Path, root: Path, n: int, size: tuple[int, int], model: str) -> Folder:
-    """A benchmark's folder, its prompts read. model: the name OneIG's folders have for it. ValueError in one line for what cannot be read."""
+    """A benchmark's folder, its prompts read. model: the name OneIG's folders have for it. ValueError in one line for
+    what cannot be read."""
     readers: dict[str, Callable[[], list[Named]]] = {
         "t2i": lambda: read_t2i(path, n),
         "wise": lambda: read_wise(path, n),
@@ -194,5 +227,7 @@ def layout(benchmark: str, path: Path, root: Path, n: int, size: tuple[int, int]
         raise ValueError(f"{path}: no prompts in it")
     names = [name for one in asked for name in one.names]
     if len(set(names)) < len(names):
-        raise ValueError(f"{path}: two pictures would have one name, {next(name for name in names if names.count(name) > 1)}")
+        raise ValueError(
+            f"{path}: two pictures would have one name, {next(name for name in names if names.count(name) > 1)}"
+        )
     return (Listed if benchmark == "geneval2" else Folder)(root, asked, n, size)

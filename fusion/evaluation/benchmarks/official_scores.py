@@ -2,14 +2,19 @@
 
     t2i        vqa_result.json of BLIP-VQA, UniDet, CLIP or 3-in-1, one row for each file
     wise       the JSON lines of gpt_eval.py: WiScore by category, and over all where all 1,000 prompts are judged
-    geneval2   score_lists.json of evaluation.py, with --data geneval2_data.jsonl: Soft-TIFA by prompt (geometric mean) and by atom (arithmetic)
+    geneval2   score_lists.json of evaluation.py, with --data geneval2_data.jsonl:
+               Soft-TIFA by prompt (geometric mean) and by atom (arithmetic)
     imgedit    result.json of basic_bench.py, with --data basic_edit.json: by type of edit, and the mean over types
-    kris       metrics.json of each category, in percent: by dimension and kind of mark, and over all where all categories are judged
-    oneig      the CSV files of its scripts: alignment, diversity, reasoning and style by prompt, text as a whole; one row for each model
-    gedit      the CSV files of run_gedit_score.py: semantics, quality and the root of their product, by group, and the means over groups
+    kris       metrics.json of each category, in percent: by dimension and kind of mark,
+               and over all where all categories are judged
+    oneig      the CSV files of its scripts: alignment, diversity, reasoning and style by prompt,
+               text as a whole; one row for each model
+    gedit      the CSV files of run_gedit_score.py: semantics, quality and the root of their product,
+               by group, and the means over groups
 
-What is computed is what the official scripts compute, on their scales, but for what they leave out without a word: answers that are no score are
-named here, and nothing is rounded on the way. Intervals are normal ones, 95%, over pictures.
+What is computed is what the official scripts compute, on their scales, but for what they leave out without a word:
+answers that are no score are named here, and nothing is rounded on the way. Intervals are normal ones, 95%, over
+pictures.
 """
 
 import argparse
@@ -30,8 +35,14 @@ from fusion.evaluation.benchmarks.edit_ratings import gedit, imgedit, kris
 from fusion.evaluation.benchmarks.named_files import read_atoms
 from fusion.evaluation.benchmarks.oneig import oneig
 
-WISE = {"culture": range(1, 401), "time": range(401, 568), "space": range(568, 701), "biology": range(701, 801),
-        "physics": range(801, 901), "chemistry": range(901, 1001)}  # fmt: skip
+WISE = {
+    "culture": range(1, 401),
+    "time": range(401, 568),
+    "space": range(568, 701),
+    "biology": range(701, 801),
+    "physics": range(801, 901),
+    "chemistry": range(901, 1001),
+}
 """Which prompts are of which category, by their numbers. The overall score weighs each by its share of the 1,000."""
 ASPECTS = {"consistency": 0.7, "realism": 0.2, "aesthetic_quality": 0.1}
 """Of WISE's judge, from 0 to 2, and what each weighs."""
@@ -54,16 +65,22 @@ def _answers(file: Path) -> list[float]:
         except (KeyError, TypeError, ValueError):
             raise ValueError(f"{file}, answer {place}: not one of vqa_result.json (question_id, answer)") from None
         if number in found or not math.isfinite(answer):
-            raise ValueError(f"{file}, answer {place}: picture {number} is {'scored twice' if number in found else f'scored {answer}'}")
+            raise ValueError(
+                f"{file}, answer {place}: picture {number} is "
+                f"{'scored twice' if number in found else f'scored {answer}'}"
+            )
         found[number] = answer
     drawn = _drawn(file)
     if not found or drawn not in (0, len(found)):
-        raise ValueError(f"{file}: {len(found)} pictures are scored, and {drawn or 'some'} were drawn; let the judge see them all")
+        raise ValueError(
+            f"{file}: {len(found)} pictures are scored, and {drawn or 'some'} were drawn; let the judge see them all"
+        )
     return list(found.values())
 
 
 def _drawn(file: Path) -> int:
-    """How many pictures the folder that a judge's file lies in was drawn with; 0 where `fusion.evaluation.benchmarks.draw` did not draw it."""
+    """How many pictures the folder that a judge's file lies in was drawn with; 0 where
+    `fusion.evaluation.benchmarks.draw` did not draw it."""
     for folder in file.resolve().parents:
         if folder.name and file_of(folder).is_file():
             told = json.loads(file_of(folder).read_text(encoding="utf-8"))
@@ -75,7 +92,8 @@ def _drawn(file: Path) -> int:
 
 
 def wise(files: Sequence[Path]) -> list[Score]:
-    """{"prompt_id", "consistency", "realism", "aesthetic_quality"} a line. The judge's 999, for an answer that it could not read, is no score."""
+    """{"prompt_id", "consistency", "realism", "aesthetic_quality"} a line. The judge's 999, for an answer that it could
+    not read, is no score."""
     found: dict[int, float] = {}
     for file in files:
         for place, line in enumerate(text_in(file, "what gpt_eval.py wrote").splitlines(), 1):
@@ -84,7 +102,11 @@ def wise(files: Sequence[Path]) -> list[Score]:
                 if number in found:
                     raise ValueError(f"{file}, line {place}: prompt {number} is scored twice")
                 found[number] = score
-    rows = [averaged(name, [found[one] for one in numbers if one in found]) for name, numbers in WISE.items() if any(one in found for one in numbers)]
+    rows = [
+        averaged(name, [found[one] for one in numbers if one in found])
+        for name, numbers in WISE.items()
+        if any(one in found for one in numbers)
+    ]
     if not rows:
         raise ValueError(f"{files[0]}: no scores in it")
     whole = all(one in found for numbers in WISE.values() for one in numbers)
@@ -98,7 +120,10 @@ def _wiscore(line: str, where: str) -> tuple[int, float]:
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{where}: not what gpt_eval.py writes (prompt_id, {', '.join(ASPECTS)})") from None
     if not all(0 <= mark <= 2 for mark in marks.values()) or not 1 <= number <= 1000:
-        raise ValueError(f"{where}: prompt {number} has {', '.join(map(str, marks.values()))}, not marks from 0 to 2; let it be judged again")
+        raise ValueError(
+            f"{where}: prompt {number} has {', '.join(map(str, marks.values()))}, not marks from 0 to 2; let it be "
+            "judged again"
+        )
     return number, sum(weight * marks[name] for name, weight in ASPECTS.items()) / 2
 
 
@@ -115,7 +140,9 @@ def geneval2(files: Sequence[Path], data: Path | None) -> list[Score]:
     by_skill, by_count, prompts, means = defaultdict(list), defaultdict(list), [], []
     for number, (row, atoms) in enumerate(zip(asked, lists, strict=True)):
         if not _probabilities(atoms, len(row["skills"])):
-            raise ValueError(f"{files[0]}, prompt {number}: not {len(row['skills'])} probabilities, one for each question of {data}")
+            raise ValueError(
+                f"{files[0]}, prompt {number}: not {len(row['skills'])} probabilities, one for each question of {data}"
+            )
         prompts.append(math.prod(atoms) ** (1 / len(atoms)))
         means.append(sum(atoms) / len(atoms))
         by_count[int(row["atom_count"])].append(prompts[-1])
@@ -127,7 +154,11 @@ def geneval2(files: Sequence[Path], data: Path | None) -> list[Score]:
 
 
 def _probabilities(atoms: Any, count: int) -> bool:
-    return isinstance(atoms, list) and len(atoms) == count and all(isinstance(one, (int, float)) and 0 <= one <= 1 for one in atoms)
+    return (
+        isinstance(atoms, list)
+        and len(atoms) == count
+        and all(isinstance(one, (int, float)) and 0 <= one <= 1 for one in atoms)
+    )
 
 
 # ---- the program ----
@@ -152,10 +183,16 @@ def score(options: argparse.Namespace) -> list[Score]:
     elif options.data is not None:
         raise ValueError(f"--data is of geneval2 and imgedit; what {options.benchmark}'s judge wrote says all")
     else:
-        figures = {"t2i": t2i, "wise": wise, "oneig": oneig, "gedit": gedit, "kris": kris}[options.benchmark](options.files)
+        figures = {"t2i": t2i, "wise": wise, "oneig": oneig, "gedit": gedit, "kris": kris}[options.benchmark](
+            options.files
+        )
     if not figures:
         raise ValueError(f"{options.files[0]}: no scores in it")
-    told = {"benchmark": options.benchmark, "files": [str(file) for file in options.files], "scores": [asdict(one) for one in figures]}
+    told = {
+        "benchmark": options.benchmark,
+        "files": [str(file) for file in options.files],
+        "scores": [asdict(one) for one in figures],
+    }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     save((json.dumps(told, indent=1) + "\n").encode(), options.out)
     return figures

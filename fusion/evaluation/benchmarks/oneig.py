@@ -17,18 +17,24 @@ FARTHEST = {"EN": 100, "ZH": 50}
 
 
 def oneig(files: Sequence[Path]) -> list[Score]:
-    """METRIC_prompt_score_LANGUAGE_*.csv: a row for each prompt, CLASS_NUMBER or NUMBER, a column for each model; the mean over prompts, and over
-    those of a class where there are several. text_score_LANGUAGE_*.csv: a row for each model, with the means of edit distance (ED), whole texts
-    (CR) and words (WAC) that its score is made of; without an interval, for words are counted over all pictures."""
+    """METRIC_prompt_score_LANGUAGE_*.csv: a row for each prompt, CLASS_NUMBER or NUMBER, a column for each model; the
+    mean over prompts, and over those of a class where there are several. text_score_LANGUAGE_*.csv: a row for each
+    model, with the means of edit distance (ED), whole texts (CR) and words (WAC) that its score is made of; without an
+    interval, for words are counted over all pictures."""
     return [score for file in files for score in _scores(file)]
 
 
 def _scores(file: Path) -> Iterator[Score]:
     named = re.match(rf"(?:({'|'.join(METRICS)})_prompt|(text))_score_(EN|ZH)_", file.name)
     if not named:
-        raise ValueError(f"{file}: not a file of scores; give {', '.join(METRICS)} as ..._prompt_score_EN_*.csv, and text_score_EN_*.csv (or ZH)")
+        raise ValueError(
+            f"{file}: not a file of scores; give {', '.join(METRICS)} as ..._prompt_score_EN_*.csv, and "
+            "text_score_EN_*.csv (or ZH)"
+        )
     metric, _, language = named.groups()
-    head, *rows = [row for row in csv.reader(io.StringIO(text_in(file, "a CSV of OneIG-Bench's scripts"))) if row] or [[]]
+    head, *rows = [row for row in csv.reader(io.StringIO(text_in(file, "a CSV of OneIG-Bench's scripts"))) if row] or [
+        []
+    ]
     if not rows or len(head) < 2 or any(len(row) != len(head) for row in rows):
         raise ValueError(f"{file}: not a table with a column for each model")
     if metric is None:
@@ -60,5 +66,7 @@ def _number(said: str, what: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{what} has no score ({said!r}), where the official mean leaves it out; let it be drawn and judged again")
+        raise ValueError(
+            f"{what} has no score ({said!r}), where the official mean leaves it out; let it be drawn and judged again"
+        )
     return number

@@ -2,11 +2,12 @@
 
     fusion benchmark tifa OUT/image_paths.json --data geneval2_data.jsonl --judge VLM -o score_lists.json
 
-Each question of a prompt is asked of its picture, and scores the probability that the judge's answer begins with the right one, in any of its
-spellings. OUT is what the official evaluation.py writes, a list of probabilities for each prompt, and `fusion.evaluation.benchmarks.official_scores geneval2` and the
-official analysis read it. VLM is a local model, or the address of a server that tells probabilities (vLLM, SGLang); it tells those of the likeliest
-20 tokens, and what lies below counts as nothing. What was asked and how likely it was is kept beside OUT, and gone on with after a stop. The
-official judge is Qwen3-VL-8B: scores of any other compare among themselves only.
+Each question of a prompt is asked of its picture, and scores the probability that the judge's answer begins with the
+right one, in any of its spellings. OUT is what the official evaluation.py writes, a list of probabilities for each
+prompt, and `fusion.evaluation.benchmarks.official_scores geneval2` and the official analysis read it. VLM is a local
+model, or the address of a server that tells probabilities (vLLM, SGLang); it tells those of the likeliest 20 tokens,
+and what lies below counts as nothing. What was asked and how likely it was is kept beside OUT, and gone on with after a
+stop. The official judge is Qwen3-VL-8B: scores of any other compare among themselves only.
 """
 
 import argparse
@@ -70,16 +71,24 @@ def read_paths(file: Path, rows: Sequence[dict]) -> dict[str, Path]:
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{file}: not a list of pictures ({error!r:.80}); give image_paths.json") from None
     if missing := [row["prompt"] for row in rows if row["prompt"] not in paths or not paths[row["prompt"]].is_file()]:
-        raise ValueError(f"{file}: {len(missing)} of {len(rows)} prompts have no picture, {missing[0][:60]!r} among them")
+        raise ValueError(
+            f"{file}: {len(missing)} of {len(rows)} prompts have no picture, {missing[0][:60]!r} among them"
+        )
     return paths
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="fusion benchmark tifa", description=__doc__.splitlines()[0])
-    parser.add_argument("images", type=Path, help="image_paths.json, as fusion.evaluation.benchmarks.draw writes it: {prompt: picture}")
+    parser.add_argument(
+        "images", type=Path, help="image_paths.json, as fusion.evaluation.benchmarks.draw writes it: {prompt: picture}"
+    )
     parser.add_argument("--data", type=Path, required=True, help="geneval2_data.jsonl")
-    parser.add_argument("--judge", required=True, help="folder or hub id of an image-text-to-text model, or the address of a server up to /v1")
+    parser.add_argument(
+        "--judge",
+        required=True,
+        help="folder or hub id of an image-text-to-text model, or the address of a server up to /v1",
+    )
     parser.add_argument("--served", help="which of a server's models, if it has several")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the JSON file that is written")
     parser.add_argument("--device", help="cuda, cpu, ...")
@@ -93,7 +102,9 @@ def score(options: argparse.Namespace) -> list[Score]:
     rows = read_atoms(options.data)
     paths = read_paths(options.images, rows)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    found = judged(rows, paths, judge_of(options.judge, options.served, options.device), options.out.with_suffix(".answers.jsonl"))
+    found = judged(
+        rows, paths, judge_of(options.judge, options.served, options.device), options.out.with_suffix(".answers.jsonl")
+    )
     save((json.dumps(found) + "\n").encode(), options.out)
     return read.geneval2([options.out], options.data)
 

@@ -13,32 +13,59 @@ from fusion.worlds.shapes.words import a, caption, describe, name, wanted
 Turn = tuple[str, str]  # what the user says, what the assistant answers
 
 SMALL_TALK = (
-    ("hello", "hello! what shall i draw?"), ("hi", "hello! what shall i draw?"), ("good morning", "good morning!"),
-    ("say hello", "hello!"), ("how are you?", "i am fine, thank you."), ("thank you", "you are welcome."), ("thanks", "you are welcome."),
-    ("who are you?", "i am a small model that writes and draws."), ("what is your name?", "i have no name. i am a small model."),
+    ("hello", "hello! what shall i draw?"),
+    ("hi", "hello! what shall i draw?"),
+    ("good morning", "good morning!"),
+    ("say hello", "hello!"),
+    ("how are you?", "i am fine, thank you."),
+    ("thank you", "you are welcome."),
+    ("thanks", "you are welcome."),
+    ("who are you?", "i am a small model that writes and draws."),
+    ("what is your name?", "i have no name. i am a small model."),
     ("what can you do?", "i can draw pictures, change them and answer questions about them."),
-    ("can you draw?", "yes, i can draw circles, squares, triangles and crosses."), ("can you see?", "yes, show me a picture."),
-    ("what can you draw?", "i can draw circles, squares, triangles and crosses in eight colours."), ("good bye", "good bye!"),
-    ("do you like to draw?", "yes, i like to draw."), ("do you like pictures?", "yes, i like pictures."),
-    ("that is nice", "thank you."), ("well done", "thank you."), ("good night", "good night!"),
-)  # fmt: skip
+    ("can you draw?", "yes, i can draw circles, squares, triangles and crosses."),
+    ("can you see?", "yes, show me a picture."),
+    ("what can you draw?", "i can draw circles, squares, triangles and crosses in eight colours."),
+    ("good bye", "good bye!"),
+    ("do you like to draw?", "yes, i like to draw."),
+    ("do you like pictures?", "yes, i like pictures."),
+    ("that is nice", "thank you."),
+    ("well done", "thank you."),
+    ("good night", "good night!"),
+)
 FACTS = (
     ("what shapes do you know?", "i know circles, squares, triangles and crosses."),
-    ("how many shapes do you know?", "four"), ("how many colours do you know?", "eight"),
+    ("how many shapes do you know?", "four"),
+    ("how many colours do you know?", "eight"),
     ("what colours do you know?", "i know red, green, blue, yellow, orange, purple, black and cyan."),
     ("which colours can the ground have?", "the ground is white, light grey or beige."),
     ("how many objects can a picture have?", "a picture has one to four objects."),
-    ("what is the opposite of left?", "right"), ("what is the opposite of right?", "left"), ("what is the opposite of above?", "below"),
-    ("what is the opposite of below?", "above"), ("what is the opposite of small?", "large"), ("what is the opposite of large?", "small"),
-    ("what comes after one?", "two"), ("what comes after two?", "three"), ("what comes after three?", "four"),
-    ("what comes before four?", "three"), ("what comes before three?", "two"), ("what comes before two?", "one"),
-)  # fmt: skip
+    ("what is the opposite of left?", "right"),
+    ("what is the opposite of right?", "left"),
+    ("what is the opposite of above?", "below"),
+    ("what is the opposite of below?", "above"),
+    ("what is the opposite of small?", "large"),
+    ("what is the opposite of large?", "small"),
+    ("what comes after one?", "two"),
+    ("what comes after two?", "three"),
+    ("what comes after three?", "four"),
+    ("what comes before four?", "three"),
+    ("what comes before three?", "two"),
+    ("what comes before two?", "one"),
+)
 CORNERS = {"circle": "no", "square": "four", "triangle": "three", "cross": "twelve"}
 FORM = {
-    "circle": "it is round and has no corners", "square": "it has four equal sides and four corners",
-    "triangle": "it has three sides and three corners", "cross": "it has four arms that meet in the middle",
-}  # fmt: skip
-PAINTING = {"circle": "makes it round", "square": "makes four equal sides", "triangle": "makes three sides", "cross": "makes four arms"}
+    "circle": "it is round and has no corners",
+    "square": "it has four equal sides and four corners",
+    "triangle": "it has three sides and three corners",
+    "cross": "it has four arms that meet in the middle",
+}
+PAINTING = {
+    "circle": "makes it round",
+    "square": "makes four equal sides",
+    "triangle": "makes three sides",
+    "cross": "makes four arms",
+}
 
 
 def small_talk(rng: np.random.Generator, scene: Scene) -> Turn:
@@ -77,8 +104,17 @@ def in_words(rng: np.random.Generator, scene: Scene) -> Turn:
     """A description that must be made of words alone."""
     thing = pick(rng, scene.things)
     noun = name(rng, wanted(thing, sized=chance(rng, 0.3)))
-    asked = pick(rng, ("describe in words {}", "describe {} in words", "tell me about {} in words", "what does {} look like?",
-                       "how would you describe {}?", "do not draw, just describe {}"))  # fmt: skip
+    asked = pick(
+        rng,
+        (
+            "describe in words {}",
+            "describe {} in words",
+            "tell me about {} in words",
+            "what does {} look like?",
+            "how would you describe {}?",
+            "do not draw, just describe {}",
+        ),
+    )
     return asked.format(a(noun)), f"{a(noun)} is {a(thing.shape)} in {thing.colour}. {FORM[thing.shape]}."
 
 
@@ -92,12 +128,19 @@ def how_to(rng: np.random.Generator, scene: Scene) -> Turn:
     """How something is drawn, not the drawing."""
     thing = pick(rng, scene.things)
     asked = pick(rng, ("how do you draw {}?", "how would you paint {}?", "how does one draw {}?"))
-    return asked.format(a(f"{thing.colour} {thing.shape}")), f"one takes {thing.colour} paint and {PAINTING[thing.shape]}."
+    return asked.format(
+        a(f"{thing.colour} {thing.shape}")
+    ), f"one takes {thing.colour} paint and {PAINTING[thing.shape]}."
 
 
 TALKS: dict[Callable[[np.random.Generator, Scene], Turn | list[Turn]], float] = {
-    small_talk: 0.2, fact: 0.25, told_scene: 0.25, in_words: 0.12, echo: 0.1, how_to: 0.08,
-}  # fmt: skip
+    small_talk: 0.2,
+    fact: 0.25,
+    told_scene: 0.25,
+    in_words: 0.12,
+    echo: 0.1,
+    how_to: 0.08,
+}
 
 
 def turns_in_words(rng: np.random.Generator, scene: Scene) -> list[Turn]:

@@ -41,13 +41,28 @@ MOVE = 1 / 8  # a single object that is told to move goes at least this far, in 
 SINGLE_LARGE = 0.45
 SEVERAL_LARGE = 0.31
 
-PICTURE_SIZES = ((32, 32), (48, 32), (32, 48), (48, 48), (64, 48), (48, 64), (64, 64), (64, 32), (32, 64))  # width, height
+PICTURE_SIZES = (
+    (32, 32),
+    (48, 32),
+    (32, 48),
+    (48, 48),
+    (64, 48),
+    (48, 64),
+    (64, 64),
+    (64, 32),
+    (32, 64),
+)  # width, height
 
 # Object counts with which an edit is possible; two objects must stand in a grid for `add` and `move`.
 EDIT_COUNTS = {
-    "recolour": (1, 2, 3, 4), "reshape": (1, 2, 3, 4), "ground": (1, 2, 3, 4), "swap": (2, 3, 4), "move": (1, 2, 3),
-    "add": (2, 3), "remove": (3, 4),
-}  # fmt: skip
+    "recolour": (1, 2, 3, 4),
+    "reshape": (1, 2, 3, 4),
+    "ground": (1, 2, 3, 4),
+    "swap": (2, 3, 4),
+    "move": (1, 2, 3),
+    "add": (2, 3),
+    "remove": (3, 4),
+}
 
 QUESTION_KINDS = ("count", "colour", "shape", "exists", "where")
 

@@ -10,17 +10,48 @@ from fusion.worlds.shapes.expect import Edit
 from fusion.worlds.shapes.words import PLACE_WORDS, RELATION_WORDS, SIZE_WORDS, a, user_style
 
 REQUESTS = {
-    "recolour": ("make {it} {new}", "make {it} {new}", "turn {it} {new}", "change {it} to {new}", "change the colour of {it} to {new}",
-                 "paint {it} {new}", "colour {it} {new}", "{it} should be {new}"),
-    "reshape": ("make {it} {new}", "turn {it} into {new}", "change {it} to {new}", "change {it} into {new}", "replace {it} with {new}"),
-    "add": ("add {new}{where}", "add {new}{where}", "put {new}{where}", "place {new}{where}", "add {new} to the picture{where}"),
+    "recolour": (
+        "make {it} {new}",
+        "make {it} {new}",
+        "turn {it} {new}",
+        "change {it} to {new}",
+        "change the colour of {it} to {new}",
+        "paint {it} {new}",
+        "colour {it} {new}",
+        "{it} should be {new}",
+    ),
+    "reshape": (
+        "make {it} {new}",
+        "turn {it} into {new}",
+        "change {it} to {new}",
+        "change {it} into {new}",
+        "replace {it} with {new}",
+    ),
+    "add": (
+        "add {new}{where}",
+        "add {new}{where}",
+        "put {new}{where}",
+        "place {new}{where}",
+        "add {new} to the picture{where}",
+    ),
     "remove": ("remove {it}", "remove {it}", "delete {it}", "take {it} away", "take away {it}", "erase {it}"),
     "move": ("move {it} {where}", "move {it} {where}", "shift {it} {where}"),
     "place": ("move {it} to the {where}", "move {it} to the {where} corner", "put {it} in the {where} corner"),
-    "swap": ("swap {it} and {other}", "swap {it} with {other}", "exchange {it} and {other}", "{it} and {other} should change places"),
-    "ground": ("make the ground {new}", "make the background {new}", "change the ground to {new}", "change the background to {new}",
-               "turn the background {new}", "the ground should be {new}"),
-}  # fmt: skip
+    "swap": (
+        "swap {it} and {other}",
+        "swap {it} with {other}",
+        "exchange {it} and {other}",
+        "{it} and {other} should change places",
+    ),
+    "ground": (
+        "make the ground {new}",
+        "make the background {new}",
+        "change the ground to {new}",
+        "change the background to {new}",
+        "turn the background {new}",
+        "the ground should be {new}",
+    ),
+}
 STORY = {
     "recolour": ("{it} turns {new}", "{it} becomes {new}", "{it} is {new}", "someone paints {it} {new}"),
     "reshape": ("{it} turns into {new}", "{it} becomes {new}", "{it} changes into {new}"),
@@ -31,7 +62,12 @@ STORY = {
     "swap": ("{it} and {other} change places", "{it} and {other} swap places"),
     "ground": ("the ground turns {new}", "the ground becomes {new}", "the background is {new}"),
 }
-WAYS = {"left": ("left", "to the left"), "right": ("right", "to the right"), "up": ("up", "upwards"), "down": ("down", "downwards")}
+WAYS = {
+    "left": ("left", "to the left"),
+    "right": ("right", "to the right"),
+    "up": ("up", "upwards"),
+    "down": ("down", "downwards"),
+}
 POLITE = ("{}", "{}", "{}", "{}", "please {}", "now {}", "can you {}?", "could you {}?")
 
 

@@ -15,6 +15,7 @@ Change = tuple[Edit, Scene]  # what is asked, and the scene it leads to
 
 DIRECTIONS = {"left": ("x", -1), "right": ("x", 1), "up": ("y", -1), "down": ("y", 1)}
 
+
 def unique(scene: Scene) -> list[int]:
     """The objects whose kind occurs once, so that its name says which is meant."""
     kinds = scene.kinds
@@ -59,7 +60,11 @@ def add(rng: np.random.Generator, scene: Scene) -> Change | None:
         return None
     place, size = pick(rng, scene.free_places), pick(rng, ("small", "large"))
     thing = place_thing(rng, scene.picture_size, "grid", kind, size, place)
-    after, told_size, style = replace(scene, things=(*scene.things, thing)), size if chance(rng, 0.4) else None, rng.random()
+    after, told_size, style = (
+        replace(scene, things=(*scene.things, thing)),
+        size if chance(rng, 0.4) else None,
+        rng.random(),
+    )
     how = [(index, relation(after, len(scene.things), index)) for index in unique(scene)]
     neighbours = [(scene.kinds[index], name) for index, name in how if name is not None]
     if style < 0.4 and neighbours:
@@ -88,7 +93,9 @@ def move(rng: np.random.Generator, scene: Scene) -> Change | None:
     index, place = pick(rng, unique(scene)), pick(rng, scene.free_places)
     thing = scene.things[index]
     x, y = corners(scene.picture_size, "grid", place, thing.pixels)
-    return Edit("move", thing.kind, place=place), scene.with_thing(index, place=place, x=whole(rng, *x), y=whole(rng, *y))
+    return Edit("move", thing.kind, place=place), scene.with_thing(
+        index, place=place, x=whole(rng, *x), y=whole(rng, *y)
+    )
 
 
 def shift(rng: np.random.Generator, scene: Scene, direction: str) -> Scene | None:
@@ -112,7 +119,9 @@ def swap(rng: np.random.Generator, scene: Scene) -> Change | None:
 def exchange(scene: Scene, first: int, second: int) -> Scene:
     """Two objects in each other's places."""
     one, two = scene.things[first], scene.things[second]
-    return scene.with_thing(first, **_standing_for(scene, one, two)).with_thing(second, **_standing_for(scene, two, one))
+    return scene.with_thing(first, **_standing_for(scene, one, two)).with_thing(
+        second, **_standing_for(scene, two, one)
+    )
 
 
 def _standing_for(scene: Scene, thing: Thing, other: Thing) -> dict:
@@ -129,9 +138,14 @@ def change_ground(rng: np.random.Generator, scene: Scene) -> Change | None:
 
 
 EDITS: dict[str, Callable[[np.random.Generator, Scene], Change | None]] = {
-    "recolour": recolour, "reshape": reshape, "add": add, "remove": remove, "move": move, "swap": swap,
+    "recolour": recolour,
+    "reshape": reshape,
+    "add": add,
+    "remove": remove,
+    "move": move,
+    "swap": swap,
     "ground": change_ground,
-}  # fmt: skip
+}
 _KINDS = tuple(EDITS)
 
 

@@ -43,7 +43,8 @@ class EvaluationPrompt:
 
 @dataclass(frozen=True)
 class EvaluationEdit:
-    """A picture (uint8 RGB), a request for one change, and the scenes before and after it (one right result of several)."""
+    """A picture (uint8 RGB), a request for one change, and the scenes before and after it (one right result of
+    several)."""
 
     kind: str
     image: UInt8[np.ndarray, "h w 3"]
@@ -56,7 +57,8 @@ class EvaluationEdit:
 
 @dataclass(frozen=True)
 class EvaluationChain:
-    """A picture (uint8 RGB) and requests for one change after another; scenes: before, and after each (one right result of several)."""
+    """A picture (uint8 RGB) and requests for one change after another; scenes: before, and after each (one right result
+    of several)."""
 
     image: UInt8[np.ndarray, "h w 3"]
     instructions: tuple[str, ...]
@@ -67,7 +69,8 @@ class EvaluationChain:
 
 @dataclass(frozen=True)
 class EvaluationExamples:
-    """Examples of a rule and a source, and examples of another rule, one that training shows, that makes something else of the same source."""
+    """Examples of a rule and a source, and examples of another rule, one that training shows, that makes something else
+    of the same source."""
 
     shown: Shown
     other: Shown
@@ -76,7 +79,8 @@ class EvaluationExamples:
 
 @dataclass(frozen=True)
 class EvaluationStory:
-    """A request for a story in pictures, what its first picture must show, and one right answer, texts and pictures (uint8 RGB) in turn."""
+    """A request for a story in pictures, what its first picture must show, and one right answer, texts and pictures
+    (uint8 RGB) in turn."""
 
     prompt: str
     first: Expectation
@@ -145,9 +149,13 @@ def _attribute_binding(rng: np.random.Generator, held_out: bool) -> Caption:
 
 # The six categories of GenEval (Ghosh et al. 2023); only pairs of kinds can be held out.
 CATEGORIES: dict[str, Callable[[np.random.Generator, bool], Caption]] = {
-    "single_object": _single_object, "two_objects": _two_objects, "counting": _counting, "colours": _colours,
-    "position": _position, "attribute_binding": _attribute_binding,
-}  # fmt: skip
+    "single_object": _single_object,
+    "two_objects": _two_objects,
+    "counting": _counting,
+    "colours": _colours,
+    "position": _position,
+    "attribute_binding": _attribute_binding,
+}
 HELD_OUT_CATEGORIES = ("position", "attribute_binding")
 
 
@@ -196,8 +204,8 @@ def evaluation_chains(n: int, seed: int = SCORED_SEED, turns: int = 5) -> tuple[
 
 
 def evaluation_examples(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationExamples, ...]:
-    """`n` rules shown by examples; every other one is held out, and so are pairs in its pictures. The kinds come in turn: all seven, and those
-    three of which some rules are held out."""
+    """`n` rules shown by examples; every other one is held out, and so are pairs in its pictures. The kinds come in
+    turn: all seven, and those three of which some rules are held out."""
     rng, found = _stream("examples", seed), []
     for number in range(n):
         options = _alternately(number, 1)

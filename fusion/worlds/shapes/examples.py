@@ -18,12 +18,16 @@ Pair = tuple[Scene, Scene]  # before and after
 
 EXAMPLES = 2  # of a rule; tests/worlds/test_shapes_examples.py holds that they leave no other one
 VERBS = ("becomes", "turns into")
-TRIES, REDRAWN = 100, 20  # a rule that so many scenes do not fit, or so many pairs of examples leave unclear, is given up for another
+TRIES, REDRAWN = (
+    100,
+    20,
+)  # a rule that so many scenes do not fit, or so many pairs of examples leave unclear, is given up for another
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A rule, examples that no other rule explains, and a source with what the rule makes of it (one right result of several)."""
+    """A rule, examples that no other rule explains, and a source with what the rule makes of it (one right result of
+    several)."""
 
     rule: Rule
     pairs: tuple[Pair, ...]
@@ -32,7 +36,8 @@ class Shown:
 
 
 def laid_out(pairs: Sequence[tuple[T, T]], source: T, verb: str = VERBS[0]) -> list[T | str]:
-    """What the user shows and says: pictures before and after, then the one to go on with. Without pairs nothing tells the rule."""
+    """What the user shows and says: pictures before and after, then the one to go on with. Without pairs nothing tells
+    the rule."""
     parts: list[T | str] = []
     for before, after in pairs:
         parts += [before, verb, after]
@@ -43,22 +48,31 @@ def rules_of(options: Options, held_out: bool) -> dict[str, list[Rule]]:
     """The rules that scenes of the options allow, by kind: those held out, or all others."""
     counts = {count for count, weight in options.counts.items() if weight > 0 and (count > 1 or not options.held_out)}
     chosen = [rule for rule in RULES if (rule in HELD_OUT_RULES) == held_out and counts & {*RULE_COUNTS[rule.kind]}]
-    return {kind: [rule for rule in chosen if rule.kind == kind] for kind in RULE_COUNTS if any(rule.kind == kind for rule in chosen)}
+    return {
+        kind: [rule for rule in chosen if rule.kind == kind]
+        for kind in RULE_COUNTS
+        if any(rule.kind == kind for rule in chosen)
+    }
 
 
 def _pair(rng: np.random.Generator, options: Options, rule: Rule, size: tuple[int, int]) -> Pair | None:
     """A scene that the rule changes, and what it makes of it; no held-out pair comes in."""
     counts = {count: weight for count, weight in options.counts.items() if count in RULE_COUNTS[rule.kind]}
     for _ in range(TRIES):
-        before = sample_scene(rng, counts, {size: 1.0}, options.held_out, rule.kind == "add", options.kinds, options.distinct)
+        before = sample_scene(
+            rng, counts, {size: 1.0}, options.held_out, rule.kind == "add", options.kinds, options.distinct
+        )
         after = apply(rng, rule, before)
         if after is not None and (options.held_out or not after.held_out):
             return before, after
     return None
 
 
-def examples_of(rng: np.random.Generator, options: Options, rule: Rule, size: tuple[int, int]) -> tuple[Pair, ...] | None:
-    """Examples of (width, height) pixels that the rule alone explains, or None where the options' scenes seem to have none."""
+def examples_of(
+    rng: np.random.Generator, options: Options, rule: Rule, size: tuple[int, int]
+) -> tuple[Pair, ...] | None:
+    """Examples of (width, height) pixels that the rule alone explains, or None where the options' scenes seem to have
+    none."""
     for _ in range(REDRAWN):
         pairs = [_pair(rng, options, rule, size) for _ in range(EXAMPLES)]
         if None in pairs:
@@ -93,7 +107,8 @@ def of_another(rng: np.random.Generator, options: Options, shown: Shown) -> Show
 
 
 def examples(rng: np.random.Generator, options: Options) -> Sample:
-    """The user shows two examples of a rule and a picture; the assistant answers with just the picture that the rule makes of it."""
+    """The user shows two examples of a rule and a picture; the assistant answers with just the picture that the rule
+    makes of it."""
     shown = by_example(rng, options)
     pictures = [tuple(map(render, pair)) for pair in shown.pairs]
     messages = (user(*laid_out(pictures, render(shown.source), pick(rng, VERBS))), assistant(render(shown.after)))

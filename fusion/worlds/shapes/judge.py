@@ -21,6 +21,7 @@ MARGIN, SAME_PIXEL = 2, 8  # boxes of changed objects grow by 2 pixels; others m
 
 Demand = Callable[[Seen], bool]
 
+
 @dataclass(frozen=True)
 class Verdict:
     """`ok` if all that was asked is true of a clean picture; otherwise `reasons` says what is wrong.
@@ -79,7 +80,8 @@ def check(image: Picture, expectation: Expectation) -> Verdict:
     count_right = len(reading.objects) == len(expectation.wanted)
     orders = _arrangements(reading, expectation.wanted)
     related = any(
-        all(holds(how, order[one], order[two], reading.side) for one, how, two in expectation.relations) for order in orders
+        all(holds(how, order[one], order[two], reading.side) for one, how, two in expectation.relations)
+        for order in orders
     )
     reasons = list(reading.flaws)
     if missing:
@@ -94,17 +96,20 @@ def check(image: Picture, expectation: Expectation) -> Verdict:
     if expectation.ground not in (None, reading.ground):
         reasons.append(f"the ground is {reading.ground} instead of {expectation.ground}")
     if expectation.picture_size not in (None, (reading.width, reading.height)):
-        reasons.append(f"the picture is {reading.width}x{reading.height}, not {'x'.join(map(str, expectation.picture_size))}")
+        reasons.append(
+            f"the picture is {reading.width}x{reading.height}, not {'x'.join(map(str, expectation.picture_size))}"
+        )
     return Verdict(not reasons, tuple(reasons), not missing, count_right, bool(orders), related)
 
 
 @dataclass(frozen=True)
 class EditVerdict:
-    """`done`: the asked change is there and all other objects and the ground are as before; else `reasons` says why not.
+    """`done`: the asked change is there and all other objects and the ground are as before; else `reasons` says why
+    not.
 
     `kept`: share of the pixels outside the changed objects' boxes (before and after, grown by 2) that stay within 8 of
-    255 in every channel. For a change of ground they are compared with the picture before on the new ground. `asked`: the
-    asked change is there and as many objects as there should be, whatever else became of them.
+    255 in every channel. For a change of ground they are compared with the picture before on the new ground. `asked`:
+    the asked change is there and as many objects as there should be, whatever else became of them.
     """
 
     done: bool

@@ -7,8 +7,13 @@ from functools import cached_property
 from fusion.worlds.shapes.constants import COLOURS, EDIT_COUNTS, KINDS, PICTURE_SIZES, QUESTION_KINDS, Kind
 
 DEFAULT_TASKS = {
-    "text_to_image": 0.45, "edits": 0.2, "questions": 0.1, "image_to_text": 0.08, "stories": 0.07, "chat": 0.1,
-}  # fmt: skip
+    "text_to_image": 0.45,
+    "edits": 0.2,
+    "questions": 0.1,
+    "image_to_text": 0.08,
+    "stories": 0.07,
+    "chat": 0.1,
+}
 OPTIONAL_TASKS = ("examples",)  # drawn where they are given a weight
 DEFAULT_COUNTS = {1: 0.35, 2: 0.35, 3: 0.15, 4: 0.15}
 DEFAULT_SIZES = {"32x32": 0.8, "48x32": 0.1, "32x48": 0.1}
@@ -20,7 +25,9 @@ _SIZES = {f"{width}x{height}": (width, height) for width, height in PICTURE_SIZE
 def _check(what: str, weights: Mapping, allowed) -> None:
     unknown = [key for key in weights if key not in allowed]
     if unknown:
-        raise ValueError(f"unknown {what} {unknown[0]!r} in the world's options: choose from {', '.join(map(str, allowed))}")
+        raise ValueError(
+            f"unknown {what} {unknown[0]!r} in the world's options: choose from {', '.join(map(str, allowed))}"
+        )
     if min(weights.values(), default=0) < 0 or sum(weights.values()) <= 0:
         raise ValueError(f"the world's {what} weights must be >= 0 with a positive sum, got {dict(weights)}")
 
@@ -29,15 +36,14 @@ def _check(what: str, weights: Mapping, allowed) -> None:
 class Options:
     """What the world draws. Weights need not sum to 1; an entry that is left out is never drawn.
 
-    `tasks` by name, `counts` by number of objects (1 to 4), `sizes` by "width x height" as in "48x32",
-    `colours` by name: those in which scenes begin, as edits bring in any, and for which questions ask.
-    `questions` by kind: count, colour, shape, exists, where.
-    `described`: of documents with questions, the share in which the picture is described, too, before, between or after them.
-    `placed`: captions of text_to_image and edits always tell where several objects stand (of two equal ones: how).
-    `open`: of other captions of these tasks, the share that leaves colours or shapes open ("two circles").
-    `distinct`: no two objects of a scene begin in one colour.
-    `held_out` draws only scenes with a held-out pair of kinds, and examples only of held-out rules: for evaluation, never for training.
-    ValueError for unknown names and for weights that are negative or all zero.
+    `tasks` by name, `counts` by number of objects (1 to 4), `sizes` by "width x height" as in "48x32", `colours` by
+    name: those in which scenes begin, as edits bring in any, and for which questions ask. `questions` by kind: count,
+    colour, shape, exists, where. `described`: of documents with questions, the share in which the picture is described,
+    too, before, between or after them. `placed`: captions of text_to_image and edits always tell where several objects
+    stand (of two equal ones: how). `open`: of other captions of these tasks, the share that leaves colours or shapes
+    open ("two circles"). `distinct`: no two objects of a scene begin in one colour. `held_out` draws only scenes with a
+    held-out pair of kinds, and examples only of held-out rules: for evaluation, never for training. ValueError for
+    unknown names and for weights that are negative or all zero.
     """
 
     tasks: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_TASKS))
@@ -67,9 +73,14 @@ class Options:
             raise ValueError("held-out combinations come in all colours: leave `colours` out")
         if self.distinct and self.held_out:
             raise ValueError("held-out combinations may share a colour: leave `distinct` out")
-        most, several = max(count for count, weight in self.counts.items() if weight > 0), sum(w > 0 for w in self.colours.values())
+        most, several = (
+            max(count for count, weight in self.counts.items() if weight > 0),
+            sum(w > 0 for w in self.colours.values()),
+        )
         if self.distinct and several < most:
-            raise ValueError(f"{most} objects of distinct colours need {most} colours, got {several}: weigh more `colours`")
+            raise ValueError(
+                f"{most} objects of distinct colours need {most} colours, got {several}: weigh more `colours`"
+            )
 
     @cached_property
     def picture_sizes(self) -> dict[tuple[int, int], float]:

@@ -49,7 +49,12 @@ def _sights(rng: np.random.Generator, scene: Scene) -> list[str]:
         thing = scene.things[index]
         noun = a(name(rng, wanted(thing, sized=chance(rng, 0.6))))
         where = pick(rng, PLACE_WORDS[thing.place])
-        sentences.append(pick(rng, (f"{noun} is {where}.", f"{where} is {noun}.", f"there is {noun} {where}.", f"{where} stands {noun}.")))
+        sentences.append(
+            pick(
+                rng,
+                (f"{noun} is {where}.", f"{where} is {noun}.", f"there is {noun} {where}.", f"{where} stands {noun}."),
+            )
+        )
         others = [(other, how) for other in clear if other != index and (how := relation(scene, index, other))]
         if others and index in clear and chance(rng, 0.5):
             other, how = pick(rng, others)
@@ -64,7 +69,10 @@ def description(rng: np.random.Generator, scene: Scene) -> list[str]:
     """What a picture shows: how many, which, where, on what ground."""
     count = len(scene.things)
     number = f"{NUMBERS[count]} {pick(rng, ('object', 'shape'))}{'s' if count > 1 else ''}"
-    opening = pick(rng, (f"the picture shows {number}.", f"{_there(number)} in the picture.", f"{pick(rng, PEOPLE)} sees {number}."))
+    opening = pick(
+        rng,
+        (f"the picture shows {number}.", f"{_there(number)} in the picture.", f"{pick(rng, PEOPLE)} sees {number}."),
+    )
     ground = pick(rng, ("the ground is {}.", "the background is {}.", "all is on a {} ground."))
     ending = [f"{_there(caption(rng, scene, open_share=0.3).text)}."] if chance(rng, 0.5) else []
     return [opening, *_sights(rng, scene), ground.format(scene.ground), *ending]
@@ -76,12 +84,17 @@ def story(rng: np.random.Generator, scene: Scene) -> list[str]:
     sentences = [f"{_there(caption(rng, scene, open_share=0).text, begin)}."]
     for step in range(whole(rng, 2, 5)):
         edit, after = any_edit(rng, scene)
-        word = pick(rng, ("then", "after that", "next", "soon", "suddenly", "one day") if step else ("one day", "then", "soon"))
+        word = pick(
+            rng, ("then", "after that", "next", "soon", "suddenly", "one day") if step else ("one day", "then", "soon")
+        )
         sentences.append(f"{word} {happening(rng, edit, scene.kinds)}.")
         if chance(rng, 0.4):
             sentences.append(f"{pick(rng, ('now', 'at this time'))} {_there(describe(rng, after, detail=False).text)}.")
         scene = after
-    return [*sentences, f"{pick(rng, ('in the end', 'at last', 'finally'))} {_there(describe(rng, scene, detail=True).text)}."]
+    return [
+        *sentences,
+        f"{pick(rng, ('in the end', 'at last', 'finally'))} {_there(describe(rng, scene, detail=True).text)}.",
+    ]
 
 
 def dialogue(rng: np.random.Generator, scene: Scene) -> list[str]:
@@ -112,9 +125,16 @@ def painter(rng: np.random.Generator, scene: Scene) -> list[str]:
         sentences.append(f"{other} takes {thing.colour} paint and {PAINTING[thing.shape]}: {noun} {where}.")
     for _ in range(whole(rng, 0, 2)):
         edit, after = any_edit(rng, scene)
-        sentences.append(f"{asker} says: {request(rng, edit, scene.kinds).lower().rstrip('.?')}. {happening(rng, edit, scene.kinds)}.")
+        sentences.append(
+            f"{asker} says: {request(rng, edit, scene.kinds).lower().rstrip('.?')}. "
+            f"{happening(rng, edit, scene.kinds)}."
+        )
         scene = after
-    return [*sentences, f"{pick(rng, ('the picture is done', 'that is the picture', f'{asker} is happy'))}: {describe(rng, scene, True).text}."]
+    return [
+        *sentences,
+        f"{pick(rng, ('the picture is done', 'that is the picture', f'{asker} is happy'))}: "
+        f"{describe(rng, scene, True).text}.",
+    ]
 
 
 def forms(rng: np.random.Generator, scene: Scene) -> list[str]:
@@ -122,11 +142,24 @@ def forms(rng: np.random.Generator, scene: Scene) -> list[str]:
     sentences = [f"{a(shape)} is a shape. {FORM[shape]}." for shape in some(rng, SHAPES, whole(rng, 1, 3))]
     for thing in scene.things:
         noun = f"{thing.colour} {thing.shape}"
-        sentences.append(pick(rng, (f"{a(noun)} is {a(thing.shape)}.", f"the colour of {a(noun)} is {thing.colour}.",
-                                    f"the shape of {a(noun)} is {a(thing.shape)}.")))  # fmt: skip
+        sentences.append(
+            pick(
+                rng,
+                (
+                    f"{a(noun)} is {a(thing.shape)}.",
+                    f"the colour of {a(noun)} is {thing.colour}.",
+                    f"the shape of {a(noun)} is {a(thing.shape)}.",
+                ),
+            )
+        )
     return some(rng, sentences, len(sentences))
 
 
 PARAGRAPHS: dict[Callable[[np.random.Generator, Scene], list[str]], float] = {
-    description: 0.25, story: 0.2, dialogue: 0.2, lesson: 0.15, painter: 0.15, forms: 0.05,
-}  # fmt: skip
+    description: 0.25,
+    story: 0.2,
+    dialogue: 0.2,
+    lesson: 0.15,
+    painter: 0.15,
+    forms: 0.05,
+}

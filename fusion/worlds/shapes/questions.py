@@ -26,11 +26,16 @@ def count(rng: np.random.Generator, scene: Scene, colours: Sequence[str] = ALL_C
         noun, number = plural(shape), sum(thing.shape == shape for thing in scene.things)
     elif style < 0.85:
         colour = pick(rng, scene.things).colour if chance(rng, 0.75) else pick(rng, colours)
-        noun, number = f"{colour} {pick(rng, ('shapes', 'objects'))}", sum(thing.colour == colour for thing in scene.things)
+        noun, number = (
+            f"{colour} {pick(rng, ('shapes', 'objects'))}",
+            sum(thing.colour == colour for thing in scene.things),
+        )
     else:
         kind = pick(rng, scene.things).kind
         noun, number = f"{kind[1]} {plural(kind[0])}", scene.kinds.count(kind)
-    return Question("count", pick(rng, ("how many {} are there?", "how many {} do you see?")).format(noun), NUMBERS[number])
+    return Question(
+        "count", pick(rng, ("how many {} are there?", "how many {} do you see?")).format(noun), NUMBERS[number]
+    )
 
 
 def _spot(rng: np.random.Generator, scene: Scene, index: int) -> str:
@@ -81,7 +86,11 @@ def exists(rng: np.random.Generator, scene: Scene, colours: Sequence[str] = ALL_
         near = [kind for kind in known if kind[0] == thing.shape or kind[1] == thing.colour]
         kind, answer = (thing.kind, True) if yes or not near else (pick(rng, near), False)
         noun = a(f"{kind[1]} {kind[0]}")
-    return Question("exists", pick(rng, ("is there {}?", "is there {} in the picture?", "do you see {}?")).format(noun), _yes(answer))
+    return Question(
+        "exists",
+        pick(rng, ("is there {}?", "is there {} in the picture?", "do you see {}?")).format(noun),
+        _yes(answer),
+    )
 
 
 def where(rng: np.random.Generator, scene: Scene, colours: Sequence[str] = ALL_COLOURS) -> Question | None:
@@ -107,13 +116,24 @@ def _yes(truth: bool) -> str:
     return "yes" if truth else "no"
 
 
-QUESTIONS: dict[str, Callable[..., Question | None]] = {"count": count, "colour": colour, "shape": shape, "exists": exists, "where": where}
+QUESTIONS: dict[str, Callable[..., Question | None]] = {
+    "count": count,
+    "colour": colour,
+    "shape": shape,
+    "exists": exists,
+    "where": where,
+}
 
 
 def ask(
-    rng: np.random.Generator, scene: Scene, number: int, kinds: Mapping[str, float] = DEFAULT_QUESTIONS, colours: Sequence[str] = ALL_COLOURS
+    rng: np.random.Generator,
+    scene: Scene,
+    number: int,
+    kinds: Mapping[str, float] = DEFAULT_QUESTIONS,
+    colours: Sequence[str] = ALL_COLOURS,
 ) -> tuple[Question, ...]:
-    """`number` different questions about the scene, of the kinds as they are weighted; fewer where it does not give so many.
+    """`number` different questions about the scene, of the kinds as they are weighted; fewer where it does not give so
+    many.
 
     colours: those that are asked for whether they are there or not.
     """

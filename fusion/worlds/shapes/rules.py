@@ -18,17 +18,24 @@ from fusion.worlds.shapes.words import a, all_of
 
 # Object counts of the scenes that a kind of rule is about; those of `add` stand in a grid.
 RULE_COUNTS = {
-    "recolour": (1, 2, 3, 4), "reshape": (1, 2, 3, 4), "ground": (1, 2, 3, 4), "add": (2, 3), "remove": (3, 4), "move": (1,), "swap": (2,),
-}  # fmt: skip
+    "recolour": (1, 2, 3, 4),
+    "reshape": (1, 2, 3, 4),
+    "ground": (1, 2, 3, 4),
+    "add": (2, 3),
+    "remove": (3, 4),
+    "move": (1,),
+    "swap": (2,),
+}
 
 
 @dataclass(frozen=True)
 class Rule:
     """What happens to every picture alike; unused fields are None.
 
-    kind: recolour (every `shape` becomes `colour`, everything if that is None), reshape (everything `colour`, or everything, turns into
-    `shape`), ground (becomes `ground`), add (a `shape` in `colour` comes at `place`), remove (every `shape`, or everything `colour`, goes
-    away), move (the single object goes in `direction`), swap (the two objects change places).
+    kind: recolour (every `shape` becomes `colour`, everything if that is None), reshape (everything `colour`, or
+    everything, turns into `shape`), ground (becomes `ground`), add (a `shape` in `colour` comes at `place`), remove
+    (every `shape`, or everything `colour`, goes away), move (the single object goes in `direction`), swap (the two
+    objects change places).
     """
 
     kind: str
@@ -54,7 +61,8 @@ class Rule:
 
     @property
     def combined(self) -> bool:
-        """Whether it puts together two things, each of which occurs in other rules too: only then can it be held out."""
+        """Whether it puts together two things, each of which occurs in other rules too: only then can it be held
+        out."""
         return self.kind == "add" or (self.kind in ("recolour", "reshape") and None not in (self.shape, self.colour))
 
 
@@ -63,10 +71,11 @@ RULES: tuple[Rule, ...] = (
     *(Rule("reshape", shape, colour) for colour in (None, *COLOURS) for shape in SHAPES),
     *(Rule("ground", ground=ground) for ground in GROUNDS),
     *(Rule("add", *kind, place=place) for kind, place in product(KINDS, CELLS)),
-    *(Rule("remove", shape) for shape in SHAPES), *(Rule("remove", colour=colour) for colour in COLOURS),
+    *(Rule("remove", shape) for shape in SHAPES),
+    *(Rule("remove", colour=colour) for colour in COLOURS),
     *(Rule("move", direction=direction) for direction in DIRECTIONS),
     Rule("swap"),
-)  # fmt: skip
+)
 
 
 def _held_out_rules() -> frozenset[Rule]:
@@ -108,8 +117,8 @@ def _made(rule: Rule, scene: Scene) -> Scene:
 
 
 def apply(rng: np.random.Generator, rule: Rule, scene: Scene) -> Scene | None:
-    """What the rule makes of the scene, or None where it does not apply or changes nothing; what it leaves open (the size of what comes,
-    how far an object goes) is drawn at random."""
+    """What the rule makes of the scene, or None where it does not apply or changes nothing; what it leaves open (the
+    size of what comes, how far an object goes) is drawn at random."""
     if len(scene.things) not in RULE_COUNTS[rule.kind]:
         return None
     if rule.kind == "move":
@@ -128,9 +137,16 @@ def explains(rule: Rule, before: Scene, after: Scene) -> bool:
     """Whether the rule may lead from one scene to the other."""
     if rule.kind == "add":
         *rest, last = after.things
-        return replace(before, things=after.things) == after and tuple(rest) == before.things and (*last.kind, last.place) == (
-            rule.shape, rule.colour, rule.place,
-        )  # fmt: skip
+        return (
+            replace(before, things=after.things) == after
+            and tuple(rest) == before.things
+            and (*last.kind, last.place)
+            == (
+                rule.shape,
+                rule.colour,
+                rule.place,
+            )
+        )
     if rule.kind == "move":
         axis, sign = DIRECTIONS[rule.direction]
         to = getattr(after.things[0], axis)
@@ -154,13 +170,15 @@ def explanations(pairs: Sequence[tuple[Scene, Scene]]) -> list[Rule]:
 
 
 def right(rule: Rule, before: Scene, image: Image.Image | np.ndarray) -> bool:
-    """Whether a picture shows what the rule makes of the scene, as the judge reads it: every object with its shape, colour, size and place, and
-    the ground. False where the rule does not apply."""
+    """Whether a picture shows what the rule makes of the scene, as the judge reads it: every object with its shape,
+    colour, size and place, and the ground. False where the rule does not apply."""
     if rule.kind == "move":
         edit = Edit("move", before.things[0].kind, direction=rule.direction)
         return len(before.things) == 1 and judge.edit_done(render(before), image, edit).done
     if rule.kind == "add":
-        possible = before.layout == "grid" and rule.place in before.free_places and len(before.things) in RULE_COUNTS["add"]
+        possible = (
+            before.layout == "grid" and rule.place in before.free_places and len(before.things) in RULE_COUNTS["add"]
+        )
         after, new = before, (Wanted(rule.shape, rule.colour, place=rule.place),)
     else:
         after, new = _made(rule, before), ()

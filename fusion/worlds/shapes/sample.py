@@ -18,7 +18,8 @@ class Sample:
     {"type": "image", "image": (h, w, 3) uint8 array}, and an image by the assistant is a target.
 
     `scenes` are those of the images in order. `expectation` is what a requested first picture must show, `questions`
-    and `edits` what the later turns ask; `rule` is what examples show. `held_out`: some scene has a held-out pair (never in training).
+    and `edits` what the later turns ask; `rule` is what examples show. `held_out`: some scene has a held-out pair
+    (never in training).
     """
 
     task: str
@@ -42,7 +43,10 @@ def _pil(block: dict) -> dict:
 
 def message(role: str, *content: str | np.ndarray) -> Message:
     """A chat message of texts and images, in order."""
-    blocks = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in content]
+    blocks = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
+        for part in content
+    ]
     return {"role": role, "content": blocks}
 
 

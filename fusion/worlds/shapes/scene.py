@@ -107,7 +107,9 @@ def relation(scene: Scene, first: int, second: int) -> str | None:
     return None
 
 
-def corners(scene_size: tuple[int, int], layout: str, place: str, pixels: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def corners(
+    scene_size: tuple[int, int], layout: str, place: str, pixels: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """The allowed (lowest, highest) x and y of a box's corner, for an object of `pixels` at a named place."""
     jitter = min(scene_size) * (SINGLE_JITTER if layout == "single" else SEVERAL_JITTER)
     middles = [unit * length - pixels / 2 for unit, length in zip(PLACES[layout][place], scene_size)]
@@ -141,9 +143,14 @@ def _free_kinds(rng: np.random.Generator, count: int, weights: Mapping[Kind, flo
 
 
 def sample_kinds(
-    rng: np.random.Generator, count: int, held_out: bool, weights: Mapping[Kind, float] = ALL_KINDS, distinct: bool = False
+    rng: np.random.Generator,
+    count: int,
+    held_out: bool,
+    weights: Mapping[Kind, float] = ALL_KINDS,
+    distinct: bool = False,
 ) -> list[Kind]:
-    """`count` kinds: none of the held-out pairs among them, or (`held_out`, count >= 2) at least one; if `distinct`, no colour twice."""
+    """`count` kinds: none of the held-out pairs among them, or (`held_out`, count >= 2) at least one; if `distinct`, no
+    colour twice."""
     if held_out:
         kinds = [*some(rng, pick(rng, _HELD_OUT), 2), *(pick(rng, KINDS) for _ in range(count - 2))]
         return some(rng, kinds, count)
@@ -163,9 +170,11 @@ def sample_scene(
     kinds: Mapping[Kind, float] = ALL_KINDS,
     distinct: bool = False,
 ) -> Scene:
-    """A random scene: `counts` weighs the number of objects, `sizes` the (width, height) in pixels, `kinds` what objects are.
+    """A random scene: `counts` weighs the number of objects, `sizes` the (width, height) in pixels, `kinds` what
+    objects are.
 
-    `grid` puts two objects in a grid, too. With `held_out` the scene has a held-out pair. With `distinct` no colour comes twice.
+    `grid` puts two objects in a grid, too. With `held_out` the scene has a held-out pair. With `distinct` no colour
+    comes twice.
     """
     if held_out:
         counts = {count: weight for count, weight in counts.items() if count > 1}
@@ -174,6 +183,7 @@ def sample_scene(
     layout = "single" if count == 1 else "grid" if grid or count > 2 else weighted(rng, PAIR_LAYOUTS)
     places = some(rng, tuple(PLACES[layout]), count)
     things = tuple(
-        place_thing(rng, scene_size, layout, kind, pick(rng, ("small", "large")), place) for kind, place in zip(chosen, places)
+        place_thing(rng, scene_size, layout, kind, pick(rng, ("small", "large")), place)
+        for kind, place in zip(chosen, places)
     )
     return Scene(*scene_size, pick(rng, _GROUND_NAMES), layout, things)

@@ -17,12 +17,28 @@ from fusion.worlds.shapes.sample import Sample, assistant, user
 from fusion.worlds.shapes.scene import Scene, sample_scene
 from fusion.worlds.shapes.words import NUMBERS, Caption, ask_for_picture, caption, describe, user_style
 
-DESCRIBE = ("describe the picture", "describe this picture", "what is in the picture?", "what do you see?", "what does the picture show?",
-            "tell me what you see", "what is this a picture of?")  # fmt: skip
-DESCRIBE_IN_DETAIL = ("describe the picture in detail", "describe this picture in detail", "tell me in detail what you see",
-                      "tell me all about the picture")  # fmt: skip
-STORY_REQUESTS = ("tell me a story in {n} about {x}", "tell a story in {n} about {x}", "tell me a story with {n} about {x}",
-                  "a story in {n} about {x}", "i want a story with {n} about {x}")  # fmt: skip
+DESCRIBE = (
+    "describe the picture",
+    "describe this picture",
+    "what is in the picture?",
+    "what do you see?",
+    "what does the picture show?",
+    "tell me what you see",
+    "what is this a picture of?",
+)
+DESCRIBE_IN_DETAIL = (
+    "describe the picture in detail",
+    "describe this picture in detail",
+    "tell me in detail what you see",
+    "tell me all about the picture",
+)
+STORY_REQUESTS = (
+    "tell me a story in {n} about {x}",
+    "tell a story in {n} about {x}",
+    "tell me a story with {n} about {x}",
+    "a story in {n} about {x}",
+    "i want a story with {n} about {x}",
+)
 STORY_OPENINGS = ("once there {was} {}.", "there {was} {}.", "here {is_} {}.", "a story of {}.")
 STORY_STEPS = ("then {}.", "now {}.", "next {}.", "after that {}.", "{}.")
 STORY_ENDS = ("at last {}.", "in the end {}.", "finally {}.")
@@ -30,7 +46,9 @@ STORY_ENDS = ("at last {}.", "in the end {}.", "finally {}.")
 
 def any_scene(rng: np.random.Generator, options: Options) -> Scene:
     """A scene as the options weigh them."""
-    return sample_scene(rng, options.counts, options.picture_sizes, options.held_out, kinds=options.kinds, distinct=options.distinct)
+    return sample_scene(
+        rng, options.counts, options.picture_sizes, options.held_out, kinds=options.kinds, distinct=options.distinct
+    )
 
 
 def text_to_image(rng: np.random.Generator, options: Options) -> Sample:
@@ -50,11 +68,14 @@ def image_to_text(rng: np.random.Generator, options: Options) -> Sample:
 
 
 def questions(rng: np.random.Generator, options: Options) -> Sample:
-    """One to four questions about one picture, each answered in a few words before the next is asked; among them it may be described."""
+    """One to four questions about one picture, each answered in a few words before the next is asked; among them it may
+    be described."""
     asked = ()
     while not asked:
         scene = any_scene(rng, options)
-        asked = ask(rng, scene, weighted(rng, {1: 0.25, 2: 0.25, 3: 0.25, 4: 0.25}), options.questions, options.asked_colours)
+        asked = ask(
+            rng, scene, weighted(rng, {1: 0.25, 2: 0.25, 3: 0.25, 4: 0.25}), options.questions, options.asked_colours
+        )
     turns: list[Question | None] = list(asked)  # None: the picture is described
     if options.described and chance(rng, options.described):
         turns.insert(whole(rng, 0, len(asked)), None)
@@ -87,7 +108,9 @@ def first_edit(rng: np.random.Generator, options: Options, kind: str | None = No
     while True:
         chosen = kind or pick(rng, tuple(possible))
         grid = chosen in ("add", "move")
-        scene = sample_scene(rng, possible[chosen], options.picture_sizes, options.held_out, grid, options.kinds, options.distinct)
+        scene = sample_scene(
+            rng, possible[chosen], options.picture_sizes, options.held_out, grid, options.kinds, options.distinct
+        )
         change = try_edit(rng, scene, chosen)
         if change is not None:
             return scene, change
@@ -108,7 +131,9 @@ def edits(rng: np.random.Generator, options: Options) -> Sample:
         messages += [user(text) if messages else _shown(rng, scene, text), assistant(render(after))]
         scenes.append(after)
         made.append(edit)
-    return Sample("edits", tuple(messages), tuple(scenes), claims, edits=tuple(made), held_out=any(s.held_out for s in scenes))
+    return Sample(
+        "edits", tuple(messages), tuple(scenes), claims, edits=tuple(made), held_out=any(s.held_out for s in scenes)
+    )
 
 
 def stories(rng: np.random.Generator, options: Options) -> Sample:
@@ -126,9 +151,13 @@ def stories(rng: np.random.Generator, options: Options) -> Sample:
     number = f"{NUMBERS[len(scenes)]} pictures" if chance(rng, 0.7) else "pictures"
     prompt = user_style(rng, pick(rng, STORY_REQUESTS).format(n=number, x=told.text))
     return Sample(
-        "stories", (user(prompt), assistant(*parts)), tuple(scenes), told.claims, edits=tuple(made),
+        "stories",
+        (user(prompt), assistant(*parts)),
+        tuple(scenes),
+        told.claims,
+        edits=tuple(made),
         held_out=any(s.held_out for s in scenes),
-    )  # fmt: skip
+    )
 
 
 def _opening(rng: np.random.Generator, text: str) -> str:
@@ -139,7 +168,9 @@ def _opening(rng: np.random.Generator, text: str) -> str:
 def chat(rng: np.random.Generator, options: Options) -> Sample:
     """A conversation in words about the world, without pictures: not everything that names a circle asks for one."""
     scene = any_scene(rng, options)
-    messages = [part for asked, said in turns_in_words(rng, scene) for part in (user(user_style(rng, asked)), assistant(said))]
+    messages = [
+        part for asked, said in turns_in_words(rng, scene) for part in (user(user_style(rng, asked)), assistant(said))
+    ]
     return Sample("chat", tuple(messages), held_out=scene.held_out)
 
 
@@ -150,6 +181,11 @@ def _shown(rng: np.random.Generator, scene: Scene, text: str) -> dict:
 
 
 TASKS: dict[str, Callable[[np.random.Generator, Options], Sample]] = {
-    "text_to_image": text_to_image, "image_to_text": image_to_text, "questions": questions, "edits": edits, "stories": stories,
-    "chat": chat, "examples": examples,
-}  # fmt: skip
+    "text_to_image": text_to_image,
+    "image_to_text": image_to_text,
+    "questions": questions,
+    "edits": edits,
+    "stories": stories,
+    "chat": chat,
+    "examples": examples,
+}

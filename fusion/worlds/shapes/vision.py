@@ -74,7 +74,9 @@ def as_pixels(image: UInt8[np.ndarray, "h w 3"] | Image.Image) -> UInt8[np.ndarr
     """RGB pixels of an array or a PIL image; ValueError for anything else."""
     pixels = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        what = f"{pixels.dtype} array of shape {pixels.shape}" if isinstance(pixels, np.ndarray) else type(image).__name__
+        what = (
+            f"{pixels.dtype} array of shape {pixels.shape}" if isinstance(pixels, np.ndarray) else type(image).__name__
+        )
         raise ValueError(f"the judge reads PIL images or uint8 arrays of shape (h, w, 3), got {what}")
     return pixels
 
@@ -135,14 +137,19 @@ def _span(offset: np.ndarray, half: float) -> np.ndarray:
     return np.clip(np.minimum(offset + 0.5, half) - np.maximum(offset - 0.5, -half), 0, 1)
 
 
-# Per shape of SHAPES, in units of its size: area, perimeter, and how far below the box's middle its centre of mass lies.
+# Per shape of SHAPES, in units of its size: area, perimeter, and how far below the box's middle its centre of mass
+# lies.
 _AREA = np.array([np.pi / 4, 1.0, 0.5, 2 * CROSS_ARM - CROSS_ARM**2])
 _PERIMETER = np.array([np.pi, 4.0, 1 + np.sqrt(5), 4.0])
 _SINK = np.array([0.0, 0.0, 1 / 6, 0.0])
 
 
 def templates(
-    height: int, width: int, middle_x: Float[np.ndarray, " k"], middle_y: Float[np.ndarray, " k"], size: Float[np.ndarray, " k"]
+    height: int,
+    width: int,
+    middle_x: Float[np.ndarray, " k"],
+    middle_y: Float[np.ndarray, " k"],
+    size: Float[np.ndarray, " k"],
 ) -> Float[np.ndarray, "k h w"]:
     """For each shape of SHAPES, in a box of its own middle and size: the share of every pixel that it covers.
 
@@ -152,7 +159,9 @@ def templates(
     y = np.arange(height)[None, :] + 0.5 - middle_y[:, None]
     circle, square, triangle, cross = size / 2
     arm = CROSS_ARM * cross
-    leg = ((y[2][:, None] + triangle) / 2 - np.abs(x[2])) * (2 / np.sqrt(5))  # distance to the nearer leg, base = height
+    leg = ((y[2][:, None] + triangle) / 2 - np.abs(x[2])) * (
+        2 / np.sqrt(5)
+    )  # distance to the nearer leg, base = height
     bars = [np.outer(_span(y[3], tall), _span(x[3], wide)) for tall, wide in ((cross, arm), (arm, cross))]
     return np.stack(
         [

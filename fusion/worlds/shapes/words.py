@@ -31,11 +31,31 @@ PLACE_WORDS = {
 }
 GROUND_WORDS = ("on a {} ground", "on a {} background", "on {}")
 PICTURE_REQUESTS = (
-    "{}", "{}", "{}", "draw {}", "draw {}", "draw {}", "draw me {}", "paint {}", "paint {}", "show me {}", "show me {}",
-    "a picture of {}", "a picture of {}", "draw a picture of {}", "paint a picture of {}", "make a picture of {}",
-    "please draw {}", "can you draw {}?", "could you paint {}?", "i want a picture of {}", "i would like to see {}",
-    "make an image of {}", "an image of {}", "please show me {}",
-)  # fmt: skip
+    "{}",
+    "{}",
+    "{}",
+    "draw {}",
+    "draw {}",
+    "draw {}",
+    "draw me {}",
+    "paint {}",
+    "paint {}",
+    "show me {}",
+    "show me {}",
+    "a picture of {}",
+    "a picture of {}",
+    "draw a picture of {}",
+    "paint a picture of {}",
+    "make a picture of {}",
+    "please draw {}",
+    "can you draw {}?",
+    "could you paint {}?",
+    "i want a picture of {}",
+    "i would like to see {}",
+    "make an image of {}",
+    "an image of {}",
+    "please show me {}",
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +77,7 @@ def plural(shape: str) -> str:
 
 
 def join(phrases: list[str]) -> str:
-    """"a", "a and b", "a, b and c"."""
+    """ "a", "a and b", "a, b and c"."""
     return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
@@ -67,7 +87,8 @@ def wanted(thing: Thing, sized: bool = False) -> Wanted:
 
 
 def all_of(scene: Scene) -> Expectation:
-    """All that is true of a scene: every object with its shape, colour, size and place, the ground, and the picture's size."""
+    """All that is true of a scene: every object with its shape, colour, size and place, the ground, and the picture's
+    size."""
     claims = tuple(replace(wanted(thing, sized=True), place=thing.place) for thing in scene.things)
     return Expectation(claims, ground=scene.ground, picture_size=scene.picture_size)
 
@@ -98,12 +119,14 @@ def groups(rng: np.random.Generator, wants: Sequence[Wanted]) -> Caption:
     phrases = []
     for want, count in counted.items():
         noun = name(rng, want)
-        phrases.append(a(noun) if count == 1 else f"{NUMBERS[count]} {noun.removesuffix(want.shape)}{plural(want.shape)}")
+        phrases.append(
+            a(noun) if count == 1 else f"{NUMBERS[count]} {noun.removesuffix(want.shape)}{plural(want.shape)}"
+        )
     return Caption(join(phrases), Expectation(tuple(want for want in counted for _ in range(counted[want]))))
 
 
 def _open(rng: np.random.Generator, scene: Scene) -> Caption:
-    """"two circles and a cross", "three red shapes", "four objects": colours, shapes or both left open."""
+    """ "two circles and a cross", "three red shapes", "four objects": colours, shapes or both left open."""
     things, count = scene.things, len(scene.things)
     options = [Wanted()] if count > 1 else []
     if len({thing.colour for thing in things}) == 1:
@@ -118,7 +141,7 @@ def _open(rng: np.random.Generator, scene: Scene) -> Caption:
 
 
 def _related(rng: np.random.Generator, scene: Scene, sized: bool, order: Sequence[int]) -> Caption:
-    """"a red circle left of a blue square": how the first in `order` stands to the second."""
+    """ "a red circle left of a blue square": how the first in `order` stands to the second."""
     how = relation(scene, *order)
     one, two = (wanted(scene.things[index], sized) for index in order)
     text = f"{a(name(rng, one))} {pick(rng, RELATION_WORDS[how])} {a(name(rng, two))}"
@@ -126,14 +149,14 @@ def _related(rng: np.random.Generator, scene: Scene, sized: bool, order: Sequenc
 
 
 def _placed(rng: np.random.Generator, things: Sequence[Thing], sized: bool) -> Caption:
-    """"a red circle on the left and a blue square on the right"."""
+    """ "a red circle on the left and a blue square on the right"."""
     claims = tuple(replace(wanted(thing, sized), place=thing.place) for thing in things)
     phrases = [f"{a(name(rng, want))} {pick(rng, PLACE_WORDS[want.place])}" for want in claims]
     return Caption(join(phrases), Expectation(claims))
 
 
 def _listed(rng: np.random.Generator, things: Sequence[Thing], sized: bool) -> Caption:
-    """"a red circle and a blue square", "three objects: two red circles and a blue square"."""
+    """ "a red circle and a blue square", "three objects: two red circles and a blue square"."""
     told = groups(rng, [wanted(thing, sized) for thing in things])
     if len(things) > 1 and chance(rng, 0.15):
         return replace(told, text=f"{NUMBERS[len(things)]} {pick(rng, ('objects', 'shapes'))}: {told.text}")
@@ -172,8 +195,8 @@ def _grounded(rng: np.random.Generator, told: Caption, ground: str) -> Caption:
 def caption(rng: np.random.Generator, scene: Scene, open_share: float = 0.08, placed: bool = False) -> Caption:
     """A random true caption of the scene; it may tell sizes, ground and where objects stand, or leave them open.
 
-    `open_share` is the share of captions that leave colours or shapes open as well ("two circles"). `placed` captions tell where
-    several objects stand (two that are equal: how) and leave no colour or shape open.
+    `open_share` is the share of captions that leave colours or shapes open as well ("two circles"). `placed` captions
+    tell where several objects stand (two that are equal: how) and leave no colour or shape open.
     """
     told = _open(rng, scene) if not placed and chance(rng, open_share) else _told(rng, scene, chance(rng, 0.25), placed)
     return _grounded(rng, told, scene.ground) if chance(rng, 0.3) else told
@@ -181,7 +204,9 @@ def caption(rng: np.random.Generator, scene: Scene, open_share: float = 0.08, pl
 
 def describe(rng: np.random.Generator, scene: Scene, detail: bool) -> Caption:
     """What there is to see, in reading order; in `detail` with sizes, places and ground."""
-    order = sorted(range(len(scene.things)), key=lambda index: tuple(PLACES[scene.layout]).index(scene.things[index].place))
+    order = sorted(
+        range(len(scene.things)), key=lambda index: tuple(PLACES[scene.layout]).index(scene.things[index].place)
+    )
     things = [scene.things[index] for index in order]
     if detail:
         told = groups(rng, [wanted(things[0], sized=True)]) if len(things) == 1 else _placed(rng, things, sized=True)

@@ -9,7 +9,8 @@ from fusion.worlds.shapes.tasks import TASKS
 
 
 class World:
-    """Draws documents as its options weigh them. It keeps no state: the same Generator state gives the same document."""
+    """Draws documents as its options weigh them. It keeps no state: the same Generator state gives the same
+    document."""
 
     def __init__(self, options: Options | None = None):
         self.options = options or Options()

@@ -1,9 +1,11 @@
 """What a detector found in pictures, as a file that people can read and other detectors can write: one JSON object a line, one line a picture.
 
-    {"filename": "00000/samples/00000.png", "objects": {"bench": [{"box": [12.0, 8.0, 200.0, 96.0], "score": 0.97, "colour": "red"}]}}
+    {"filename": "00000/samples/00000.png", "objects": {"bench": [{"box": [12.0, 8.0, 200.0, 96.0], "score": 0.97,
+    "colour": "red"}]}}
 
-`filename` is relative to the benchmark's folder, boxes are left, top, right, bottom in pixels, colours stand only where a prompt asks for one.
-`digest` and `judge`, which stand there when this repository's judge wrote the line, say of which picture and by whom it is.
+`filename` is relative to the benchmark's folder, boxes are left, top, right, bottom in pixels, colours stand only where
+a prompt asks for one. `digest` and `judge`, which stand there when this repository's judge wrote the line, say of which
+picture and by whom it is.
 """
 
 import hashlib
@@ -20,7 +22,8 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Found:
-    """An object. box: left, top, right, bottom in pixels. score: the detector's confidence in [0, 1]. colour: None if nobody looked."""
+    """An object. box: left, top, right, bottom in pixels. score: the detector's confidence in [0, 1]. colour: None if
+    nobody looked."""
 
     box: Box
     score: float
@@ -29,7 +32,8 @@ class Found:
 
 @dataclass(frozen=True)
 class Detections:
-    """All objects of a picture by class, in the detector's order. digest: of the picture's file; judge: who looked; both may be unknown."""
+    """All objects of a picture by class, in the detector's order. digest: of the picture's file; judge: who looked;
+    both may be unknown."""
 
     filename: str
     objects: dict[str, list[Found]]
@@ -60,7 +64,9 @@ def read_detections(path: Path) -> dict[str, Detections]:
             one = _detections(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             shape = '{"filename": ..., "objects": {class: [{"box": [4 numbers], "score": 0.9}]}}'
-            raise ValueError(f"{path}, line {number}: not detections of a picture ({error!r:.80}); a line is {shape}") from None
+            raise ValueError(
+                f"{path}, line {number}: not detections of a picture ({error!r:.80}); a line is {shape}"
+            ) from None
         found[one.filename] = one
     return found
 

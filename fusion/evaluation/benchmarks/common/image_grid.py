@@ -36,11 +36,15 @@ def save_png(image: Image.Image, path: Path) -> None:
 
 
 def complete(path: Path, size: tuple[int, int]) -> bool:
-    """Whether a PNG is there to its end. ValueError if it is of another size, (width, height), and so not of this run."""
+    """Whether a PNG is there to its end. ValueError if it is of another size, (width, height), and so not of this
+    run."""
     data = path.read_bytes() if path.is_file() else b""
     if not (data.startswith(START) and data.endswith(END)):
         return False
     found = struct.unpack(">2I", data[16:24])
     if found != size:
-        raise ValueError(f"{path} is {found[0]}x{found[1]}, not {size[0]}x{size[1]}: give another folder with -o, or the --size it was drawn with")
+        raise ValueError(
+            f"{path} is {found[0]}x{found[1]}, not {size[0]}x{size[1]}: give another folder with -o, or the --size it "
+            "was drawn with"
+        )
     return True

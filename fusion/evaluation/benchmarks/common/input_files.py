@@ -25,9 +25,14 @@ def json_in(path: Path, wanted: str) -> Any:
 
 
 def kept_in(file: Path, key: str) -> dict[str, dict[str, Any]]:
-    """The JSON lines of `keep` by one of their entries; none where there is no file. ValueError where it holds something else."""
+    """The JSON lines of `keep` by one of their entries; none where there is no file. ValueError where it holds
+    something else."""
     try:
-        return {one[key]: one for one in map(json.loads, file.read_text(encoding="utf-8").splitlines())} if file.is_file() else {}
+        return (
+            {one[key]: one for one in map(json.loads, file.read_text(encoding="utf-8").splitlines())}
+            if file.is_file()
+            else {}
+        )
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{file}: not what a judge said; remove it, or give another -o") from None
 

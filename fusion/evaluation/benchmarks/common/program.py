@@ -11,9 +11,12 @@ from fusion.common.statistics import Score
 
 
 def run(
-    score: Callable[[argparse.Namespace], list[Score] | str], options: argparse.Namespace, mistakes: tuple[type[Exception], ...] = (ValueError,)
+    score: Callable[[argparse.Namespace], list[Score] | str],
+    options: argparse.Namespace,
+    mistakes: tuple[type[Exception], ...] = (ValueError,),
 ) -> int:
-    """Print what `score` found (shares, or a text that is made already) and `options.out`: 0; or 1 and one line on stderr for its mistakes."""
+    """Print what `score` found (shares, or a text that is made already) and `options.out`: 0; or 1 and one line on
+    stderr for its mistakes."""
     logging.disable_progress_bar()  # of reading weights
     try:
         found = score(options)

@@ -12,8 +12,8 @@ from fusion.common.files import save
 
 @dataclass(frozen=True)
 class Asked:
-    """What the pictures depend on, beside the model's weights. count and prompts: how many, and their fingerprint. n: pictures of a prompt, `size`
-    pixels square."""
+    """What the pictures depend on, beside the model's weights. count and prompts: how many, and their fingerprint. n:
+    pictures of a prompt, `size` pixels square."""
 
     benchmark: str
     model: str
@@ -36,15 +36,20 @@ def file_of(root: Path) -> Path:
 
 
 def begin(asked: Asked, root: Path) -> None:
-    """Make the folder, or make sure that what is in it was drawn with the same. ValueError otherwise: nothing is written over."""
+    """Make the folder, or make sure that what is in it was drawn with the same. ValueError otherwise: nothing is
+    written over."""
     file, told = file_of(root), json.dumps(asdict(asked), indent=1) + "\n"
     begun = root.exists() and (not root.is_dir() or any(root.iterdir()))
     if begun and file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))
         if unlike := [name for name, value in json.loads(told).items() if before.get(name) != value]:
-            raise ValueError(f"{root} was drawn with another {' and '.join(unlike)} ({file}): give another folder with -o")
+            raise ValueError(
+                f"{root} was drawn with another {' and '.join(unlike)} ({file}): give another folder with -o"
+            )
     elif begun:
-        raise ValueError(f"{root} holds something else, for there is no {file.name} beside it: give another folder with -o")
+        raise ValueError(
+            f"{root} holds something else, for there is no {file.name} beside it: give another folder with -o"
+        )
     else:
         root.mkdir(parents=True, exist_ok=True)
         save(told.encode(), file)

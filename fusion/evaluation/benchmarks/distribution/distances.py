@@ -1,6 +1,7 @@
 """How far apart two sets of features lie: Fréchet distance, KID, precision and recall by torch-fidelity, CMMD, and CLIP score.
 
-Features are rows, generated pictures first and real ones second. ValueError in one line where torch-fidelity is missing, or there are too few.
+Features are rows, generated pictures first and real ones second. ValueError in one line where torch-fidelity is
+missing, or there are too few.
 """
 
 from importlib import import_module
@@ -17,7 +18,8 @@ ROWS = 4096  # of a kernel matrix at once
 
 
 def frechet(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> float:
-    """Between the Gaussians of both (Heusel et al., arXiv 1706.08500): FID of Inception's features, FD-DINO of DINOv2's."""
+    """Between the Gaussians of both (Heusel et al., arXiv 1706.08500): FID of Inception's features, FD-DINO of
+    DINOv2's."""
     fid = fidelity("metric_fid")
     check(one, other, 2, "a Fréchet distance")
     # In fp64: of fp32 means torch-fidelity's own sums lose what close sets differ by.
@@ -31,12 +33,15 @@ def kid(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"], seed: int = 0) -
     size = min(SUBSET, len(one), len(other))
     check(one, other, 2, "KID")
     rows = [rows.double() for rows in (one, other)]
-    found = metric.kid_features_to_metric(*rows, kid_subsets=SUBSETS, kid_subset_size=size, rng_seed=seed, verbose=False)
+    found = metric.kid_features_to_metric(
+        *rows, kid_subsets=SUBSETS, kid_subset_size=size, rng_seed=seed, verbose=False
+    )
     return found[metric.KEY_METRIC_KID_MEAN], found[metric.KEY_METRIC_KID_STD]
 
 
 def precision_recall(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> tuple[float, float]:
-    """Shares of generated pictures within the reach of real ones, and of real within that of generated: balls to the third neighbour."""
+    """Shares of generated pictures within the reach of real ones, and of real within that of generated: balls to the
+    third neighbour."""
     metric = fidelity("metric_prc")
     check(one, other, NEIGHBOURS + 1, "precision and recall")
     found = metric.prc_features_to_metric(one, other, prc_neighborhood=NEIGHBOURS, verbose=False)
@@ -44,19 +49,23 @@ def precision_recall(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> 
 
 
 def cmmd(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> float:
-    """Squared MMD of a Gaussian kernel on CLIP's directions, the biased estimate times 1000, as in google-research/cmmd."""
+    """Squared MMD of a Gaussian kernel on CLIP's directions, the biased estimate times 1000, as in
+    google-research/cmmd."""
     one, other = one.double(), other.double()
     return SCALE * (mean_kernel(one, one) + mean_kernel(other, other) - 2 * mean_kernel(one, other))
 
 
 def mean_kernel(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> float:
     """exp(-|x - y|^2 / (2 BANDWIDTH^2)), over all pairs."""
-    total = sum(torch.exp(-torch.cdist(rows, other).square() / (2 * BANDWIDTH**2)).sum().item() for rows in one.split(ROWS))
+    total = sum(
+        torch.exp(-torch.cdist(rows, other).square() / (2 * BANDWIDTH**2)).sum().item() for rows in one.split(ROWS)
+    )
     return total / (len(one) * len(other))
 
 
 def clip_score(pictures: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """100 max(cos, 0) of each picture with its own text (Hessel et al., arXiv 2104.08718, in the scale of torchmetrics)."""
+    """100 max(cos, 0) of each picture with its own text (Hessel et al., arXiv 2104.08718, in the scale of
+    torchmetrics)."""
     return 100 * (pictures * texts).sum(-1).clamp(min=0)
 
 

@@ -1,10 +1,12 @@
 """Distances of drawn pictures to true ones: FID, KID, precision, recall, FD-DINO and CMMD; and CLIP score, of pictures with their prompts.
 
     fusion benchmark distribution FOLDER --against FOLDER -o out/distances.json \\
-        --weights inception=weights-inception-2015-12-05-6726825d.pth dino=facebook/dinov2-large clip=openai/clip-vit-large-patch14-336
+        --weights inception=weights-inception-2015-12-05-6726825d.pth dino=facebook/dinov2-large \\
+        clip=openai/clip-vit-large-patch14-336
 
-Every network's weights are given; what lacks its own is skipped, and a line says so. Prompts are JSON lines {"file_name", "text"}, as Hugging Face's
-image folders have them: FOLDER/metadata.jsonl, or --prompts. Figures depend on how many pictures there are: compare only equal numbers.
+Every network's weights are given; what lacks its own is skipped, and a line says so. Prompts are JSON lines
+{"file_name", "text"}, as Hugging Face's image folders have them: FOLDER/metadata.jsonl, or --prompts. Figures depend on
+how many pictures there are: compare only equal numbers.
 """
 
 import argparse
@@ -67,9 +69,14 @@ def read_prompts(file: Path, folder: Path, drawn: Sequence[Path]) -> dict[Path, 
             found[folder / row["file_name"]] = str(row["text"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         line = f", line {len(found) + 1}" if file.is_file() else ""
-        raise ValueError(f'{file}{line}: no prompts ({error!r:.80}); lines are {{"file_name": ..., "text": ...}}') from None
+        raise ValueError(
+            f'{file}{line}: no prompts ({error!r:.80}); lines are {{"file_name": ..., "text": ...}}'
+        ) from None
     if missing := [path for path in drawn if path not in found]:
-        raise ValueError(f"{file}: {len(missing)} of {len(drawn)} pictures have no prompt, {missing[0].relative_to(folder)} among them")
+        raise ValueError(
+            f"{file}: {len(missing)} of {len(drawn)} pictures have no prompt, {missing[0].relative_to(folder)} "
+            "among them"
+        )
     return found
 
 
@@ -89,7 +96,12 @@ def by_inception(pictures: Pictures, place: str, batch: int, device: str) -> lis
     network = load_inception(place, device)
     drawn, true = (features(paths, network, batch) for paths in (pictures.drawn, pictures.true))
     precision, recall = precision_recall(drawn, true)
-    return [Figure("FID", frechet(drawn, true)), Figure("KID", *kid(drawn, true)), Figure("precision", precision), Figure("recall", recall)]
+    return [
+        Figure("FID", frechet(drawn, true)),
+        Figure("KID", *kid(drawn, true)),
+        Figure("precision", precision),
+        Figure("recall", recall),
+    ]
 
 
 def by_dino(pictures: Pictures, place: str, batch: int, device: str) -> list[Figure]:
@@ -102,7 +114,9 @@ def by_clip(pictures: Pictures, place: str, batch: int, device: str) -> list[Fig
     """CMMD if there are true pictures, CLIP score if there are prompts."""
     clip, found = load_clip(place, device), []
     if pictures.true:
-        found.append(Figure("CMMD", cmmd(*(features(paths, clip.whole, batch) for paths in (pictures.drawn, pictures.true)))))
+        found.append(
+            Figure("CMMD", cmmd(*(features(paths, clip.whole, batch) for paths in (pictures.drawn, pictures.true))))
+        )
     if pictures.prompts:
         prompts = [pictures.prompts[path] for path in pictures.drawn]
         scores = clip_score(features(pictures.drawn, clip.middle, batch), directions(clip, prompts, batch))
@@ -116,7 +130,8 @@ def directions(clip: Clip, texts: list[str], batch: int) -> torch.Tensor:
 
 
 def figures(pictures: Pictures, weights: dict[str, str], batch: int, device: str) -> tuple[list[Figure], list[str]]:
-    """What can be said, and a line for everything that is skipped. ValueError where weights that are given cannot be used."""
+    """What can be said, and a line for everything that is skipped. ValueError where weights that are given cannot be
+    used."""
     found, skipped = [], []
     asks = {"inception": by_inception, "dino": by_dino, "clip": by_clip}
     for name, (metrics, example) in NETWORKS.items():
@@ -129,13 +144,18 @@ def figures(pictures: Pictures, weights: dict[str, str], batch: int, device: str
     if "clip" in weights and not pictures.true:
         skipped.append("skipped: CMMD, for there is no --against")
     if "clip" in weights and not pictures.prompts:
-        skipped.append(f"skipped: CLIP score, for there are no prompts; give --prompts FILE, or {PROMPTS} beside the pictures")
+        skipped.append(
+            f"skipped: CLIP score, for there are no prompts; give --prompts FILE, or {PROMPTS} beside the pictures"
+        )
     return found, skipped
 
 
 def as_text(found: Sequence[Figure], skipped: Sequence[str]) -> str:
     """A line each, for a terminal."""
-    lines = [f"{one.name:<10}  {one.value:.5g}" + ("" if one.spread is None else f"  (std {one.spread:.2g})") for one in found]
+    lines = [
+        f"{one.name:<10}  {one.value:.5g}" + ("" if one.spread is None else f"  (std {one.spread:.2g})")
+        for one in found
+    ]
     return "\n".join([*lines, *skipped])
 
 
@@ -147,8 +167,16 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fusion benchmark distribution", description=__doc__.splitlines()[0])
     parser.add_argument("images", type=Path, help="a folder of drawn pictures, in whatever folders below it")
     parser.add_argument("--against", type=Path, help="a folder of true pictures")
-    parser.add_argument("--weights", nargs="+", default=[], metavar="NETWORK=PLACE", help="inception=FILE dino=FOLDER clip=FOLDER, or hub ids")
-    parser.add_argument("--prompts", type=Path, help=f"what the drawn pictures should show; IMAGES/{PROMPTS} if that is there")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=[],
+        metavar="NETWORK=PLACE",
+        help="inception=FILE dino=FOLDER clip=FOLDER, or hub ids",
+    )
+    parser.add_argument(
+        "--prompts", type=Path, help=f"what the drawn pictures should show; IMAGES/{PROMPTS} if that is there"
+    )
     parser.add_argument("-o", "--out", type=Path, required=True, help="figures as JSON")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--device", help="cuda, cpu, ...")
@@ -168,9 +196,14 @@ def measure(options: argparse.Namespace) -> str:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     found, skipped = figures(pictures, weights, options.batch, device)
     told = {
-        "images": str(options.images), "count": len(drawn), "against": options.against and str(options.against), "against count": len(pictures.true),
-        "weights": weights, "figures": [asdict(one) for one in found], "skipped": skipped,
-    }  # fmt: skip
+        "images": str(options.images),
+        "count": len(drawn),
+        "against": options.against and str(options.against),
+        "against count": len(pictures.true),
+        "weights": weights,
+        "figures": [asdict(one) for one in found],
+        "skipped": skipped,
+    }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     save((json.dumps(told, indent=1) + "\n").encode(), options.out)
     return as_text(found, skipped)

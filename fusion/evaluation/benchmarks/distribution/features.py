@@ -33,7 +33,9 @@ def features(paths: Sequence[Path], network: Network, batch: int) -> Float[Tenso
     return torch.cat(rows)
 
 
-def squared(image: Image.Image, side: int, mean: Sequence[float], deviation: Sequence[float]) -> Float[Tensor, "3 side side"]:
+def squared(
+    image: Image.Image, side: int, mean: Sequence[float], deviation: Sequence[float]
+) -> Float[Tensor, "3 side side"]:
     """The whole picture, bicubically brought to a square, in a network's own scale."""
     levels = np.array(image.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)
     return standardized(torch.from_numpy(levels).permute(2, 0, 1) / 255, mean, deviation)
@@ -43,8 +45,8 @@ def squared(image: Image.Image, side: int, mean: Sequence[float], deviation: Seq
 
 
 def load_inception(file: str, device: str) -> Network:
-    """The pool of 2048 numbers by torch-fidelity, which resizes as TensorFlow 1 did. ValueError in one line where it is not installed, or the
-    file is another: reading it means running it, and scores of other weights are no FID."""
+    """The pool of 2048 numbers by torch-fidelity, which resizes as TensorFlow 1 did. ValueError in one line where it is
+    not installed, or the file is another: reading it means running it, and scores of other weights are no FID."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
@@ -56,10 +58,14 @@ def load_inception(file: str, device: str) -> Network:
     if not digest.startswith(INCEPTION_SHA256):
         said = f"weights-inception-2015-12-05-{INCEPTION_SHA256}.pth of torch-fidelity's releases"
         raise ValueError(f"{file}: not FID's weights (SHA-256 {digest[:8]}); give {said}")
-    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=file).to(device)
+    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=file).to(
+        device
+    )
 
     def look(images: list[Image.Image]) -> Tensor:
-        levels = [torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(device) for image in images]  # each in its own size
+        levels = [
+            torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(device) for image in images
+        ]  # each in its own size
         return torch.cat([network(one)[0] for one in levels])
 
     return look
@@ -69,7 +75,8 @@ def load_inception(file: str, device: str) -> Network:
 
 
 def load_dino(name: str, device: str) -> Network:
-    """The class token of a DINOv2, as dgm-eval has it (Stein et al., arXiv 2306.04675, who take facebook/dinov2-large)."""
+    """The class token of a DINOv2, as dgm-eval has it (Stein et al., arXiv 2306.04675, who take
+    facebook/dinov2-large)."""
     network = load_weights(Dinov2Model, name, "a DINOv2 (facebook/dinov2-large is FD-DINO's)").eval().to(device)
 
     def look(images: list[Image.Image]) -> Tensor:
@@ -105,12 +112,16 @@ class Clip:
     def words(self, texts: list[str]) -> Float[Tensor, "b d"]:
         """Directions of texts; what is longer than CLIP reads is cut off."""
         longest = self.model.config.text_config.max_position_embeddings
-        read = self.tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(self.model.device)
+        read = self.tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(
+            self.model.device
+        )
         found = self.model.get_text_features(read["input_ids"], read["attention_mask"]).pooler_output
         return F.normalize(found.float(), dim=-1).cpu()
 
     def _directions(self, pixels: list[Tensor]) -> Tensor:
-        return F.normalize(self.model.get_image_features(torch.stack(pixels).to(self.model.device)).pooler_output.float(), dim=-1)
+        return F.normalize(
+            self.model.get_image_features(torch.stack(pixels).to(self.model.device)).pooler_output.float(), dim=-1
+        )
 
 
 def load_clip(name: str, device: str) -> Clip:

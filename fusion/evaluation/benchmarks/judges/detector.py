@@ -1,8 +1,8 @@
 """GenEval's judge: Mask2Former finds the objects, CLIP says their colours; both through transformers, so scores are labelled "HF detector".
 
-The official judge is mmdet's Mask2Former (Swin-S, COCO instances) and open_clip's ViT-L/14 of OpenAI. What happens to pictures before the
-networks and to outputs behind them is done here as there (mmdet 2.27, open_clip, clip_benchmark). Detector weights of transformers come from
-another training than mmdet's, and nothing runs in half precision.
+The official judge is mmdet's Mask2Former (Swin-S, COCO instances) and open_clip's ViT-L/14 of OpenAI. What happens to
+pictures before the networks and to outputs behind them is done here as there (mmdet 2.27, open_clip, clip_benchmark).
+Detector weights of transformers come from another training than mmdet's, and nothing runs in half precision.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,11 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerPreT
 from fusion.evaluation.benchmarks.common.detections import Found
 from fusion.evaluation.benchmarks.judges.geneval_rules import CLASSES, COLOURS, Rules, kept
 
-SHORT, LONG, STRIDE = 800, 1333, 32  # pixels: sides of what the detector sees at most, and what divides them after padding
+SHORT, LONG, STRIDE = (
+    800,
+    1333,
+    32,
+)  # pixels: sides of what the detector sees at most, and what divides them after padding
 MOST = 100  # objects of a picture, of all classes together
 FLOOR = 0.05  # objects that are less certain are not kept: no threshold in use is as low
 
@@ -41,7 +45,8 @@ PROMPTS = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}
 
 
 class Mask2Former(Mask2FormerPreTrainedModel):
-    """Mask2FormerForUniversalSegmentation without its loss, which would ask for scipy; the weights have the same names."""
+    """Mask2FormerForUniversalSegmentation without its loss, which would ask for scipy; the weights have the same
+    names."""
 
     _keys_to_ignore_on_load_unexpected = [r"criterion\."]
 
@@ -51,16 +56,20 @@ class Mask2Former(Mask2FormerPreTrainedModel):
         self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
         self.post_init()
 
-    def forward(self, pixels: Float[Tensor, "1 3 h w"]) -> tuple[Float[Tensor, "q classes_and_none"], Float[Tensor, "q h4 w4"]]:
+    def forward(
+        self, pixels: Float[Tensor, "1 3 h w"]
+    ) -> tuple[Float[Tensor, "q classes_and_none"], Float[Tensor, "q h4 w4"]]:
         """Logits of every query's class, the last being none, and of its mask at a quarter of the size."""
         out = self.model(pixels, output_hidden_states=True)
-        return self.class_predictor(out.transformer_decoder_intermediate_states[-1].transpose(0, 1))[0], out.masks_queries_logits[-1][0]
+        return self.class_predictor(out.transformer_decoder_intermediate_states[-1].transpose(0, 1))[
+            0
+        ], out.masks_queries_logits[-1][0]
 
 
 @dataclass(frozen=True)
 class Instances:
-    """What was found in a picture. labels: places in CLASSES. boxes: left, top, right, bottom in pixels. masks: one a query, of the picture's
-    size."""
+    """What was found in a picture. labels: places in CLASSES. boxes: left, top, right, bottom in pixels. masks: one a
+    query, of the picture's size."""
 
     labels: list[int]
     scores: list[float]
@@ -74,7 +83,10 @@ class Judge:
 
     def __init__(self, detector: Mask2Former, clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, name: str):
         if detector.config.num_labels != len(CLASSES):
-            raise ValueError(f"the detector knows {detector.config.num_labels} classes; GenEval needs one of COCO's {len(CLASSES)} things")
+            raise ValueError(
+                f"the detector knows {detector.config.num_labels} classes; GenEval needs one of COCO's "
+                f"{len(CLASSES)} things"
+            )
         self.detector, self.clip, self.tokenizer, self.name = detector.eval(), clip.eval(), tokenizer, name
         self.classifier = cache(self._classifier)
 
@@ -89,7 +101,9 @@ class Judge:
         for name, count in coloured(metadata).items():
             if name in found:
                 asked = kept(found[name], metadata["tag"], rules)[:count]
-                colours = dict(zip(asked, self.colours(image, [(one.box, masks[one]) for one in asked], name, rules), strict=True))
+                colours = dict(
+                    zip(asked, self.colours(image, [(one.box, masks[one]) for one in asked], name, rules), strict=True)
+                )
                 found[name] = [replace(one, colour=colours.get(one)) for one in found[name]]
         return found
 
@@ -115,8 +129,12 @@ class Judge:
         """A direction for each colour: the mean of its prompts' directions."""
         directions = []
         for colour in COLOURS:
-            words = self.tokenizer([prompt.format(colour=colour, name=name) for prompt in PROMPTS], padding=True, return_tensors="pt")
-            features = self.clip.get_text_features(words["input_ids"].to(self.clip.device), words["attention_mask"].to(self.clip.device))
+            words = self.tokenizer(
+                [prompt.format(colour=colour, name=name) for prompt in PROMPTS], padding=True, return_tensors="pt"
+            )
+            features = self.clip.get_text_features(
+                words["input_ids"].to(self.clip.device), words["attention_mask"].to(self.clip.device)
+            )
             directions.append(F.normalize(F.normalize(features.pooler_output, dim=-1).mean(dim=0), dim=0))
         return torch.stack(directions, dim=1)
 
@@ -124,12 +142,20 @@ class Judge:
 def coloured(metadata: Mapping) -> dict[str, int]:
     """Classes whose colours a prompt asks for, and of how many objects."""
     clauses = [clause for clause in metadata["include"] if "color" in clause]
-    return {name: max(clause["count"] for clause in clauses if clause["class"] == name) for name in (clause["class"] for clause in clauses)}
+    return {
+        name: max(clause["count"] for clause in clauses if clause["class"] == name)
+        for name in (clause["class"] for clause in clauses)
+    }
 
 
 def load_judge(detector: str, clip: str, device: str | None = None) -> Judge:
-    """From folders or hub ids, safetensors only. ValueError in one line where weights are missing or of another kind."""
-    found = load_weights(Mask2Former, detector, "a Mask2Former of COCO's instances (facebook/mask2former-swin-small-coco-instance is one)")
+    """From folders or hub ids, safetensors only. ValueError in one line where weights are missing or of another
+    kind."""
+    found = load_weights(
+        Mask2Former,
+        detector,
+        "a Mask2Former of COCO's instances (facebook/mask2former-swin-small-coco-instance is one)",
+    )
     seer = load_weights(CLIPModel, clip, "a CLIP (GenEval's is openai/clip-vit-large-patch14)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(clip)
@@ -141,13 +167,16 @@ def load_judge(detector: str, clip: str, device: str | None = None) -> Judge:
 
 
 def load_weights(kind: type[PreTrainedModel], name: str, said: str) -> PreTrainedModel:
-    """In fp32, safetensors only. ValueError in one line where weights are missing or of another kind; said: what belongs there."""
+    """In fp32, safetensors only. ValueError in one line where weights are missing or of another kind; said: what
+    belongs there."""
     try:
         if not isinstance(config := AutoConfig.from_pretrained(name), kind.config_class):
             raise ValueError(f"a {config.model_type} is there")
         model, notes = kind.from_pretrained(name, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{name}: not weights of {said}; give a folder or a hub id, with safetensors ({_short(error)})") from None
+        raise ValueError(
+            f"{name}: not weights of {said}; give a folder or a hub id, with safetensors ({_short(error)})"
+        ) from None
     if missing := sorted(notes["missing_keys"]):
         raise ValueError(f"{name}: not weights of {said}; {len(missing)} are missing, {missing[0]} among them")
     return model
@@ -161,8 +190,8 @@ def _short(error: Exception) -> str:
 
 
 def detector_pixels(image: Image.Image) -> tuple[Float[Tensor, "1 3 h w"], tuple[int, int]]:
-    """An RGB picture as the detector sees it, its shorter side SHORT unless the longer would pass LONG, padded on the right and below; and its
-    height and width without the padding."""
+    """An RGB picture as the detector sees it, its shorter side SHORT unless the longer would pass LONG, padded on the
+    right and below; and its height and width without the padding."""
     scale = min(LONG / max(image.size), SHORT / min(image.size))
     width, height = (int(side * scale + 0.5) for side in image.size)
     levels = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)
@@ -172,7 +201,9 @@ def detector_pixels(image: Image.Image) -> tuple[Float[Tensor, "1 3 h w"], tuple
     return F.pad(pixels, (0, -width % STRIDE, 0, -height % STRIDE)), (height, width)
 
 
-def standardized(pixels: Float[Tensor, "*b 3 h w"], mean: Sequence[float], deviation: Sequence[float]) -> Float[Tensor, "*b 3 h w"]:
+def standardized(
+    pixels: Float[Tensor, "*b 3 h w"], mean: Sequence[float], deviation: Sequence[float]
+) -> Float[Tensor, "*b 3 h w"]:
     """Channels in [0, 1] in a network's own scale."""
     return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[:, None, None]
 
@@ -182,7 +213,8 @@ def _resized(masks: Float[Tensor, "q h w"], size: tuple[int, int]) -> Float[Tens
 
 
 def instances(classes: Float[Tensor, "q classes_and_none"], masks: Float[Tensor, "q h w"]) -> Instances:
-    """The likeliest pairs of a query and a class. A score is the class's probability times the mask's mean probability within itself."""
+    """The likeliest pairs of a query and a class. A score is the class's probability times the mask's mean probability
+    within itself."""
     scores = classes.softmax(dim=-1)[:, :-1]
     best, places = scores.flatten().topk(min(MOST, scores.numel()))
     queries, labels = places // scores.shape[1], places % scores.shape[1]
@@ -190,7 +222,11 @@ def instances(classes: Float[Tensor, "q classes_and_none"], masks: Float[Tensor,
     quality = (masks.sigmoid() * inside).flatten(1).sum(dim=1) / (inside.flatten(1).sum(dim=1) + 1e-6)
     boxes = [_box(mask) for mask in inside]
     return Instances(
-        labels.tolist(), (best * quality[queries]).tolist(), [boxes[query] for query in queries.tolist()], queries.tolist(), inside.cpu().numpy()
+        labels.tolist(),
+        (best * quality[queries]).tolist(),
+        [boxes[query] for query in queries.tolist()],
+        queries.tolist(),
+        inside.cpu().numpy(),
     )
 
 
@@ -204,7 +240,8 @@ def _box(mask: Bool[Tensor, "h w"]) -> tuple[float, float, float, float]:
 
 
 def cut_out(image: Image.Image, box: Sequence[float], mask: Bool[np.ndarray, "h w"], rules: Rules) -> Image.Image:
-    """An object by itself: around it the background that the rules ask for, and of all that its box, unless they say otherwise."""
+    """An object by itself: around it the background that the rules ask for, and of all that its box, unless they say
+    otherwise."""
     around = image if rules.bgcolor == "original" else Image.new("RGB", image.size, rules.bgcolor)
     alone = Image.composite(image, around, Image.fromarray(mask))
     return alone.crop(box) if rules.crop else alone

@@ -1,7 +1,8 @@
 """GenEval's rules (Ghosh et al., arXiv 2310.11513): from the objects found in a picture to whether it shows what its prompt asks for.
 
-They are those of `evaluation/evaluate_images.py` in github.com/djghosh13/geneval, whose options and their defaults are `Rules`. Numbers are
-float32 there, where the detector's come from, and so they are here: a score of 0.3 is not above 0.3.
+They are those of `evaluation/evaluate_images.py` in github.com/djghosh13/geneval, whose options and their defaults are
+`Rules`. Numbers are float32 there, where the detector's come from, and so they are here: a score of 0.3 is not above
+0.3.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,23 +15,28 @@ from fusion.evaluation.benchmarks.common.detections import Found
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 
-# COCO's 80 in the order of a detector's outputs, under the names of GenEval's object_names.txt: computer mouse, tv remote and computer
-# keyboard are called otherwise elsewhere, so that an output's place says its class, never its name.
+# COCO's 80 in the order of a detector's outputs, under the names of GenEval's object_names.txt: computer mouse, tv
+# remote and computer keyboard are called otherwise elsewhere, so that an output's place says its class, never its name.
 CLASSES = tuple(
-    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,bench,bird,cat,dog,horse,"
-    "sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,"
-    "baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,"
-    "hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,toilet,tv,laptop,computer mouse,tv remote,computer keyboard,cell phone,"
+    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking "
+    "meter,bench,bird,cat,dog,horse,"
+    "sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,sports "
+    "ball,kite,baseball bat,"
+    "baseball glove,skateboard,surfboard,tennis racket,bottle,wine "
+    "glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,"
+    "hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,toilet,tv,laptop,computer mouse,tv "
+    "remote,computer keyboard,cell phone,"
     "microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush".split(",")
 )
 
 
 @dataclass(frozen=True)
 class Rules:
-    """threshold: objects count above this confidence; counting_threshold: for prompts of the tag counting. max_objects: of a class, the most
-    confident. max_overlap: of what is left, an object goes whose intersection over union with a more confident one is not below this; 1
-    keeps all. position_threshold: how far centres have to be apart, in sums of both objects' sizes. bgcolor: what CLIP sees around an object
-    whose colour is asked, or `original` for the picture itself. crop: whether it sees the object's box alone."""
+    """threshold: objects count above this confidence; counting_threshold: for prompts of the tag counting. max_objects:
+    of a class, the most confident. max_overlap: of what is left, an object goes whose intersection over union with a
+    more confident one is not below this; 1 keeps all. position_threshold: how far centres have to be apart, in sums of
+    both objects' sizes. bgcolor: what CLIP sees around an object whose colour is asked, or `original` for the picture
+    itself. crop: whether it sees the object's box alone."""
 
     threshold: float = 0.3
     counting_threshold: float = 0.9
@@ -69,7 +75,8 @@ def overlap(one: Found, other: Found) -> float:
 def relations(one: Found, other: Found, margin: float) -> set[str]:
     """Where `one` lies, seen from `other`: none, one or two of left of, right of, above and below.
 
-    What the centres are apart beyond `margin` times the sum of both sizes has to be more than half of their whole distance.
+    What the centres are apart beyond `margin` times the sum of both sizes has to be more than half of their whole
+    distance.
     """
     corners = np.array([one.box, other.box], dtype=np.float32).reshape(2, 2, 2)  # object, corner, axis
     sizes = np.abs(corners[:, 1] - corners[:, 0])
@@ -85,13 +92,18 @@ def relations(one: Found, other: Found, margin: float) -> set[str]:
 def mistakes(metadata: Mapping, objects: Mapping[str, Sequence[Found]], rules: Rules) -> list[str]:
     """Why a picture is wrong, in the official words; nothing where it is right.
 
-    metadata: a line of the prompts file; of `include` every clause has to hold, of `exclude` none. objects: those that count, by class, as
-    `kept` orders them; a clause looks at its `count` most confident ones alone. ValueError where a colour is asked and nobody looked.
+    metadata: a line of the prompts file; of `include` every clause has to hold, of `exclude` none. objects: those that
+    count, by class, as `kept` orders them; a clause looks at its `count` most confident ones alone. ValueError where a
+    colour is asked and nobody looked.
     """
     said, groups = [], []
     for clause in metadata.get("include", []):
         group = objects.get(clause["class"], [])[: clause["count"]]
-        wrong = _too_few(clause, group) or _miscoloured(clause, group) or _misplaced(clause, group, groups, rules.position_threshold)
+        wrong = (
+            _too_few(clause, group)
+            or _miscoloured(clause, group)
+            or _misplaced(clause, group, groups, rules.position_threshold)
+        )
         groups.append(None if wrong else group)
         said += [wrong] if wrong else []
     for clause in metadata.get("exclude", []):
@@ -110,12 +122,16 @@ def _miscoloured(clause: Mapping, group: Sequence[Found]) -> str | None:
         return None
     colours = [one.colour for one in group]
     if None in colours:
-        raise ValueError(f"nobody looked at the colour of a {clause['class']}: detections need it where a prompt asks for it")
+        raise ValueError(
+            f"nobody looked at the colour of a {clause['class']}: detections need it where a prompt asks for it"
+        )
     right = colours.count(clause["color"])
     if right >= clause["count"]:
         return None
     seen = ", ".join(f"{colours.count(colour)} {colour}" for colour in COLOURS if colour in colours)
-    return f"expected {clause['color']} {clause['class']}>={clause['count']}, found {right} {clause['color']}; and {seen}"
+    return (
+        f"expected {clause['color']} {clause['class']}>={clause['count']}, found {right} {clause['color']}; and {seen}"
+    )
 
 
 def _misplaced(clause: Mapping, group: Sequence[Found], groups: Sequence, margin: float) -> str | None:

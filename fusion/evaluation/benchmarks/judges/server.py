@@ -1,6 +1,7 @@
 """A judge behind an OpenAI-compatible endpoint (vLLM, SGLang, llama.cpp, or a hosted model): it gets the picture and one question at a time.
 
-The key, where the endpoint wants one, is the environment's OPENAI_API_KEY; it is sent to that endpoint and kept nowhere.
+The key, where the endpoint wants one, is the environment's OPENAI_API_KEY; it is sent to that endpoint and kept
+nowhere.
 """
 
 import base64
@@ -22,13 +23,18 @@ from fusion.evaluation.benchmarks.judges.vqa import ASKED, Judge, load_judge
 
 LENGTH = 16  # tokens of an answer
 LIKELIEST = 20  # tokens whose probabilities a server tells: as many as vLLM and OpenAI do
-TRIES, PAUSE, PATIENCE = 5, 1.0, 120  # of a question, seconds before the second (then twice as long each time), and seconds to wait for an answer
+TRIES, PAUSE, PATIENCE = (
+    5,
+    1.0,
+    120,
+)  # of a question, seconds before the second (then twice as long each time), and seconds to wait for an answer
 BUSY = {408, 429, 500, 502, 503, 504}
 
 
 class Server:
-    """A judge of fusion.evaluation.benchmarks.judges.vqa. url: up to /v1. model: as the endpoint calls it; the only one it has, if not given.
-    ValueError in one line where it cannot be reached, refuses, or answers something else than an answer."""
+    """A judge of fusion.evaluation.benchmarks.judges.vqa. url: up to /v1. model: as the endpoint calls it; the only one
+    it has, if not given. ValueError in one line where it cannot be reached, refuses, or answers something else than an
+    answer."""
 
     at_once = 8
 
@@ -41,7 +47,9 @@ class Server:
         """What it says to each question, word for word."""
         shown = block(image)
         with ThreadPoolExecutor(self.at_once) as pool:
-            return list(pool.map(lambda question: self._say([shown, block(ASKED.format(question=question))], LENGTH), questions))
+            return list(
+                pool.map(lambda question: self._say([shown, block(ASKED.format(question=question))], LENGTH), questions)
+            )
 
     def say(self, parts: Sequence[str | Image.Image], length: int) -> str:
         """Judge's."""
@@ -52,7 +60,9 @@ class Server:
         shown = block(image)
         with ThreadPoolExecutor(self.at_once) as pool:
             rows = pool.map(lambda text: self._beginnings([shown, block(text)]), texts)
-            return [sum(p for token, p in row if opens(token, words)) for row, words in zip(rows, openings, strict=True)]
+            return [
+                sum(p for token, p in row if opens(token, words)) for row, words in zip(rows, openings, strict=True)
+            ]
 
     def _say(self, content: list[dict], length: int) -> str:
         said = self._talk(content, max_tokens=length)
@@ -68,9 +78,14 @@ class Server:
         """Tokens and probabilities."""
         said = self._talk(content, max_tokens=1, logprobs=True, top_logprobs=LIKELIEST)
         try:
-            return [(one["token"], math.exp(one["logprob"])) for one in said["choices"][0]["logprobs"]["content"][0]["top_logprobs"]]
+            return [
+                (one["token"], math.exp(one["logprob"]))
+                for one in said["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+            ]
         except (KeyError, IndexError, TypeError):
-            raise ValueError(f"{self.url}: no probabilities but {json.dumps(said)[:120]}; take a server that tells logprobs") from None
+            raise ValueError(
+                f"{self.url}: no probabilities but {json.dumps(said)[:120]}; take a server that tells logprobs"
+            ) from None
 
     def _talk(self, content: list[dict], **how) -> Any:
         asked = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0, **how}
@@ -81,9 +96,13 @@ class Server:
         try:
             names = [str(one["id"]) for one in said["data"]]
         except (KeyError, TypeError):
-            raise ValueError(f"{self.url}: no list of models but {json.dumps(said)[:120]}; give an address that ends in /v1") from None
+            raise ValueError(
+                f"{self.url}: no list of models but {json.dumps(said)[:120]}; give an address that ends in /v1"
+            ) from None
         if len(names) != 1:
-            raise ValueError(f"{self.url}: {len(names)} models are served ({', '.join(names)[:120]}); name one with --served")
+            raise ValueError(
+                f"{self.url}: {len(names)} models are served ({', '.join(names)[:120]}); name one with --served"
+            )
         return names[0]
 
     def _call(self, path: str, body: dict | None = None) -> Any:
@@ -91,7 +110,9 @@ class Server:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get("OPENAI_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(f"{self.url}/{path}", None if body is None else json.dumps(body).encode(), headers)
+        request = urllib.request.Request(
+            f"{self.url}/{path}", None if body is None else json.dumps(body).encode(), headers
+        )
         for attempt in range(TRIES):
             if attempt:
                 time.sleep(PAUSE * 2 ** (attempt - 1))
@@ -110,7 +131,9 @@ class Server:
         try:
             return json.loads(data)
         except ValueError:
-            raise ValueError(f"{self.url}/{path}: not JSON but {data[:80]!r}; give an address that ends in /v1") from None
+            raise ValueError(
+                f"{self.url}/{path}: not JSON but {data[:80]!r}; give an address that ends in /v1"
+            ) from None
 
 
 def opens(token: str, words: Sequence[str]) -> bool:
@@ -124,7 +147,10 @@ def block(part: str | Image.Image) -> dict[str, Any]:
         return {"type": "text", "text": part}
     data = io.BytesIO()
     part.save(data, "PNG")
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"}}
+    return {
+        "type": "image_url",
+        "image_url": {"url": f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"},
+    }
 
 
 def judge_of(name: str, served: str | None = None, device: str | None = None) -> Judge:

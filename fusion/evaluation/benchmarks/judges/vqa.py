@@ -66,13 +66,18 @@ class VisionLanguageModel:
     def likely(self, image: Image.Image, texts: Sequence[str], openings: Sequence[Sequence[str]]) -> list[float]:
         """Judge's: of the first token."""
         rows = self.beginnings(image, texts)
-        return [min(1.0, row[first_tokens(self.processor.tokenizer, words)].sum().item()) for row, words in zip(rows, openings, strict=True)]
+        return [
+            min(1.0, row[first_tokens(self.processor.tokenizer, words)].sum().item())
+            for row, words in zip(rows, openings, strict=True)
+        ]
 
     @torch.inference_mode()
     def _said(self, talks: Sequence[Sequence[str | Image.Image]], length: int) -> list[str]:
         said = []
         for inputs in self._inputs(talks):
-            ids = self.model.generate(**inputs, max_new_tokens=length, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+            ids = self.model.generate(**inputs, max_new_tokens=length, do_sample=False)[
+                :, inputs["input_ids"].shape[1] :
+            ]
             said += self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return said
 
@@ -86,8 +91,12 @@ class VisionLanguageModel:
     def _inputs(self, talks: Sequence[Sequence[str | Image.Image]]) -> Iterator[BatchFeature]:
         how = {"padding": True, "return_tensors": "pt"}
         for start in range(0, len(talks), BATCH):
-            chats = [[{"role": "user", "content": [block(part) for part in parts]}] for parts in talks[start : start + BATCH]]
-            inputs = self.processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=True, processor_kwargs=how)
+            chats = [
+                [{"role": "user", "content": [block(part) for part in parts]}] for parts in talks[start : start + BATCH]
+            ]
+            inputs = self.processor.apply_chat_template(
+                chats, add_generation_prompt=True, tokenize=True, return_dict=True, processor_kwargs=how
+            )
             yield inputs.to(self.model.device, self.model.dtype)
 
 
@@ -111,5 +120,7 @@ def load_judge(name: str, device: str | None = None) -> VisionLanguageModel:
             raise ValueError("its processor has no chat template")
     except (OSError, ValueError, KeyError, ImportError) as error:
         said = " ".join(str(error).split())[:120]
-        raise ValueError(f"{name}: no judge there ({said}); give a folder or hub id of an image-text-to-text model of transformers") from None
+        raise ValueError(
+            f"{name}: no judge there ({said}); give a folder or hub id of an image-text-to-text model of transformers"
+        ) from None
     return VisionLanguageModel(model, processor, f"HF {Path(name).name}")

@@ -13,13 +13,15 @@ from fusion.common.statistics import Z, wilson
 
 MEAN, PERPLEXITY, WEIGHTED, BITS = "mean", "perplexity", "weighted_perplexity", "bits_per_byte"
 KINDS = (MEAN, PERPLEXITY, WEIGHTED, BITS)
-"""How lm-evaluation-harness makes one figure of many items, by its own names: of numbers; of log-likelihoods; and of (log-likelihood, weight)."""
+"""How lm-evaluation-harness makes one figure of many items, by its own names: of numbers; of log-likelihoods; and of
+(log-likelihood, weight)."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A task's value by one metric. stderr: None where it is not known. count: documents. higher: whether more is better. items: a document's
-    part each, in the task's order, if `kind` says how the value comes of them; else there are none."""
+    """A task's value by one metric. stderr: None where it is not known. count: documents. higher: whether more is
+    better. items: a document's part each, in the task's order, if `kind` says how the value comes of them; else there
+    are none."""
 
     task: str
     metric: str
@@ -45,8 +47,8 @@ class Figure:
 
 
 def value_of(kind: str, items: Sequence) -> tuple[float, NDArray]:
-    """The value, and by how much each item moves it, times their number: the mean of these is 0, and their spread is that of the value (the
-    delta method). One number an item, or (log-likelihood, weight)."""
+    """The value, and by how much each item moves it, times their number: the mean of these is 0, and their spread is
+    that of the value (the delta method). One number an item, or (log-likelihood, weight)."""
     x = np.asarray(items, dtype=float)
     if kind in (MEAN, PERPLEXITY):
         value, moves = x.mean(), x - x.mean()
@@ -54,7 +56,9 @@ def value_of(kind: str, items: Sequence) -> tuple[float, NDArray]:
     likelihood, weight = x.T
     rate = likelihood.sum() / weight.sum()
     moves = (likelihood - rate * weight) / weight.mean()
-    return (math.exp(-rate), -math.exp(-rate) * moves) if kind == WEIGHTED else (-rate / math.log(2), -moves / math.log(2))
+    return (
+        (math.exp(-rate), -math.exp(-rate) * moves) if kind == WEIGHTED else (-rate / math.log(2), -moves / math.log(2))
+    )
 
 
 def stderr_of(moves: NDArray) -> float | None:
@@ -67,8 +71,8 @@ def stderr_of(moves: NDArray) -> float | None:
 
 @dataclass(frozen=True)
 class Pair:
-    """The LLM's figure, if it was asked, and the model's. difference: after less before; half: half the 95% interval of the difference of the same
-    items, None where the figure has none."""
+    """The LLM's figure, if it was asked, and the model's. difference: after less before; half: half the 95% interval of
+    the difference of the same items, None where the figure has none."""
 
     before: Figure | None
     after: Figure
@@ -94,14 +98,22 @@ class Pair:
         """For results.json: every figure, its standard error and its 95% interval."""
         after = self.after
         return {
-            "task": after.task, "metric": after.metric, "filter": after.filter, "count": after.count, "higher_is_better": after.higher,
-            "before": self.before and _figures(self.before), "after": _figures(after), "difference": self.difference, "half": self.half,
+            "task": after.task,
+            "metric": after.metric,
+            "filter": after.filter,
+            "count": after.count,
+            "higher_is_better": after.higher,
+            "before": self.before and _figures(self.before),
+            "after": _figures(after),
+            "difference": self.difference,
+            "half": self.half,
             "verdict": self.verdict,
-        }  # fmt: skip
+        }
 
 
 def paired(before: Sequence[Figure], after: Sequence[Figure]) -> list[Pair]:
-    """Each of the model's figures with the LLM's by the same metric. ValueError where the LLM was asked, but not the same."""
+    """Each of the model's figures with the LLM's by the same metric. ValueError where the LLM was asked, but not the
+    same."""
     known = {(one.task, one.metric, one.filter): one for one in before}
     if before and {(one.task, one.metric, one.filter) for one in after} != set(known):
         raise ValueError("the LLM and the model were not asked the same: give another folder with -o")
@@ -132,11 +144,16 @@ def rows_of(pairs: Sequence[Pair]) -> list[tuple[str, ...]]:
     """A row of COLUMNS each, values with their 95% intervals."""
     return [
         (
-            one.after.task, f"{one.after.name}{_arrow(one.after.higher)}", _shown(one.before), _shown(one.after),
-            _moved(one), one.verdict, f"{one.after.count:,}",
+            one.after.task,
+            f"{one.after.name}{_arrow(one.after.higher)}",
+            _shown(one.before),
+            _shown(one.after),
+            _moved(one),
+            one.verdict,
+            f"{one.after.count:,}",
         )
         for one in pairs
-    ]  # fmt: skip
+    ]
 
 
 def as_text(pairs: Sequence[Pair]) -> str:
@@ -144,15 +161,29 @@ def as_text(pairs: Sequence[Pair]) -> str:
     rows = [COLUMNS, *rows_of(pairs)]
     columns = [column for column in zip(*rows) if any(column[1:])]
     widths = [max(map(len, column)) for column in columns]
-    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip() for row in zip(*columns))
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip() for row in zip(*columns)
+    )
 
 
-def render(pairs: Sequence[Pair], model: str, llm: str | None, facts: Mapping[str, object], notes: Sequence[str] = ()) -> str:
-    """The page as one string of HTML. facts: of the run, by name. notes: what a reader should know of the comparison."""
-    beside = f"before: {llm}; after: the model made of it" if llm else "the model alone; give --against to see what it did before"
+def render(
+    pairs: Sequence[Pair], model: str, llm: str | None, facts: Mapping[str, object], notes: Sequence[str] = ()
+) -> str:
+    """The page as one string of HTML. facts: of the run, by name. notes: what a reader should know of the
+    comparison."""
+    beside = (
+        f"before: {llm}; after: the model made of it"
+        if llm
+        else "the model alone; give --against to see what it did before"
+    )
     lead = f"Text benchmarks of lm-evaluation-harness, {beside}."
-    said = "Values with their 95% intervals, those of differences of the same items: their mean or, of perplexities, by the delta method."
-    shown = "".join(f"<div><dt>{escape(name)}</dt><dd><code>{escape(str(value))}</code></dd></div>" for name, value in facts.items())
+    said = (
+        "Values with their 95% intervals, those of differences of the same items: their mean or, of perplexities, by "
+        "the delta method."
+    )
+    shown = "".join(
+        f"<div><dt>{escape(name)}</dt><dd><code>{escape(str(value))}</code></dd></div>" for name, value in facts.items()
+    )
     header = f'<header><h1>{escape(model)}</h1><p class="lead">{escape(lead)}</p><dl>{shown}</dl></header>'
     body = "".join(map(paragraph, notes)) + table(rows_of(pairs), COLUMNS) + f"<p><small>{escape(said)}</small></p>"
     return document(f"Text benchmarks of {model}", header, [Section("Before and after" if llm else "Scores", body)])
@@ -169,7 +200,9 @@ def _shown(one: Figure | None) -> str:
 
 
 def _moved(one: Pair) -> str:
-    return "" if one.difference is None else f"{one.difference:+.4g}" + ("" if one.half is None else f" ± {one.half:.2g}")
+    return (
+        "" if one.difference is None else f"{one.difference:+.4g}" + ("" if one.half is None else f" ± {one.half:.2g}")
+    )
 
 
 # ---- on disk ----
@@ -182,4 +215,7 @@ def to_json(figures: Sequence[Figure]) -> list[dict]:
 
 def from_json(rows: Sequence[dict]) -> list[Figure]:
     """What `to_json` gave, after it was written and read: items of pairs are tuples again."""
-    return [Figure(**row | {"items": tuple(tuple(item) if isinstance(item, list) else item for item in row["items"])}) for row in rows]
+    return [
+        Figure(**row | {"items": tuple(tuple(item) if isinstance(item, list) else item for item in row["items"])})
+        for row in rows
+    ]

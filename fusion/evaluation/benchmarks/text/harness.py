@@ -15,12 +15,17 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from fusion.evaluation.benchmarks.text.before_after import KINDS, Figure, stderr_of, value_of
 
 RESAMPLED = 1000  # draws of the bootstrap, for metrics of which lm_eval knows no closed form
-logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model that is an object, which is what is meant here
+logging.getLogger("lm_eval").setLevel(
+    logging.ERROR
+)  # it warns of a model that is an object, which is what is meant here
 
 
-def speaker(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: int, generation: GenerationConfig | None = None) -> HFLM:
-    """A model as lm_eval asks it: a FusionModel's forward on ids is its LLM's, over the LLM's own vocabulary. batch: rows at once; logits are equal
-    bit for bit only at equal shapes, so what is compared has the same. generation: what generate falls back to, if not the model's own."""
+def speaker(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: int, generation: GenerationConfig | None = None
+) -> HFLM:
+    """A model as lm_eval asks it: a FusionModel's forward on ids is its LLM's, over the LLM's own vocabulary. batch:
+    rows at once; logits are equal bit for bit only at equal shapes, so what is compared has the same. generation: what
+    generate falls back to, if not the model's own."""
     if generation is not None:
         model.generation_config = generation
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
@@ -29,41 +34,67 @@ def speaker(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: i
 def tasks_in(names: Sequence[str], include_path: Path | None) -> TaskManager:
     """Where tasks, groups and tags of these names are found. ValueError for a name that is none."""
     if include_path:
-        manager = TaskManager(include_path=str(include_path), include_defaults=False)  # lm_eval's thousands take seconds to list
+        manager = TaskManager(
+            include_path=str(include_path), include_defaults=False
+        )  # lm_eval's thousands take seconds to list
         if all(name in manager.task_index for name in names):
             return manager
     manager = TaskManager(include_path=include_path and str(include_path))
     if unknown := [name for name in names if name not in manager.task_index]:
-        where = f"in {include_path} or lm_eval" if include_path else "in lm_eval; tasks of your own are found with --include-path FOLDER"
+        where = (
+            f"in {include_path} or lm_eval"
+            if include_path
+            else "in lm_eval; tasks of your own are found with --include-path FOLDER"
+        )
         raise ValueError(f"{', '.join(unknown)}: no such task {where} (`lm_eval ls tasks` lists them)")
     return manager
 
 
-def ask(lm: HFLM, manager: TaskManager, name: str, limit: int | None, shots: int | None, chat: bool) -> tuple[list[Figure], dict]:
-    """All figures of a task, or of a group and its tasks; and, by task, its version and its number of examples. ValueError where the task's data
-    cannot be had."""
+def ask(
+    lm: HFLM, manager: TaskManager, name: str, limit: int | None, shots: int | None, chat: bool
+) -> tuple[list[Figure], dict]:
+    """All figures of a task, or of a group and its tasks; and, by task, its version and its number of examples.
+    ValueError where the task's data cannot be had."""
     try:
         loaded = manager.load([name])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{name}: the task cannot be loaded ({' '.join(str(error).split())[:200]}): is its data here, or the network?") from None
+        raise ValueError(
+            f"{name}: the task cannot be loaded ({' '.join(str(error).split())[:200]}): is its data here, or the "
+            "network?"
+        ) from None
     top = [loaded["groups"][name]] if name in loaded["groups"] else list(loaded["tasks"].values())
     found = simple_evaluate(
-        lm, tasks=top, num_fewshot=shots, limit=limit, apply_chat_template=chat, task_manager=manager, bootstrap_iters=RESAMPLED
+        lm,
+        tasks=top,
+        num_fewshot=shots,
+        limit=limit,
+        apply_chat_template=chat,
+        task_manager=manager,
+        bootstrap_iters=RESAMPLED,
     )
-    figures = [figure for task, values in found["results"].items() for figure in figures_of(task, values, found, loaded["tasks"].get(task))]
-    asked = {task: {"version": found["versions"].get(task), "shots": found["n-shot"].get(task)} for task in loaded["tasks"]}
+    figures = [
+        figure
+        for task, values in found["results"].items()
+        for figure in figures_of(task, values, found, loaded["tasks"].get(task))
+    ]
+    asked = {
+        task: {"version": found["versions"].get(task), "shots": found["n-shot"].get(task)} for task in loaded["tasks"]
+    }
     return figures, asked
 
 
 def figures_of(name: str, values: dict, found: dict, task) -> list[Figure]:
-    """Of one row of results: `metric,filter` has its value, and `metric_stderr,filter` its error. task: None for a group, which has no items."""
+    """Of one row of results: `metric,filter` has its value, and `metric_stderr,filter` its error. task: None for a
+    group, which has no items."""
     figures = []
     for key, value in values.items():
         metric, comma, chosen = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, Real):
             continue
         error = values.get(f"{metric}_stderr,{chosen}")
-        kind, items = (None, ()) if task is None else items_of(metric, chosen, float(value), found["samples"][name], task)
+        kind, items = (
+            (None, ()) if task is None else items_of(metric, chosen, float(value), found["samples"][name], task)
+        )
         if not isinstance(error, Real) or not math.isfinite(error):
             error = stderr_of(value_of(kind, items)[1]) if kind else None
         error, higher = None if error is None else float(error), found["higher_is_better"].get(name, {}).get(metric)
@@ -72,14 +103,19 @@ def figures_of(name: str, values: dict, found: dict, task) -> list[Figure]:
 
 
 def items_of(metric: str, chosen: str, value: float, samples: Sequence[dict], task) -> tuple[str | None, tuple]:
-    """How the value comes of the documents' parts, and these; (None, ()) where it does not, as of metrics of all answers at once (BLEU)."""
+    """How the value comes of the documents' parts, and these; (None, ()) where it does not, as of metrics of all
+    answers at once (BLEU)."""
     kind = getattr(task.aggregation().get(metric), "__name__", "")
     if kind not in KINDS:
         return None, ()
-    ordered = sorted((one for one in samples if one["filter"] == chosen and metric in one), key=lambda one: one["doc_id"])
+    ordered = sorted(
+        (one for one in samples if one["filter"] == chosen and metric in one), key=lambda one: one["doc_id"]
+    )
     try:
         items = np.asarray([one[metric] for one in ordered], dtype=float)
         agrees = np.isclose(value_of(kind, items)[0], value, rtol=1e-9, atol=0)
     except (TypeError, ValueError):
         return None, ()
-    return (kind, tuple(tuple(row) if isinstance(row, list) else row for row in items.tolist())) if agrees else (None, ())
+    return (
+        (kind, tuple(tuple(row) if isinstance(row, list) else row for row in items.tolist())) if agrees else (None, ())
+    )

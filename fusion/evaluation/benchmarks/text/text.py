@@ -1,10 +1,12 @@
 """Text benchmarks of lm-evaluation-harness, on a unified model and on the LLM that it was made of: does it still know what the LLM knew?
 
     fusion benchmark text MODEL --tasks hellaswag,arc_easy --against LLM -o out/text
-    fusion benchmark text MODEL --tasks mine --include-path FOLDER -o out/text         # FOLDER/mine.yaml, as lm_eval has tasks
+    fusion benchmark text MODEL --tasks mine --include-path FOLDER -o out/text
+                                                       # FOLDER/mine.yaml, as lm_eval has tasks
 
-Needs lm_eval (`pip install lm_eval`). The LLM is asked first, then the model: the same items in batches of the same shapes. It goes on, task by task,
-where it was stopped. `data_files` of a task of one's own are paths from where the command runs.
+Needs lm_eval (`pip install lm_eval`). The LLM is asked first, then the model: the same items in batches of the same
+shapes. It goes on, task by task, where it was stopped. `data_files` of a task of one's own are paths from where the
+command runs.
 """
 
 import argparse
@@ -36,7 +38,8 @@ PROBE = "The quick brown fox: 12 + 30 = 42.\n\n\tNaïve — «漢字» <s> Quest
 
 @dataclass(frozen=True)
 class Settings:
-    """What the outcome depends on, beside the weights. limit: documents of each task, None for all; shots: None as the task has it."""
+    """What the outcome depends on, beside the weights. limit: documents of each task, None for all; shots: None as the
+    task has it."""
 
     model: str
     against: str | None
@@ -62,16 +65,30 @@ class Side:
 
 
 def sides_of(settings: Settings, device: str | None) -> list[Side]:
-    """The LLM if there is one, then the model, each to be loaded when it is asked: there need not be room for both. ValueError in one line for what
-    is neither, and for a chat template that lm_eval cannot write."""
-    sides = [Side(AFTER, lambda: api.load(settings.model, dtype=settings.dtype, device=device).model, model_tokenizer(settings.model))]
+    """The LLM if there is one, then the model, each to be loaded when it is asked: there need not be room for both.
+    ValueError in one line for what is neither, and for a chat template that lm_eval cannot write."""
+    sides = [
+        Side(
+            AFTER,
+            lambda: api.load(settings.model, dtype=settings.dtype, device=device).model,
+            model_tokenizer(settings.model),
+        )
+    ]
     if settings.against is not None:
-        sides.insert(0, Side(BEFORE, lambda: load_llm(settings.against, dtype_of(settings.dtype), device), load_tokenizer(settings.against)))
+        sides.insert(
+            0,
+            Side(
+                BEFORE,
+                lambda: load_llm(settings.against, dtype_of(settings.dtype), device),
+                load_tokenizer(settings.against),
+            ),
+        )
     for side in sides:
         if settings.chat and not side.tokenizer.chat_template:
             who = "LLM" if side.name == BEFORE else "model"
             raise ValueError(
-                f"--apply-chat-template: the {who}'s tokenizer has no chat template (that of a model whose LLM had none is made of control tokens, "
+                f"--apply-chat-template: the {who}'s tokenizer has no chat template (that of a model whose LLM had "
+                "none is made of control tokens, "
                 "which lm_eval cannot write): leave it out"
             )
     return sides
@@ -83,7 +100,9 @@ def model_tokenizer(model: str) -> PreTrainedTokenizerBase:
     try:
         return FusionProcessor.from_pretrained(folder).tokenizer
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder}: the model is incomplete ({' '.join(str(error).split())[:150]}): copy or save it again") from None
+        raise ValueError(
+            f"{folder}: the model is incomplete ({' '.join(str(error).split())[:150]}): copy or save it again"
+        ) from None
 
 
 def load_tokenizer(llm: str) -> PreTrainedTokenizerBase:
@@ -91,7 +110,10 @@ def load_tokenizer(llm: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(llm)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{llm}: no tokenizer of an LLM there ({' '.join(str(error).split())[:150]}): give the LLM's folder or hub id") from None
+        raise ValueError(
+            f"{llm}: no tokenizer of an LLM there ({' '.join(str(error).split())[:150]}): give the LLM's folder "
+            "or hub id"
+        ) from None
 
 
 def load_llm(llm: str, dtype: torch.dtype, device: str | None) -> PreTrainedModel:
@@ -99,11 +121,14 @@ def load_llm(llm: str, dtype: torch.dtype, device: str | None) -> PreTrainedMode
     try:
         return AutoModelForCausalLM.from_pretrained(llm, dtype=dtype).to(device).eval()
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{llm}: no language model there ({' '.join(str(error).split())[:150]}): give the LLM's folder or hub id") from None
+        raise ValueError(
+            f"{llm}: no language model there ({' '.join(str(error).split())[:150]}): give the LLM's folder or hub id"
+        ) from None
 
 
 def generation_of(llm: str | None) -> GenerationConfig | None:
-    """What the LLM's folder says of generation: ends of texts and penalties that a model made of it has to share for a fair comparison."""
+    """What the LLM's folder says of generation: ends of texts and penalties that a model made of it has to share for a
+    fair comparison."""
     try:
         return None if llm is None else GenerationConfig.from_pretrained(llm)
     except OSError:
@@ -119,7 +144,8 @@ def same_words(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> 
 
 
 def ask(side: Side, settings: Settings, manager: Any, out: Path) -> tuple[list[Figure], dict]:
-    """All figures of a side, and what its tasks are; a task that was asked already is read. manager: lm_eval's, of the tasks."""
+    """All figures of a side, and what its tasks are; a task that was asked already is read. manager: lm_eval's, of the
+    tasks."""
     from fusion.evaluation.benchmarks.text import harness
 
     lm, figures, asked = None, [], {}
@@ -146,11 +172,17 @@ def evaluate(settings: Settings, out: Path, device: str | None = None) -> list[P
     begin(settings, out)
     found = {side.name: ask(side, settings, manager, out) for side in sides}
     pairs = paired(found.get(BEFORE, ([], {}))[0], found[AFTER][0])
-    notes = [] if same_words(sides[0].tokenizer, sides[-1].tokenizer) else ["The two read texts in different tokens: is this the model's LLM?"]
+    notes = (
+        []
+        if same_words(sides[0].tokenizer, sides[-1].tokenizer)
+        else ["The two read texts in different tokens: is this the model's LLM?"]
+    )
     facts = {
-        "tasks": found[AFTER][1], "commit": commit(), "device": device or "cpu",
+        "tasks": found[AFTER][1],
+        "commit": commit(),
+        "device": device or "cpu",
         "versions": {name: version(name) for name in ("torch", "transformers", "lm_eval")},
-    }  # fmt: skip
+    }
     told = asdict(settings) | facts | {"notes": notes, "figures": [one.told() for one in pairs]}
     save((json.dumps(told, indent=1) + "\n").encode(), out / RESULTS)
     shown = {name: value for name, value in asdict(settings).items() if value is not None} | facts
@@ -161,12 +193,18 @@ def evaluate(settings: Settings, out: Path, device: str | None = None) -> list[P
 def check(settings: Settings) -> None:
     """ValueError in one line for what cannot be asked, before anything is loaded."""
     if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError("text benchmarks are asked by lm-evaluation-harness, which is not installed: pip install lm_eval")
+        raise ValueError(
+            "text benchmarks are asked by lm-evaluation-harness, which is not installed: pip install lm_eval"
+        )
     if not settings.tasks:
         raise ValueError("--tasks: name at least one")
     if settings.include_path and not Path(settings.include_path).is_dir():
         raise ValueError(f"--include-path {settings.include_path}: not a folder")
-    for option, value, least in (("--limit", settings.limit, 1), ("--num-fewshot", settings.shots, 0), ("--batch-size", settings.batch, 1)):
+    for option, value, least in (
+        ("--limit", settings.limit, 1),
+        ("--num-fewshot", settings.shots, 0),
+        ("--batch-size", settings.batch, 1),
+    ):
         if value is not None and value < least:
             raise ValueError(f"{option} {value}: give {least} or more")
 
@@ -178,12 +216,18 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The command line; options that lm_eval has are called as it calls them."""
     parser = argparse.ArgumentParser(prog="fusion benchmark text", description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder of a unified model, or a bundled one's name")
-    parser.add_argument("--tasks", required=True, help="names of lm_eval's tasks, groups and tags, with commas between them")
-    parser.add_argument("--against", metavar="LLM", help="the LLM that the model was made of, folder or hub id: it is asked the same")
+    parser.add_argument(
+        "--tasks", required=True, help="names of lm_eval's tasks, groups and tags, with commas between them"
+    )
+    parser.add_argument(
+        "--against", metavar="LLM", help="the LLM that the model was made of, folder or hub id: it is asked the same"
+    )
     parser.add_argument("--include-path", help="a folder with tasks of your own (YAML), beside lm_eval's")
     parser.add_argument("--limit", type=int, help="only the first N documents of each task")
     parser.add_argument("--num-fewshot", type=int, help="examples in each prompt, instead of the task's own number")
-    parser.add_argument("--apply-chat-template", action="store_true", help="each prompt as a user's turn in the LLM's own chat template")
+    parser.add_argument(
+        "--apply-chat-template", action="store_true", help="each prompt as a user's turn in the LLM's own chat template"
+    )
     parser.add_argument("--batch-size", type=int, default=8, help="rows at once")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of both")
     parser.add_argument("--device", help="cuda, cpu, ...")
@@ -195,9 +239,16 @@ def measure(options: argparse.Namespace) -> str:
     """The whole program; answers the table."""
     tasks = list(dict.fromkeys(name for name in options.tasks.split(",") if name))
     settings = Settings(
-        options.model, options.against, tasks, options.include_path, options.limit, options.num_fewshot, options.apply_chat_template,
-        options.batch_size, options.dtype,
-    )  # fmt: skip
+        options.model,
+        options.against,
+        tasks,
+        options.include_path,
+        options.limit,
+        options.num_fewshot,
+        options.apply_chat_template,
+        options.batch_size,
+        options.dtype,
+    )
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return as_text(evaluate(settings, options.out, device))
 

@@ -13,15 +13,17 @@ PLACE = re.compile(r"<image(?: (\d+))?>")
 
 
 def prompt_of(text: str, images: Sequence[Image.Image]) -> list[str | Image.Image]:
-    """One user's turn. `<image>` stands for the next picture and `<image 2>` for the second, there where it is named first; those that the text
-    does not name come before it, and what names none is text."""
+    """One user's turn. `<image>` stands for the next picture and `<image 2>` for the second, there where it is named
+    first; those that the text does not name come before it, and what names none is text."""
     order, named = [], 0
     for match in PLACE.finditer(text):
         number = int(match[1]) - 1 if match[1] else named
         named += not match[1]
         new = 0 <= number < len(images) and number not in {other for other, _ in order}
         order += [(number, match.span())] if new else []
-    parts: list[str | Image.Image] = [image for number, image in enumerate(images) if number not in {other for other, _ in order}]
+    parts: list[str | Image.Image] = [
+        image for number, image in enumerate(images) if number not in {other for other, _ in order}
+    ]
     start = 0
     for number, (first, last) in order:
         parts += [text[start:first], images[number]]
@@ -29,7 +31,9 @@ def prompt_of(text: str, images: Sequence[Image.Image]) -> list[str | Image.Imag
     return [part for part in [*parts, text[start:]] if not isinstance(part, str) or part.strip()]
 
 
-def answers(model: Fusion, prompts: Sequence[list], seed: int, knobs: Mapping[str, Any], until: Sequence[str] = ()) -> list[str]:
+def answers(
+    model: Fusion, prompts: Sequence[list], seed: int, knobs: Mapping[str, Any], until: Sequence[str] = ()
+) -> list[str]:
     """What a model says to each prompt, without drawing, cut off where one of `until` begins. Row r uses seed + r."""
     replies = model.generate([*prompts], seed, **{**knobs, "max_images": 0})
     return [cut("".join(part for part in reply if isinstance(part, str)), until) for reply in replies]
@@ -44,13 +48,21 @@ def cut(text: str, until: Sequence[str]) -> str:
 
 
 def wanted(settings: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """`generation_kwargs` of a task of lmms-eval as knobs of the sampler, and the ends of an answer. ValueError for a search by beams.
+    """`generation_kwargs` of a task of lmms-eval as knobs of the sampler, and the ends of an answer. ValueError for a
+    search by beams.
 
-    An empty line, with which lmms-eval ends an answer unless a task says otherwise, is none: here a turn ends by itself."""
+    An empty line, with which lmms-eval ends an answer unless a task says otherwise, is none: here a turn ends by
+    itself."""
     if (settings.get("num_beams") or 1) != 1:
-        raise ValueError(f"num_beams={settings['num_beams']}: answers are written token by token; give --gen_kwargs num_beams=1")
+        raise ValueError(
+            f"num_beams={settings['num_beams']}: answers are written token by token; give --gen_kwargs num_beams=1"
+        )
     temperature = 0.0 if settings.get("do_sample") is False else settings.get("temperature") or 0.0
-    length, nucleus, until = settings.get("max_new_tokens") or LENGTH, settings.get("top_p") or 1.0, settings.get("until") or ()
+    length, nucleus, until = (
+        settings.get("max_new_tokens") or LENGTH,
+        settings.get("top_p") or 1.0,
+        settings.get("until") or (),
+    )
     knobs = {"max_new_tokens": int(length), "temperature": float(temperature), "top_p": float(nucleus)}
     return knobs, tuple(one for one in ((until,) if isinstance(until, str) else until) if one != "\n\n")
 

@@ -2,7 +2,8 @@
 
     fusion benchmark lmms --model fusion --model_args pretrained=MODEL --tasks mme --batch_size 8 --output_path out/mme
 
-Every option is lmms-eval's own. model_args: pretrained, dtype and seed; and max_new_tokens, temperature and top_p, which stand above the task's.
+Every option is lmms-eval's own. model_args: pretrained, dtype and seed; and max_new_tokens, temperature and top_p,
+which stand above the task's.
 """
 
 import sys
@@ -16,7 +17,10 @@ def main(argv: Sequence[str]) -> int:
 
         from fusion.evaluation.benchmarks.understanding import lmms_model as looker
     except ModuleNotFoundError as error:
-        print(f"error: pictures are asked about by lmms-eval, which is not installed ({error}): pip install lmms_eval", file=sys.stderr)
+        print(
+            f"error: pictures are asked about by lmms-eval, which is not installed ({error}): pip install lmms_eval",
+            file=sys.stderr,
+        )
         return 1
     looker.register()
     sys.argv[1:] = argv  # where it looks for its options

@@ -15,16 +15,28 @@ NAME = "fusion"
 
 
 class FusionModel(lmms):
-    """pretrained: folder of a unified model, or a bundled one's name. Request i of a call is answered with seed + i, alone or in a batch.
-    max_new_tokens, temperature, top_p: instead of the task's. ValueError in one line for what makes no sense."""
+    """pretrained: folder of a unified model, or a bundled one's name. Request i of a call is answered with seed + i,
+    alone or in a batch. max_new_tokens, temperature, top_p: instead of the task's. ValueError in one line for what
+    makes no sense."""
 
     def __init__(
-        self, pretrained: str, batch_size: int = 1, device: str | None = None, dtype: str | None = None, seed: int = 0,
-        max_new_tokens: int | None = None, temperature: float | None = None, top_p: float | None = None,
-    ):  # fmt: skip
+        self,
+        pretrained: str,
+        batch_size: int = 1,
+        device: str | None = None,
+        dtype: str | None = None,
+        seed: int = 0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+    ):
         super().__init__()
         knobs = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-        self.batch_size, self.seed, self.knobs = int(batch_size), seed, {name: value for name, value in knobs.items() if value is not None}
+        self.batch_size, self.seed, self.knobs = (
+            int(batch_size),
+            seed,
+            {name: value for name, value in knobs.items() if value is not None},
+        )
         Sampling(**self.knobs)
         self.fusion = api.load(pretrained, dtype=dtype, device=device)
 
@@ -41,7 +53,10 @@ class FusionModel(lmms):
         return said
 
     def _pictures(self, doc_to_visual, number, task, split) -> list:
-        return [open_image(one, name=f"{task}, document {number}") for one in doc_to_visual(self.task_dict[task][split][number]) or []]
+        return [
+            open_image(one, name=f"{task}, document {number}")
+            for one in doc_to_visual(self.task_dict[task][split][number]) or []
+        ]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Not for models that answer: raises NotImplementedError."""
@@ -49,9 +64,13 @@ class FusionModel(lmms):
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not yet: raises NotImplementedError."""
-        raise NotImplementedError("questions in several rounds are not asked: choose tasks of output_type generate_until")
+        raise NotImplementedError(
+            "questions in several rounds are not asked: choose tasks of output_type generate_until"
+        )
 
 
 def register() -> None:
     """Make it a model of lmms-eval, by NAME."""
-    MODEL_REGISTRY_V2.register_manifest(ModelManifest(NAME, simple_class_path=f"{__name__}.{FusionModel.__name__}"), overwrite=True)
+    MODEL_REGISTRY_V2.register_manifest(
+        ModelManifest(NAME, simple_class_path=f"{__name__}.{FusionModel.__name__}"), overwrite=True
+    )

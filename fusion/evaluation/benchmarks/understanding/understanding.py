@@ -1,8 +1,8 @@
 """A model's answers to questions about pictures, as JSON lines: `fusion benchmark understanding MODEL FILE.jsonl -o OUT.jsonl`
 
-Lines of FILE are {"text": ..., "images": [paths]}, paths from the folder of FILE on, and whatever else a line has, such as an id or the right answer.
-Pictures come before the text, or where it says `<image>` or `<image 2>`. OUT has the same lines in the same order, each with the model's "response".
-It goes on where it was stopped.
+Lines of FILE are {"text": ..., "images": [paths]}, paths from the folder of FILE on, and whatever else a line has, such
+as an id or the right answer. Pictures come before the text, or where it says `<image>` or `<image 2>`. OUT has the same
+lines in the same order, each with the model's "response". It goes on where it was stopped.
 """
 
 import argparse
@@ -51,9 +51,12 @@ class Question:
 
 
 def read_questions(file: Path) -> list[Question]:
-    """All of them; empty lines are none. ValueError in one line that names every line which cannot be used, before anything is asked."""
+    """All of them; empty lines are none. ValueError in one line that names every line which cannot be used, before
+    anything is asked."""
     try:
-        lines = file.read_bytes().decode("utf-8-sig").split("\n")  # splitlines would cut at characters that JSON may have in its strings
+        lines = (
+            file.read_bytes().decode("utf-8-sig").split("\n")
+        )  # splitlines would cut at characters that JSON may have in its strings
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: cannot be read ({error}); {FORM}") from None
     found, wrong = [], []
@@ -64,8 +67,12 @@ def read_questions(file: Path) -> list[Question]:
             except ValueError as error:
                 wrong.append((number, error))
     if wrong:
-        numbers = ", ".join(str(number) for number, _ in wrong[:20]) + (f" and {len(wrong) - 20} more" if len(wrong) > 20 else "")
-        raise ValueError(f"{file}, line{'s' * (len(wrong) > 1)} {numbers} cannot be used: line {wrong[0][0]} {wrong[0][1]}; {FORM}")
+        numbers = ", ".join(str(number) for number, _ in wrong[:20]) + (
+            f" and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+        )
+        raise ValueError(
+            f"{file}, line{'s' * (len(wrong) > 1)} {numbers} cannot be used: line {wrong[0][0]} {wrong[0][1]}; {FORM}"
+        )
     if not found:
         raise ValueError(f"{file}: no questions in it; {FORM}")
     return found
@@ -93,8 +100,8 @@ def question_of(number: int, line: str, folder: Path) -> Question:
 
 
 def begin(out: Path, asked: Mapping[str, Any], questions: Sequence[Question]) -> int:
-    """How many answers are there already, the last whole one at the end of the file; it is made if there is none. ValueError for a file of
-    anything else, or of another model or settings: nothing is written over."""
+    """How many answers are there already, the last whole one at the end of the file; it is made if there is none.
+    ValueError for a file of anything else, or of another model or settings: nothing is written over."""
     beside, told = file_of(out), json.dumps(asked, indent=1) + "\n"
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -102,15 +109,20 @@ def begin(out: Path, asked: Mapping[str, Any], questions: Sequence[Question]) ->
         save(b"", out)
         return 0
     if not (out.is_file() and beside.is_file()):
-        raise ValueError(f"{out} holds something else, for there is no {beside.name} beside it: give another file with -o")
+        raise ValueError(
+            f"{out} holds something else, for there is no {beside.name} beside it: give another file with -o"
+        )
     before = json.loads(beside.read_text(encoding="utf-8"))
     if unlike := [name for name, value in json.loads(told).items() if before.get(name) != value]:
-        raise ValueError(f"{out} was answered with another {' and '.join(unlike)} ({beside.name}): give another file with -o")
+        raise ValueError(
+            f"{out} was answered with another {' and '.join(unlike)} ({beside.name}): give another file with -o"
+        )
     return whole_lines(out, questions)
 
 
 def whole_lines(out: Path, questions: Sequence[Question]) -> int:
-    """Of a file of answers, without the half of a line at its end, which is taken away. ValueError where a line is not the answer to its question."""
+    """Of a file of answers, without the half of a line at its end, which is taken away. ValueError where a line is not
+    the answer to its question."""
     data = out.read_bytes()
     lines = data.splitlines(keepends=True)
     done = lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
@@ -128,9 +140,14 @@ def whole_lines(out: Path, questions: Sequence[Question]) -> int:
     return len(done)
 
 
-def answer(model: Fusion, questions: Sequence[Question], out: Path, first: int, seed: int, knobs: Mapping[str, Any], batch: int) -> None:
+def answer(
+    model: Fusion, questions: Sequence[Question], out: Path, first: int, seed: int, knobs: Mapping[str, Any], batch: int
+) -> None:
     """Ask from question `first` on, and append each batch's answers when it is done."""
-    with out.open("ab") as file, tqdm(total=len(questions), initial=first, unit="questions", disable=first == len(questions)) as bar:
+    with (
+        out.open("ab") as file,
+        tqdm(total=len(questions), initial=first, unit="questions", disable=first == len(questions)) as bar,
+    ):
         for start in range(first, len(questions), batch):
             part = questions[start : start + batch]
             said = answers(model, [one.prompt for one in part], seed + start, knobs)
@@ -150,16 +167,21 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("model", help="folder of a unified model, or a bundled one's name")
     parser.add_argument("file", type=Path, help=f"questions as JSON lines; {FORM}")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the file that is written, or gone on with")
-    parser.add_argument("--seed", type=int, default=0, help="question i is answered with seed + i; matters with temperature=...")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="question i is answered with seed + i; matters with temperature=..."
+    )
     parser.add_argument("--batch", type=int, default=8, help="questions asked at once")
     parser.add_argument("--dtype", help="bf16, fp16 or fp32; as the model was saved unless given")
     parser.add_argument("--device", help="cuda, cpu, ...")
-    parser.add_argument("knobs", nargs="*", metavar="knob=value", help="of the sampler: max_new_tokens=64 temperature=0 top_p=1")
+    parser.add_argument(
+        "knobs", nargs="*", metavar="knob=value", help="of the sampler: max_new_tokens=64 temperature=0 top_p=1"
+    )
     return parser.parse_intermixed_args(argv)
 
 
 def text_knobs(words: Sequence[str]) -> dict[str, Any]:
-    """Of the sampler, with their defaults. ValueError for one that no answer in words depends on, and for a value that makes no sense."""
+    """Of the sampler, with their defaults. ValueError for one that no answer in words depends on, and for a value that
+    makes no sense."""
     knobs = KNOBS | knobs_of(words)
     if unknown := sorted(set(knobs) - set(KNOBS)):
         raise ValueError(f"{', '.join(unknown)}: answers are words; their knobs are {', '.join(KNOBS)}")
@@ -177,10 +199,18 @@ def measure(options: argparse.Namespace) -> str:
     knobs, questions = text_knobs(options.knobs), read_questions(options.file)
     model = api.load(options.model, dtype=options.dtype, device=options.device)
     words = fingerprint([json.dumps(one.row, sort_keys=True) for one in questions])
-    asked = {"model": str(options.model), "questions": words, "seed": options.seed, "knobs": knobs, "dtype": options.dtype}
+    asked = {
+        "model": str(options.model),
+        "questions": words,
+        "seed": options.seed,
+        "knobs": knobs,
+        "dtype": options.dtype,
+    }
     there = begin(options.out, asked, questions)
     answer(model, questions, options.out, there, options.seed, knobs, options.batch)
-    return f"{len(questions) - there} of {len(questions)} questions answered" + (f"; {there} were there already" if there else "")
+    return f"{len(questions) - there} of {len(questions)} questions answered" + (
+        f"; {there} were there already" if there else ""
+    )
 
 
 def main(argv: Sequence[str]) -> int:
