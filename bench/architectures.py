@@ -1,4 +1,6 @@
-"""Forward plus backward of every architecture against the diffusers class that is the same network. `python -m bench.architectures`
+"""Forward plus backward of every architecture against the equivalent diffusers class.
+
+Usage: `python -m bench.architectures`
 
 Both have the same weights and the same input: 4 latents of 4 x 32 x 32 in patches of 2 (256 tokens) with texts of 64
 tokens, width 384, fp32. Ours and theirs run in turn in one process; the ratio is the median over rounds.

@@ -1,4 +1,6 @@
-"""Does the doctor find what is wrong? Runs made ill on purpose, and healthy ones. `python -m bench.doctor OUT [NAME ...] [--seed N]`
+"""Tests whether the doctor finds injected faults in runs, and none in healthy runs.
+
+Usage: `python -m bench.doctor OUT [NAME ...] [--seed N]`
 
 Every run begins with the bundled model and learns the built-in world for a minute or less on one thread, each from data
 (or with knobs) that is spoiled in one way. The doctor sees only the run's folder, with clean held-out documents.

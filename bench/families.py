@@ -1,4 +1,6 @@
-"""Every decoder family that transformers has, tried on the laws at a tiny size -> docs/families.md. `python -m bench.families`
+"""Tests the laws on a tiny model of every decoder family in transformers and writes docs/families.md.
+
+Usage: `python -m bench.families`
 
 A family without an adapter in fusion.unified.backbone is tried with the plain one, so that the table can say what keeps
 it out. *text* is law 1 (bit-identical to the LLM), *sight* law 3 (a change is felt by those whom the mask lets see it,

@@ -1,4 +1,6 @@
-"""Training steps on a CUDA device: tokens per second, share of the chip's speed, memory against what was planned. `python -m bench.gpu`
+"""Training on a CUDA device: tokens per second, utilisation of the chip, and memory against the plan's.
+
+Usage: `python -m bench.gpu`
 
 The model has SmolLM2-135M's shape and random weights, and learns to draw pictures of noise, 128 x 128 pixels in patches
 of 8, in rows of 1,024 tokens, in bf16. Each way to compute attention and layers trains for some steps of

@@ -1,4 +1,4 @@
-"""What the judge of the built-in world makes of disturbed images: tallies of what it names rightly, by disturbance and strength."""
+"""Tallies of what the world's judge reads correctly in disturbed images, by disturbance and strength."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""The page about the judge of disturbed pictures: charts, the table, recall by shape and colour, and pictures that it reads or does not."""
+"""The page on the judge of disturbed images: charts, table, recall by shape and colour, sample images."""
 
 from collections.abc import Iterator
 from html import escape

@@ -1,4 +1,6 @@
-"""What adapters of rank 8 on all linear layers of SmolLM2-135M take: memory, size on disk, what merging changes. `python -m bench.lora`
+"""Cost of rank-8 adapters on all linear layers of SmolLM2-135M: memory, size on disk, effect of merging.
+
+Usage: `python -m bench.lora`
 
 The model has exactly SmolLM2-135M's shape, with random weights; pictures are 128 x 128 pixels in patches of 8, 256
 tokens each, in two rows of 1,024 tokens, and layers are computed again in the backward pass. Memory is the growth of

@@ -1,4 +1,4 @@
-"""CPU time of functions run in turn, the machine they ran on, and results written down so that a run can be repeated."""
+"""CPU time of functions run in turn, a description of the machine, and records of reproducible results."""
 
 import json
 import platform

@@ -1,4 +1,6 @@
-"""What drawing an image costs beyond the forward passes that it is made of, one-thread CPU time. `python -m bench.sampling`
+"""Overhead of drawing an image beyond its forward passes, in one-thread CPU time.
+
+Usage: `python -m bench.sampling`
 
 One image of 64 patches behind a prompt whose prefix is 32 tokens, 16 Euler steps, without guidance (1 row per pass) and
 with it (2 rows, as one batch, and a second prefix). Drawing is Fusion.draw from the prompt's text to the finished

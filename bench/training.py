@@ -1,4 +1,6 @@
-"""One training step against transfusion-pytorch 0.20.0, in turn in one process, one-thread CPU time. `python -m bench.training`
+"""One training step against transfusion-pytorch 0.20.0, in turn in one process, in one-thread CPU time.
+
+Usage: `python -m bench.training`
 
 Both have width 256, 6 layers, 4 heads of 64, a gated feed-forward of two thirds of 4 x 256, the same vocabulary, and
 read 32 documents of 16 text tokens and an image of 64 patches of 48 numbers; what each adds around an image (its size,

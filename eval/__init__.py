@@ -1,1 +1,4 @@
-"""Programs that measure and report: `python -m eval.<program>`; `fusion eval`, `fusion tune` and others are the same when installed."""
+"""Programs that evaluate and report: `python -m eval.<program>`.
+
+`fusion eval`, `fusion tune` and others are the same programs when the package is installed.
+"""

@@ -1,4 +1,4 @@
-"""The tree keeps its shape: one dependency order, small files, short functions, documented names, nothing unsafe, nothing private."""
+"""The tree's structure: one dependency order, short files and functions, docstrings, nothing unsafe or private."""
 
 import ast
 import re

@@ -1,1 +1,4 @@
-"""Programs that train: `python -m train.<program> configs/<run>.yaml key=value`; `fusion train` is the same when installed."""
+"""Programs that train: `python -m train.<program> configs/<run>.yaml key=value`.
+
+`fusion train` is the same when the package is installed.
+"""

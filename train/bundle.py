@@ -1,4 +1,4 @@
-"""Puts a trained model inside the package, where `fusion.load(NAME)` finds it: `python -m train.bundle out/longer/model shapes`"""
+"""Copies a model into the package, for `fusion.load(NAME)`: `python -m train.bundle out/longer/model shapes`"""
 
 import sys
 from pathlib import Path

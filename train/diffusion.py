@@ -1,4 +1,7 @@
-"""Trains a diffusion transformer to draw what texts say: `accelerate launch -m train.diffusion configs/dit.yaml key=value ...`"""
+"""Trains a text-to-image diffusion transformer.
+
+Usage: `accelerate launch -m train.diffusion configs/dit.yaml key=value ...`
+"""
 
 import sys
 

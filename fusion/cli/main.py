@@ -1,4 +1,6 @@
-"""The command line: `fusion train | eval | plan | tune | compare | doctor | benchmark | data | generate | edit | chat | describe | inspect`.
+"""Entry point of the command line `fusion`: runs the command that is named first.
+
+Commands: train, eval, plan, tune, compare, doctor, benchmark, data, generate, edit, chat, describe, inspect.
 
 A mistake is one line on stderr and exit status 2; FUSION_DEBUG=1 shows where it came from. Nothing heavy is imported
 before a command runs, so that --help comes at once.

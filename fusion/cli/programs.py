@@ -1,4 +1,4 @@
-"""The commands of `fusion` that are whole programs with a command line of their own: train, eval, tune, compare, doctor, benchmark."""
+"""Commands of `fusion` that parse their own options: train, eval, tune, compare, doctor, benchmark."""
 
 import os
 import sys

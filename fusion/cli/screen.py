@@ -1,4 +1,4 @@
-"""Answers on their way out: text as it comes, images into numbered files and, while they become clear, into the terminal."""
+"""Output of answers: text as it is generated, images to numbered files and, while denoised, to the terminal."""
 
 import io
 import shutil

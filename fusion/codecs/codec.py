@@ -1,4 +1,4 @@
-"""Codecs: pixels to latents of unit scale and back: no VAE at all, an autoencoder of diffusers, or the small one of fusion.codecs.autoencoder.
+"""Codecs, pixels to latents of unit scale and back: no VAE, a VAE of diffusers, or fusion.codecs.autoencoder.
 
 A codec is frozen. What it encodes does not depend on the rest of the batch or on chance: the mode of a VAE's posterior,
 so that encoding a saved image again gives the same latents.

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: curves, points and fronts with axes and legend, and intervals for tables; colours come from the page, dark or light.
+"""Charts as inline SVG: curves, points and fronts with axes and legend, and intervals for tables.
 
 A chart is a string of HTML that needs no script and no file. Its colours are CSS variables (`--s0` ... `--s7` for
 series, `--ink`, `--quiet`, `--hair`) which `fusion/common/html.css` defines for both colour schemes.

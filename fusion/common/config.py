@@ -1,4 +1,4 @@
-"""Configs: typed dataclasses filled from a YAML file and `key=value` words; a mistake is one line naming file and key."""
+"""Typed config dataclasses from a YAML file and `key=value` words; an error is one line naming file and key."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Contact sheets: small images with their captions under them, in reading order, framed in red where something is wrong."""
+"""Contact sheets: small images with captions in reading order, framed in red where something is wrong."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

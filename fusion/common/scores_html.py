@@ -1,4 +1,4 @@
-"""What pages of evaluations and runs have beyond fusion/common/html.py: scores with their intervals, and edits as triptychs."""
+"""HTML of evaluation and run pages beyond fusion/common/html.py: scores with intervals, edits as triptychs."""
 
 from collections.abc import Iterable, Sequence
 from html import escape

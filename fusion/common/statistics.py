@@ -1,4 +1,4 @@
-"""Confidence intervals of what is measured, all two-sided at 95%: of shares, means, paired differences, clustered shares and any statistic.
+"""Two-sided 95% confidence intervals of shares, means, paired differences, clustered shares and any statistic.
 
 - shares of independent items: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22
   (1927)

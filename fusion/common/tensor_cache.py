@@ -1,4 +1,4 @@
-"""Tensors kept on disk between runs: an entry is a safetensors file, whole or not there, and one that is damaged is written again."""
+"""A cache of tensors on disk: entries are safetensors, written atomically, and written again if damaged."""
 
 import hashlib
 import os

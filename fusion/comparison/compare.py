@@ -1,4 +1,7 @@
-"""Trains contenders of one size on the same data, one page about them: `fusion compare configs/compare/NAME.yaml [key=value ...]`"""
+"""Trains contenders of matched size on the same data and writes one page about them.
+
+Usage: `fusion compare configs/compare/NAME.yaml [key=value ...]`
+"""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A comparison: contenders of matched size, each trained with several seeds, and one record per run, kept so that nothing is run twice."""
+"""Contenders of matched size, each trained with several seeds; one stored record per run, so none runs twice."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What the check of a data set found, as one self-contained page: counts, histograms, every bad sample, and samples as they are read."""
+"""Self-contained page of a data set check: counts, histograms, every bad sample, and samples as they are read."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

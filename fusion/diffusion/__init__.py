@@ -1,4 +1,4 @@
-"""The field's diffusion transformers and the UNets before them, a page each: what one does that another does not, side by side.
+"""The field's diffusion transformers and UNets, one file each behind one interface.
 
 All are called `forward(x, t, cond)`: noised latents of unit scale (b, c, h, w), times (b,) in [0, 1] with 1 for noise,
 and a Conditioning.

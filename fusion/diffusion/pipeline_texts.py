@@ -1,4 +1,4 @@
-"""How prompts become conditions: text encoders of transformers, and for each family of pipelines what it takes from them."""
+"""Prompts to conditioning: transformers' text encoders, and what each family of pipelines takes from them."""
 
 import warnings
 from collections.abc import Mapping, Sequence

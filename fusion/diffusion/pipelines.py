@@ -1,4 +1,6 @@
-"""Whole pipelines of diffusers, sampled by our solvers: text encoders, network, VAE and schedule as the checkpoint's own model_index.json has them.
+"""Whole pipelines of diffusers, sampled by our solvers: text encoders, network, VAE and schedule.
+
+The components are those that the checkpoint's own model_index.json names.
 
 A class of pipeline is one entry of RECIPES: which network, which encoders, how a prompt becomes a condition, and what
 is usual. The rest is the same for all, and so is the seed: its noise is that of diffusers for

@@ -1,4 +1,4 @@
-"""A checkpoint's scheduler_config.json as times for our solvers, and what its network predicts as a velocity on the straight path."""
+"""A checkpoint's scheduler_config.json as solver times, and its network's output as velocity on the linear path."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a folder here, or a repository of the hub, of which the files that are asked for are brought here."""
+"""Location of a checkpoint: a local folder, or a hub repository of which the requested files are downloaded."""
 
 from collections.abc import Sequence
 from pathlib import Path

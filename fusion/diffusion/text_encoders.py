@@ -1,4 +1,4 @@
-"""Text encoders: the hidden states of a language model, of T5 or of CLIP, as the condition of a diffusion transformer."""
+"""Text encoders: hidden states of a language model, T5 or CLIP as conditioning of a diffusion transformer."""
 
 import hashlib
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""How a picture looks, as numbers: how colourful, how contrasted, how much fine detail, and how far it is from another."""
+"""Image statistics: saturation, contrast, fine detail, and the distance between two images."""
 
 import numpy as np
 from PIL import Image

@@ -1,4 +1,4 @@
-"""A run as the doctor sees it: config, metrics, the model, what was held out of its training, and the pictures asked for there."""
+"""A run as the doctor reads it: config, metrics, model, held-out data, and the images requested there."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Illnesses of words: pictures that do not listen to them, a model that forgot how to write, one that does not draw when it is asked."""
+"""Text checks of the doctor: images not conditioned on text, forgetting, and never drawing when asked."""
 
 from collections import defaultdict
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Held-out emoji: names drawn, styles and skin tones changed, each beside the true picture. `python -m eval.emoji RUN`"""
+"""Held-out emoji: names drawn, styles and skin tones changed, each beside the true image.
+
+Usage: `python -m eval.emoji RUN`
+"""
 
 import math
 import sys

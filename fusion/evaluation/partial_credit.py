@@ -1,4 +1,4 @@
-"""How good a picture is where few are all right: shares of what was asked for, finer than right or wrong, from what the judge sees."""
+"""Partial credit for images that are rarely all right: the share of what was asked for, as the judge reads it."""
 
 from fusion.worlds.shapes import EditVerdict, Expectation, Verdict
 

@@ -1,4 +1,6 @@
-"""Evaluates anything that draws: `fusion eval MODEL --suite quick -o out/eval` writes one page, and all figures as JSON.
+"""Evaluates anything that draws and writes one page, and all figures as JSON.
+
+Usage: `fusion eval MODEL --suite quick -o out/eval`
 
 It goes on where it was stopped. MODEL: a saved unified model, a painter of any architecture, or a pipeline of
 diffusers. Several processes share the work with --shard 0/2 and --shard 1/2; the same command without --shard then puts

@@ -1,4 +1,6 @@
-"""Scores a subject that is at hand on the built-in world, for the demo, a painter's run and a comparison; `eval.run` does it for a folder.
+"""Scores a loaded subject on the built-in world, for the demo, a text-to-image run and a comparison.
+
+`eval.run` does it for a folder.
 
 Both ask through fusion.evaluation.suite, so that the same subject has the same figures on the same items.
 """

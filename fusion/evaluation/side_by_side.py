@@ -1,4 +1,6 @@
-"""Several evaluations beside each other: which model is better at what? `fusion beside -o OUT EVALUATION EVALUATION ...`
+"""Puts several evaluations side by side and says which model is better at what.
+
+Usage: `fusion beside -o OUT EVALUATION EVALUATION ...`
 
 EVALUATION: folders that eval.run wrote, asked the same; their names are the models' on the page. Writes OUT/report.html
 and OUT/results.json.

@@ -1,4 +1,4 @@
-"""What is evaluated, each seen the same way: a unified model, a painter of any architecture, a whole pipeline of diffusers."""
+"""Subjects of an evaluation behind one interface: unified and text-to-image models, and diffusers pipelines."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a suite of the built-in world is: numbered items, each with a seed of its own, and what the judge says of every answer.
+"""A suite of the built-in world: numbered items with a seed each, and the judge's verdict on every answer.
 
 A figure depends on the items and on the subject alone. An item's number is its place in the suite's list, its seed is
 the split's seed plus that number, and a longer list begins with the shorter one. How items are put into batches, in

@@ -1,4 +1,4 @@
-"""Suites of the built-in world: what a subject is asked, what the judge says of each answer, and the shares that come of it."""
+"""Suites of the built-in world: what a subject is asked, the judge's verdict on each answer, and the shares."""
 
 import re
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Conversations as files: chat messages in JSON with image paths, read from people and written for them; and a person's words."""
+"""Conversations as files: chat messages in JSON with image paths, read and written; and a user's typed words."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What networks and pictures cost: parameters, operations, memory kept for the backward pass, forward passes; counted, not timed."""
+"""Cost of networks and images, counted, not timed: parameters, operations, activation memory, forward passes."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Draw a picture behind a prefix: solver steps over the patch block alone, the prefix cached, guidance branches as one batch."""
+"""Draw an image behind a cached prefix: solver steps over the patch block alone, guidance branches as a batch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

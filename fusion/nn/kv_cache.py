@@ -1,4 +1,4 @@
-"""The cache of a prefix: its keys and values, layer by layer, and room for a block of rows that is read behind it again and again."""
+"""Key-value cache of a prefix, layer by layer, with room for a block of rows that is recomputed every step."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Training steps that are imagined: tensors without contents, and every allocation followed, to know the memory that they would take."""
+"""Simulated training steps: tensors without contents, all allocations tracked, to forecast the memory."""
 
 import weakref
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""`fusion plan`: what a run of train.unified or train.diffusion would take, as a table, without a GPU and without the weights."""
+"""`fusion plan`: what a run of train.unified or train.diffusion would take, without GPU and without weights."""
 
 import warnings
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A run of train.diffusion, imagined: a diffusion transformer of any size, the encoders of its texts, and pairs of its data."""
+"""A simulated run of train.diffusion: a diffusion transformer of any size, its text encoders, and data pairs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace

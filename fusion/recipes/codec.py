@@ -1,4 +1,7 @@
-"""Trains a small autoencoder on a folder of images or the built-in world: `python -m train.codec configs/codec.yaml data.path=FOLDER`."""
+"""Trains a small autoencoder on a folder of images or the built-in world.
+
+Usage: `python -m train.codec configs/codec.yaml data.path=FOLDER`
+"""
 
 import math
 import sys

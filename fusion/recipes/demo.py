@@ -1,4 +1,7 @@
-"""The demo: pretrains a small LLM and a codec, teaches it to draw, edit and look, scores it, reports. `python -m train.demo [key=value ...]`"""
+"""The demo: pretrains a small LLM and a codec, teaches it to draw, edit and read images, scores it, reports.
+
+Usage: `python -m train.demo [key=value ...]`
+"""
 
 import json
 import shutil

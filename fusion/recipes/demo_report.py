@@ -1,4 +1,4 @@
-"""What the demo's model can do, as sections of its report: scores, drawings, edits, a story, descriptions, questions, text."""
+"""Sections of the demo's report: scores, drawings, edits, a story, descriptions, questions and text."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The part of the demo that several processes do together, learning to draw: train.demo starts this as each of its ranks."""
+"""The demo's multi-process stage, learning to draw; train.demo starts this module as each of its ranks."""
 
 import sys
 from pathlib import Path

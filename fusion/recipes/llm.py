@@ -1,4 +1,7 @@
-"""Pretrains a small Llama-architecture language model and its tokenizer on text: `python -m train.llm configs/llm.yaml out=out/llm`."""
+"""Pretrains a small language model of the Llama architecture, and its tokenizer, on text.
+
+Usage: `python -m train.llm configs/llm.yaml out=out/llm`
+"""
 
 import math
 import os

@@ -1,4 +1,7 @@
-"""Fine-tunes an LLM into a model of text and images: `accelerate launch -m train.unified configs/unified.yaml key=value ...`"""
+"""Fine-tunes an LLM into a model of text and images.
+
+Usage: `accelerate launch -m train.unified configs/unified.yaml key=value ...`
+"""
 
 from collections.abc import Callable, Sized
 from dataclasses import dataclass, field

@@ -1,4 +1,7 @@
-"""Tiny fusion models of every family and mixed documents for the laws: text longer than the window, several pictures, one beyond it."""
+"""Tiny fusion models of every family, and mixed documents for the laws.
+
+The documents have text longer than the attention window, several images, and one larger than the window.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

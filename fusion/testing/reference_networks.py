@@ -1,4 +1,4 @@
-"""Tiny networks of every architecture, their references in diffusers, and how each is asked: the tables that the tests go through."""
+"""Tiny networks of every architecture, their diffusers references, and how each is called: tables for tests."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

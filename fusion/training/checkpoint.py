@@ -1,4 +1,4 @@
-"""Checkpoints that are either whole or not there: written aside, synced to disk, renamed, and only then is an old one deleted."""
+"""Atomic checkpoints: written under another name, synced, renamed; only then is an old one deleted."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights: in fp32, a few fused operations for all of them, with a warmed-up decay."""
+"""Exponential moving average of the weights: fp32, few fused operations for all of them, warmed-up decay."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish: the loop finishes its step, writes a checkpoint and ends; a second signal ends it at once."""
+"""SIGINT and SIGTERM: the first ends the loop after its step and a checkpoint, the second ends it at once."""
 
 import signal
 

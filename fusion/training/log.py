@@ -1,4 +1,4 @@
-"""What a run tells while it goes: rows of metrics.jsonl, a progress bar with throughput and time left, and the samples left out."""
+"""Logs of a run: rows of metrics.jsonl, a progress bar with throughput and time left, and skipped samples."""
 
 import re
 import resource

@@ -1,4 +1,4 @@
-"""Optimizers: parameter groups, AdamW, Muon for the decoder's hidden matrices, and the learning rate of each moment of a run."""
+"""Optimizers: parameter groups, AdamW, Muon for the decoder's hidden matrices, and the learning rate schedule."""
 
 import math
 from collections import defaultdict

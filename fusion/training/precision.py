@@ -1,4 +1,4 @@
-"""Which precision trains faster on this machine: bf16 autocast where the hardware multiplies bf16 faster, fp32 where it does not."""
+"""The faster precision on this machine: bf16 autocast where the hardware multiplies bf16 faster, else fp32."""
 
 import time
 from functools import cache

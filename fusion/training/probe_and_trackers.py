@@ -1,4 +1,4 @@
-"""What is followed beside the losses: how well a model still writes (the forgetting probe), and trackers that show a run while it goes."""
+"""What is followed beside the losses: the forgetting probe (perplexity of text), and trackers of a live run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What programs that train a run folder have in common: mistakes in one line, what a run says of itself, and no run over another."""
+"""Shared by programs that train a run folder: one-line errors, run.json, and no overwriting of another run."""
 
 import json
 import sys

@@ -1,4 +1,6 @@
-"""A run folder -> report.html: one self-contained page with samples, scores, curves and the config. `python -m fusion.training.report RUN`
+"""A run folder -> report.html: one self-contained page with samples, scores, curves and the config.
+
+Usage: `python -m fusion.training.report RUN`
 
 Only the run folder is read: `config.yaml`, `run.json` (what the program knew when it started: title, started, command,
 commit, device), `metrics.jsonl` and `samples/step_N/*.png`. Whatever is missing is left out and said, so a run can be

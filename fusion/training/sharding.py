@@ -1,4 +1,4 @@
-"""Weights, gradients, averages and optimizer states shared out over the ranks: FSDP2 (Zhao et al., arXiv 2304.11277), as torch has it.
+"""Weights, gradients, EMA and optimizer states sharded over ranks by FSDP2 (Zhao et al., arXiv 2304.11277).
 
 Each rank keeps its rows of every tensor; a layer is whole only while it computes. The main rank has the network a
 second time, whole and on the CPU: it gets the averaged weights whenever they are looked at or saved, so that

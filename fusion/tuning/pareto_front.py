@@ -1,4 +1,4 @@
-"""What is chosen among settings that were judged on the same items: the quality-cost front, and the presets fast, balanced and best."""
+"""Choice among settings judged on the same items: the quality-cost front; presets fast, balanced and best."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What eval.tune found: its figures as JSON, and its page with the front of quality against cost and the presets' pictures from the same noise."""
+"""Results of eval.tune: figures as JSON, and a page with the quality-cost front and same-noise preset images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The search of eval.tune: successive halving in classes of cost, on paired items, and a file of everything that was tried.
+"""The search of eval.tune: successive halving in cost classes, on paired items, and a record of all trials.
 
 What is looked for is the best setting at every cost, so settings compete within classes of cost. What they differ by is
 small against chance: all are measured on the same items from the same noise, and only the better half of a class goes

@@ -1,4 +1,4 @@
-"""Deep fusion: what the image stream reads of the language model, it projects itself (Playground v3, Liu et al., arXiv 2409.10695).
+"""Deep fusion by the image stream's own projections of LLM states (Playground v3, Liu et al., arXiv 2409.10695).
 
 In mode frozen, the queries of pictures meet the keys and values that the language model made for itself (FuseDiT). Here
 they meet others: projections of the stream's own turn the hidden states that enter a layer's attention into keys and

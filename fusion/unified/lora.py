@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685) on the language model, by peft: put in, merged into the weights, or taken from them."""
+"""LoRA (Hu et al., arXiv 2106.09685) on the language model, by peft: adapters inserted, merged and removed."""
 
 import peft
 from peft.tuners.tuners_utils import BaseTunerLayer

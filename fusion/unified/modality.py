@@ -1,4 +1,4 @@
-"""Weights by modality: in each layer of the decoder, rows of pictures pass through modules of their own, and attention stays joint.
+"""Modality-specific weights: in each decoder layer, image rows use modules of their own; attention stays joint.
 
 Their modules are copies of the language model's, as in the mixture of transformers (Liang et al., arXiv 2411.04996),
 LMFusion (arXiv 2412.15188) and BAGEL (arXiv 2505.14683): `twins`. Or they are an image stream of its own width beside a

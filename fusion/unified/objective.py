@@ -1,4 +1,4 @@
-"""What a batch is trained on: noise for every target picture, next-token loss on learned text, flow loss on noised blocks.
+"""Objective of a batch: noise for target images, next-token loss on learned text, flow loss on noised blocks.
 
 Each loss is a sum that its caller divides by a *global* count (all ranks, the whole accumulation window), so that the
 mean does not depend on how documents fell into batches.

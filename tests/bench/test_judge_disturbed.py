@@ -1,4 +1,4 @@
-"""bench.judge: disturbances grow and repeat, shares are counted right, a wrong reader shows, and the program writes everything it found."""
+"""bench.judge: disturbances grow and repeat, shares are right, a faulty judge shows, every output is written."""
 
 import json
 

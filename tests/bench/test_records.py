@@ -1,4 +1,4 @@
-"""What the README prints is what the records in bench/results/ hold, rounded; and every record says how it came about."""
+"""The README prints the records of bench/results/, rounded, and every record states how it was measured."""
 
 import json
 import re

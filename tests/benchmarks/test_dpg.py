@@ -1,4 +1,4 @@
-"""DPG-Bench: grids, questions that depend on each other, averages by hand, the official code's slips, judges, and refusals in one line."""
+"""DPG-Bench: grids, dependent questions, averages by hand, bugs of the official code, judges, one-line errors."""
 
 import csv
 import json

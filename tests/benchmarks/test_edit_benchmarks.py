@@ -1,4 +1,4 @@
-"""ImgEdit, GEdit-Bench and KRIS-Bench: edits under the names that official judges look for, made again only where they are missing."""
+"""ImgEdit, GEdit-Bench and KRIS-Bench: edits get the official names, and only missing ones are made."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""GenEval's folders, files and figures: drawn, gone on with, judged by tiny networks or by hand-made detections, and refused in one line."""
+"""GenEval: official folders and files, resuming, tiny networks or given detections as judge, one-line errors."""
 
 import json
 import shutil

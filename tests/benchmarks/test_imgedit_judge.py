@@ -1,4 +1,4 @@
-"""ImgEdit's edits before a judge: what it is shown, what is kept of its words, scores of them, and refusals in one line."""
+"""ImgEdit's edits before a judge: what it is shown, which answers are kept, scores, and one-line errors."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""T2I-CompBench, WISE, GenEval 2 and OneIG: pictures under the names that official judges look for, drawn again only where they are missing."""
+"""T2I-CompBench, WISE, GenEval 2 and OneIG: images get the official names, and only missing ones are drawn."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""A judge behind an endpoint: what is sent to a real HTTP server on this machine, what is made of its answers, and one line for nonsense."""
+"""A judge behind an endpoint: requests to a real local HTTP server, parsed answers, and one-line errors."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Soft-TIFA: spellings of an answer, probabilities against a judge's own, what is kept and gone on with, and refusals in one line."""
+"""Soft-TIFA: spellings of an answer, probabilities equal to the judge's own, resuming, and one-line errors."""
 
 import json
 

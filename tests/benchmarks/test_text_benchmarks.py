@@ -1,4 +1,4 @@
-"""Text benchmarks: a fusion model answers as its LLM does, figures come with the intervals of paired items, and nothing is asked twice."""
+"""Text benchmarks: a fusion model answers as its LLM, intervals are of paired items, nothing is asked twice."""
 
 import json
 import math

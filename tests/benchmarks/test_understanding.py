@@ -1,4 +1,4 @@
-"""Questions about pictures: read whole, answered in words, continued where they were stopped; and asked by lmms-eval."""
+"""Questions about images: checked first, answered in text, resumed where stopped; and asked by lmms-eval."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The command line: every command on a real (tiny, random) model, files that are never overwritten, and errors of one line."""
+"""The command line: every command on a tiny random model, no file overwritten, and one-line errors."""
 
 import io
 import json

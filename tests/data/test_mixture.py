@@ -1,4 +1,4 @@
-"""Streams and mixtures: every sample once an epoch, shards apart, exact resume, weights kept, bad samples left out and listed."""
+"""Streams and mixtures: each sample once an epoch, disjoint shards, exact resume, weights, bad samples skipped."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Experts: routing is what it says, its balance is the reference's and is learned, and what a HiDream reads and fills up."""
+"""Experts: routing, a balance loss that equals the reference's and is learned, and HiDream's padding and mask."""
 
 import copy
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Every architecture learns what captions say: with their own, pictures are predicted better than with others' captions, and than the mean."""
+"""Every architecture learns from captions: error is lower than with wrong captions, and than the mean image's."""
 
 import itertools
 

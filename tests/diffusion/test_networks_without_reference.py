@@ -1,4 +1,4 @@
-"""Architectures that no library has: sizes of their papers, networks that they are with some of their weights, and what they refuse."""
+"""Architectures that no library has: sizes of the papers, equality in special cases, and one-line errors."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Whole pipelines: conditions, latents and pictures are those of diffusers from the same seed; hub ids; bad input in one line."""
+"""Whole pipelines: conditioning, latents and images equal those of diffusers from the same seed."""
 
 from inspect import signature
 

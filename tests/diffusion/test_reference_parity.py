@@ -1,4 +1,4 @@
-"""Architectures: law 8 (equal to their references on the same weights, gradients too), checkpoints both ways, starts, invariants, errors."""
+"""Law 8: architectures and gradients equal the references; checkpoints both ways, initial values, errors."""
 
 import json
 from dataclasses import dataclass, replace

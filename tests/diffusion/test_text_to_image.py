@@ -1,4 +1,4 @@
-"""Text encoders and painters: what texts become, what is kept, pictures that depend on their own seed alone, folders, errors."""
+"""Text encoders and text-to-image models: encodings, caching, one seed per image, folders, one-line errors."""
 
 import json
 from dataclasses import asdict

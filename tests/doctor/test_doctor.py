@@ -1,4 +1,4 @@
-"""The doctor: verdicts, what is measured of words, pictures, curves and folders, the page, mistakes; and two runs made ill."""
+"""The doctor: verdicts, statistics of text, images, curves and folders, its page, errors, and two faulty runs."""
 
 import json
 import shutil

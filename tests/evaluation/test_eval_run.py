@@ -1,4 +1,4 @@
-"""eval.run: what knows everything scores 1 and what knows nothing 0; it resumes, shares its work, compares, and writes nothing over."""
+"""eval.run: perfect subjects score 1, ignorant ones 0; it resumes, is sharded, and overwrites nothing."""
 
 import json
 

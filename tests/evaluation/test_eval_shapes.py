@@ -1,4 +1,4 @@
-"""Scores on the built-in world: a model that knows the answers gets 1, wrong ones get 0; intervals, sheets, the program, perplexity."""
+"""Scores on the built-in world: right answers get 1, wrong ones 0; targets, contact sheets and perplexity."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Law: a figure depends on the items and the subject alone, not on batches, order or shards, and every program that scores gives the same."""
+"""Law: a score depends on items and subject alone, not on batches, order, shards or the program."""
 
 import random
 from dataclasses import replace

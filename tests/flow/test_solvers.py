@@ -1,4 +1,4 @@
-"""solvers.py: law 7 (closed-form flows are hit at the solver's order of convergence), the walk, and guidance as algebra."""
+"""solvers.py: law 7 (closed-form flows are hit at the solver's order), the steps, and guidance as algebra."""
 
 import math
 

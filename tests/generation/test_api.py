@@ -1,4 +1,4 @@
-"""The Fusion API: models from LLM folders, pictures and words out of them, folders in and out (law 6), and errors of one line."""
+"""The Fusion API: models from LLM folders, images and text, saving and loading (law 6), one-line errors."""
 
 import json
 import math

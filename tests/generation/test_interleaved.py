@@ -1,4 +1,4 @@
-"""Interleaved generation: the state machine over text, sizes and images; what a drawn image costs; what the model then reads."""
+"""Interleaved generation: the state machine of text, sizes and images, an image's cost, and what is then read."""
 
 import pytest
 import torch

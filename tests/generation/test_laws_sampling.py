@@ -1,4 +1,4 @@
-"""Laws 4 and 5: what the cached, batched sampler computes is what training computed, step for step; and how much work it does."""
+"""Laws 4 and 5: the cached, batched sampler computes what training did, step for step; how much work it does."""
 
 from dataclasses import dataclass
 

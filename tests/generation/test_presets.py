@@ -1,4 +1,4 @@
-"""Presets: kept by every way to save and load a model, used by every way to draw, overruled by what is said beside them, refused in one line."""
+"""Presets: saved and loaded with a model, used by every way to draw, overridden by options, one-line errors."""
 
 import json
 import os

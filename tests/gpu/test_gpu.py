@@ -1,4 +1,7 @@
-"""On a CUDA device: the same numbers as on the CPU, every mask that attention reads there, a run that stops and goes on. `make gpu-test`"""
+"""On a CUDA device: the numbers equal the CPU's, every attention reads the mask, and a run resumes.
+
+Usage: `make gpu-test`
+"""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""`fusion plan` of train.diffusion: what it counts is what a real painter, a real step and a real optimizer have; mistakes are one line."""
+"""`fusion plan` of train.diffusion: counts equal those of a real model, step and optimizer; one-line errors."""
 
 import math
 from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""Every config loads, and trains two steps in a debug size: on data made here, and on the real data where it is present."""
+"""Every config loads and trains two steps in a debug size, on generated data and on real data if present."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""The demo as a whole program at a tiny size: interrupted, taken up again, finished, repeated, begun anew; and its curriculum."""
+"""The demo as a whole at a tiny size: interrupted, resumed, finished, repeated, restarted; and its curriculum."""
 
 import json
 import os

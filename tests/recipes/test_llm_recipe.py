@@ -1,4 +1,4 @@
-"""The tiny LLM: both tokenizers give every text back, and pretraining makes a Hugging Face model that beats its unigrams."""
+"""The tiny LLM: both tokenizers are lossless, and pretraining makes a Hugging Face model that beats unigrams."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Fuzzed data: training over a data set half of which is wrong ends well, names every bad row once, and leaves every good one as it is."""
+"""Fuzzed data: training on half-bad data ends well, lists every bad row once, and keeps every good row as is."""
 
 import csv
 import itertools

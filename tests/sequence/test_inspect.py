@@ -1,4 +1,4 @@
-"""The picture of a packed document: its spans tile the row, its mask has the mask's cells, its labels say what is learned."""
+"""The image of a packed document: spans tile the row, the mask is drawn by cell, labels say what is learned."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""patches.py: law 6 (cutting and joining is the identity for every rank), the order of patches, positions, and bad sizes."""
+"""patches.py: law 6 (unpatchify inverts patchify at every rank), order of patches, positions, and bad sizes."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The processor: documents from what people give, exact tokens and loss flags, sizes, saving, the Hugging Face interface."""
+"""The processor: documents of prompts, exact tokens and loss flags, sizes, saving, the Hugging Face interface."""
 
 import copy
 from multiprocessing.reduction import ForkingPickler

@@ -1,4 +1,4 @@
-"""Several devices on a machine that has one: tensors that compute on the CPU and say that they are elsewhere, and refuse to meet others."""
+"""Simulated devices on one machine: CPU tensors that report another device and refuse to meet others."""
 
 from contextlib import ExitStack, nullcontext
 from unittest.mock import patch

@@ -1,4 +1,4 @@
-"""Random documents, and the laws of their layout written out row by row, slowly and without looking at fusion.sequence.packed."""
+"""Random documents, and the laws of their layout by row, written independently of fusion.sequence.packed."""
 
 import random
 from dataclasses import dataclass

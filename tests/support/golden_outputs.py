@@ -1,4 +1,7 @@
-"""What the bundled model answers to fixed inputs. `python -m tests.support.golden_outputs` writes it down anew, for when it is meant to change."""
+"""Golden outputs: what the bundled model answers to fixed inputs.
+
+`python -m tests.support.golden_outputs` writes them anew, for when they are meant to change.
+"""
 
 import json
 from pathlib import Path

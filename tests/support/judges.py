@@ -1,4 +1,7 @@
-"""For tests of benchmarks: a subject that draws at once, and tiny random judges (Mask2Former, CLIP, LLaVA) in folders of the real ones' formats."""
+"""Stubs for tests of benchmarks: an instant subject, and tiny random judges (Mask2Former, CLIP, LLaVA).
+
+The judges lie in folders of the real ones' formats.
+"""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Tiny pipelines of diffusers with random weights: encoders, tokenizers, network, VAE and scheduler, to be saved as diffusers saves them."""
+"""Tiny random pipelines of diffusers: encoders, tokenizers, network, VAE and scheduler, saved in its format."""
 
 import json
 import string

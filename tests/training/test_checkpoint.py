@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, the newest complete one is found, old ones go only when a new one is safe; and metrics.jsonl."""
+"""Checkpoints: atomic, newest complete one is found, old ones deleted only after a safe new one; metrics.jsonl."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""ranks.py: several processes as one job, with real processes: how they end, alone and together, and what they are told."""
+"""processes.py: several real processes as one job: how they end, alone and together, and what ranks are told."""
 
 import os
 import signal

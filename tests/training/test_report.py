@@ -1,4 +1,4 @@
-"""The report of a run: complete and self-contained for a whole run, honest about a partial one, and its charts drawn to scale."""
+"""The report of a run: self-contained, complete for whole and correct for partial runs, charts to scale."""
 
 import json
 import math

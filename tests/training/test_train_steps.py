@@ -1,4 +1,4 @@
-"""What one step of training does: noise of its own, clipped gradients, the learning rate and the average of that very step."""
+"""One training step: noise of its own, clipped gradients, and the learning rate and EMA of that very step."""
 
 import math
 from pathlib import Path

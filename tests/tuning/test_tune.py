@@ -1,4 +1,4 @@
-"""eval.tune: the rules on tables made by hand, a search whose answer is known, going on as if never stopped, and a whole run on a tiny model."""
+"""eval.tune: rules on given tables, a search with a known answer, exact resume, and a run on a tiny model."""
 
 import json
 import math

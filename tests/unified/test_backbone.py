@@ -1,4 +1,4 @@
-"""The driver of Hugging Face decoders: adapters, hooks, masks in each backend's form, the cache of a prefix, attention as two products."""
+"""The driver of Hugging Face decoders: adapters, hooks, masks of each backend, prefix cache, matmul attention."""
 
 import copy
 from functools import partial

@@ -1,4 +1,4 @@
-"""An image stream that projects the language model's hidden states itself: it begins as FuseDiT's, learns, and the language model stays."""
+"""An image stream with its own projections: it begins as FuseDiT's and learns; the language model is unchanged."""
 
 import copy
 

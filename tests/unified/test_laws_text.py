@@ -1,4 +1,4 @@
-"""Law 1: on text, a fresh fusion model is the LLM it was made of, bit for bit; in a mixed document, text before an image still is."""
+"""Law 1: on text, a fresh fusion model is its LLM bit for bit; in a mixed document, so is text before an image."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""How weights are loaded: every spelling of a precision, every device map gives the same answers, and mistakes are one line."""
+"""Loading weights: every spelling of a precision, the same answers with every device map, one-line errors."""
 
 import copy
 import warnings

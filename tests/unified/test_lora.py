@@ -1,4 +1,4 @@
-"""Adapters: they begin as nothing, learn alone, are merged into the same answers, and are saved without the language model."""
+"""Adapters: no effect at first, trained alone, merged into the same answers, and saved without the LLM."""
 
 import copy
 

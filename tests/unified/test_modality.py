@@ -1,4 +1,4 @@
-"""Weights by modality: a fresh model is the shared one, text is the language model's to the bit, and pictures have weights of their own."""
+"""Weights by modality: a fresh model equals the shared one, text equals the LLM's, images have their own weights."""
 
 import copy
 

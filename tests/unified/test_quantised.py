@@ -1,4 +1,4 @@
-"""Quantised loading: the LLM takes less memory and says nearly the same, what is new stays as it is, and what cannot be done is one line."""
+"""Quantised loading: the LLM takes less memory, answers nearly the same; new weights stay; one-line errors."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Editing by example: examples leave one rule, from pixels too; some rules are never trained on; and all other documents are as ever."""
+"""Editing by example: examples leave one rule, from pixels too; some rules held out; other documents unchanged."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Any dataset that `datasets.load_dataset` can stream: of the hub by name, webdataset shards, Parquet files with images."""
+"""Datasets that `datasets.load_dataset` can stream: hub names, WebDataset shards, Parquet files with images."""
 
 import hashlib
 import json

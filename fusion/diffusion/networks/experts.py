@@ -1,4 +1,4 @@
-"""Mixture of experts: a feed-forward of which every row goes through a part, chosen for it by a router; and how evenly they are chosen.
+"""Mixture of experts: a feed-forward layer with a router that chooses experts per row, and its balance loss.
 
 A router that is left alone comes to send all rows to few experts. The loss of the Switch Transformer (Fedus et al.,
 arXiv 2101.03961) keeps them even: the number of experts times the sum over them of (share of the choices) x (mean

@@ -1,4 +1,4 @@
-"""UNets: DDPM's (Ho et al., arXiv 2006.11239), that of latent diffusion and Stable Diffusion (arXiv 2112.10752), and SDXL's (arXiv 2307.01952).
+"""UNets: DDPM (Ho et al., arXiv 2006.11239), latent / Stable Diffusion (arXiv 2112.10752), SDXL (arXiv 2307.01952).
 
 What the transformers of the other pages are compared with. Convolutions in residual blocks, level after level at half
 the size, and back up beside what the way down has made; the time, and a class, are added within every block. Levels

@@ -1,1 +1,1 @@
-"""The field's benchmarks: pictures in the official layouts and the official scores of them, text before and after, and questions about pictures."""
+"""The field's benchmarks: images in official layouts, their scores, text before and after, questions on images."""

@@ -1,4 +1,4 @@
-"""DPG-Bench's questions, and what answers to them are worth: nothing where a question depends on one that was answered with no.
+"""DPG-Bench's questions and their scores: zero where a question depends on one that was answered with no.
 
 As `dpg_bench/compute_dpg_bench.py` in github.com/TencentQQGYLab/ELLA has it, after Davidsonian scene graphs (Cho et
 al., arXiv 2310.18235).

@@ -1,4 +1,6 @@
-"""Makes the edits that a benchmark asks for, in its official layout: `fusion benchmark edit MODEL BENCHMARK --data DATA -o OUT`
+"""Makes the edits that a benchmark asks for, in its official layout.
+
+Usage: `fusion benchmark edit MODEL BENCHMARK --data DATA -o OUT`
 
     imgedit    --data basic_edit.json --images FOLDER          OUT/{key}.png
     gedit      --data the data set's folder                    OUT/{model}/fullset/{task}/{language}/{key}.png,

@@ -1,4 +1,7 @@
-"""Marks that judges of edits gave, read into scores: ImgEdit, GEdit-Bench and KRIS-Bench; see fusion.evaluation.benchmarks.official_scores."""
+"""Scores from judges' ratings of edits: ImgEdit, GEdit-Bench and KRIS-Bench.
+
+See fusion.evaluation.benchmarks.official_scores.
+"""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Benchmarks whose pictures are files by themselves, named as their official code names them: T2I-CompBench, WISE, GenEval 2 and OneIG.
+"""Benchmarks of single image files with official names: T2I-CompBench, WISE, GenEval 2 and OneIG.
 
 Prompts are read from a copy of the official data, which is not part of this repository:
 

@@ -1,4 +1,4 @@
-"""Fixed evaluation sets: GenEval in miniature, edits (also in chains and by example), stories, questions, and requests that ask for a picture or not.
+"""Fixed evaluation sets: GenEval in miniature, edits (chains, by example), stories, questions and intents.
 
 Their random streams carry a spawn key of their own (`SeedSequence(seed, spawn_key=(EVALUATION, ...))`). Training draws
 from `default_rng(seed)`, whose key is empty, or from children spawned from it, whose keys count from 0: the streams

@@ -1,4 +1,4 @@
-"""Editing by example: two pictures before and after a rule that nobody names, and a third that it is to be applied to."""
+"""Editing by example: image pairs before and after an unnamed rule, and an image to apply it to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Paragraphs about the world in words alone, for pretraining a language model on its colours, shapes, relations and counts."""
+"""Text-only paragraphs about the world, to pretrain a language model on its colours, shapes, relations, counts."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Rules that examples show without naming them: what each makes of a scene, which of them explain an example, and which are held out."""
+"""Rules behind examples of edits: what each makes of a scene, which explain an example, which are held out."""
 
 import hashlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a detector found in pictures, as a file that people can read and other detectors can write: one JSON object a line, one line a picture.
+"""Detections of objects as a readable file that other detectors can write: one JSON object per line and image.
 
     {"filename": "00000/samples/00000.png", "objects": {"bench": [{"box": [12.0, 8.0, 200.0, 96.0], "score": 0.97,
     "colour": "red"}]}}

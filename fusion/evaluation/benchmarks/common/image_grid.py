@@ -1,4 +1,4 @@
-"""Pictures of a benchmark on disk: several as one grid, written whole, and known again as whole and of the right size."""
+"""Benchmark images on disk: grids of several, written atomically, and checks for completeness and size."""
 
 import io
 import math

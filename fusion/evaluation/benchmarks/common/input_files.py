@@ -1,4 +1,4 @@
-"""Files of benchmarks and of judges, read with a clear word where they cannot be; and what a judge said, kept line by line to be gone on with."""
+"""Input files of benchmarks and judges, read with clear errors; judges' answers, stored by line for resuming."""
 
 import json
 from collections.abc import Iterable

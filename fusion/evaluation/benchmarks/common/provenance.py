@@ -1,4 +1,4 @@
-"""What a benchmark's folder was drawn with, in a file beside it: the folder itself has nothing that the official layout does not have."""
+"""Provenance of a benchmark's images, in a file beside their folder, which keeps to the official layout."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""How far apart two sets of features lie: Fréchet distance, KID, precision and recall by torch-fidelity, CMMD, and CLIP score.
+"""Distances of feature sets: Fréchet, KID, precision and recall by torch-fidelity, CMMD; and CLIP score.
 
 Features are rows, generated pictures first and real ones second. ValueError in one line where torch-fidelity is
 missing, or there are too few.

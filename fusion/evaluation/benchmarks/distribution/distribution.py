@@ -1,4 +1,4 @@
-"""Distances of drawn pictures to true ones: FID, KID, precision, recall, FD-DINO and CMMD; and CLIP score, of pictures with their prompts.
+"""Distances of generated to real images: FID, KID, precision, recall, FD-DINO, CMMD; and CLIP score to prompts.
 
     fusion benchmark distribution FOLDER --against FOLDER -o out/distances.json \\
         --weights inception=weights-inception-2015-12-05-6726825d.pth dino=facebook/dinov2-large \\

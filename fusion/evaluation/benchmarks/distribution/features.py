@@ -1,4 +1,7 @@
-"""What networks see in pictures, a row a picture: Inception (FID's), DINOv2 and CLIP, each from weights that are given, none fetched unasked."""
+"""Features of images, one row each, by Inception (for FID), DINOv2 and CLIP, from given weights.
+
+No weights are fetched unasked.
+"""
 
 import hashlib
 from collections.abc import Callable, Sequence

@@ -1,4 +1,6 @@
-"""GenEval's judge: Mask2Former finds the objects, CLIP says their colours; both through transformers, so scores are labelled "HF detector".
+"""GenEval's judge through transformers: Mask2Former finds objects, CLIP classifies their colours.
+
+Its scores are labelled "HF detector".
 
 The official judge is mmdet's Mask2Former (Swin-S, COCO instances) and open_clip's ViT-L/14 of OpenAI. What happens to
 pictures before the networks and to outputs behind them is done here as there (mmdet 2.27, open_clip, clip_benchmark).

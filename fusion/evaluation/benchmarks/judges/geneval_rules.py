@@ -1,4 +1,4 @@
-"""GenEval's rules (Ghosh et al., arXiv 2310.11513): from the objects found in a picture to whether it shows what its prompt asks for.
+"""GenEval's rules (Ghosh et al., arXiv 2310.11513): whether detected objects are what the prompt asks for.
 
 They are those of `evaluation/evaluate_images.py` in github.com/djghosh13/geneval, whose options and their defaults are
 `Rules`. Numbers are float32 there, where the detector's come from, and so they are here: a score of 0.3 is not above

@@ -1,4 +1,6 @@
-"""A judge behind an OpenAI-compatible endpoint (vLLM, SGLang, llama.cpp, or a hosted model): it gets the picture and one question at a time.
+"""A judge behind an OpenAI-compatible endpoint, which gets the image and one question at a time.
+
+Endpoints are vLLM, SGLang, llama.cpp, or a hosted model.
 
 The key, where the endpoint wants one, is the environment's OPENAI_API_KEY; it is sent to that endpoint and kept
 nowhere.

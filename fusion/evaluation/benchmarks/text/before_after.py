@@ -1,4 +1,4 @@
-"""Figures of text benchmarks before and after: what a model still knows of what its LLM did, with intervals, item by item, and the page about it."""
+"""Text benchmarks before and after: what a model retains of its LLM, paired by item, with intervals and page."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,7 @@
-"""lm-evaluation-harness (github.com/EleutherAI/lm-evaluation-harness, PyPI lm_eval) on a language model that is loaded already."""
+"""lm-evaluation-harness on a language model that is already loaded.
+
+The harness is github.com/EleutherAI/lm-evaluation-harness, PyPI lm_eval.
+"""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""Text benchmarks of lm-evaluation-harness, on a unified model and on the LLM that it was made of: does it still know what the LLM knew?
+"""Text benchmarks of lm-evaluation-harness on a unified model and on its LLM, to measure forgetting.
 
     fusion benchmark text MODEL --tasks hellaswag,arc_easy --against LLM -o out/text
     fusion benchmark text MODEL --tasks mine --include-path FOLDER -o out/text

@@ -1,4 +1,4 @@
-"""Questions about pictures, as benchmarks put them: where pictures stand among the words, and a model's answers in words alone."""
+"""Benchmark questions about images: where images stand in the text, and a model's answers as text alone."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

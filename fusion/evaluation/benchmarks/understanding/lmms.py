@@ -1,4 +1,6 @@
-"""lmms-eval (github.com/EvolvingLMMs-Lab/lmms-eval, PyPI lmms_eval) on a unified model: it looks at pictures and answers in words.
+"""lmms-eval on a unified model, which reads images and answers in text.
+
+The harness is github.com/EvolvingLMMs-Lab/lmms-eval, PyPI lmms_eval.
 
     fusion benchmark lmms --model fusion --model_args pretrained=MODEL --tasks mme --batch_size 8 --output_path out/mme
 

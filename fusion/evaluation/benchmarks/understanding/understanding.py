@@ -1,4 +1,6 @@
-"""A model's answers to questions about pictures, as JSON lines: `fusion benchmark understanding MODEL FILE.jsonl -o OUT.jsonl`
+"""Answers questions about images with a model, from JSON lines to JSON lines.
+
+Usage: `fusion benchmark understanding MODEL FILE.jsonl -o OUT.jsonl`
 
 Lines of FILE are {"text": ..., "images": [paths]}, paths from the folder of FILE on, and whatever else a line has, such
 as an id or the right answer. Pictures come before the text, or where it says `<image>` or `<image 2>`. OUT has the same
