@@ -14,6 +14,7 @@ PROGRAMS = ("train", "eval", "bench", "tests")
 SOURCES = sorted(path.relative_to(ROOT) for top in ("fusion", *PROGRAMS) for path in (ROOT / top).rglob("*.py"))
 LIBRARY = [path for path in SOURCES if path.parts[0] == "fusion"]
 
+LONGEST_LINE = 120
 LONGEST_FILE = 450
 LONGEST_FUNCTION = 60
 MOST_FILES = 25
@@ -164,12 +165,20 @@ def test_files_and_functions_are_short():
     assert not (found := offenders(SOURCES, fault)), found
 
 
+def test_lines_are_short():
+    def fault(path: Path) -> list[int]:
+        lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+        return [number for number, line in enumerate(lines, 1) if len(line) > LONGEST_LINE]
+
+    assert not (found := offenders(SOURCES, fault)), found
+
+
 def test_a_file_begins_with_its_purpose_in_one_line():
     def fault(path: Path) -> str:
         first, *rest = (ast.get_docstring(tree(path)) or "").splitlines() or [""]
         return (
             ""
-            if 10 < len(first) <= 150 and not (rest and rest[0].strip())
+            if 10 < len(first) <= LONGEST_LINE - len('"""') and not (rest and rest[0].strip())
             else f"say in the docstring's first line what the file is ({len(first)})"
         )
 
