@@ -177,7 +177,7 @@ def test_a_model_without_presets_says_how_to_get_them(llm):
     made = fusion.from_llm(llm, max_side=64)
     with pytest.raises(
         ValueError,
-        match=r"^preset='fast': this model has no presets; `python -m eval\.tune MODEL -o OUT --save` finds some",
+        match=r"^preset='fast': this model has no presets; `fusion tune MODEL -o OUT --save` finds some",
     ):
         made.draw("a cat", preset="fast")
     with pytest.raises(TypeError, match=r"^prest: no such knob; the knobs are .*, preset, "):
