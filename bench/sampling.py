@@ -24,10 +24,9 @@ from bench.tiny_model import PATCH, SIDE, subject
 from fusion.generation.api import Fusion
 from fusion.generation.prefix import Prefix, arranged
 from fusion.nn.kv_cache import PrefixCache
-from fusion.nn.layers import Seen
 from fusion.sequence.packed import Tokens
-from fusion.sequence.patches import cells
 from fusion.sequence.rows import Rows
+from fusion.unified.step import Images
 
 STEPS, PREFIX, GRID = 16, 32, (SIDE // PATCH, SIDE // PATCH)
 TARGET = 1.2
@@ -66,22 +65,15 @@ class Pass:
     def __init__(self, model: Fusion, ids: tuple[int, ...], rows: int):
         self.model, prefix = model.model, prefix_of(model, ids, rows)
         block = arranged([writer.noised_block(GRID) for writer in prefix.writers], PREFIX, self.model.device)
-        self.position, self.picture = block.position, block.picture
-        self.mask = self.model.backbone.mask(block, Rows.cat([prefix.rows, block]))
-        self.cell, self.grid = cells(GRID).repeat(rows, 1), torch.tensor([GRID] * rows)
+        self.rows, self.mask = block, self.model.backbone.mask(block, Rows.cat([prefix.rows, block]))
         self.cache = PrefixCache.stack([prefix.cache], [list(range(rows))])
-        self.cache.freeze(block.ids.shape[1])
-        self.patches, self.time = (
-            torch.randn(rows * len(cells(GRID)), self.model.config.patch_width),
-            torch.tensor([0.5]),
-        )
+        self.cache.freeze(len(block))
+        patches = torch.randn(block.ids.numel(), self.model.config.patch_width)
+        self.images = Images(patches, torch.tensor([0.5]), torch.tensor([GRID] * rows))
 
     def __call__(self) -> Tensor:
-        model, picture = self.model, self.picture
-        time = model.embed_time(self.time)
-        embeds = model.embed_patches(self.patches, time, picture.flatten(), self.cell).view(*picture.shape, -1)
-        hidden = model.backbone(embeds, self.position, self.mask, model.modulate_rows(time, picture), self.cache)
-        return model.flow_head(hidden.flatten(0, 1), Seen(self.patches, self.grid), time).view(*picture.shape, -1)
+        prediction = self.model.step(self.rows, self.mask, self.images, self.cache).prediction
+        return prediction.view(*self.rows.ids.shape, -1)
 
 
 class BarePass:

@@ -1,7 +1,7 @@
 """Draw an image behind a cached prefix: solver steps over the patch block alone, guidance branches as a batch."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -12,9 +12,9 @@ from fusion.flow.solvers import SOLVERS, schedule, steps
 from fusion.generation.prefix import Prefix, arranged
 from fusion.generation.sampling import Sampling
 from fusion.nn.kv_cache import PrefixCache
-from fusion.nn.layers import Seen
 from fusion.sequence.rows import Rows, padding
 from fusion.unified.model import FusionModel
+from fusion.unified.step import Images
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,23 @@ class _Block:
         writers = [prefix.writers[row] for prefix, row in branches]
         grids = [canvas.grid for _ in names for canvas in canvases]
         tables = [writer.noised_block(grid) for writer, grid in zip(writers, grids, strict=True)]
-        self.block = arranged(tables, length, model.device)
-        self.mask = model.backbone.mask(self.block, Rows.cat([seen, self.block]))
-        self.cell = self.block.position[1:].sub(self.block.position[0]).permute(1, 2, 0)
+        block = arranged(tables, length, model.device)
+        self.mask = model.backbone.mask(block, Rows.cat([seen, block]))
+        # The padding behind smaller images goes in as patches too, so that nothing but patches goes in.
+        self.block = replace(block, picture=torch.zeros_like(block.picture))
         self.grid = torch.tensor(grids, device=model.device)
-        self.reference = self._references(branches, grids) if model.looks_back else None
-        self.cache.freeze(self.block.ids.shape[1])
+        self.references = self._references(branches, grids) if model.looks_back else None
+        self.cache.freeze(len(block))
+        self.rows: dict[int, Rows] = {}
 
-    def _references(self, branches: list[tuple[Prefix, int]], grids: list[tuple[int, int]]) -> Float[Tensor, "k n p"]:
-        """What each picture may be an edit of, branch by branch; zeros where there is nothing."""
-        references = torch.zeros(*self.block.ids.shape, self.model.config.patch_width, device=self.model.device)
-        for place, ((prefix, row), grid) in enumerate(zip(branches, grids, strict=True)):
-            if (reference := prefix.reference(row, grid)) is not None:
-                references[place, : len(reference)] = reference
-        return references
+    def _references(self, branches: list[tuple[Prefix, int]], grids: list[tuple[int, int]]) -> list[Tensor]:
+        """What each image may be an edit of, (n, p), branch by branch; zeros where there is nothing."""
+        nothing = torch.zeros(len(self.block), self.model.config.patch_width, device=self.model.device)
+        found = [prefix.reference(row, grid) for (prefix, row), grid in zip(branches, grids, strict=True)]
+        return [
+            nothing[: rows * columns] if reference is None else reference.to(nothing)
+            for reference, (rows, columns) in zip(found, grids, strict=True)
+        ]
 
     def velocity(self, x: Float[Tensor, "b n p"], t: Tensor) -> Float[Tensor, "b n p"]:
         """The guided velocity of every picture at time t."""
@@ -88,31 +91,16 @@ class _Block:
         ).velocity
 
     def _predict(self, x: Float[Tensor, "k n p"], t: Tensor) -> Float[Tensor, "k n p"]:
-        model, count = self.model, len(x)
-        time = model.embed_time(t.to(x.device)[None])
-        picture = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
-        reference = None if self.reference is None else self.reference[:count].flatten(0, 1)
-        embeds = model.embed_patches(
-            x.flatten(0, 1), time, picture.flatten(), self.cell[:count].flatten(0, 1), reference
-        ).view(*x.shape[:2], -1)
-        hidden = model.backbone(
-            embeds.to(model.dtype),
-            self.block.position[:, :count],
-            _first(self.mask, count),
-            model.modulate_rows(time, picture),
-            self.cache.head(count),
-            picture,
-        )
-        return self._head(hidden, x, time)
-
-    def _head(self, hidden: Float[Tensor, "k n d"], x: Float[Tensor, "k n p"], time) -> Float[Tensor, "k n p"]:
         """Prediction of the patches that there are; zero for the padding behind smaller pictures."""
-        grid = self.grid[: len(x)]
-        there = torch.arange(x.shape[1], device=x.device) < grid.prod(-1, keepdim=True)
-        image = torch.zeros(int(there.sum()), dtype=torch.long, device=x.device)
+        count = len(x)
+        if count not in self.rows:
+            self.rows[count] = self.block.map(lambda column: column[..., :count, :])
+        rows = self.rows[count]
+        reference = None if self.references is None else torch.cat(self.references[:count])
+        images = Images(x.flatten(0, 1), t.to(x.device)[None], self.grid[:count], reference)
+        done = self.model.step(rows, _first(self.mask, count), images, self.cache.head(count))
         prediction = x.new_zeros(x.shape)
-        seen = Seen(x[there], grid, None if self.reference is None else self.reference[: len(x)][there])
-        prediction[there] = self.model.flow_head(hidden[there][:, : self.model.image_width], seen, time, image)
+        prediction[rows.noised] = done.prediction
         return prediction
 
 

@@ -15,6 +15,7 @@ from fusion.nn.kv_cache import PrefixCache
 from fusion.sequence.packed import Control, Picture, Piece, Tokens, Writer
 from fusion.sequence.rows import Rows, padding
 from fusion.unified.model import FusionModel
+from fusion.unified.step import Images
 
 
 def arranged(tables: list[Int64[np.ndarray, "10 _"]], start: int, device: torch.device) -> Rows:
@@ -65,18 +66,16 @@ class Prefix:
         batch, lengths = arranged(new, seen, self.model.device), [part.shape[1] for part in new]
         self.encoded += sum(lengths)
         self.rows = batch if self.rows is None else Rows.cat([self.rows, batch])
-        time = self.model.embed_time(torch.zeros(1, device=self.model.device))
-        width = self.model.config.patch_width
-        values = (
-            torch.cat(patches).to(self.model.device) if patches else torch.zeros(0, width, device=self.model.device)
-        )
-        embeds = self.model.embed(batch, values, time)
-        mask = self.model.backbone.mask(batch, self.rows)
-        modulation = self.model.modulate_rows(time, batch.picture)
-        hidden = self.model.backbone(embeds, batch.position, mask, modulation, self.cache, batch.picture)
+        images = Images(self._together(patches), torch.zeros(1, device=self.model.device))
+        hidden = self.model.step(batch, self.model.backbone.mask(batch, self.rows), images, self.cache).hidden
         ends = torch.tensor(lengths, device=hidden.device)
         last = hidden[torch.arange(len(ends), device=hidden.device), (ends - 1).clamp(min=0)]
         self.last = last if self.last is None else torch.where((ends > 0)[:, None], last, self.last)
+
+    def _together(self, patches: list[Float[Tensor, "_ p"]]) -> Float[Tensor, "n p"]:
+        """Lay the patches of images one after the other, where the model is."""
+        width, device = self.model.config.patch_width, self.model.device
+        return torch.cat(patches).to(device) if patches else torch.zeros(0, width, device=device)
 
     def reference(self, row: int, grid: tuple[int, int]) -> Float[Tensor, "n p"] | None:
         """The last clean picture of this size in a document: what a picture to be drawn there may be an edit of."""

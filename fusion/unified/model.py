@@ -29,17 +29,17 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from fusion.common.tensor_cache import bytes_of
 from fusion.nn.conv import ConvEmbed, ConvHead
 from fusion.nn.kv_cache import PrefixCache
-from fusion.nn.layers import FlowHead, Modulation, PatchEmbed, ReferenceEmbed, Seen, TimestepEmbedding, match_rms
+from fusion.nn.layers import FlowHead, Modulation, PatchEmbed, ReferenceEmbed, TimestepEmbedding, match_rms
 from fusion.sequence.packed import IGNORE, Packed
-from fusion.sequence.patches import sincos
 from fusion.sequence.rows import Rows
-from fusion.unified.backbone import Backbone, RowModulation, family_of, layers_of
+from fusion.unified.backbone import Backbone, family_of, layers_of
 from fusion.unified.config import FusionConfig
 from fusion.unified.kv_projection import listen
 from fusion.unified.loading import PLACING, Placeable, check_quantised, one_line
 from fusion.unified.lora import adapt, merge
 from fusion.unified.modality import stream, twins
 from fusion.unified.settings import Lora
+from fusion.unified.step import Images, Steps
 
 # Cells of the shortest sincos wave of new models. DiT's 2 pi, with a base of 10,000, turns so slowly that neighbouring
 # cells look alike.
@@ -74,7 +74,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     }
 
 
-class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
+class FusionModel(Placeable, Steps, PreTrainedModel, GenerationMixin):
     """One decoder for text and pictures; see the module's docstring. Built by `FusionModel.from_llm` or
     `from_pretrained`."""
 
@@ -250,50 +250,6 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
         match_rms(self.patch_embed, scale * (0.5**0.5 if self.sincos else 1.0))
         self.config.position_scale = scale
 
-    # ---- rows in ----
-
-    def embed_tokens(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-        """Token embeddings; control tokens have rows of their own."""
-        control = ids >= self.config.vocab_base
-        embeds = self.llm.get_input_embeddings()(ids.masked_fill(control, 0))
-        extra = self.control_embed((ids - self.config.vocab_base).clamp(min=0))
-        return torch.where(control[..., None], extra.to(embeds.dtype), embeds.to(extra.device))
-
-    @property
-    def looks_back(self) -> bool:
-        """Whether noised patches are looked at beside those of the picture that is edited."""
-        return self.patch_embed.reference or self.flow_head.reference
-
-    def embed_patches(
-        self,
-        patches: Float[Tensor, "n p"],
-        time: Float[Tensor, "m w"] | None,
-        picture: Int[Tensor, " n"],
-        cell: Int[Tensor, "n 2"],
-        reference: Float[Tensor, "n p"] | None = None,
-    ) -> Float[Tensor, "n d"]:
-        """Patch rows, with the position of their cell (where sincos tells it) and their time (`added`); zeros beyond
-        the image stream's width."""
-        rows = self.patch_embed(patches, cell, time, picture, reference)
-        if self.sincos:
-            features = sincos(cell, rows.shape[-1], self.config.position_base, self.config.position_wave)
-            rows = rows + self.config.position_scale * features
-        if self.config.time == "added":
-            rows = rows + time[picture]
-        return F.pad(rows, (0, self.control_embed.embedding_dim - self.image_width))
-
-    def embed_time(self, t: Float[Tensor, " m"]) -> Float[Tensor, "m d"] | None:
-        """Time embedding of each picture, fp32; None for a model that is not told the time."""
-        return None if self.time_embed is None else self.time_embed(t)
-
-    def modulate_rows(self, time: Float[Tensor, "m w"] | None, picture: Int[Tensor, "b t"]) -> RowModulation | None:
-        """What the hooks apply to each row; picture is -1 on text."""
-        if self.modulation is None:
-            return None
-        vectors = self.modulation(time).transpose(0, 1) + self.modulation_table.float()[:, :, None]
-        vectors = F.pad(vectors, (0, self.control_embed.embedding_dim - self.image_width, 1, 0))
-        return RowModulation(vectors, picture.flatten() + 1)
-
     # ---- rows out ----
 
     def all_logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
@@ -319,34 +275,16 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
             return self._forward_packed(packed)
         return self._forward_text(input_ids, attention_mask, labels, **kwargs)
 
-    def embed(
-        self,
-        rows: Rows,
-        patches: Float[Tensor, "n p"],
-        time: Float[Tensor, "m w"] | None,
-        reference: Float[Tensor, "n p"] | None = None,
-    ) -> Float[Tensor, "b t d"]:
-        """Rows as they enter the decoder: token embeddings, and patches where a row belongs to a picture."""
-        embeds = self.embed_tokens(rows.ids)
-        values = self.embed_patches(patches, time, rows.picture_of_patch, rows.cell_of_patch, reference)
-        return embeds.flatten(0, 1).index_copy(0, rows.patch_rows, values.to(embeds.dtype)).view_as(embeds)
-
     def _forward_packed(self, packed: Packed) -> Output:
-        time = self.embed_time(packed.time)
-        noised, references, beside = packed.noised_patch, packed.references if self.looks_back else None, None
-        if self.patch_embed.reference:  # clean patches are no edits
-            beside = torch.zeros_like(packed.patches).masked_scatter(noised[:, None], references)
-        embeds = self.embed(packed, packed.patches, time, beside)
-        modulation = self.modulate_rows(time, packed.picture)
-        hidden = self.backbone(
-            embeds, packed.position, self.backbone.mask(packed, packed), modulation, picture=packed.picture
+        images = Images(
+            packed.patches,
+            packed.time,
+            packed.grid[packed.noised_picture],
+            packed.references if self.looks_back else None,
         )
+        done = self.step(packed, self.backbone.mask(packed, packed), images)
         learned = packed.labels != IGNORE
-        seen = Seen(packed.patches[noised], packed.grid[packed.noised_picture], references)
-        prediction = self.flow_head(
-            hidden[packed.noised][:, : self.image_width], seen, time, packed.picture_of_patch[noised]
-        )
-        return Output(self.all_logits(hidden[learned]), self.column(packed.labels[learned]), prediction)
+        return Output(self.all_logits(done.hidden[learned]), self.column(packed.labels[learned]), done.prediction)
 
     def _forward_text(
         self,
@@ -382,10 +320,7 @@ class FusionModel(Placeable, PreTrainedModel, GenerationMixin):
             picture=torch.full_like(valid, -1),
         )
         query = key.map(lambda column: column[..., seen:])
-        modulation = self.modulate_rows(self.embed_time(torch.zeros(0, device=ids.device)), query.picture)
-        hidden = self.backbone(
-            self.embed_tokens(ids), query.position, self.backbone.mask(query, key), modulation, cache
-        )
+        hidden = self.step(query, self.backbone.mask(query, key), cache=cache).hidden
         kept = hidden[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else hidden[:, logits_to_keep]
         logits = self.backbone.logits(kept)
         loss = None if labels is None else self.llm.loss_function(logits, labels, vocab_size=self.llm_vocab)
