@@ -214,27 +214,48 @@ def branches(before: Tokens, context: Picture, drawn: Picture) -> list[list[Piec
     return [[context, before, drawn], [context, drawn], [drawn]]
 
 
+REQUESTS = [
+    branches(text(19, 1), picture(5, 4, 4, target=False), picture(5, 4, 2, clean=False)),
+    branches(text(3, 8), picture(4, 4, 5, target=False), picture(1, 3, 9, clean=False)),
+]
+
+
+def drawn_together_as_if_alone(model, settings: Sampling) -> list[tuple[int, int]]:
+    """Hold images of two sizes, drawn as one batch, against their branches read as in training; shapes of the calls."""
+    canvases = [Canvas(canvas_of(model, request), request[0][-1].grid, noise(request[0][-1])) for request in REQUESTS]
+    with watched(model) as calls:
+        together = [step.x_hat for step in draw(model, canvases, settings)]
+    for row, request in enumerate(REQUESTS):
+        velocity = settings.flow_guidance.velocity(
+            {name: uncached(model, p) for name, p in zip(("full", "image", "none"), request, strict=True)}
+        )
+        alone = integrated(model, velocity, canvases[row].noise, settings)
+        for step, expected in zip(together, alone, strict=True):
+            assert_close(step[row], expected, CLOSED_LOOP)
+    return [tuple(call.shape[:2]) for call in calls]
+
+
 @cases
 @torch.no_grad()
 def test_pictures_drawn_together_with_guidance_are_drawn_as_if_alone_branch_by_branch(case):
-    model = tiny_fusion(*case)
-    requests = [
-        branches(text(19, 1), picture(5, 4, 4, target=False), picture(5, 4, 2, clean=False)),
-        branches(text(3, 8), picture(4, 4, 5, target=False), picture(1, 3, 9, clean=False)),
-    ]
-    canvases = [Canvas(canvas_of(model, request), request[0][-1].grid, noise(request[0][-1])) for request in requests]
-    with watched(model) as calls:
-        together = [step.x_hat for step in draw(model, canvases, GUIDED)]
-    assert [tuple(call.shape[:2]) for call in calls] == [(6, 20)] * GUIDED.steps, (
-        "three branches of two pictures, nothing but patches"
-    )
-    for row, request in enumerate(requests):
-        velocity = GUIDED.flow_guidance.velocity(
-            {name: uncached(model, p) for name, p in zip(("full", "image", "none"), request, strict=True)}
-        )
-        alone = integrated(model, velocity, canvases[row].noise, GUIDED)
-        for step, expected in zip(together, alone, strict=True):
-            assert_close(step[row], expected, CLOSED_LOOP)
+    """Three branches of two images, nothing but patches."""
+    assert drawn_together_as_if_alone(tiny_fusion(*case), GUIDED) == [(6, 20)] * GUIDED.steps
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("gemma3_text", "adaln", "axial"),
+        ("llama", "adaln", "axial", "conv+reference"),
+        ("gpt2", "added", "shared", "linear+reference"),
+    ],
+    ids="-".join,
+)
+@torch.no_grad()
+def test_outside_its_interval_guidance_leaves_the_full_branch_alone(case):
+    """What of the branches' rows, masks, caches and edited images is used then is that of the full ones."""
+    settings = Sampling(steps=4, guidance=3.0, image_guidance=1.5, guidance_interval=(0.3, 0.8))
+    assert drawn_together_as_if_alone(tiny_fusion(*case), settings) == [(2, 20), (6, 20), (6, 20), (2, 20)]
 
 
 @cases
