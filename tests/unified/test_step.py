@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusion.testing.mixed_documents import drawing, everything, ids, packed_rows, picture, text, tiny_fusion
+from fusion.testing.mixed_documents import (
+    assert_close,
+    drawing,
+    everything,
+    ids,
+    packed_rows,
+    picture,
+    text,
+    tiny_fusion,
+)
 from fusion.unified.step import Images
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +74,20 @@ def test_the_edited_image_reaches_noised_patches_and_never_the_clean_stream(part
     assert torch.equal(seen.hidden[~packed.noised], other.hidden[~packed.noised])
     changes = (seen.prediction - other.prediction).abs().amax(-1)
     assert len(changes) == 6 and (changes > 0).all()
+
+
+@pytest.mark.parametrize("case", [("llama", "adaln", "axial", "conv"), ("gpt2", "added", "shared")], ids="-".join)
+@torch.no_grad()
+def test_each_image_is_told_its_own_time_and_nobody_elses(case):
+    """Two images at two times, as one batch and each alone."""
+    model, times = tiny_fusion(*case), torch.tensor([0.3, 0.8])
+    documents = [[text(5, 1), picture(2, 3, 2, clean=False)], [text(5, 3), picture(3, 2, 4, clean=False)]]
+    packed = packed_rows([documents])
+    together = model(packed=packed.with_patches(packed.patches, times)).prediction
+    for number, document in enumerate(documents):
+        alone = packed_rows([[document]])
+        at_its_time = model(packed=alone.with_patches(alone.patches, times[[number]])).prediction
+        assert_close(together[packed.picture_of_patch == number], at_its_time)
 
 
 @torch.no_grad()
