@@ -116,7 +116,7 @@ def chat(options: argparse.Namespace) -> None:
             with_system(messages, options.system) if messages else [{"role": "system", "content": options.system}]
         )
     screen = _screen(options)
-    talk = Chat(_load(options), screen, messages, **_knobs(options))  # type: ignore[arg-type]  # not a dict, checked above
+    talk = Chat(_load(options), screen, messages, **_knobs(options))  # type: ignore[arg-type]  # not a dict
     interactive = sys.stdin.isatty()
     if interactive:
         import readline  # noqa: F401 -- gives input() its history and line editing
