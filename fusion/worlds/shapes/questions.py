@@ -137,7 +137,8 @@ def ask(
 ) -> tuple[Question, ...]:
     """Return up to `number` different questions about the scene, their kinds drawn by weight.
 
-    There are fewer where the scene does not allow so many. colours: those whose presence is asked about.
+    There are fewer where the scene does not allow so many. colours: those that questions may name even if they are
+    absent.
     """
     asked: dict[str, Question] = {}
     for _ in range(_TRIES):
