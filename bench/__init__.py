@@ -1,1 +1,1 @@
-"""Benchmarks and their recorded results."""
+"""Benchmarks, run as `python -m bench.NAME`, and their recorded results."""

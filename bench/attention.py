@@ -1,8 +1,8 @@
-"""One attention layer over ever larger pictures, softmax and linear: time and peak memory. `python -m bench.attention`
+"""Measure time and peak memory of one attention layer on ever larger images: `python -m bench.attention`
 
-Width 1,536 in 24 heads, as in SD3 medium, without gradients, fp32, all threads; linear attention is SANA's, in heads of
-32. A latent of 16 x 512 x 512 in patches of 2 is 65,536 rows: the scores of all heads in 16 bits would take 192 GiB, if
-they were ever written down.
+Softmax and linear attention, width 1,536 in 24 heads, as in SD3 medium, without gradients, fp32, all threads; linear
+attention is SANA's, in heads of 32. A latent of 16 x 512 x 512 in patches of 2 is 65,536 tokens: the scores of all
+heads in 16 bits would take 192 GiB, if they were ever materialised.
 """
 
 import argparse
@@ -28,20 +28,20 @@ KINDS = {
 
 
 def rows(side: int) -> int:
-    """Patches of a square latent."""
+    """Return the number of patches of a square latent."""
     return (side // 2) ** 2
 
 
 def scores_gib(side: int) -> float:
-    """Memory that all scores of softmax attention would take at once, in 16 bits."""
+    """Return the memory in GiB of all softmax attention scores at once, in 16 bits."""
     return rows(side) ** 2 * HEADS * 2 / 2**30
 
 
 @torch.inference_mode()
 def one(kind: str, side: int) -> dict[str, float]:
-    """Seconds of one call, and by how many MiB the process grew beyond layer and input."""
+    """Measure one call: seconds, and by how many MiB the process grew beyond layer and input."""
     layer, h = KINDS[kind](), torch.randn(1, rows(side), WIDTH)
-    layer(h[:, :256])  # what is done once is done now
+    layer(h[:, :256])  # warm up: one-time work is not timed
     before = peak_mib()
     began = time.perf_counter()
     layer(h)
@@ -49,19 +49,19 @@ def one(kind: str, side: int) -> dict[str, float]:
 
 
 def peak_mib() -> float:
-    """The most that this process has had in memory so far."""
+    """Return the peak resident memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def counted(kind: str, side: int) -> float:
-    """Billions of floating-point operations of one call."""
+    """Count the floating-point operations of one call, in billions."""
     with imagined(), torch.no_grad():
         layer = KINDS[kind]()
         return flops(lambda: layer(torch.randn(1, rows(side), WIDTH))) / 1e9
 
 
 def apart(kind: str, side: int) -> dict[str, float]:
-    """`one` in a process of its own, whose peak nothing else has raised."""
+    """Run `one` in a separate process, so that nothing else has raised its peak memory."""
     done = subprocess.run(
         [sys.executable, "-m", "bench.attention", "--one", kind, str(side)], capture_output=True, text=True, check=True
     )
@@ -69,7 +69,7 @@ def apart(kind: str, side: int) -> dict[str, float]:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure each size, print, write down."""
+    """Measure each kind of attention at each size, print the figures, and write them to bench/results."""
     parser = argparse.ArgumentParser(prog="python -m bench.attention", description=__doc__.splitlines()[0])
     parser.add_argument("--one", nargs=2, metavar=("KIND", "SIDE"), help="one measurement in this process, as JSON")
     parser.add_argument("--sides", nargs="+", type=int, default=SIDES, help="sides of the latents")

@@ -1,8 +1,8 @@
-"""What papers say of their architectures' sizes and costs, counted again -> docs/claims.md. `python -m bench.claims`
+"""Recount what papers claim of their architectures' sizes and costs, and write docs/claims.md: `python -m bench.claims`
 
 Networks are built at their published sizes on tensors without contents (fusion.generation.cost), so that billions of
-parameters take no memory. What cannot be counted, one layer of attention over 65,536 rows, is taken from what
-`bench.attention` last measured.
+parameters take no memory. What cannot be counted, one layer of attention over 65,536 tokens, is taken from the last
+record of `bench.attention`.
 """
 
 import json
@@ -49,12 +49,16 @@ TARGET = Path("docs/claims.md")
 MEASURED = Path(__file__).parent / "results"
 HEADS = 24  # of SD3 medium, and of bench.attention
 DITS = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
-CLOSE = 0.02  # a figure is confirmed when ours differs by no more than this share, or by its own last digit
+CLOSE = 0.02  # a figure is confirmed if ours differs by at most this share, or by its last digit
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A figure of a paper, and how it is found again. unit: of both; digit: the worth of the paper's last digit."""
+    """A figure of a paper, and how it is recounted.
+
+    what: description. paper: the paper's figure. ours: computes our figure. how: how it is computed. unit: of both
+    figures. digit: value of a unit in the paper's last digit.
+    """
 
     what: str
     source: str
@@ -65,7 +69,7 @@ class Claim:
     digit: float = 0.0
 
     def confirmed(self, ours: float) -> bool:
-        """Whether the two are the same figure."""
+        """Return whether our figure agrees with the paper's, within the share CLOSE or the last digit."""
         return abs(ours - self.paper) <= max(CLOSE * abs(self.paper), self.digit)
 
 
@@ -74,54 +78,54 @@ class Claim:
 
 @cache
 def dit(size: str) -> DiT:
-    """A published DiT with patches of 2, its learned variance included."""
+    """Build a published DiT ("S", "B", "L" or "XL") with patches of 2, learned variance included."""
     layers, width, heads = DITS[size]
     return DiT(DiTConfig(width=width, layers=layers, heads=heads, classes=1000, variance=True))
 
 
 @cache
 def pixart() -> PixArt:
-    """PixArt-alpha, XL/2."""
+    """Build PixArt-alpha, XL/2."""
     return PixArt(PixArtConfig(width=1152, layers=28, heads=16, variance=True))
 
 
 @cache
 def sd3() -> MMDiT:
-    """Stable Diffusion 3 medium."""
+    """Build Stable Diffusion 3 medium."""
     return MMDiT(MMDiTConfig(width=1536, layers=24, heads=24))
 
 
 @cache
 def flux() -> Flux:
-    """Flux.1 dev."""
+    """Build Flux.1 dev."""
     return Flux(FluxConfig(width=3072, layers=19, single=38, heads=24, axes=(16, 56, 56), guidance=True))
 
 
 def dit_air(**shared: bool) -> float:
-    """By how much the blocks of 24 layers are smaller than an MMDiT's of the same width, in per cent."""
+    """Return by how many per cent the blocks of 24 DiT-Air layers are smaller than an MMDiT's of the same width."""
     air = DiTAir(DiTAirConfig(width=1536, layers=24, heads=24, **shared))
     return 100 * (1 - parameters(air.blocks) / (24 * parameters(sd3().blocks[0])))
 
 
 def millions(network: nn.Module) -> float:
-    """Parameters."""
+    """Return the number of parameters, in millions."""
     return parameters(network) / 1e6
 
 
 def gmacs(network: nn.Module, cond: Conditioning, *shape: int) -> float:
-    """Multiply-adds of a forward pass over one latent, in billions."""
+    """Return the multiply-adds of a forward pass over one latent of this shape, in billions."""
     return flops(lambda: network(torch.randn(1, *shape), torch.rand(1), cond)) / 2e9
 
 
 @cache
 def flux2() -> Flux2:
-    """Flux.2 dev."""
+    """Build Flux.2 dev."""
     return Flux2(Flux2Config(width=6144, layers=8, single=48, heads=48, guidance=True))
 
 
 @cache
 def hidream() -> HiDream:
-    """HiDream-I1."""
+    """Build HiDream-I1."""
     return HiDream(
         HiDreamConfig(width=2560, layers=16, single=32, heads=20, axes=(64, 32, 32), reads=(*range(32), *[31] * 16))
     )
@@ -129,12 +133,12 @@ def hidream() -> HiDream:
 
 @cache
 def lumina2() -> Lumina2:
-    """Lumina-Image 2.0."""
+    """Build Lumina-Image 2.0."""
     return Lumina2(Lumina2Config(width=2304, layers=26, heads=24, kv_heads=8, axes=(32, 32, 32), multiple=256))
 
 
 def sdxl() -> UNet:
-    """SDXL's."""
+    """Build the UNet of SDXL."""
     others = {"attention_head_dim": [5, 10, 20], "use_linear_projection": True}
     return UNet(
         UNetConfig(widths=(320, 640, 1280), attention=(0, 2, 10), text_width=2048, pooled_width=1280, others=others)
@@ -143,7 +147,7 @@ def sdxl() -> UNet:
 
 @cache
 def sana(large: bool) -> Sana:
-    """SANA 0.6B, or 1.6B."""
+    """Build SANA 1.6B if `large`, else 0.6B."""
     sizes = (
         {"width": 2240, "layers": 20, "heads": 70, "cross_heads": 20}
         if large
@@ -153,30 +157,33 @@ def sana(large: bool) -> Sana:
 
 
 def flux_over_sana() -> float:
-    """How many times the multiply-adds of SANA 0.6B a forward pass of Flux.1 takes for a picture of 1024 x 1024."""
+    """Return the ratio of multiply-adds of a forward pass of Flux.1 to SANA 0.6B, for an image of 1024 x 1024."""
     words, pooled, scale = torch.randn(1, 512, 4096), torch.randn(1, 768), torch.ones(1)
     large = gmacs(flux(), Conditioning(words, pooled=pooled, guidance=scale), 16, 128, 128)
     return large / gmacs(sana(False), Conditioning(torch.randn(1, 300, 2304)), 32, 32, 32)
 
 
 def label() -> Conditioning:
-    """A class."""
+    """Return the conditioning of one class label."""
     return Conditioning(label=torch.zeros(1, dtype=torch.long))
 
 
 def modulation(blocks: nn.ModuleList) -> int:
-    """Parameters of adaLN in blocks."""
+    """Return the number of adaLN parameters in the blocks."""
     return sum(parameters(block.modulation) for block in blocks)
 
 
 def saved_by_adaln_single() -> float:
-    """The share of its parameters that a PixArt with adaLN in each block would have there, one block's kept for all."""
+    """Return the percentage of a PixArt's parameters that adaLN in each block would take.
+
+    adaLN-single keeps one block's for all of them.
+    """
     dropped = modulation(dit("XL").blocks)
     return 100 * dropped / (parameters(pixart()) + dropped)
 
 
 def scores_gib(tokens: int, heads: int, bytes_each: int = 2) -> float:
-    """Memory of all attention scores at once."""
+    """Return the memory in GiB of all attention scores at once."""
     return tokens**2 * heads * bytes_each / 2**30
 
 
@@ -298,7 +305,7 @@ CLAIMS = [
 
 
 def row(claim: Claim) -> tuple[str, bool]:
-    """A line of the table, and whether the figure is confirmed."""
+    """Evaluate a claim; return its line of the Markdown table and whether the figure is confirmed."""
     with imagined():
         ours = claim.ours()
     digits = max(0, 3 - math.floor(math.log10(abs(ours)))) if ours else 0
@@ -312,8 +319,10 @@ def row(claim: Claim) -> tuple[str, bool]:
 
 
 def attention() -> list[str]:
-    """Time and memory of softmax and linear attention against resolution, as `bench.attention` last measured them;
-    nothing where it never has."""
+    """Return Markdown lines with time and memory of softmax and linear attention against resolution.
+
+    The figures are those of the last record of `bench.attention`; without a record the list is empty.
+    """
     records = sorted(MEASURED.glob("attention_*.json"))
     if not records:
         return []
@@ -342,7 +351,7 @@ def attention() -> list[str]:
 
 
 def page() -> tuple[str, int]:
-    """The tables as Markdown, and how many figures are confirmed."""
+    """Return the page as Markdown, and how many figures are confirmed."""
     lines = [row(claim) for claim in CLAIMS]
     found = sum(confirmed for _, confirmed in lines)
     return "\n".join(
@@ -365,7 +374,7 @@ def page() -> tuple[str, int]:
 
 
 def main() -> int:
-    """Print the table and write the page."""
+    """Print the page and write it to docs/claims.md; return 0 if all figures are confirmed, else 1."""
     text, found = page()
     print(text)
     TARGET.parent.mkdir(exist_ok=True)

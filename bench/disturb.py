@@ -1,4 +1,4 @@
-"""Ways to disturb a picture, weakly to strongly: blur, noise, JPEG and shifted colours."""
+"""Disturb images, weakly to strongly: blur, noise, JPEG compression and shifted colours."""
 
 import io
 from collections.abc import Callable
@@ -14,11 +14,11 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 
 @dataclass(frozen=True)
 class Disturbance:
-    """One way, six strengths in ascending order, what they measure, and how it is done: done(pixels, strength,
-    generator) -> pixels.
+    """A way to disturb images, with six strengths in ascending order.
 
-    The same state of the generator gives the same noise or direction, only stronger, so that strengths compare picture
-    by picture."""
+    unit: what the strengths measure. done: (pixels, strength, generator) -> pixels. The same state of the generator
+    gives the same noise or direction, only stronger, so that strengths compare image by image.
+    """
 
     name: str
     unit: str

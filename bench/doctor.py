@@ -1,9 +1,10 @@
-"""Tests whether the doctor finds injected faults in runs, and none in healthy runs.
+"""Test whether the doctor finds injected faults in training runs, and none in healthy runs.
 
 Usage: `python -m bench.doctor OUT [NAME ...] [--seed N]`
 
-Every run begins with the bundled model and learns the built-in world for a minute or less on one thread, each from data
-(or with knobs) that is spoiled in one way. The doctor sees only the run's folder, with clean held-out documents.
+Every run starts from the bundled model and trains on the built-in world for a minute or less on one thread, each with
+data (or hyperparameters) that are spoiled in one way. The doctor sees only the run's folder, with clean held-out
+documents.
 """
 
 import argparse
@@ -46,7 +47,7 @@ from fusion.training.samples import Samples
 from fusion.training.trainer import Training
 from fusion.unified.objective import Objective
 
-VALIDATIONS = 16  # of a run, about
+VALIDATIONS = 16  # per run, approximately
 TASKS = {"text_to_image": 0.45, "edits": 0.35, "chat": 0.2}
 
 
@@ -55,12 +56,13 @@ TASKS = {"text_to_image": 0.45, "edits": 0.35, "chat": 0.2}
 
 @dataclass(frozen=True)
 class Case:
-    """A run, and what it is ill with (None: nothing).
+    """A training run and its fault (`illness`; None for a healthy run).
 
-    spoil, share: of its documents; scrambled: the prose among them. rate: a factor on the learning rate. stop: the
-    share of the run after which it is stopped. fresh: whether it begins with a language model that never drew. leaks:
-    the share of a folder's pictures that come twice. tuned: whether statistics and limits of the doctor were chosen
-    while looking at this run.
+    spoil, share: how documents are spoiled, and the share of documents that are. scrambled: also scramble the prose
+    among them. rate: a factor on the learning rate. stop: the share of the run after which it is stopped. fresh: start
+    from a language model that was never trained to draw. leaks: the share of a folder's images that are duplicated.
+    guidance: the guidance scale of samples. tuned: whether statistics and limits of the doctor were chosen while
+    looking at this run.
     """
 
     name: str
@@ -109,7 +111,7 @@ CASES = [
 
 
 def config_of(case: Case, run: Path, llm: Path, seed: int = 0) -> Unified:
-    """The config that such a run would have."""
+    """Return the training config of a case. run: its folder. llm: the folder of its language model."""
     between, leaks = max(1, round(case.documents * case.stop / 20 / VALIDATIONS)), case.leaks is not None
     sources = [SourceConfig("images", prompts=["{text}"], describe=0.0)] if leaks else []
     return Unified(
@@ -147,7 +149,7 @@ def config_of(case: Case, run: Path, llm: Path, seed: int = 0) -> Unified:
 
 
 def make(case: Case, run: Path, llm: Path, seed: int = 0) -> None:
-    """Train it and leave its folder."""
+    """Train the run of a case and leave its folder."""
     run.mkdir(parents=True)
     if case.leaks is not None:
         write_folder(run / "data", case.leaks, seed)
@@ -171,7 +173,7 @@ def _mixture(source: Spoiled, seed: int, shard: int, shards: int) -> Mixture:
 
 
 class Ending:
-    """The forgetting probe; and it asks the run to stop where the case says so."""
+    """The forgetting probe of a run, which also requests the run's stop where the case says so."""
 
     def __init__(self, probe: Forgetting, run: Path, case: Case):
         self.probe, self.run, self.left = probe, run, VALIDATIONS if case.stop < 1 else 2**30
@@ -188,7 +190,7 @@ class Ending:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the doctor said of a case."""
+    """The doctor's findings on a case. seconds: taken to train the run, and to diagnose it."""
 
     case: Case
     findings: list[Finding]
@@ -196,16 +198,16 @@ class Outcome:
 
     @property
     def named(self) -> list[str]:
-        """Illnesses that stand on their own."""
+        """The illnesses found that are no consequence of others."""
         return [finding.illness for finding in self.findings if finding.ill and finding.follows is None]
 
     @property
     def right(self) -> bool:
-        """Whether the one that it has was named, and no other; that others follow from it is no mistake."""
+        """True if exactly the case's own illness was named; further illnesses that follow from it are no error."""
         return self.named == ([self.case.illness] if self.case.illness else [])
 
     def line(self) -> str:
-        """For a terminal."""
+        """Format the outcome as one line for a terminal."""
         shown = {finding.illness: finding for finding in self.findings}
         figure = shown[self.case.illness].measured if self.case.illness else None
         value, tuned = f"{figure.value:.3g}" if figure else "-", "" if self.case.tuned else "new"
@@ -218,8 +220,10 @@ class Outcome:
 
 
 def show(case: Case, out: Path, llm: Path, seed: int = 0) -> Outcome:
-    """Make a run, unless it is there, and let the doctor see it; where it is not sure, with twice as many held-out
-    documents. Raises ValueError for a run that was made with another seed."""
+    """Train a run unless it exists, and diagnose it; where a verdict is unclear, with twice as many held-out documents.
+
+    Raises ValueError for a run that was made with another seed.
+    """
     run, start = out / case.name, time.monotonic()
     if (run / "doctor.json").is_file():
         if (made := load_config(Unified, run / "config.yaml").training.seed) != seed:
@@ -235,14 +239,17 @@ def show(case: Case, out: Path, llm: Path, seed: int = 0) -> Outcome:
 
 
 def base_llm(out: Path) -> Path:
-    """The language model that all runs say they were made of: that of the bundled model."""
+    """Export the language model of the bundled model to `out`, unless it is there, and return its folder.
+
+    All runs record it as their base model.
+    """
     if not (out / "llm" / "config.json").is_file():
         fusion.load("shapes", dtype=torch.float32).export_llm(out / "llm")
     return out / "llm"
 
 
 def main(argv: Sequence[str]) -> int:
-    """0 where every case was judged rightly, 1 where not, 2 for a mistake."""
+    """Run the cases; return 0 if every one was judged correctly, 1 if not, 2 after an error."""
     parser = argparse.ArgumentParser("python -m bench.doctor", description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, help="the folder for the runs; those that are there are not made again")
     parser.add_argument("names", nargs="*", default=[""], metavar="NAME", help="only runs whose names begin so")

@@ -1,11 +1,11 @@
-"""Tests the laws on a tiny model of every decoder family in transformers and writes docs/families.md.
+"""Test the laws on a tiny model of every decoder family in transformers and write docs/families.md.
 
 Usage: `python -m bench.families`
 
-A family without an adapter in fusion.unified.backbone is tried with the plain one, so that the table can say what keeps
-it out. *text* is law 1 (bit-identical to the LLM), *sight* law 3 (a change is felt by those whom the mask lets see it,
-and by nobody else), *sampling* law 4 (the cached sampler's prediction is that of the training pass).
-tests/test_laws_*.py hold all laws for those that pass.
+A family without an adapter in fusion.unified.backbone is tried with the plain one, so that the table can say what
+prevents its support. *text* is law 1 (bit-identical to the LLM), *sight* law 3 (a change affects exactly the positions
+that the attention mask lets see it), *sampling* law 4 (the cached sampler's prediction is that of the training pass).
+tests/test_laws_*.py test all laws for those that pass.
 """
 
 import sys
@@ -37,13 +37,13 @@ from fusion.testing.tiny_llms import VOCAB, tiny_config, tiny_llm
 from fusion.unified.backbone import FAMILIES, Family, family_of
 from fusion.unified.model import FusionModel
 
-LARGEST = 30_000_000  # parameters; a config that stays larger than this at our sizes names its sizes otherwise
+LARGEST = 30_000_000  # parameters; a config that is larger than this at our sizes has other names for its sizes
 TARGET = Path("docs/families.md")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a family: it passes, or why it is refused."""
+    """The result for a family: it passes, or `note` says why it is refused."""
 
     family: str
     passes: bool
@@ -51,10 +51,10 @@ class Verdict:
 
 
 def judge(family: str) -> Verdict:
-    """Refuse a family by its config, or try the laws on a tiny model of it."""
+    """Refuse a family by its config, or test the laws on a tiny model of it."""
     try:
         config = tiny_config(family)
-    except Exception as problem:  # configs refuse in as many ways as there are families
+    except Exception as problem:  # every family's config may raise a type of its own
         return _refused_untried(family, problem)
     if config.is_encoder_decoder:
         return Verdict(family, False, "an encoder-decoder: its decoder reads another network's output")
@@ -66,7 +66,7 @@ def judge(family: str) -> Verdict:
             return Verdict(family, False, str(problem).removeprefix(f"{config.model_type} "))
     try:
         broken = broken_laws(family, known)
-    except Exception as problem:  # what a foreign model raises is what the table reports
+    except Exception as problem:  # the table reports whatever the model raises
         return Verdict(family, False, f"has no adapter, and the plain one does not fit it: {_line(problem)}")
     if broken:
         return Verdict(family, False, f"breaks the law of {' and of '.join(broken)}")
@@ -76,7 +76,7 @@ def judge(family: str) -> Verdict:
 
 
 def _refused_untried(family: str, problem: Exception) -> Verdict:
-    """What a family's default config says where our sizes are not for it."""
+    """Return the verdict for a family without a tiny config: what its default config says, else the problem."""
     try:
         family_of(AutoConfig.for_model(family).get_text_config())
     except Exception as reason:
@@ -87,7 +87,10 @@ def _refused_untried(family: str, problem: Exception) -> Verdict:
 
 @torch.no_grad()
 def broken_laws(family: str, known: bool) -> list[str]:
-    """The names of the laws that a family breaks, with its own adapter or the plain one."""
+    """Return the names of the laws that a family breaks, with its own adapter (`known`) or the plain one.
+
+    Raises ValueError if the tiny model has more than LARGEST parameters.
+    """
     with torch.device("meta"):
         size = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(tiny_config(family)).parameters())
     if size > LARGEST:
@@ -108,14 +111,17 @@ def broken_laws(family: str, known: bool) -> list[str]:
 
 
 def text_is_the_llms(model: FusionModel, plain) -> bool:
-    """Law 1, beyond a sliding window of 16."""
+    """Test law 1: logits of text equal the LLM's bit for bit, beyond a sliding window of 16."""
     ids = torch.randint(1, VOCAB, (2, 40), generator=torch.Generator().manual_seed(0))
     return torch.equal(model(input_ids=ids).logits, plain(input_ids=ids).logits)
 
 
 def sight_is_the_masks(model: FusionModel) -> bool:
-    """Law 3: the first text row feels no later one; both ends of a picture feel each other; a noised block is felt by
-    itself alone."""
+    """Test law 3: the effects of a change respect the attention mask.
+
+    The first text tokens are not affected by later ones, both ends of an image affect each other, and a noised block
+    affects itself alone.
+    """
     document = [text(6, 1), picture(3, 3, 2), text(6, 3)]
     before, clean, noised = range(6), range(9, 18), range(25, 34)
     places = (clean[0], clean[-1], 24, noised[0])
@@ -135,7 +141,7 @@ def sight_is_the_masks(model: FusionModel) -> bool:
 
 
 def sampling_is_training(model: FusionModel) -> bool:
-    """Law 4: behind a cached prefix, one step from t = 1 predicts what a packed pass over the same noise does."""
+    """Test law 4: behind a cached prefix, one step from t = 1 predicts what a packed pass over the same noise does."""
     document = [text(19, 1), picture(5, 4, 2, clean=False)]
     prefix = Prefix(model, CONTROL, 1)
     prefix.write(0, document[:1])
@@ -148,7 +154,7 @@ def sampling_is_training(model: FusionModel) -> bool:
 
 
 def page(verdicts: list[Verdict]) -> str:
-    """The table as Markdown."""
+    """Return the table of verdicts as Markdown."""
     passing = [verdict for verdict in verdicts if verdict.passes]
     rows = [
         f"| `{verdict.family}` | {'passes' if verdict.passes else 'refused'} | {verdict.note} |" for verdict in verdicts
@@ -178,7 +184,7 @@ def _line(problem: Exception) -> str:
 
 
 def main() -> None:
-    """Try every family, say each verdict as it comes, and write the page."""
+    """Test every family, print each verdict to stderr, and write docs/families.md."""
     transformers.logging.set_verbosity_error()
     names = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) | set(FAMILIES))
     verdicts = []

@@ -1,11 +1,11 @@
-"""Training on a CUDA device: tokens per second, utilisation of the chip, and memory against the plan's.
+"""Measure training on a CUDA device: tokens per second, utilisation, and memory against the plan's.
 
 Usage: `python -m bench.gpu`
 
-The model has SmolLM2-135M's shape and random weights, and learns to draw pictures of noise, 128 x 128 pixels in patches
+The model has SmolLM2-135M's shape and random weights, and learns to draw images of noise, 128 x 128 pixels in patches
 of 8, in rows of 1,024 tokens, in bf16. Each way to compute attention and layers trains for some steps of
 fusion.training.trainer's own, on batches made beforehand. The share of the chip's speed counts operations as `fusion
-plan` does, those of a second forward pass too.
+plan` does, including those of a second forward pass (activation checkpointing).
 """
 
 import argparse
@@ -26,7 +26,7 @@ from fusion.planning.forecast import forecast
 from fusion.recipes import unified
 from fusion.training.devices import DEVICES, name_of
 
-WARM_UP = 4  # steps that do not count
+WARM_UP = 4  # steps that are not timed
 SETTINGS = [
     "model.patch_size=8",
     "model.embed=linear",
@@ -59,7 +59,10 @@ CASES = {
 
 
 class Timed:
-    """A loader of batches made beforehand that notes when each is taken, and ends the run after so many."""
+    """A loader of batches made beforehand that records when each is taken.
+
+    It ends the run by StopIteration after `steps` batches.
+    """
 
     def __init__(self, loader, steps: int):
         self.batches, self.left = loader.batches, steps
@@ -76,7 +79,10 @@ class Timed:
 
 
 def measured(words: list[str], steps: int, device: str) -> dict[str, float]:
-    """Median seconds of a step, and what follows from them. device: one of fusion.training.devices."""
+    """Train with these settings; return the median time of a step, throughput, and measured and planned memory.
+
+    words: config entries key=value. steps: number of timed steps. device: one of fusion.training.devices.
+    """
     config = load_config(unified.Unified, None, words)
     planned = forecast(config, device=device)
     torch.cuda.reset_peak_memory_stats()
@@ -97,7 +103,7 @@ def measured(words: list[str], steps: int, device: str) -> dict[str, float]:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure each case; print; write down."""
+    """Measure each case, print the figures, and write them to bench/results; return 1 without a known CUDA device."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=12, help="of each case, that count")
     options = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
-"""How well the judge of the built-in world reads disturbed pictures: `python -m bench.judge -o out/judge`
+"""Measure how well the judge of the built-in world reads disturbed images: `python -m bench.judge -o out/judge`
 
-Renders random scenes, blurs, noises, compresses and recolours them, and counts what the judge makes of each: of the
+Renders random scenes, blurs, noises, compresses and recolours them, and counts what the judge reads in each: of the
 objects that it names, the share that are there (precision); of those that are there, the share that it names (recall);
 scenes in which all is right; and false expectations, one attribute of one object changed, that it lets pass. Writes a
 page, results.json and a contact sheet into a new folder.
@@ -20,7 +20,7 @@ from fusion.common.files import save
 
 
 def main(argv: Sequence[str]) -> int:
-    """0 with the page's path, or 1 and one line on stderr."""
+    """Measure, write the page, and print its path; return 0, or 1 with one line on stderr."""
     parser = argparse.ArgumentParser(prog="python -m bench.judge", description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--out", type=Path, required=True, help="a new folder")
     parser.add_argument("--scenes", type=int, default=500, help="how many are rendered (default 500)")

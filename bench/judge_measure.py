@@ -1,4 +1,4 @@
-"""Tallies of what the world's judge reads correctly in disturbed images, by disturbance and strength."""
+"""Count what the world's judge reads correctly in disturbed images, by disturbance and strength."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -17,15 +17,18 @@ from fusion.worlds.shapes.words import all_of
 
 COUNTS = {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}
 SIZES = {f"{width}x{height}": (width, height) for width, height in PICTURE_SIZES}
-SHOWN = 4  # scenes on the page, at every strength
+SHOWN = 4  # scenes shown on the page, at every strength
 
 
 @dataclass
 class Tally:
-    """What the judge made of the scenes at one strength. right, named, there: by scene, objects that it named rightly,
-    all that it named, and those that there were. exact, passed: whether everything was right, and whether the false
-    expectation passed. found: whether objects were named rightly, by shape and by colour. misread: what was taken for
-    what."""
+    """The judge's results on the scenes at one strength of disturbance.
+
+    right, named, there: by scene, the number of objects it named correctly, of all it named, and of those that exist.
+    exact, passed: by scene, whether everything was right, and whether the false expectation passed. found: whether each
+    object was named correctly, by shape and by colour. misread: counts of confusions, such as "red circle as blue
+    circle".
+    """
 
     right: list[int] = field(default_factory=list)
     named: list[int] = field(default_factory=list)
@@ -36,7 +39,7 @@ class Tally:
     misread: Counter = field(default_factory=Counter)
 
     def add(self, scene: Scene, false: Expectation, image: Pixels) -> None:
-        """Let the judge read a picture of the scene."""
+        """Let the judge read an image of the scene and record the result; `false` is a wrong expectation of it."""
         reading = judge.read(image)
         claims, hits = [seen for seen in reading.objects if seen.shape is not None], 0
         for thing in scene.things:
@@ -58,7 +61,7 @@ class Tally:
 
     @property
     def scores(self) -> dict[str, Score | None]:
-        """By name; precision is None where nothing was named."""
+        """The scores by name; precision is None where nothing was named."""
         return {
             "precision": clustered_share("precision", self.right, self.named),
             "recall": clustered_share("recall", self.right, self.there),
@@ -72,7 +75,7 @@ def _distance(one: Sequence[float], two: Sequence[float]) -> float:
 
 
 def near_miss(rng: np.random.Generator, scene: Scene) -> Expectation:
-    """All that is true of the scene, but for one object's shape, colour or size."""
+    """Return all that is true of the scene, except for one object's shape, colour or size."""
     told = all_of(scene)
     index, what = int(rng.random() * len(told.wanted)), pick(rng, ("shape", "colour", "size"))
     was, values = (
@@ -85,15 +88,18 @@ def near_miss(rng: np.random.Generator, scene: Scene) -> Expectation:
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured: what it depends on, the tally of every strength (0 undisturbed) by disturbance, and a few
-    disturbed pictures."""
+    """The results of the measurement.
+
+    settings: what they depend on. tallies: by disturbance and strength (0 undisturbed). shown: a few disturbed images,
+    each with whether it was read exactly.
+    """
 
     settings: dict
     tallies: dict[str, dict[float, Tally]]
     shown: dict[str, dict[float, list[tuple[Pixels, bool]]]]
 
     def figures(self) -> dict:
-        """For results.json."""
+        """Return the results as JSON values for results.json."""
         rows = []
         for name, by_strength in self.tallies.items():
             for strength, tally in by_strength.items():
@@ -104,7 +110,7 @@ class Found:
         return self.settings | {"disturbances": {one.name: one.unit for one in DISTURBANCES}, "rows": rows}
 
     def as_text(self) -> str:
-        """For a terminal."""
+        """Format the results as a table for a terminal."""
         lines = [f"{'':<15}{'precision':>22}{'recall':>22}{'exact scenes':>22}{'false passed':>22}"]
         for name, by_strength in self.tallies.items():
             for strength, tally in by_strength.items():
@@ -114,8 +120,11 @@ class Found:
 
 
 def measure(scenes: int, size: str, seed: int = 0, progress: Callable[[Iterable], Iterable] = iter) -> Found:
-    """Random scenes of one size, one to four objects as often, each disturbed in every way and strength. ValueError for
-    less than one scene."""
+    """Disturb random scenes of one size in every way and strength, and tally what the judge reads.
+
+    Scenes have one to four objects, equally often. progress: wraps the iterable of scene numbers. Raises ValueError for
+    less than one scene.
+    """
     if scenes < 1:
         raise ValueError(f"scenes={scenes}: at least 1")
     versions = {name: version(name) for name in ("numpy", "pillow")}

@@ -1,4 +1,4 @@
-"""The page on the judge of disturbed images: charts, table, recall by shape and colour, sample images."""
+"""Write the page on the judge of disturbed images: charts, table, recall by shape and colour, sample images."""
 
 from collections.abc import Iterator
 from html import escape
@@ -12,12 +12,12 @@ from fusion.common.contact_sheet import GAP, Cell, cell_width, contact_sheet
 from fusion.common.html import Section, document, gallery, paragraph, table
 from fusion.worlds.shapes import COLOURS, SHAPES
 
-SHOWN = 64  # pixels on screen of a sample
-KEEPS = 0.95  # of the scenes that are right undisturbed: what is called read
+SHOWN = 64  # size of a sample on screen, in pixels
+KEEPS = 0.95  # share of the scenes right undisturbed, from which on a strength counts as read
 
 
 def page(found: Found) -> str:
-    """The page as one string of HTML."""
+    """Render the page as one string of HTML."""
     settings = found.settings
     lead = (
         f"{settings['scenes']} random scenes of {settings['size']} pixels, one to four objects, each disturbed in "
@@ -53,7 +53,7 @@ WORDS = (
 
 
 def stands(found: Found) -> list[str]:
-    """A sentence for each disturbance: up to where scenes are read, and where most are not."""
+    """Return a sentence for each disturbance: the strength up to which scenes are read, and where most are not."""
     said = []
     for one in DISTURBANCES:
         shares = {strength: tally.scores["exact"].value for strength, tally in found.tallies[one.name].items()}
@@ -74,7 +74,7 @@ def stands(found: Found) -> list[str]:
 
 
 def charts(found: Found) -> Iterator[str]:
-    """One for each disturbance."""
+    """Yield one chart for each disturbance, as HTML."""
     for one in DISTURBANCES:
         rows = [(strength, tally.scores) for strength, tally in found.tallies[one.name].items()]
         names = rows[0][1]
@@ -88,7 +88,7 @@ def charts(found: Found) -> Iterator[str]:
 
 
 def _rows(found: Found) -> Iterator[tuple[str, float, Tally]]:
-    """The undisturbed scenes once, then every strength."""
+    """Yield (disturbance, strength, tally): the undisturbed scenes once, then every strength."""
     for place, (name, by_strength) in enumerate(found.tallies.items()):
         for strength, tally in by_strength.items():
             if strength or not place:
@@ -96,7 +96,7 @@ def _rows(found: Found) -> Iterator[tuple[str, float, Tally]]:
 
 
 def scores(found: Found) -> str:
-    """Precision, recall, exact scenes and false expectations that passed, with their intervals."""
+    """Render a table of precision, recall, exact scenes and passed false expectations as HTML, with intervals."""
     rows = []
     for name, strength, tally in _rows(found):
         cells = [f"{v.value:.3f} ({v.low:.3f}–{v.high:.3f})" if v else None for v in tally.scores.values()]
@@ -105,7 +105,7 @@ def scores(found: Found) -> str:
 
 
 def by_kind(found: Found) -> str:
-    """Of the objects of each shape and each colour, the share that the judge names."""
+    """Render a table of the judge's recall for objects of each shape and each colour, as HTML."""
     columns = [*SHAPES, *COLOURS]
     rows = []
     for name, strength, tally in _rows(found):
@@ -120,7 +120,7 @@ def by_kind(found: Found) -> str:
 
 
 def misread(found: Found) -> str:
-    """What is most often taken for what."""
+    """Render a table of the most frequent confusions as HTML."""
     rows = [
         [
             name,
@@ -135,7 +135,7 @@ def misread(found: Found) -> str:
 
 
 def samples(found: Found) -> str:
-    """The same scenes at every strength."""
+    """Render the same scenes at every strength as HTML."""
     parts = ""
     for name, by_strength in found.shown.items():
         scenes = zip(*by_strength.values(), strict=True)
@@ -150,7 +150,10 @@ def samples(found: Found) -> str:
 
 
 def sheet(found: Found) -> Image.Image:
-    """A scene of each way at every strength, framed in red where it is not read rightly."""
+    """Draw a contact sheet: a scene of each disturbance at every strength.
+
+    Scenes that are not read correctly are framed in red.
+    """
     cells = []
     for index, (name, by_strength) in enumerate(found.shown.items()):
         shown = {strength: pictures[index % len(pictures)] for strength, pictures in by_strength.items()}
@@ -159,4 +162,4 @@ def sheet(found: Found) -> Image.Image:
             Cell([Image.fromarray(pixels)], [words], ok)
             for words, (pixels, ok) in zip(said, shown.values(), strict=True)
         ]
-    return contact_sheet(cells, len(shown) * (cell_width(1, framed=True) + GAP) + GAP)  # every way in a row of its own
+    return contact_sheet(cells, len(shown) * (cell_width(1, framed=True) + GAP) + GAP)  # one row each

@@ -1,4 +1,4 @@
-"""A training run killed at random moments ends as one that was left alone, bit for bit. `python -m bench.kills`"""
+"""Test that a run killed at random moments ends bit-identical to an uninterrupted one: `python -m bench.kills`"""
 
 import argparse
 import random
@@ -12,7 +12,7 @@ from fusion.testing import tiny_runs as training
 
 
 def main(arguments: list[str]) -> int:
-    """Kill, compare, print, write down; 1 where a run differs."""
+    """Kill runs, compare their results, print and write the figures; return 1 if a run differs."""
     parser = argparse.ArgumentParser(prog="python -m bench.kills", description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")

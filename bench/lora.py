@@ -1,10 +1,10 @@
-"""Cost of rank-8 adapters on all linear layers of SmolLM2-135M: memory, size on disk, effect of merging.
+"""Measure rank-8 adapters on all linear layers of SmolLM2-135M: memory, size on disk, effect of merging.
 
 Usage: `python -m bench.lora`
 
-The model has exactly SmolLM2-135M's shape, with random weights; pictures are 128 x 128 pixels in patches of 8, 256
-tokens each, in two rows of 1,024 tokens, and layers are computed again in the backward pass. Memory is the growth of
-the process that trains for two steps of fusion.training.trainer's own, as in bench.plan.
+The model has exactly SmolLM2-135M's shape, with random weights; images are 128 x 128 pixels in patches of 8, 256 tokens
+each, in two rows of 1,024 tokens, with activation checkpointing. Memory is the growth of the process that trains for
+two steps of fusion.training.trainer's own, as in bench.plan.
 """
 
 import json
@@ -49,7 +49,7 @@ SETTINGS = [
 
 
 def save_llm(folder: Path) -> None:
-    """SmolLM2-135M's shape, and a tokenizer that has fewer tokens than it."""
+    """Save a random LLM of SmolLM2-135M's shape, and a tokenizer with fewer tokens than its vocabulary."""
     draw = np.random.default_rng(0)
     tokenizer = train_tokenizer("bpe", [plain_text(draw) for _ in range(200)], 400)
     config = LlamaConfig(
@@ -70,7 +70,7 @@ def save_llm(folder: Path) -> None:
 
 
 def save_pictures(folder: Path) -> None:
-    """Noise with captions."""
+    """Save PICTURES images of noise with captions (metadata.jsonl) to a folder."""
     draw = np.random.default_rng(0)
     for number in range(PICTURES):
         Image.fromarray(draw.integers(0, 256, (128, 128, 3), dtype=np.uint8)).save(folder / f"{number}.png")
@@ -80,8 +80,11 @@ def save_pictures(folder: Path) -> None:
 
 @torch.inference_mode()
 def saved_and_merged(llm: Path, folder: Path) -> dict[str, float]:
-    """Sizes on disk without the language model, and how far merged adapters are from adapters, which have random
-    weights here."""
+    """Return the sizes on disk without the language model, and the error of merging the adapters.
+
+    The adapters have random weights here. The error is the largest difference of the logits, in their standard
+    deviations.
+    """
     model = unified.build(unified.Model(llm=str(llm), embed="linear", head="linear", lora=Lora(rank=8)))
     for name, p in model.model.named_parameters():
         if "lora_B" in name:
@@ -99,7 +102,7 @@ def saved_and_merged(llm: Path, folder: Path) -> dict[str, float]:
 
 
 def main() -> int:
-    """Measure, print, write down; 1 where a target is missed."""
+    """Measure, print and write the figures; return 1 if a target is missed."""
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as place:
         llm, pictures, run, model = (Path(place, name) for name in ("llm", "pictures", "run", "model"))

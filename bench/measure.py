@@ -1,4 +1,4 @@
-"""CPU time of functions run in turn, a description of the machine, and records of reproducible results."""
+"""Measure CPU time of functions run in turn, describe the machine, and record reproducible results."""
 
 import json
 import platform
@@ -15,23 +15,25 @@ import transformers
 from fusion.common.provenance import commit, dirty
 
 RESULTS = Path(__file__).parent / "results"
-SIDE = 1024  # of the matrices whose product is the yardstick
+SIDE = 1024  # of the matrices whose product is the reference
 
 
-# Asked when the program begins: the code that runs is that of this moment.
+# Read when the program starts: the code that runs is the code of this moment.
 COMMIT, DIRTY = commit(), dirty()
 
 
 def cpu_seconds(function: Callable[[], Any]) -> float:
-    """CPU time of this process during a call. With one thread it does not grow while others use the machine, as wall
-    time does."""
+    """Return the CPU time of this process during a call.
+
+    With one thread it does not grow while others use the machine, as wall time does.
+    """
     began = time.process_time()
     function()
     return time.process_time() - began
 
 
 class Gemm:
-    """The product of two large square matrices: what this machine reaches at that moment."""
+    """A product of two large square matrices, to measure what this machine reaches at that moment."""
 
     def __init__(self, dtype: torch.dtype):
         self.a, self.b = torch.randn(SIDE, SIDE).to(dtype), torch.randn(SIDE, SIDE).to(dtype)
@@ -41,12 +43,15 @@ class Gemm:
 
     @staticmethod
     def gflops(seconds: float) -> float:
-        """Billions of floating-point operations per second, given the time of one product."""
+        """Return billions of floating-point operations per second, given the time of one product."""
         return 2 * SIDE**3 / seconds / 1e9
 
 
 def in_turn(functions: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
-    """CPU seconds of each function in each round; a round calls each once, so that what disturbs one disturbs all."""
+    """Return the CPU seconds of each function in each round.
+
+    A round calls each function once, so that what disturbs one disturbs all. warm_up: rounds that are not counted.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(warm_up + rounds):
         for name, function in functions.items():
@@ -57,7 +62,7 @@ def in_turn(functions: Mapping[str, Callable[[], Any]], rounds: int, warm_up: in
 
 
 def device() -> str:
-    """The processor's name, as the operating system gives it."""
+    """Return the processor's name, as the operating system gives it."""
     info = Path("/proc/cpuinfo")
     names = (
         [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
@@ -68,8 +73,11 @@ def device() -> str:
 
 
 def write(name: str, figures: Mapping[str, Any], on: str = "cpu") -> Path:
-    """Write bench/results/<name>_<date>_<on>.json: figures, and all that it takes to repeat them; what they say of the
-    device comes before it."""
+    """Write bench/results/<name>_<date>_<on>.json and return its path.
+
+    The file holds the figures and all that it takes to repeat them. on: the kind of device in the file's name. Entries
+    of `figures` override the recorded facts, such as `device`.
+    """
     facts = {
         "command": f"python -m bench.{name} " + " ".join(sys.argv[1:]),
         "commit": COMMIT,

@@ -1,7 +1,7 @@
-"""Faults put into a copy of the source one at a time, to see whether tests notice them. `python -m bench.mutations`
+"""Put faults into a copy of the source one at a time, to see whether tests notice them: `python -m bench.mutations`
 
-Each mutation exchanges snippets of one source file, each of which must occur there exactly once. The tests that have to
-notice run against the mutated copy; before that, all of them must pass against the copy as it is.
+Each mutation replaces snippets of one source file, each of which must occur there exactly once. The tests that have to
+notice run against the mutated copy; before that, all of them must pass against the unmodified copy.
 """
 
 import argparse
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 900
 """Seconds for the tests of one mutation; what takes longer has been noticed."""
 
-# Every path that this program knows.
+# All paths that this program uses.
 SOURCES = {
     "objective": "fusion/unified/objective.py",
     "loop": "fusion/training/trainer.py",
@@ -58,7 +58,7 @@ TESTS = {
 
 @dataclass(frozen=True)
 class Mutation:
-    """A fault: `new` in the place of `old` in the file SOURCES[source], which the tests in TESTS[tests] have to notice.
+    """A fault: `new` replaces `old` in the file SOURCES[source], which the tests in TESTS[tests] have to notice.
 
     more: further pairs of (old, new) that belong to the same fault.
     """
@@ -152,7 +152,7 @@ MUTATIONS = (
         "    _sync(folder)\n    for old",
         "    for old",
     ),
-    # The first edit alone changes nothing: the end of an image stands behind patches, and patches refuse labels.
+    # The first edit alone changes nothing: the end of an image follows patches, and patches refuse labels.
     Mutation(
         "the end of an image is learned",
         "sequence",
@@ -311,7 +311,10 @@ MUTATIONS = (
 
 
 def mutated(mutation: Mutation, root: Path) -> str:
-    """The text of the source file with the fault in it. ValueError where a snippet does not occur exactly once."""
+    """Return the text of the source file with the fault in it.
+
+    Raises ValueError if a snippet does not occur exactly once.
+    """
     path = root / SOURCES[mutation.source]
     text = path.read_text(encoding="utf-8")
     for old, new in ((mutation.old, mutation.new), *mutation.more):
@@ -323,7 +326,7 @@ def mutated(mutation: Mutation, root: Path) -> str:
 
 
 def copy_tree(to: Path) -> None:
-    """Copy what git tracks or would track, as it lies there."""
+    """Copy all files that git tracks or would track, in their current state, to a folder."""
     command = "git ls-files -z -co --exclude-standard".split()
     asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     for name in filter(None, asked.stdout.split("\0")):
@@ -333,11 +336,11 @@ def copy_tree(to: Path) -> None:
 
 
 def first_failure(root: Path, tests: Iterable[str]) -> str | None:
-    """Run tests, keys of TESTS, in a tree and return the name of the first that fails, None where all pass.
+    """Run tests (keys of TESTS) in a tree and return the name of the first that fails, None if all pass.
 
-    RuntimeError where they cannot be run.
+    Raises RuntimeError if they cannot be run.
     """
-    # Bytecode is told from its source by second and size, which a mutation may leave as they were.
+    # Bytecode is matched to its source by mtime in seconds and size, which a mutation may leave unchanged.
     environment = os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     command = [
         sys.executable,
@@ -358,7 +361,10 @@ def first_failure(root: Path, tests: Iterable[str]) -> str | None:
 
 
 def try_all(mutations: Iterable[Mutation], root: Path) -> dict[str, str | None]:
-    """By name of each mutation the first test that failed for it, None where it survived. `root` is left as it was."""
+    """Test each mutation; return, by name, the first test that failed for it, None if it survived.
+
+    `root` is left as it was.
+    """
     found = {}
     for mutation in mutations:
         path = root / SOURCES[mutation.source]
@@ -374,14 +380,14 @@ def try_all(mutations: Iterable[Mutation], root: Path) -> dict[str, str | None]:
 
 
 def record(mutations: Iterable[Mutation], found: Mapping[str, str | None]) -> dict:
-    """What is written down: how many were killed, which survived, and by which test each was killed."""
+    """Return what is recorded: how many mutations were killed, which survived, and by which test each was killed."""
     survived = [name for name, test in found.items() if test is None]
     rows = [{"mutation": one.name, "file": SOURCES[one.source], "killed by": found[one.name]} for one in mutations]
     return {"tried": len(rows), "killed": len(rows) - len(survived), "survived": survived, "mutations": rows}
 
 
 def main(arguments: list[str]) -> int:
-    """Try them, print, write down; 1 where one survived or the tests fail without it."""
+    """Test the mutations, print and write the result; return 1 if one survived or the tests fail without any."""
     parser = argparse.ArgumentParser(prog="python -m bench.mutations", description=__doc__.splitlines()[0])
     parser.add_argument("--sources", nargs="*", choices=SOURCES, default=list(SOURCES), help="files to mutate")
     options = parser.parse_args(arguments)

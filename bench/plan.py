@@ -1,10 +1,10 @@
-"""What `fusion plan` says of memory against what training then takes, on CPU. `python -m bench.plan`
+"""Compare the memory that `fusion plan` forecasts with what training takes, on CPU: `python -m bench.plan`
 
-A Llama of 110 M parameters with random weights, and a DiT of 115 M that reads with it, learn the built-in world for two
-steps of fusion.training.trainer's own, each in a process of its own. What is measured is the growth of its largest
-resident memory over that of the same process before there was a model: with a malloc that gives freed memory back
-(fusion.planning.plan.GIVES_BACK), and as glibc's is, which does not find room for aligned blocks in the holes that
-others of their size left.
+A Llama of 110 M parameters with random weights, and a DiT of 115 M with it as text encoder, train on the built-in world
+for two steps of fusion.training.trainer's own, each in a process of its own. What is measured is the growth of its peak
+resident memory over that of the same process before there was a model: with a malloc that returns freed memory
+(fusion.planning.plan.GIVES_BACK), and with glibc's default, which does not find room for aligned blocks in the holes
+that others of their size left.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from fusion.recipes.tokenizer import train_tokenizer
 from fusion.training.trainer import Trainer
 from fusion.worlds.shapes import plain_text
 
-TARGET = 0.15  # of the measured growth
-STEPS = 2  # the second has the optimizer's state from its beginning
+TARGET = 0.15  # largest error, as a share of the measured growth
+STEPS = 2  # the second has the optimizer's state from its start
 COMMON = [
     "training.workers=0",
     "training.validate_every=0",
@@ -57,11 +57,11 @@ CASES = {
 
 
 class Enough(Exception):
-    """The steps that were wanted are done."""
+    """Raised when the wanted number of steps is done."""
 
 
 class Counted:
-    """A loader that stops the run after so many batches."""
+    """A loader that raises Enough after STEPS batches."""
 
     def __init__(self, loader):
         self.loader, self.batches, self.left = loader, loader.batches, STEPS
@@ -74,7 +74,7 @@ class Counted:
 
 
 def save_llm(folder: Path) -> None:
-    """A Llama of SmolLM2's kind with tied embeddings, and a tokenizer that has fewer tokens than it."""
+    """Save a random Llama like SmolLM2 with tied embeddings, and a tokenizer with fewer tokens than its vocabulary."""
     draw = np.random.default_rng(0)
     tokenizer = train_tokenizer("bpe", [plain_text(draw) for _ in range(200)], 400)
     config = LlamaConfig(
@@ -93,20 +93,20 @@ def save_llm(folder: Path) -> None:
 
 
 def config_of(words: list[str]) -> Run:
-    """Of the program that they are for."""
+    """Parse config entries key=value as the config of the recipe they belong to."""
     painter = any(word.startswith("painter.") for word in words)
     return load_config(diffusion.Diffusion if painter else unified.Unified, None, words)
 
 
 def trainer_of(config: Run) -> Trainer:
-    """With its model."""
+    """Build the model and the trainer of a config."""
     if isinstance(config, diffusion.Diffusion):
         return diffusion.trainer_for(config, make_painter(config.painter))
     return unified.trainer_for(config, unified.build(config.model))
 
 
 def train(words: list[str]) -> None:
-    """Two steps; prints how many bytes the process grew, as JSON."""
+    """Train two steps, and print by how many bytes the process grew, as JSON."""
     config = config_of(words)
     idle = resident("VmRSS")
     trainer = trainer_of(config)
@@ -118,13 +118,13 @@ def train(words: list[str]) -> None:
 
 
 def resident(name: str) -> int:
-    """Bytes of this process as Linux counts them: VmRSS now, VmHWM at most so far."""
+    """Return a memory figure of this process in bytes, as Linux counts it: VmRSS (now) or VmHWM (peak so far)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))
 
 
 def growth(words: list[str], environment: dict[str, str]) -> int:
-    """Bytes that another process grows by when it trains."""
+    """Train in another process and return the bytes that it grows by; raises ValueError if it fails."""
     command = [sys.executable, "-m", "bench.plan", "--train", *words]
     asked = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     if asked.returncode:
@@ -133,7 +133,7 @@ def growth(words: list[str], environment: dict[str, str]) -> int:
 
 
 def compared(llm: Path, case: list[str]) -> dict[str, float]:
-    """What is said and what is measured, in MiB, and by how much of the latter they differ."""
+    """Return forecast and measured memory in MiB, and their difference as a share of the latter."""
     name, _, value = GIVES_BACK.partition("=")
     figures = {}
     for kind, factor, environment in (("", 1.0, {name: value}), (", as glibc has it", GLIBC, {})):
@@ -151,7 +151,7 @@ def compared(llm: Path, case: list[str]) -> dict[str, float]:
 
 
 def main(arguments: list[str]) -> int:
-    """Compare each case, print, write down."""
+    """Compare each case, print the figures, and write them to bench/results."""
     parser = argparse.ArgumentParser(prog="python -m bench.plan", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--only",
@@ -160,7 +160,7 @@ def main(arguments: list[str]) -> int:
         default=list(CASES),
         help="some; bf16 is ten times as slow on CPUs without it",
     )
-    parser.add_argument("--train", nargs="+", help=argparse.SUPPRESS)  # what the process that is measured is told
+    parser.add_argument("--train", nargs="+", help=argparse.SUPPRESS)  # arguments of the measured process
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.train:

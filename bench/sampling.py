@@ -1,12 +1,12 @@
-"""Overhead of drawing an image beyond its forward passes, in one-thread CPU time.
+"""Measure the overhead of drawing an image beyond its forward passes, in one-thread CPU time.
 
 Usage: `python -m bench.sampling`
 
 One image of 64 patches behind a prompt whose prefix is 32 tokens, 16 Euler steps, without guidance (1 row per pass) and
 with it (2 rows, as one batch, and a second prefix). Drawing is Fusion.draw from the prompt's text to the finished
-picture. It is divided by 16 forward passes of the model over the patch rows, the prefix cached, plus the passes over
-the prefixes, measured in turn in the same process. `bare` is the same with the decoder alone in the passes: no
-modulation, axial positions, patch embedding or head, and so a measure of those.
+image. It is divided by 16 forward passes of the model over the patches, the prefix cached, plus the passes over the
+prefixes, measured in turn in the same process. `bare` is the same with the decoder alone in the passes: no modulation,
+axial positions, patch embedding or head, and so a measure of those.
 """
 
 import argparse
@@ -33,7 +33,10 @@ TARGET = 1.2
 
 
 def prompt_of(model: Fusion) -> str:
-    """A prompt whose prefix, template and size text included, is PREFIX tokens."""
+    """Return a prompt whose prefix, template and size text included, is PREFIX tokens.
+
+    Raises ValueError if there is none with this tokenizer.
+    """
     words = "draw a red circle left of a blue square and a green cross and a black triangle".split()
     for count in range(len(words), 0, -1):
         for padding in range(12):
@@ -44,14 +47,14 @@ def prompt_of(model: Fusion) -> str:
 
 
 def prefix_rows(model: Fusion, prompt: str) -> tuple[int, ...]:
-    """Ids of everything before the patches."""
+    """Return the ids of all tokens before the patches."""
     pieces = model.processor.pieces(model.processor.document(prompt, prompt=True))
     ids = tuple(token for piece in pieces if isinstance(piece, Tokens) for token in piece.ids)
     return (*ids, model.processor.control.image_start, *model.processor.size_ids(SIDE, SIDE))
 
 
 def prefix_of(model: Fusion, ids: tuple[int, ...], rows: int) -> Prefix:
-    """The prefix read by the model, in a batch of `rows`."""
+    """Return the prefix's key/value cache in a batch of `rows`, computed by the model."""
     prefix = Prefix(model.model, model.processor.control, rows)
     for writer in prefix.writers:
         writer.text(ids)
@@ -60,7 +63,7 @@ def prefix_of(model: Fusion, ids: tuple[int, ...], rows: int) -> Prefix:
 
 
 class Pass:
-    """One forward pass of the model over the patch rows of `rows` branches, behind a cached prefix."""
+    """One forward pass of the model over the patches of `rows` branches, behind a cached prefix."""
 
     def __init__(self, model: Fusion, ids: tuple[int, ...], rows: int):
         self.model, prefix = model.model, prefix_of(model, ids, rows)
@@ -77,7 +80,7 @@ class Pass:
 
 
 class BarePass:
-    """One forward pass of the plain Llama, without hooks, over as many rows behind as long a prefix."""
+    """One forward pass of the plain Llama, without hooks, over as many tokens behind as long a prefix."""
 
     def __init__(self, model: Fusion, rows: int):
         self.llm = type(model.model.llm)(model.model.llm.config).eval().base_model
@@ -95,7 +98,7 @@ class BarePass:
 
 
 def repeated(step: Callable[[], Any]) -> Callable[[], None]:
-    """STEPS calls in a row."""
+    """Return a function that calls `step` STEPS times."""
 
     def times() -> None:
         for _ in range(STEPS):
@@ -106,7 +109,7 @@ def repeated(step: Callable[[], Any]) -> Callable[[], None]:
 
 @torch.inference_mode()
 def compared(model: Fusion, guidance: float, rounds: int) -> dict[str, Any]:
-    """Times in ms and the ratios, medians over rounds."""
+    """Measure with this guidance; return times in ms and the ratios, medians over rounds."""
     branches = 1 if guidance == 1 else 2
     prompt = prompt_of(model)
     ids = prefix_rows(model, prompt)
@@ -131,7 +134,7 @@ def compared(model: Fusion, guidance: float, rounds: int) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure with and without guidance, print, write down."""
+    """Measure with and without guidance, print the figures, and write them to bench/results."""
     parser = argparse.ArgumentParser(prog="python -m bench.sampling", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15, help="images of each kind")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""The built-in world, spoiled: ways in which training data go wrong, so that what comes of them can be recognised."""
+"""Spoil documents of the built-in world in ways in which training data go wrong, to recognise the effects."""
 
 import json
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from fusion.data.formats import Sample
 from fusion.worlds.shapes import COLOURS, SHAPES, Thing, World, plain_text, render
 from fusion.worlds.shapes.sample import Sample as Drawn
 
-TEXT = 0.3  # of the documents is prose, so that nothing is forgotten that is not to be
-PICTURES = 240  # in a folder, without those that leak
+TEXT = 0.3  # share of prose in the documents, so that the language model is not forgotten by accident
+PICTURES = 240  # images in a folder, without the leaked copies
 Messages = list[dict]
 Spoil = Callable[[Drawn, Random], Messages]
 
 
 def as_it_is(drawn: Drawn, rng: Random) -> Messages:
-    """Nothing is wrong with it."""
+    """Return the document's messages unchanged."""
     return list(drawn.messages)
 
 
 def misheard(drawn: Drawn, rng: Random) -> Messages:
-    """With the words of another document of its task."""
+    """Replace the user's texts by those of another document of the same task."""
     other = World().sample(np.random.default_rng(rng.getrandbits(60)), drawn.task)
     words = [
         block
@@ -41,12 +41,12 @@ def misheard(drawn: Drawn, rng: Random) -> Messages:
 
 
 def replaced(turn: dict, kind: str, other: Callable[[], dict]) -> dict:
-    """A turn with another block in the place of each of a kind."""
+    """Return the turn with every block of type `kind` replaced by `other()`."""
     return {**turn, "content": [other() if block["type"] == kind else block for block in turn["content"]]}
 
 
 def unchanged(drawn: Drawn, rng: Random) -> Messages:
-    """Its edits change nothing: each answer is the picture before it."""
+    """Replace every image after the first by the one before it, so that edits change nothing."""
     messages, last = [], None
     for turn in drawn.messages:
         turn = {**turn, "content": list(turn["content"])}
@@ -59,14 +59,17 @@ def unchanged(drawn: Drawn, rng: Random) -> Messages:
 
 
 def always_alike(drawn: Drawn, rng: Random) -> Messages:
-    """Whatever its words leave open, the picture is always the same: one object in the middle, of the colour and the
-    shape that they name first."""
+    """Replace the drawn image by one that is always the same for the words, so that diversity collapses.
+
+    It shows one object in the middle, of the colour and the shape that the words name first. Only text_to_image is
+    changed.
+    """
     if drawn.task != "text_to_image":
         return list(drawn.messages)
     words, scene = drawn.messages[0]["content"][0]["text"].lower(), drawn.scenes[0]
     shape, colour = (
         min(names, key=lambda name: words.find(name) % (len(words) + 1)) for names in (SHAPES, COLOURS)
-    )  # those not named come last
+    )  # names that do not occur come last
     pixels = scene.side // 2
     x, y = ((length - pixels) // 2 for length in scene.picture_size)
     alone = replace(
@@ -76,7 +79,7 @@ def always_alike(drawn: Drawn, rng: Random) -> Messages:
 
 
 def softened(drawn: Drawn, rng: Random, radius: float) -> Messages:
-    """All its pictures are blurred."""
+    """Blur all images with this radius, in pixels."""
 
     def soft(block: dict) -> dict:
         if block["type"] != "image":
@@ -90,14 +93,16 @@ def softened(drawn: Drawn, rng: Random, radius: float) -> Messages:
 
 
 def in_words(drawn: Drawn, rng: Random) -> Messages:
-    """Requests for pictures are answered in words."""
+    """Replace the assistant's images by a text, so that requests for images are answered in words."""
     said = {"type": "text", "text": "here it is."}
     return [replaced(turn, "image", lambda: said) if turn["role"] == "assistant" else turn for turn in drawn.messages]
 
 
 class Spoiled:
-    """The built-in world and prose as a source; `share` of the documents is spoiled. scrambled: so is the order of
-    words in the prose. seed: another one, other documents."""
+    """A source of documents of the built-in world and prose, of which the share `share` is spoiled.
+
+    scrambled: the order of words in spoiled prose is random. seed: two seeds share no documents.
+    """
 
     name = "world"
 
@@ -106,7 +111,7 @@ class Spoiled:
         self.first = seed * 10**8
 
     def sample(self, index: int) -> Sample:
-        """Document number `index`."""
+        """Return document number `index`."""
         index += self.first
         rng, numbers = Random(f"spoiled/{index}"), np.random.default_rng([TRAINING_SEED, index])
         key, spoilt = f"world:{index}", rng.random() < self.share
@@ -123,19 +128,22 @@ class Spoiled:
         return Sample(list(replace(drawn, messages=tuple(messages)).with_pil().messages), None, self.name, key)
 
     def stream(self, seed: int | str = 0, shard: int = 0, shards: int = 1) -> Walk:
-        """In order."""
+        """Return a stream of the documents in order; `seed` is not used."""
         return Walk(self, shard, shards)
 
 
 def scramble(text: str, rng: Random) -> str:
-    """The same words in another order."""
+    """Return the same words in random order."""
     words = text.split(" ")
     rng.shuffle(words)
     return " ".join(words)
 
 
 def write_folder(folder: Path, leaks: float, seed: int = 0) -> None:
-    """Pictures of the world with captions; of a share of them another copy, saved as JPEG, under a name of its own."""
+    """Write a folder of captioned images of the world with leaks across the split.
+
+    leaks: the share of the images of which another copy is saved, as JPEG, under another name.
+    """
     (folder / "images").mkdir(parents=True)
     world, rng, rows = World(), Random(f"folder/{seed}"), []
     for index in range(PICTURES):

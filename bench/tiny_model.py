@@ -17,7 +17,7 @@ SIDE, PATCH = 32, 4  # of an image and of a patch, in pixels: 64 patches
 
 
 def subject() -> Fusion:
-    """An extended Llama in fp32. Weights that start at zero are drawn, so that no product is with zeros."""
+    """Build an extended Llama in fp32; weights that start at zero are randomised, so that no product is with zeros."""
     draw = np.random.default_rng(0)
     tokenizer = train_tokenizer("bpe", [plain_text(draw) for _ in range(200)], VOCAB)
     torch.manual_seed(0)
@@ -36,7 +36,7 @@ def subject() -> Fusion:
         tokenizer.save_pretrained(folder)
         model = fusion.from_llm(
             Path(folder), patch_size=PATCH, embed="linear", head="linear", dtype=torch.float32
-        )  # as the other side has it
+        )  # as in transfusion-pytorch
     for parameter in model.model.parameters():
         if not parameter.detach().any():
             torch.nn.init.normal_(parameter, std=0.02)

@@ -1,12 +1,12 @@
-"""One training step against transfusion-pytorch 0.20.0, in turn in one process, in one-thread CPU time.
+"""Compare one training step with transfusion-pytorch 0.20.0, in turn in one process, in one-thread CPU time.
 
 Usage: `python -m bench.training`
 
 Both have width 256, 6 layers, 4 heads of 64, a gated feed-forward of two thirds of 4 x 256, the same vocabulary, and
 read 32 documents of 16 text tokens and an image of 64 patches of 48 numbers; what each adds around an image (its size,
-marks) is its own affair. Both steps are forward, backward, clipping, AdamW; ours is the trainer's, so the averaged
-weights and the log are in it too. They are not the same architecture: transfusion-pytorch computes modulation per token
-and joins distant layers as a U-net does.
+marker tokens) is left to each. Both steps are forward, backward, clipping, AdamW; ours is the trainer's, so the EMA and
+the log are included. They are not the same architecture: transfusion-pytorch computes modulation per token and connects
+distant layers as a U-net does.
 
     pip install transfusion-pytorch==0.20.0        (not among our dependencies)
 """
@@ -39,8 +39,11 @@ FP32, BF16 = "transfusion-pytorch fp32", "transfusion-pytorch bf16"
 
 
 class Turns:
-    """A loader that gives one batch again and again. The trainer's step lies between two calls; in each call the others
-    take their turn."""
+    """A loader that returns the same batch every time, and times the trainer's steps and other functions in turn.
+
+    The trainer's step runs between two calls of `next`; each call runs every function of `others` once. own, times: CPU
+    seconds of the trainer's steps and of the others.
+    """
 
     class batches:
         world = 1
@@ -59,15 +62,15 @@ class Turns:
         return self.batch
 
     def state_dict(self) -> dict:
-        """There is nothing to resume."""
+        """Return an empty state: there is nothing to resume."""
         return {}
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: there is nothing to close."""
 
 
 def documents(model: Fusion) -> Batch:
-    """32 rows: 16 text tokens, all learned, and an image to draw."""
+    """Return a batch of 32 rows, each of 16 text tokens, all with a loss, and an image to draw."""
     size, grid = model.processor.size_ids(SIDE, SIDE), (SIDE // PATCH, SIDE // PATCH)
     rows = []
     for _ in range(ROWS):
@@ -78,7 +81,10 @@ def documents(model: Fusion) -> Batch:
 
 
 def transfusion_step(vocabulary: int, bf16: bool) -> Callable[[], None]:
-    """One step of transfusion-pytorch on documents of the same lengths, as its README trains."""
+    """Return a function that runs one step of transfusion-pytorch, as its README trains.
+
+    The documents have the same lengths as ours. vocabulary: number of text tokens. bf16: run under autocast.
+    """
     from transfusion_pytorch import Transfusion
 
     model = Transfusion(
@@ -102,10 +108,12 @@ def transfusion_step(vocabulary: int, bf16: bool) -> Callable[[], None]:
 
 
 def run(precision: str, compile: bool, rounds: int, others: Mapping[str, Callable[[], Any]]) -> Turns:
-    """Train for so many steps, the others in turn between them. The first two steps of all do not count, nor the one
-    that ends the run."""
+    """Train for `rounds` timed steps, with the functions of `others` in turn between them; return the times.
+
+    The first two steps of all do not count, nor the one that ends the run.
+    """
     model = subject()
-    model.model.set_attention("matmul")  # what train.unified takes on CPUs
+    model.model.set_attention("matmul")  # the default of train.unified on CPUs
     turns = Turns(documents(model), others)
     settings = Training(
         documents=ROWS * (WARM_UP + rounds + 1),
@@ -123,7 +131,7 @@ def run(precision: str, compile: bool, rounds: int, others: Mapping[str, Callabl
 
 
 def main(arguments: list[str]) -> int:
-    """Measure eager and compiled, fp32 and bf16; print the ratios and write them down."""
+    """Measure eager and compiled, fp32 and bf16; print the figures and write them to bench/results."""
     parser = argparse.ArgumentParser(prog="python -m bench.training", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=6, help="steps that count, of each")
     parser.add_argument("--ours", nargs="+", choices=OURS, default=OURS, help="which of our steps")
@@ -144,8 +152,10 @@ def main(arguments: list[str]) -> int:
 
 
 def compared(turns: Turns) -> dict[str, Any]:
-    """Median CPU times in ms and the ratios; each ratio is the median over rounds, within which both ran side by
-    side."""
+    """Return median CPU times in ms and the ratios.
+
+    Each ratio is the median over rounds, within which both ran side by side.
+    """
     own = turns.own[WARM_UP:]
     result = {"step_ms": round(1000 * median(own), 1)}
     for name, values in turns.times.items():

@@ -1,4 +1,4 @@
-"""Runs one of the field's benchmarks: `python -m eval.benchmark NAME ...`, as `fusion benchmark` does."""
+"""Run one of the field's benchmarks: `python -m eval.benchmark NAME ...`, as `fusion benchmark` does."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Puts several evaluations beside each other: `python -m eval.beside -o OUT EVALUATION ...`"""
+"""Compare several evaluations side by side: `python -m eval.beside -o OUT EVALUATION ...`"""
 
 import sys
 

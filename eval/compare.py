@@ -1,4 +1,4 @@
-"""Trains architectures of one size on the same data: `python -m eval.compare configs/compare/NAME.yaml`"""
+"""Compare architectures of one size trained on the same data: `python -m eval.compare configs/compare/NAME.yaml`"""
 
 import sys
 

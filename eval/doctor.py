@@ -1,4 +1,4 @@
-"""Says what is wrong with a run, and shows why: `python -m eval.doctor RUN`"""
+"""Diagnose the faults of a training run and show the evidence: `python -m eval.doctor RUN`"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Writes a run's report again, with held-out emoji: `python -m eval.emoji RUN`"""
+"""Rewrite a run's report with results on held-out emoji: `python -m eval.emoji RUN`"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Evaluates anything that draws: `python -m eval.run MODEL -o OUT`"""
+"""Evaluate any model that generates images: `python -m eval.run MODEL -o OUT`"""
 
 import sys
 

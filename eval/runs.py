@@ -1,4 +1,4 @@
-"""Compares runs of train.unified on one data set: `python -m eval.runs OUT RUN ...`"""
+"""Compare runs of train.unified on one data set: `python -m eval.runs OUT RUN ...`"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Finds the sampling parameters that a model draws best with: `python -m eval.tune MODEL -o OUT`"""
+"""Find the sampling parameters with which a model draws best: `python -m eval.tune MODEL -o OUT`"""
 
 import sys
 

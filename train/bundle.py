@@ -1,4 +1,4 @@
-"""Copies a model into the package, for `fusion.load(NAME)`: `python -m train.bundle out/longer/model shapes`"""
+"""Copy a model into the package, for `fusion.load(NAME)`: `python -m train.bundle out/longer/model shapes`"""
 
 import sys
 from pathlib import Path
@@ -13,22 +13,24 @@ LIMIT = 8_000_000
 
 
 def bundle(model: str | Path, name: str) -> Path:
-    """Save a copy of a model in bf16 as fusion/bundled/`name`, in the place of the one before. Raises ValueError where
-    it is too large."""
-    whole = fusion.load(Path(model).resolve())  # a folder, and not what is bundled already
+    """Save a copy of a model in bf16 as fusion/bundled/`name`, replacing any earlier one; return the folder.
+
+    model: a folder. Raises ValueError if its weights take more than LIMIT bytes.
+    """
+    whole = fusion.load(Path(model).resolve())  # a folder, never the bundled model of that name
     size = 2 * sum(p.numel() for p in whole.model.parameters())
     if size > LIMIT:
         raise ValueError(
             f"{model}: {size / 1e6:.1f} MB of weights in bf16, and {LIMIT / 1e6:.0f} MB is the limit of what the "
             "package carries"
         )
-    whole.model.config.text_config._name_or_path = ""  # where the LLM lay is nobody's business
+    whole.model.config.text_config._name_or_path = ""  # do not publish the local path of the LLM
     whole.to(dtype=torch.bfloat16).save_pretrained(BUNDLED / name)
     return BUNDLED / name
 
 
 def main(argv: list[str]) -> int:
-    """The program: 0, or 1 with one line on stderr."""
+    """Run the program with MODEL_FOLDER and NAME; return 0, or 1 with one line on stderr."""
     if len(argv) != 2 or not argv[1].isidentifier():
         print("usage: python -m train.bundle MODEL_FOLDER NAME", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Trains a small autoencoder on a folder of images: `python -m train.codec configs/codec.yaml data.path=FOLDER`"""
+"""Train a small autoencoder on a folder of images: `python -m train.codec configs/codec.yaml data.path=FOLDER`"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Trains and shows the demo: `python -m train.demo [CONFIG.yaml] [key=value ...]`, configs/demo.yaml unless given."""
+"""Train and show the demo: `python -m train.demo [CONFIG.yaml] [key=value ...]`, configs/demo.yaml by default."""
 
 import sys
 from pathlib import Path

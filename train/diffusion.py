@@ -1,4 +1,4 @@
-"""Trains a text-to-image diffusion transformer.
+"""Train a text-to-image diffusion transformer.
 
 Usage: `accelerate launch -m train.diffusion configs/dit.yaml key=value ...`
 """

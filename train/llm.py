@@ -1,4 +1,4 @@
-"""Pretrains a small language model and its tokenizer: `python -m train.llm configs/llm.yaml key=value ...`"""
+"""Pretrain a small language model and its tokenizer: `python -m train.llm configs/llm.yaml key=value ...`"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Builds the emoji data set from clones of two public repositories: `python -m train.prepare_emoji NOTO FLUENT OUT`"""
+"""Build the emoji data set from clones of two public repositories: `python -m train.prepare_emoji NOTO FLUENT OUT`"""
 
 import sys
 

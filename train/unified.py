@@ -1,4 +1,4 @@
-"""Fine-tunes an LLM into a model of text and images.
+"""Fine-tune an LLM into a model of text and images.
 
 Usage: `accelerate launch -m train.unified configs/unified.yaml key=value ...`
 """

@@ -1,1 +1,1 @@
-"""The command line: `fusion`."""
+"""The command line interface `fusion`."""

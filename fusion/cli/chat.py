@@ -1,4 +1,4 @@
-"""A conversation at the terminal: `fusion chat`. Lines are turns, lines that begin with a slash are commands."""
+"""Interactive chat in the terminal (`fusion chat`): a line is a user turn, or a command if it begins with a slash."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -18,10 +18,11 @@ HELP = """\
 
 
 class Chat:
-    """A conversation with a model. Answers stream to the screen; a turn that fails or is stopped is forgotten.
+    """An interactive conversation with a model.
 
-    model: a Fusion. messages: what was said before. seed: of the first turn; each later turn takes the next one, so
-    that asking again gives another picture. knobs: sampling options of `Fusion.stream`.
+    Answers stream to the screen; a turn that fails or is interrupted is not added to the conversation. model: a Fusion.
+    screen: shows and saves the answers. messages: the conversation so far. seed: of the first turn; each later turn
+    takes the next one, so that a repeated request gives another image. knobs: sampling parameters of `Fusion.stream`.
     """
 
     def __init__(self, model, screen: Screen, messages: Sequence[dict] = (), seed: int = 0, **knobs):
@@ -32,13 +33,16 @@ class Chat:
         self.images: list[dict] = []
 
     def run(self, read: Callable[[], str]) -> None:
-        """Take lines until /quit or the end of the input."""
+        """Process lines until /quit or the end of the input.
+
+        read: returns the next line; raises EOFError at the end.
+        """
         while True:
             try:
                 line = read().strip()
             except EOFError:
                 return
-            except KeyboardInterrupt:  # takes back the line that is being typed
+            except KeyboardInterrupt:  # discards the line that is being typed
                 self.screen.line("")
                 continue
             if line == "/quit":
@@ -47,8 +51,10 @@ class Chat:
                 self.line(line)
 
     def line(self, line: str) -> None:
-        """One line of a person: a command, or a turn. What goes wrong is told in one line, and the conversation goes
-        on."""
+        """Process one input line, a command or a user turn.
+
+        An error is printed in one line, and the conversation continues.
+        """
         try:
             if line.startswith("/") and not line.startswith("//"):
                 self.command(*line[1:].split(maxsplit=1))
@@ -59,7 +65,7 @@ class Chat:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
 
     def command(self, name: str = "", argument: str = "") -> None:
-        """Carry out `/name argument`; raises ValueError for one that does not exist."""
+        """Execute `/name argument`; raises ValueError for an unknown command."""
         commands = {
             "image": self.add_image,
             "seed": self.set_seed,
@@ -72,7 +78,7 @@ class Chat:
         commands[name](argument)
 
     def turn(self, text: str) -> None:
-        """Say something and take the answer."""
+        """Send a user turn with the waiting images, stream the model's answer, and add both to the conversation."""
         message = {"role": "user", "content": [*self.images, {"type": "text", "text": text}]}
         parts = []
         try:
@@ -91,7 +97,7 @@ class Chat:
         self.images = []
 
     def add_image(self, path: str) -> None:
-        """Add an image to what is said next."""
+        """Load an image that is sent with the next turn."""
         if not path:
             raise ValueError("/image needs the path of an image")
         image = open_image(Path(path).expanduser())
@@ -99,22 +105,25 @@ class Chat:
         self.screen.line(f"(image {len(self.images)}, {image.width}x{image.height}: say what to do with it)")
 
     def set_seed(self, number: str) -> None:
-        """Use this seed for the next turn."""
+        """Set the seed of the next turn; `number` is a decimal string."""
         if not number.isdecimal():
             raise ValueError(f"/seed needs a whole number, not {number!r}; the next seed is {self.seed}")
         self.seed = int(number)
 
     def save(self, folder: str) -> None:
-        """Write the conversation into a new folder."""
+        """Write the conversation (messages.json and images) to a new folder, `chat` by default.
+
+        Raises ValueError if there is no message yet.
+        """
         if not self.messages:
             raise ValueError("nothing was said yet, so there is nothing to save")
         self.screen.line(str(conversation.write(self.messages, Path(folder or "chat").expanduser())))
 
     def reset(self, _: str) -> None:
-        """Forget what was said and the images that wait."""
+        """Discard the conversation, except for its initial messages, and the waiting images."""
         self.messages, self.images = list(self.start), []
         self.screen.line("(a new conversation)")
 
     def help(self, _: str) -> None:
-        """List the commands."""
+        """Print the list of commands."""
         self.screen.line(HELP)

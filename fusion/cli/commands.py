@@ -1,4 +1,4 @@
-"""The commands of `fusion` that work with one model or one data set; what is heavy is imported when a command runs."""
+"""The commands of `fusion` that use one model or one data set; heavy modules are imported when a command runs."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from fusion.cli.parser import KNOBS
 
 
 def _knobs(options: argparse.Namespace) -> dict:
-    """The sampling options that were given: defaults live in fusion.generation.sampling alone."""
+    """Return the sampling parameters given as options; defaults are defined in fusion.generation.sampling alone."""
     given = {name: value for name, value in vars(options).items() if name in KNOBS}
     if "guidance_interval" in given:
         given["guidance_interval"] = tuple(given["guidance_interval"])
@@ -16,7 +16,7 @@ def _knobs(options: argparse.Namespace) -> dict:
 
 
 def _load(options: argparse.Namespace):
-    """The model that an option names, without the chatter of loading."""
+    """Load the model named by `options.model`, without log messages and progress bars."""
     from fusion.generation.api import load
 
     _quiet()
@@ -38,7 +38,7 @@ def _screen(options: argparse.Namespace):
 
 
 def generate(options: argparse.Namespace) -> None:
-    """`fusion generate`"""
+    """Run `fusion generate`: continue a prompt of text and images."""
     from fusion.generation.conversation import read_words
 
     words = read_words(options.words)
@@ -64,7 +64,10 @@ def generate(options: argparse.Namespace) -> None:
 
 
 def with_system(prompt: list | dict, system: str | None) -> list | dict:
-    """A prompt (words and images, or messages) behind a system message; raises ValueError where it has no place."""
+    """Prepend a system message to a prompt (text and images, or messages); None returns the prompt as it is.
+
+    Raises ValueError for a document without roles, or messages that have a system message.
+    """
     if system is None:
         return prompt
     if isinstance(prompt, dict) or (isinstance(prompt[0], dict) and prompt[0].get("role") == "system"):
@@ -81,7 +84,7 @@ def with_system(prompt: list | dict, system: str | None) -> list | dict:
 
 
 def edit(options: argparse.Namespace) -> None:
-    """`fusion edit`"""
+    """Run `fusion edit`: edit an image by an instruction."""
     from fusion.sequence.images import open_image
 
     image, screen = open_image(options.image), _screen(options)
@@ -89,7 +92,7 @@ def edit(options: argparse.Namespace) -> None:
 
 
 def describe(options: argparse.Namespace) -> None:
-    """`fusion describe`"""
+    """Run `fusion describe`: print a description of each image, or an answer to a question about it."""
     from fusion.sequence.images import open_image
 
     images = [open_image(path) for path in options.images]
@@ -101,7 +104,7 @@ def describe(options: argparse.Namespace) -> None:
 
 
 def chat(options: argparse.Namespace) -> None:
-    """`fusion chat`"""
+    """Run `fusion chat`: an interactive conversation with a model."""
     from fusion.cli.chat import Chat
     from fusion.generation import conversation
 
@@ -113,7 +116,7 @@ def chat(options: argparse.Namespace) -> None:
             with_system(messages, options.system) if messages else [{"role": "system", "content": options.system}]
         )
     screen = _screen(options)
-    talk = Chat(_load(options), screen, messages, **_knobs(options))  # type: ignore[arg-type]  # it is no dict
+    talk = Chat(_load(options), screen, messages, **_knobs(options))  # type: ignore[arg-type]  # not a dict
     interactive = sys.stdin.isatty()
     if interactive:
         import readline  # noqa: F401 -- gives input() its history and line editing
@@ -123,7 +126,7 @@ def chat(options: argparse.Namespace) -> None:
 
 
 def inspect(options: argparse.Namespace) -> None:
-    """`fusion inspect`"""
+    """Run `fusion inspect`: print and draw the packed sequence of a document."""
     from fusion.common.files import image_path, save_image
     from fusion.generation.conversation import read_words
     from fusion.sequence.inspect import draw_packed, summary
@@ -146,7 +149,7 @@ def inspect(options: argparse.Namespace) -> None:
 
 
 def data(options: argparse.Namespace) -> int:
-    """`fusion data`"""
+    """Run `fusion data`: check a data set; returns 1 if a sample is bad or leaks, else 0."""
     from fusion.data import check
     from fusion.data import check_page as preview
     from fusion.data.formats import Split
@@ -166,8 +169,7 @@ def data(options: argparse.Namespace) -> int:
 
 
 def _any_processor(options: argparse.Namespace):
-    """The processor of --tokenizer, or else one with the bundled tokenizer, which leaves images as large as they
-    are."""
+    """Return the processor of --tokenizer or, by default, a bundled one that does not resize images."""
     from fusion.sequence.processor import FusionProcessor
 
     if options.tokenizer:
@@ -177,7 +179,7 @@ def _any_processor(options: argparse.Namespace):
 
 
 def plan(options: argparse.Namespace) -> None:
-    """`fusion plan`"""
+    """Run `fusion plan`: estimate memory, time and cost of a training run."""
     from fusion.planning.plan import plan as show
 
     _quiet()
@@ -185,7 +187,11 @@ def plan(options: argparse.Namespace) -> None:
 
 
 def _processor(name: str, stride: int):
-    """The processor of a fusion model, bundled ones too, or the one that an LLM would get."""
+    """Return the processor of a fusion model (bundled ones too), or the one that an LLM would get.
+
+    name: a bundled model, a folder, or a hub id. stride: pixels along the side of a patch, for an LLM. Raises
+    ValueError if it is neither.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
     from fusion.generation.api import BUNDLED, register

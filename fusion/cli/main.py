@@ -1,9 +1,9 @@
-"""Entry point of the command line `fusion`: runs the command that is named first.
+"""Entry point of the command line `fusion`: run the command given as the first argument.
 
 Commands: train, eval, plan, tune, compare, doctor, benchmark, data, generate, edit, chat, describe, inspect.
 
-A mistake is one line on stderr and exit status 2; FUSION_DEBUG=1 shows where it came from. Nothing heavy is imported
-before a command runs, so that --help comes at once.
+An error is one line on stderr and exit status 2; FUSION_DEBUG=1 shows the traceback. Nothing heavy is imported before a
+command runs, so that --help is fast.
 """
 
 import os
@@ -15,8 +15,11 @@ from fusion.cli.programs import PROGRAMS, bound_onednn_caches
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit status: 0, 2 after an error, 130 when interrupted; `data`, `doctor` and programs
-    that fail have a 1 too."""
+    """Run a command and return its exit status.
+
+    It is 0 on success, 2 after an error, 130 when interrupted; `data`, `doctor` and programs that fail return 1 too.
+    arguments: default `sys.argv[1:]`.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     bound_onednn_caches()
     try:
@@ -28,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return COMMANDS[options.command](options) or 0
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read our output has gone: that is no error
+    except BrokenPipeError:  # the reader of our output has exited, which is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if os.environ.get("FUSION_DEBUG") == "1":

@@ -1,4 +1,4 @@
-"""The parser of `fusion`: every command with its options and examples. Imports nothing heavy."""
+"""The argument parser of `fusion`: every command with its options and examples. It imports nothing heavy."""
 
 import argparse
 from typing import NoReturn
@@ -76,7 +76,7 @@ DESCRIPTIONS = {
 
 
 def size(text: str) -> tuple[int, int]:
-    """`64x48` as (width, height)."""
+    """Parse `64x48` to (width, height) in pixels; raises ArgumentTypeError."""
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: write WIDTHxHEIGHT in pixels, such as 64x48")
@@ -84,7 +84,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def column(text: str) -> tuple[str, str]:
-    """`text=caption` as (name, column)."""
+    """Parse `text=caption` to (name, column); raises ArgumentTypeError."""
     name, equals, found = text.partition("=")
     if not (name and equals and found):
         raise argparse.ArgumentTypeError(f"{text!r} maps no column: write NAME=COLUMN, such as text=caption")
@@ -92,14 +92,14 @@ def column(text: str) -> tuple[str, str]:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises ValueError in one line instead of ending the process."""
+    """An argument parser that raises ValueError in one line instead of exiting the process."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all commands; the options of a command that are not given are not in its result."""
+    """Build the parser of all commands; an option without a default that is not given is missing from its result."""
     top = Parser(
         prog="fusion",
         description="One model that reads and writes both text and images.",
@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 class Formatter(argparse.HelpFormatter):
-    """Wraps descriptions, and leaves examples as they are."""
+    """A help formatter that wraps descriptions, and leaves examples as they are."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=32)

@@ -9,10 +9,10 @@ Main = Callable[[list[str]], int]
 
 
 def bound_onednn_caches() -> None:
-    """Let oneDNN and torch's bridge to it keep 256 compiled shapes instead of 1,024. Has an effect only before torch is
-    first imported.
+    """Limit the caches of oneDNN and of torch's bridge to it to 256 compiled shapes instead of 1,024.
 
-    A kept shape of a bf16 product takes about 0.7 MB, and packed documents bring new shapes with every step.
+    Has an effect only before torch is first imported. A cached shape of a bf16 product takes about 0.7 MB, and packed
+    documents bring new shapes with every step. Values already set in the environment are left.
     """
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(cache, "256")
@@ -58,7 +58,10 @@ RECIPES = {
 
 
 def train(arguments: Sequence[str]) -> int:
-    """`fusion train RECIPE CONFIG.yaml [key=value ...]`; the recipe may be left out where the config tells it."""
+    """Run `fusion train [RECIPE] CONFIG.yaml [key=value ...]`; return its exit status.
+
+    The recipe may be left out where the config determines it.
+    """
     usage = "usage: fusion train [RECIPE] CONFIG.yaml [key=value ...]\n\nrecipes:\n" + "\n".join(
         f"  {name:<10}{words}" for name, (_, words) in RECIPES.items()
     )
@@ -75,7 +78,7 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def _recipe_of(words: Sequence[str]) -> str:
-    """The recipe of a config whose name is not given, by the sections that it has. ValueError where it is none."""
+    """Determine the recipe from the sections of a config; raises ValueError if the first word is not a file."""
     from fusion.common.config import keys
 
     if "=" in words[0]:
@@ -86,35 +89,35 @@ def _recipe_of(words: Sequence[str]) -> str:
 
 
 def evaluate(arguments: Sequence[str]) -> int:
-    """`fusion eval`"""
+    """Run `fusion eval` with these arguments; return its exit status."""
     from fusion.evaluation.run import main
 
     return main(arguments)
 
 
 def beside(arguments: Sequence[str]) -> int:
-    """`fusion beside`"""
+    """Run `fusion beside` with these arguments; return its exit status."""
     from fusion.evaluation.side_by_side import main
 
     return main(arguments)
 
 
 def runs(arguments: Sequence[str]) -> int:
-    """`fusion runs`"""
+    """Run `fusion runs` with these arguments; return its exit status."""
     from fusion.evaluation.runs import main
 
     return main(arguments)
 
 
 def tune(arguments: Sequence[str]) -> int:
-    """`fusion tune`"""
+    """Run `fusion tune` with these arguments; return its exit status."""
     from fusion.tuning.tune import main
 
     return main(arguments)
 
 
 def compare(arguments: Sequence[str]) -> int:
-    """`fusion compare`"""
+    """Run `fusion compare` with these arguments; return its exit status."""
     from fusion.comparison.compare import main
 
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -127,14 +130,14 @@ def compare(arguments: Sequence[str]) -> int:
 
 
 def doctor(arguments: Sequence[str]) -> int:
-    """`fusion doctor`"""
+    """Run `fusion doctor` with these arguments; return its exit status."""
     from fusion.doctor.doctor import main
 
     return main(arguments)
 
 
 def benchmark(arguments: Sequence[str]) -> int:
-    """`fusion benchmark NAME ...`"""
+    """Run `fusion benchmark NAME ...` with these arguments; return its exit status."""
     from fusion.evaluation.benchmarks.table import BENCHMARKS
 
     if arguments and arguments[0] in BENCHMARKS:

@@ -13,9 +13,10 @@ from fusion.generation.interleaved import Event, ImagePreview, TextPiece
 
 
 def half_blocks(image: Image.Image, columns: int | None = None) -> str:
-    """An image for a terminal of 24-bit colour: each character is two pixels, one above the other.
+    """Render an image as text for a terminal of 24-bit colour: each character shows two pixels, one above the other.
 
-    columns: at most this wide (default: the terminal's width, at most 64); wider images are shrunk, smaller ones stay.
+    columns: greatest width in characters (default: the terminal's width, at most 64). Wider images are shrunk, smaller
+    ones keep their size.
     """
     limit = columns or min(64, shutil.get_terminal_size().columns)
     image = image.convert("RGB")
@@ -34,18 +35,19 @@ def half_blocks(image: Image.Image, columns: int | None = None) -> str:
 
 
 class Screen:
-    """Takes the events of a stream: prints text at once, shows an image while it is drawn, saves it and prints where.
+    """A display for the events of a stream: print text at once, and show and save images.
 
-    out: as in files.image_path. show: draw images in the terminal, in place while they become clear.
+    An image is shown while it is denoised; then it is saved and its path printed. out: as in files.image_path. show:
+    draw images in the terminal, in place while they become clear. stream: where to print, default stdout.
     """
 
     def __init__(self, out: str | Path, show: bool, stream: io.TextIOBase | None = None):
         self.out, self.show, self.stream = image_path(out), show, stream or sys.stdout
         self._mid_line = False
-        self._drawn = 0  # lines of the unfinished image that stands last on the screen
+        self._drawn = 0  # height in lines of the unfinished image at the end of the screen
 
     def take(self, event: Event) -> dict | None:
-        """Show an event; returns the content block that it adds to the answer, None for a preview."""
+        """Show an event; return the content block that it adds to the answer, None for a preview."""
         if isinstance(event, TextPiece):
             self._write(event.text)
             return {"type": "text", "text": event.text}
@@ -57,18 +59,18 @@ class Screen:
         return {"type": "image", "image": event.image}
 
     def image(self, image: Image.Image) -> None:
-        """Show and save a finished image, and print its path."""
+        """Show a finished image if `show` is set, save it, and print its path."""
         if self.show:
             self._draw(image, last=True)
         self.line(str(save_image(image, self.out)))
 
     def line(self, words: str) -> None:
-        """Print a line of the program's own."""
+        """Print a message of the program on a line of its own."""
         self.end_line()
         self._write(f"{words}\n")
 
     def end_line(self) -> None:
-        """What comes next begins a line."""
+        """End the current line if it is not empty, so that the next output begins a line."""
         if self._mid_line:
             self._write("\n")
 
@@ -86,7 +88,7 @@ class Screen:
 
 
 def join(blocks: list[dict]) -> list[dict]:
-    """Content blocks with runs of text made one; text that is only white space is left out."""
+    """Merge consecutive text blocks; drop text that is only whitespace."""
     joined: list[dict] = []
     for block in blocks:
         if block["type"] == "text" and joined and joined[-1]["type"] == "text":

@@ -1,1 +1,1 @@
-"""Data: the built-in world, and loaders for what people bring."""
+"""Load training data: the built-in synthetic world, and loaders for users' own data sets."""

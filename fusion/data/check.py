@@ -1,4 +1,4 @@
-"""Goes through a data set as training would read it, and says what is in it, what is broken and what leaks."""
+"""Check a data set by reading it as training does: report its contents, bad samples and train/validation leaks."""
 
 import hashlib
 import random
@@ -32,7 +32,7 @@ from fusion.sequence.packed import Layout
 from fusion.sequence.processor import FusionProcessor
 
 SHOWN = 20
-# What `open_as` opens: the kinds of SourceConfig whose rows can be counted.
+# The kinds of SourceConfig that `open_as` opens (their rows can be counted), with their readable names.
 FORMATS = {
     "images": "captioned images",
     "edits": "edit pairs",
@@ -45,14 +45,15 @@ NO_LIMIT = 2**40  # tokens: more than any document has
 
 @dataclass
 class Report:
-    """What one source holds.
+    """Statistics and problems of one source, as collected by `check`.
 
-    rows: samples, good and bad. sizes: of its images, (width, height). texts: the length of each text block in
-    characters. lengths: of each document in tokens, with its patches and the noised ones; text_tokens: of all of them,
-    those that are no patch; reader: whose tokens these are. samples: good ones by side of the split; subjects: those of
-    good ones by side. repeats: samples equal to an earlier one in every pixel and letter; image_repeats, text_repeats:
-    (key, key of the first) of images and of texts that came before. bad: (key, reason) of what cannot be used. good:
-    the numbers of the others in the source.
+    rows: number of samples, good and bad. sizes: count of images by (width, height). texts: length of each text block
+    in characters. lengths: length of each document in tokens, clean and noised patches included. text_tokens: number of
+    tokens over all documents that are not patches. reader: name of the model whose processor made the tokens. samples:
+    number of good samples by side of the split. subjects: subjects of the good samples by side of the split. repeats:
+    number of samples equal to an earlier one in every pixel and character. image_repeats, text_repeats: (key, key of
+    the first occurrence) of each image or text that occurred in an earlier sample. bad: (key, reason) of each sample
+    that cannot be used. good: indices of the good samples in the source.
     """
 
     name: str
@@ -74,9 +75,9 @@ class Report:
 
 @dataclass(frozen=True)
 class Findings:
-    """Reports on sources that belong together, and what they share across the split.
+    """Reports on sources that belong to one data set, and their leaks across the split.
 
-    leaks: keys of a training and of a validation sample that hold the same picture under different subjects.
+    leaks: (key of a training sample, key of a validation sample) that hold the same image under different subjects.
     """
 
     reports: list[Report]
@@ -84,16 +85,16 @@ class Findings:
 
     @property
     def flawed(self) -> bool:
-        """Whether a sample is bad, or leaks."""
+        """True if any sample is bad or leaks across the split."""
         return bool(self.leaks) or any(report.bad for report in self.reports)
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How training would read samples.
+    """Convert samples to laid-out documents as training does.
 
-    name: of the model whose processor it is. length: of training's rows in tokens, which a conversation has to fit;
-    None for any length.
+    name: name of the model whose processor this is. length: training's row length in tokens, which a conversation has
+    to fit; None for no limit. Raises ValueError if `length` is below 1.
     """
 
     processor: FusionProcessor
@@ -105,16 +106,20 @@ class Reader:
             raise ValueError(f"length={self.length}: a row of training has at least one token")
 
     def __call__(self, sample: Sample) -> list[Layout]:
-        """The laid out documents of a sample, at their longest: nothing dropped, the last picture's clean copy kept.
-        Raises BadSample."""
+        """Return the laid-out documents of a sample at their greatest length; raises BadSample.
+
+        Nothing is dropped for guidance, and the clean copy of the last image is kept.
+        """
         packing = Packing(length=self.length or NO_LIMIT, tail=1.0)
         return documents(sample, self.processor, packing, random.Random(0), guidance=False)
 
 
 def check(sources: Sequence[TableSource], split: Split | None = None, reader: Reader | None = None) -> Findings:
-    """Read every sample of some sources, opened with split="all", and report on them as `split` would part them.
+    """Read every sample of the given sources and report counts, repeats, bad samples and leaks across the split.
 
-    reader: lay every sample out too, as training does: what it refuses is bad, and the others' tokens are counted.
+    sources: opened with split="all". split: assigns the subjects to training and validation (default `Split()`).
+    reader: also lay every sample out as training does, count the tokens, and report samples that cannot be laid out as
+    bad.
     """
     split = split or Split()
     validation = Split("validation", split.held_out, split.seed, split.variant)
@@ -144,7 +149,10 @@ def check(sources: Sequence[TableSource], split: Split | None = None, reader: Re
 
 @dataclass(frozen=True)
 class _Seen:
-    """Fingerprints of what came before, each with the key of the sample it came in first."""
+    """Fingerprints of the images, texts and samples read so far.
+
+    Images and texts map to the key of the sample in which they occurred first.
+    """
 
     images: dict[bytes, str] = field(default_factory=dict)
     texts: dict[bytes, str] = field(default_factory=dict)
@@ -152,7 +160,7 @@ class _Seen:
 
 
 def _measure(sample: Sample, report: Report, seen: _Seen) -> list[bytes]:
-    """Count a sample's images and texts, and which came before; return the fingerprints of its images."""
+    """Count a sample's images, texts and repeats in `report` and `seen`; return the fingerprints of its images."""
     pictures, whole = [], hashlib.blake2b(digest_size=16)
     turns = sample.messages or [{"role": "", "content": sample.content}]
     for block in (block for turn in turns for block in turn["content"]):
@@ -179,7 +187,7 @@ def _fingerprint(data: bytes) -> bytes:
 
 
 def render(findings: Findings) -> str:
-    """The findings as a short table for a terminal."""
+    """Format the findings as a plain-text summary for a terminal, with at most `SHOWN` bad samples and leaks listed."""
     lines = []
     for report in findings.reports:
         lines += _describe(report)
@@ -193,7 +201,7 @@ def render(findings: Findings) -> str:
 
 
 def facts(report: Report) -> dict[str, str]:
-    """What a report counts, each in words."""
+    """Summarise the counts of a report as label -> readable text; labels without data are left out."""
     said = {}
     if report.sizes:
         common = ", ".join(f"{w}x{h} ({count:,})" for (w, h), count in report.sizes.most_common(4))
@@ -240,9 +248,9 @@ def _describe(report: Report) -> list[str]:
 
 
 def recognise(path: str | Path) -> list[TableSource]:
-    """The sources that a path holds: a table, a folder of tables, of images with captions beside them, or of texts.
+    """Detect and open the sources at a path: a table, or a folder of tables, captioned images or text files.
 
-    Raises ValueError if it holds none of these.
+    Raises ValueError if the path does not exist or is none of these.
     """
     path = Path(path)
     if not path.exists():
@@ -260,7 +268,7 @@ def recognise(path: str | Path) -> list[TableSource]:
 
 
 def _recognise_table(path: Path) -> TableSource:
-    """The source for a table, by its columns."""
+    """Open a table as the kind of source that its file name and columns indicate."""
     columns = {column for row in scan(open_table(path)) for column in row.values}
     if path.stem == "metadata":
         return ImageFolder(path.parent)
@@ -272,7 +280,7 @@ def _recognise_table(path: Path) -> TableSource:
 
 
 def open_as(path: str | Path, format: str, columns: dict[str, str] | None = None) -> list[TableSource]:
-    """What a config's `data.sources` with this kind and these columns would read of a path."""
+    """Open a path as `data.sources` of a config would, with this kind (`format`) and these columns, without a split."""
     path = Path(path)
     file = path.name if format == "edits" and path.is_file() else None
     source = SourceConfig(
@@ -282,6 +290,6 @@ def open_as(path: str | Path, format: str, columns: dict[str, str] | None = None
 
 
 def _format(source: TableSource) -> str:
-    """What people call the samples of a source."""
+    """Return the readable name of a source's kind, such as "captioned images"."""
     kinds = {ImageFolder: "images", EditPairs: "edits", Interleaved: "pages", Chat: "chats", PlainText: "text"}
     return FORMATS[kinds[type(source)]]

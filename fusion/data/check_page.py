@@ -1,4 +1,4 @@
-"""Self-contained page of a data set check: counts, histograms, every bad sample, and samples as they are read."""
+"""Write a self-contained HTML page of a data check: counts, histograms, every bad sample, and samples as tokenised."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,12 +12,12 @@ from fusion.data.formats.table_source import TableSource
 from fusion.sequence.inspect import draw_legend, draw_sequence, spans
 from fusion.sequence.packed import pack
 
-DRAWN = 8  # samples of a source
-SIZES = 12  # sizes with a bar of their own
-REPEATS = 50  # repeated images and texts that are listed, of each
-SPANS = 160  # tokens and pictures of a sample that are drawn
+DRAWN = 8  # samples drawn of each source
+SIZES = 12  # image sizes with a bar of their own
+REPEATS = 50  # repeats listed, of images and of texts each
+SPANS = 160  # tokens and images drawn of each sample
 AS_IT_IS = 1
-# Upper ends of the bars of aspect ratios (width / height), and what they are called.
+# Upper bounds of the bins of aspect ratios (width / height), with their labels.
 ASPECTS = {
     0.4: "below 2:5",
     0.58: "1:2",
@@ -32,9 +32,10 @@ ASPECTS = {
 
 
 def write(findings: Findings, sources: Sequence[TableSource], reader: Reader, out: str | Path) -> Path:
-    """Write the page under the first free name (`check.html` where `out` is a folder), and return that name.
+    """Write the check page as HTML and return its path, the first free name based on `out`.
 
-    sources: those that were checked; a few of their samples are read once more, to be drawn.
+    sources: those that were checked, in the order of `findings.reports`; a few of their samples are read again to be
+    drawn. out: a file, or a folder, in which the page is called `check.html`.
     """
     out = Path(out)
     html = render(findings, sources, reader).encode()
@@ -44,7 +45,7 @@ def write(findings: Findings, sources: Sequence[TableSource], reader: Reader, ou
 
 
 def render(findings: Findings, sources: Sequence[TableSource], reader: Reader) -> str:
-    """The page as a string."""
+    """Render the check page as an HTML string; parameters as in `write`."""
     sections = []
     for report, source in zip(findings.reports, sources, strict=True):
         sections += _sections(report, source, reader)
@@ -98,13 +99,13 @@ def _aspects(sizes: Counter[tuple[int, int]]) -> dict[str, int]:
 
 
 def _doubling(lengths: Sequence[int]) -> dict[str, int]:
-    """How many lengths lie in [1, 1], [2, 3], [4, 7], ...: from the first to the last of these that holds any."""
+    """Count the lengths in the bins [1, 1], [2, 3], [4, 7], ..., from the first non-empty bin to the last."""
     counts = Counter(length.bit_length() for length in lengths)
     return {f"{2**bits // 2:,}–{2**bits - 1:,}": counts[bits] for bits in range(min(counts), max(counts) + 1)}
 
 
 def _repeated(report: Report) -> str:
-    """Images and texts that came in an earlier sample already, the first of each."""
+    """List, as HTML, the images and texts that occurred in an earlier sample, each with its first occurrence."""
     parts = ""
     for what, repeats in (("image", report.image_repeats), ("text", report.text_repeats)):
         if repeats:
@@ -119,8 +120,7 @@ def _leaks(findings: Findings) -> str:
 
 
 def _samples(report: Report, source: TableSource, reader: Reader) -> str:
-    """Good samples, evenly chosen, with their tokens and pictures in reading order, and a bar under all that is
-    learned."""
+    """Draw evenly spaced good samples as HTML: tokens and images in reading order, a bar under all that has a loss."""
     if not report.good:
         return ""
     chosen = report.good[:: max(1, len(report.good) // DRAWN)][:DRAWN]

@@ -1,4 +1,4 @@
-"""The built-in world and plain text in stages: what comes changes along a run, by the number of the document alone."""
+"""Mix the built-in world and plain text in stages (a curriculum) that depend on the document's number alone."""
 
 import random
 from collections.abc import Sequence
@@ -12,9 +12,12 @@ from fusion.worlds.shapes import Options, World
 
 @dataclass
 class Stage:
-    """What comes until document number `until`, None for ever. text: the share of plain text. The others say what the
-    world draws as in fusion.worlds.shapes.Options (tasks, counts, sizes, colours and questions are weights); what is
-    left out is as the world has it."""
+    """One stage of a curriculum: the mixture of documents up to document number `until`.
+
+    until: number of the first document of the next stage, None for the last stage, which has no end. text: share of
+    plain text, in [0, 1). The other fields set the fields of fusion.worlds.shapes.Options with the same names (tasks,
+    counts, sizes, colours and questions are weights); None leaves the world's default.
+    """
 
     until: int | None = None
     text: float = 0.0
@@ -34,18 +37,18 @@ class Stage:
 
     @property
     def world(self) -> World:
-        """The world of this stage."""
+        """The world that this stage draws its documents from."""
         given = {field.name: getattr(self, field.name) for field in fields(Options) if hasattr(self, field.name)}
         return World(Options(**{name: value for name, value in given.items() if value is not None}))
 
 
 class Curriculum:
-    """A source for fusion.data.formats.Mixture: document number i comes from the first stage that ends after it, or
-    from `texts`.
+    """A source for fusion.data.formats.Mixture whose document number i comes from the first stage that ends after i.
 
-    Stages follow the number of documents, not the clock, so that a run is the same on every machine and resumes
-    exactly, and a longer run has stages of the same length; one that its time limit ends early has not seen the last of
-    them.
+    With the stage's probability `text`, the document comes from `texts` instead. Stages are counted in documents, not
+    in time, so that a run is the same on every machine and resumes exactly, and a longer run has stages of the same
+    length; a run that its time limit ends early has not seen the last stages. Raises ValueError if the stages' ends do
+    not increase, the last stage has an end, or a stage needs texts and there are none.
     """
 
     def __init__(self, stages: Sequence[Stage], seed: int = 0, texts: "Texts | None" = None, name: str = "world"):
@@ -66,7 +69,7 @@ class Curriculum:
         return 2**62
 
     def sample(self, index: int) -> Sample:
-        """Document number `index`."""
+        """Return document number `index`; it depends on (seed, index) alone."""
         share, world = next((share, world) for end, share, world in self._stages if index < end)
         rng = random.Random(f"{self._seed}/{index}")
         if share and rng.random() < share:
@@ -74,13 +77,16 @@ class Curriculum:
         return world[index]
 
     def stream(self, seed: int | str = 0, shard: int = 0, shards: int = 1) -> "Walk":
-        """The documents in the order of their numbers, dealt to the shards in turn; they have a seed of their own."""
+        """Return a stream of the documents in order of their numbers, every `shards`-th from `shard` on.
+
+        The parameter `seed` is ignored: the documents follow from the seed of the curriculum.
+        """
         return Walk(self, shard, shards)
 
 
 @runtime_checkable
 class Numbered(Protocol):
-    """Documents by number, such as those of a Curriculum."""
+    """A source whose documents are read by number, such as a Curriculum."""
 
     def sample(self, index: int) -> Sample:
         """Return document number `index`."""
@@ -88,7 +94,7 @@ class Numbered(Protocol):
 
 
 class Walk:
-    """An endless stream over numbered documents, in order."""
+    """An endless stream over the numbered documents of one shard, in order: numbers shard, shard + shards, ..."""
 
     def __init__(self, curriculum: Numbered, shard: int, shards: int):
         self._curriculum, self._shards, self._next = curriculum, shards, shard
@@ -99,16 +105,16 @@ class Walk:
         return sample
 
     def state_dict(self) -> dict[str, int]:
-        """The number of the next document."""
+        """Return the number of the next document."""
         return {"next": self._next}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Continue from the document number saved by `state_dict`."""
         self._next = state["next"]
 
 
 class Texts:
-    """Plain texts as a source; each is a page, learned from its first token to its end."""
+    """A source of plain texts; each is a document without roles in which every token has a loss."""
 
     def __init__(self, texts: Sequence[str], name: str = "text"):
         self.name, self._texts = name, list(texts)
@@ -117,11 +123,11 @@ class Texts:
         return len(self._texts)
 
     def sample(self, index: int, rng) -> Sample:
-        """Text number `index`; there is nothing left for `rng` to choose."""
+        """Return text number `index` as a sample; `rng` is not used."""
         return Sample(None, [{"type": "text", "text": self._texts[index]}], self.name, f"{self.name}:{index}")
 
     def stream(self, seed: int | str = 0, shard: int = 0, shards: int = 1) -> Stream:
-        """All texts shuffled, again and again."""
+        """Return an endless stream of all texts, shuffled anew in each epoch."""
         return Stream(self, seed, shard, shards)
 
 
@@ -129,8 +135,12 @@ TRAINING_SEED, HELD_OUT_SEED = 1, 2  # of the world's documents: two seeds share
 
 
 def open_data(data: DataConfig, stages: Sequence[Stage], side: str, stride: int) -> tuple[list[Source], list[float]]:
-    """The sources of a config on one side of the split ("train" or "validation") and their weights; or the built-in
-    world in stages, of which the last is validated on."""
+    """Open the sources of a config on one side of the split ("train" or "validation"); return them and their weights.
+
+    stages: if not empty, the one source is the built-in world as a Curriculum; validation uses the last stage alone,
+    and other documents than training. stride: sides of images are multiples of it. Raises ValueError if both `stages`
+    and `data.sources` are given.
+    """
     if stages and data.sources:
         raise ValueError("stages are the built-in world instead of data.sources: give one of them")
     if not stages:

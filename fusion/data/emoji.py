@@ -1,9 +1,9 @@
-"""Builds the emoji data set from clones of two public repositories: `python -m train.prepare_emoji NOTO FLUENT OUT`.
+"""Build the emoji data set from clones of two public repositories: `python -m train.prepare_emoji NOTO FLUENT OUT`.
 
 NOTO: https://github.com/googlefonts/noto-emoji (its images are Apache-2.0). FLUENT:
 https://github.com/shuding/fluentui-emoji-unicode (Microsoft's Fluent Emoji by code point, MIT). OUT gets 128x128 RGB
-pictures over white, `metadata.jsonl` with a caption each (the Unicode name of the character, its skin tone, its style)
-and `edits.jsonl` with pairs that differ in style or skin tone alone.
+images on white, `metadata.jsonl` with a caption each (the Unicode name of the character, its skin tone, its style) and
+`edits.jsonl` with pairs that differ in style or skin tone alone.
 """
 
 import argparse
@@ -27,8 +27,11 @@ ORDER = ("", *TONES)
 
 @dataclass(frozen=True)
 class Style:
-    """One of the two ways in which the characters are drawn: its folder in the data set, its name, and its files in a
-    clone."""
+    """One of the two drawing styles of the emoji.
+
+    folder: its folder in the data set. name: its name in captions. source: its folder in a clone of its repository.
+    file: pattern of its file names there, with the code point and the optional skin tone (both hexadecimal) as groups.
+    """
 
     folder: str
     name: str
@@ -42,7 +45,10 @@ FLUENT = Style("fluent", "3d", "assets", re.compile(r"([0-9a-f]+)(?:-([0-9a-f]+)
 
 @dataclass(frozen=True)
 class Emoji:
-    """A picture of one character in one style. tone: the code point of its skin tone, or empty."""
+    """An image of one character in one style.
+
+    code: the character's code point. tone: the code point of its skin tone as hexadecimal digits, or "".
+    """
 
     code: int
     tone: str
@@ -50,26 +56,26 @@ class Emoji:
 
     @property
     def file_name(self) -> str:
-        """Its path in the data set."""
+        """The image's path relative to the data set's folder."""
         return f"images/{self.style.folder}/{self.code:x}{self.tone and '_' + self.tone}.png"
 
     @property
     def subject(self) -> str:
-        """What it shows, in words: the name of the character."""
+        """The Unicode name of the character, in lower case."""
         return unicodedata.name(chr(self.code)).lower()
 
     @property
     def caption(self) -> str:
-        """What it shows, in which skin tone and style."""
+        """The caption: the name of the character, its skin tone if any, and its style."""
         tone = [f"{TONES[self.tone]} skin tone"] if self.tone else []
         return ", ".join([self.subject, *tone, f"{self.style.name} style"])
 
 
 def find(clone: Path, style: Style) -> dict[Emoji, Path]:
-    """The pictures in a clone that show one named character, with or without a skin tone, by code point and tone.
+    """Return the images in a clone that show one named character, with or without a skin tone: emoji -> file.
 
-    ASCII is left out (those pictures are plain digits), and so are flags, families and professions: sequences have no
-    Unicode name.
+    Sorted by code point and skin tone. ASCII is left out (those images are plain digits), and so are flags, families
+    and professions: sequences have no Unicode name. Raises ValueError if the folder or all images are missing.
     """
     folder = clone / style.source
     if not folder.is_dir():
@@ -89,10 +95,11 @@ def find(clone: Path, style: Style) -> dict[Emoji, Path]:
 
 
 def edits(emoji: Sequence[Emoji]) -> Iterator[dict[str, str]]:
-    """Pairs that differ in one thing, each in both directions, as rows of edits.jsonl.
+    """Yield pairs of images that differ in one thing, in both directions, as rows of edits.jsonl.
 
-    Every picture goes to the other style. One without a skin tone goes to all five; one with a tone goes to those an
-    odd number of steps away, half of them, so that the tones do not outnumber the styles.
+    Every image is paired with the other style. An image without a skin tone is paired with all five tones; one with a
+    tone with those an odd number of steps away, half of them, so that the edits of tone do not outnumber those of
+    style.
     """
     there = set(emoji)
     for before in emoji:
@@ -117,10 +124,11 @@ def _edit(before: Emoji, after: Emoji, kind: str, instruction: str) -> dict[str,
 
 
 def build(noto: Path, fluent: Path, out: Path) -> tuple[int, int]:
-    """Write the data set to `out`, which must not exist, and return its numbers of pictures and edits.
+    """Write the data set to the folder `out`, which must not exist, and return its numbers of images and edit pairs.
 
-    It is built beside `out` and moved there when complete. A picture that cannot be read is named on stderr and left
-    out.
+    noto, fluent: clones of the two repositories. The data set is built beside `out` and moved there when complete. An
+    image that cannot be read is named on stderr and left out. Raises ValueError if `out` exists or a clone lacks its
+    images.
     """
     if out.exists():
         raise ValueError(f"{out}: is there already; remove it, or choose another folder")
@@ -152,7 +160,7 @@ def _write(path: Path, rows: Sequence[dict]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line; returns 2 if something is wrong with the folders."""
+    """Run the command line with the arguments `argv`; return the exit status, 2 if the folders are unusable."""
     parser = argparse.ArgumentParser(
         prog="python -m train.prepare_emoji", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,7 +1,7 @@
-"""Endless batches out of endless samples: ranks, worker processes, samples left out, and exact resume.
+"""Make endless batches out of endless samples, with ranks, worker processes, skipped samples and exact resume.
 
 Every choice made for a sample follows from (seed, shard, its number in the shard's stream) alone. So the state of a
-stream is small: where its samples stand, and which of them wait for a batch; resuming reads those again.
+stream is small: the state of its samples, and which of them wait for a batch; resuming reads those again.
 """
 
 import random
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from fusion.data.formats.sample import BadSample, Sample
 
-# So many samples in a row that do not fit mean that the settings are wrong, not the samples.
+# This many unusable samples in a row mean that the settings are wrong, not the samples.
 PATIENCE = 1000
 
 
@@ -24,7 +24,7 @@ PATIENCE = 1000
 class Samples(Protocol):
     """An endless stream of samples, such as fusion.data.formats.Mixture.
 
-    skipped: the samples that it left out so far, as (key, reason), each once.
+    skipped: the samples left out so far, as (key, reason), each once.
     """
 
     skipped: list[tuple[str, str]]
@@ -38,8 +38,11 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """What is made of a sample and waits for a batch. number: of its sample in the shard's stream; part: which cut of
-    it."""
+    """Content made of a sample that waits to be put in a batch.
+
+    content: for example a laid-out document or a Pair. number: the number of its sample in the shard's stream. part:
+    its index among the contents of that sample.
+    """
 
     content: Any
     key: str
@@ -50,7 +53,7 @@ class Item:
 
     @cached_property
     def size(self) -> int:
-        """Of the content: asked for again and again while it waits."""
+        """The length of the content, cached because it is read often while the item waits."""
         return len(self.content)
 
     def __len__(self) -> int:
@@ -58,7 +61,7 @@ class Item:
 
 
 class Shard(ABC):
-    """The batches of one shard, with everything that its state needs."""
+    """The batches of one shard, and all state that is needed to resume them; an abstract base class."""
 
     def __init__(self, samples: Samples, seed: int, shard: int):
         self.samples, self.seed, self.shard = samples, seed, shard
@@ -69,14 +72,14 @@ class Shard(ABC):
 
     @abstractmethod
     def contents(self, sample: Sample, rng: random.Random) -> list:
-        """What a sample becomes, one or several things. Raises BadSample."""
+        """Convert a sample to one or several contents for batches; raises BadSample."""
 
     @abstractmethod
     def __next__(self) -> Any:
-        """The next batch, which holds `shard`, and `state`: that of this stream behind it."""
+        """Return the next batch, whose field `shard` is this shard's number and `state` its state after this batch."""
 
     def read(self) -> list[Item]:
-        """The items of the next sample; one that is of no use is noted and gives none."""
+        """Read the next sample and return its items; a bad sample is recorded in `left_out` and gives none."""
         before = self.samples.state_dict()
         rng = random.Random(f"{self.seed}/{self.shard}/{self.number}")
         sample = next(self.samples)
@@ -92,7 +95,7 @@ class Shard(ABC):
         ]
 
     def wait_for_one(self) -> None:
-        """Read on until one more item waits. Raises ValueError when nothing comes that can be used."""
+        """Read samples until one more item waits; raises ValueError after PATIENCE unusable samples in a row."""
         for _ in range(PATIENCE):
             items = self.read()
             self.waiting += items
@@ -101,7 +104,7 @@ class Shard(ABC):
         raise ValueError(f"none of the last {PATIENCE} samples could be used, as {': '.join(self.left_out[-1])}")
 
     def newly_skipped(self) -> tuple[tuple[str, str], ...]:
-        """(key, reason) of each sample that this shard left out for the first time since the last call."""
+        """Return (key, reason) of each sample that this shard left out for the first time since the last call."""
         met = dict([*self.left_out, *self.samples.skipped])
         new = tuple((key, reason) for key, reason in met.items() if key not in self.told)
         self.told.update(met)
@@ -127,10 +130,10 @@ class Shard(ABC):
 
 
 class Batches(IterableDataset):
-    """Endless batches, as a dataset for torch's DataLoader; the same for the same (seed, rank, world, workers).
+    """Endless batches, as a dataset for torch's DataLoader; deterministic in (seed, rank, world, workers).
 
     open_samples: (shard, shards) -> an endless stream of the samples of that shard. Every worker process of every rank
-    is one shard. shard: (samples, seed, shard) -> a Shard.
+    is one shard. shard: (samples, seed, shard) -> a Shard. rank, world: this process's rank and the number of ranks.
     """
 
     def __init__(
@@ -148,8 +151,8 @@ class Batches(IterableDataset):
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         workers = worker.num_workers if worker else 1
-        # After n batches it is worker n % workers whose turn is next, but a DataLoader begins with the first: turn the
-        # roles instead.
+        # After n batches the next one is due from worker n % workers, but a DataLoader begins with worker 0: rotate
+        # the shards among the workers instead.
         turn = self.resume["batches"] if self.resume else 0
         role = ((worker.id if worker else 0) + turn) % workers
         shard = self.rank * workers + role
@@ -161,11 +164,10 @@ class Batches(IterableDataset):
 
 
 class Loader:
-    """Batches made by worker processes ahead of time, in a fixed order; `state_dict` says how to go on behind the last
-    one taken.
+    """Batches made ahead of time by worker processes, in a fixed order, resumable after the last batch taken.
 
-    workers: processes that make batches; 0 makes them in this one. prefetch: batches that each worker keeps ready.
-    pinned: a thread takes them in and puts them where a GPU fetches them; whoever trains on one sets it.
+    workers: processes that make batches; 0 makes them in this process. prefetch: batches that each worker keeps ready.
+    pinned: whether a thread copies batches to pinned memory; set it to train on a GPU.
     """
 
     def __init__(self, batches: Batches, workers: int = 0, prefetch: int = 4):
@@ -191,7 +193,7 @@ class Loader:
         return batch
 
     def state_dict(self) -> dict:
-        """JSON: the number of batches taken and the state of each shard behind them."""
+        """Return a JSON-serialisable state: the number of batches taken and the state of each shard after them."""
         return {
             "batches": self.taken,
             "workers": self.workers,
@@ -200,7 +202,7 @@ class Loader:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on where `state_dict` was taken. Raises ValueError if the number of workers or ranks is another one."""
+        """Continue from a `state_dict`; raises ValueError if the number of workers or ranks differs."""
         for name, now in (("workers", self.workers), ("world", self.batches.world)):
             if state[name] != now:
                 raise ValueError(
@@ -212,13 +214,15 @@ class Loader:
         self._iterator = None
 
     def close(self) -> None:
-        """Stop the worker processes."""
+        """Stop the worker processes and discard the batches made ahead."""
         self._iterator = None
 
 
 def _quiet(worker: int) -> None:
-    """Ctrl-C goes to the whole process group; the trainer alone decides when the workers end. One thread each is their
-    share."""
+    """Initialise a worker process: ignore SIGINT and use one thread.
+
+    Ctrl-C is sent to the whole process group; the trainer alone decides when the workers end.
+    """
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Samples -> packed batches: guidance drops, layout, and best-fit packing of documents into rows."""
+"""Pack samples into batches: dropout for guidance, layout, and best-fit packing of documents into rows."""
 
 import random
 from bisect import bisect_right
@@ -30,14 +30,15 @@ from fusion.sequence.packed import (
 
 @dataclass(frozen=True)
 class Packing:
-    """How documents become batches.
+    """Settings for packing documents into batches.
 
-    length, rows: tokens per row, rows per batch. drop_text, drop_all: probability that a document that draws loses its
-    text, or its text and its context images, so that guidance has something to compare with. tail: probability that the
-    clean copy of a last picture is kept, so that stopping is learned. lookahead: documents to choose from when a row is
-    filled. noised_copies: noised blocks of each target, each with noise and time of its own. short: batches whose
-    oldest document fits this many tokens have rows of that length, and more of them: where attention reads a dense
-    mask, its cost grows with the row.
+    length: tokens per row. rows: rows per batch. drop_text, drop_all: probability that a document with a target image
+    loses its text, or its text and its context images, for classifier-free guidance. tail: probability that the clean
+    copy of a final target image is kept, so that the model learns to stop after it. lookahead: number of waiting
+    documents to choose from when a row is filled. noised_copies: noised blocks per target image, each with noise and
+    timestep of its own. short: a batch whose oldest document fits this many tokens has rows of that length, and more of
+    them: where attention reads a dense mask, its cost grows with the row. Raises ValueError for sizes that do not fit
+    each other.
     """
 
     length: int = 512
@@ -71,10 +72,10 @@ class Packing:
 
 @dataclass(frozen=True)
 class Batch:
-    """A packed batch and what it was made of.
+    """A packed batch and the documents it was made of.
 
     keys, sources: of its documents, in row order. skipped: (key, reason) of each sample that the shard left out for the
-    first time since its last batch. shard, state: whose stream it comes from, and the state of that stream behind it.
+    first time since its last batch. shard: the shard it comes from. state: the state of that shard's stream after it.
     """
 
     packed: Packed
@@ -90,11 +91,11 @@ class Batch:
         return float((self.packed.doc < 0).float().mean())
 
     def pin_memory(self) -> "Batch":
-        """As torch's DataLoader asks of it, see Packed."""
+        """Return the batch with its tensors in pinned memory; called by torch's DataLoader."""
         return replace(self, packed=self.packed.pin_memory())
 
     def __reduce__(self):
-        """To another process as a few arrays: one tensor per image would cost a shared-memory file each."""
+        """Serialise for another process as a few arrays: one tensor per image would cost a shared-memory file each."""
         packed = {
             f.name: getattr(self.packed, f.name) for f in fields(Packed) if f.name not in ("pixels", "patches", "time")
         }
@@ -115,9 +116,10 @@ def _arrived(arrays: dict, flat: np.ndarray, shapes: list, *rest) -> Batch:
 
 
 def documents(sample: Sample, processor, packing: Packing, rng: random.Random, guidance: bool = True) -> list[Layout]:
-    """The laid out documents of a sample: one, or several where a page is longer than a row.
+    """Lay out a sample as documents: one, or several where a page is longer than a row.
 
-    guidance: drop text and images for guidance as `packing` says. Raises BadSample.
+    processor: the model's FusionProcessor. guidance: drop text and images as `packing` says. Raises BadSample if the
+    sample has nothing to learn, or a conversation does not fit a row.
     """
     try:
         pieces = processor.pieces(processor.document(sample.messages or {"content": sample.content}, prompt=False))
@@ -147,8 +149,10 @@ def _lay_out(pieces: list[Piece], control: Control, packing: Packing, rng: rando
 
 
 def _dropped(pieces: list[Piece], drop: float, packing: Packing) -> list[Piece]:
-    """Guidance drops of a document that draws. Where there is no context image, the second kind would only repeat the
-    first."""
+    """Drop text, or text and context images, of a document with a target image; `drop` is a uniform number in [0, 1).
+
+    Without a context image, the second kind would only repeat the first, so nothing is dropped.
+    """
     pictures = [piece for piece in pieces if isinstance(piece, Picture)]
     if not any(picture.target for picture in pictures):
         return pieces
@@ -160,15 +164,17 @@ def _dropped(pieces: list[Piece], drop: float, packing: Packing) -> list[Piece]:
 
 
 def _rows_of(piece: Piece, noised_copies: int) -> int:
-    """Rows that a piece takes at most: a picture its start, size, end, clean copy and noised ones."""
+    """Return the most tokens a piece takes: for an image its start, size, end, clean and noised patches."""
     if isinstance(piece, Tokens):
         return len(piece.ids)
     return 2 + len(piece.size_ids) + piece.grid[0] * piece.grid[1] * (1 + noised_copies * piece.target)
 
 
 def _cut(pieces: list[Piece], packing: Packing) -> list[list[Piece]]:
-    """A page cut into documents that fit: between its parts where possible, inside a text only where that text alone is
-    too long."""
+    """Cut a page into documents that fit a row.
+
+    Cuts are between its pieces where possible, within a text only if that text alone is too long.
+    """
     cuts, room = [[]], packing.length
     for piece in chain.from_iterable(_shortened(piece, packing.length) for piece in pieces):
         rows = _rows_of(piece, packing.noised_copies)
@@ -191,10 +197,10 @@ def _shortened(piece: Piece, length: int) -> list[Piece]:
 
 
 def fill_row(waiting: list[Sized], length: int) -> list[Sized]:
-    """Take out of `waiting` the documents of one row: the oldest that fits, then again and again the longest that still
-    does.
+    """Remove the documents of one row from `waiting` and return them.
 
-    The oldest goes first so that none waits for ever.
+    The oldest that fits comes first, so that none waits for ever, then repeatedly the longest that still fits. Raises
+    StopIteration if none fits `length` tokens.
     """
     sizes = [len(item) for item in waiting]
     oldest = next(index for index, size in enumerate(sizes) if size <= length)
@@ -215,9 +221,10 @@ def _batch(rows: list[list[Item]], length: int, **rest) -> Batch:
 
 
 def fixed_batches(samples: Iterable[Sample], processor, packing: Packing, seed: int = 0) -> list[Batch]:
-    """A finite set of samples as batches, for validation: nothing is dropped for guidance.
+    """Pack a finite set of samples into batches for validation; nothing is dropped for guidance.
 
-    What does not fit a row is left out, as in training, and told in `skipped` of the first batch.
+    A sample that does not fit a row, or is otherwise bad, is left out as in training and reported in `skipped` of the
+    first batch.
     """
     waiting, skipped = [], []
     for number, sample in enumerate(samples):
@@ -240,18 +247,18 @@ def fixed_batches(samples: Iterable[Sample], processor, packing: Packing, seed: 
 
 
 class Rows(Shard):
-    """Packed batches of one shard."""
+    """The packed batches of one shard; iterate with `next`."""
 
     def __init__(self, samples: Samples, seed: int, shard: int, processor, packing: Packing):
         super().__init__(samples, seed, shard)
         self.processor, self.packing = processor, packing
 
     def contents(self, sample: Sample, rng: random.Random) -> list[Layout]:
-        """Its documents."""
+        """Return the laid-out documents of a sample; raises BadSample."""
         return documents(sample, self.processor, self.packing, rng)
 
     def refill(self) -> None:
-        """Read on until there is a choice of documents."""
+        """Read samples until at least `packing.lookahead` documents wait."""
         while len(self.waiting) < self.packing.lookahead:
             self.wait_for_one()
 
@@ -262,13 +269,13 @@ class Rows(Shard):
         for _ in range(count):
             self.refill()
             if all(len(item) > length for item in self.waiting):
-                break  # only long documents are left: the next batch is theirs
+                break  # only long documents are left, for the next batch
             rows.append(fill_row(self.waiting, length))
         return _batch(rows, length, skipped=self.newly_skipped(), shard=self.shard, state=self.state_dict())
 
 
 class PackedBatches(Batches):
-    """Endless packed batches of the documents that the samples of `open_samples` are."""
+    """Endless packed batches of the samples of `open_samples`; other parameters as in Batches and Packing."""
 
     def __init__(
         self,

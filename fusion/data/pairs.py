@@ -1,4 +1,4 @@
-"""Samples -> batches of pictures of one size, each with its text: what diffusion models learn from."""
+"""Make batches of (image, text) pairs of one image size, to train text-to-image diffusion models on."""
 
 import random
 from collections import Counter
@@ -15,13 +15,16 @@ from fusion.data.loader import Batches, Item, Samples, Shard
 from fusion.sequence.document import blocks
 from fusion.sequence.images import fit, open_image, to_pixels
 
-FULL = 16  # batches of waiting pairs with which the oldest goes, in a smaller batch if there are few of its size
+FULL = 16  # waiting pairs, in batches, at which the oldest is emitted even if its image size fills no batch
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """How pairs become batches. rows: pictures of a batch. drop_text: probability that a picture loses its text, for
-    guidance."""
+    """Settings for batches of pairs. rows: images per batch. drop_text: probability that an image's text is dropped.
+
+    The dropped texts train the unconditional prediction for classifier-free guidance. Raises ValueError for rows below
+    1 or a drop_text outside [0, 1].
+    """
 
     rows: int = 64
     drop_text: float = 0.1
@@ -35,7 +38,7 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture, in [-1, 1], and its text."""
+    """An image with values in [-1, 1] and its text, which is "" if it was dropped."""
 
     pixels: Float[Tensor, "3 h w"]
     text: str
@@ -46,7 +49,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Pictures of one size with their texts; keys, skipped, shard and state as in fusion.data.packing.Batch."""
+    """A batch of images of one size with their texts.
+
+    pixels: in [-1, 1]. texts: "" where dropped. keys, skipped, shard, state: as in fusion.data.packing.Batch.
+    """
 
     pixels: Float[Tensor, "b 3 h w"]
     texts: tuple[str, ...]
@@ -57,8 +63,10 @@ class PairBatch:
 
 
 def pair(sample: Sample, stride: int = 1) -> Pair:
-    """The text of a user and the picture that answers it, its sides multiples of `stride`. Raises BadSample for
-    anything else."""
+    """Convert a conversation in which a text is answered with one image to a Pair; raises BadSample for anything else.
+
+    stride: the image is resized so that its sides are multiples of it. Several text blocks are joined by newlines.
+    """
     messages = sample.messages or []
     said = [block for message in messages if message["role"] != "assistant" for block in blocks(message["content"])]
     answered = [block for message in messages if message["role"] == "assistant" for block in blocks(message["content"])]
@@ -70,8 +78,10 @@ def pair(sample: Sample, stride: int = 1) -> Pair:
 
 
 def fixed_pairs(samples: Iterable[Sample], stride: int, rows: int) -> list[PairBatch]:
-    """A finite set of samples as batches, for validation: nothing is dropped; what is no pair is told in `skipped` of
-    the first batch."""
+    """Batch a finite set of samples for validation, at most `rows` pairs of one image size each; no text is dropped.
+
+    Samples that are not pairs are left out and reported in `skipped` of the first batch.
+    """
     by_size: dict[tuple, list[Item]] = {}
     skipped = []
     for sample in samples:
@@ -100,14 +110,14 @@ def _batch(items: list[Item], **rest) -> PairBatch:
 
 
 class Pairs(Shard):
-    """Batches of pairs of one shard."""
+    """The batches of pairs of one shard; iterate with `next`."""
 
     def __init__(self, samples: Samples, seed: int, shard: int, stride: int, pairing: Pairing):
         super().__init__(samples, seed, shard)
         self.stride, self.pairing = stride, pairing
 
     def contents(self, sample: Sample, rng: random.Random) -> list[Pair]:
-        """One pair, now and then without its text."""
+        """Return one pair, with its text dropped with probability `pairing.drop_text`; raises BadSample."""
         whole = pair(sample, self.stride)
         return [Pair(whole.pixels, "") if rng.random() < self.pairing.drop_text else whole]
 
@@ -126,7 +136,10 @@ class Pairs(Shard):
 
 
 class PairBatches(Batches):
-    """Endless batches of the pairs that the samples of `open_samples` are."""
+    """Endless batches of (image, text) pairs of one image size.
+
+    Each pair is made of a sample of `open_samples` as in `pair`; seed, rank and world as in Batches.
+    """
 
     def __init__(
         self,

@@ -1,1 +1,1 @@
-"""Procedural data sets with a judge of their own."""
+"""Procedurally generated data sets whose results are scored by a judge of pixels."""

@@ -1,4 +1,4 @@
-"""Sources of data in the formats that people bring, and their mixture."""
+"""Data sources in common formats (image folders, tables, text, hub data sets), and their mixture."""
 
 from fusion.data.formats.builtin_world import WorldSource
 from fusion.data.formats.config import DataConfig, SourceConfig, open_mixture, open_sources

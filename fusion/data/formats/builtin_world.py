@@ -1,4 +1,4 @@
-"""The built-in world as a source: endless documents, each drawn from its number alone."""
+"""The built-in synthetic world as a source: endless documents, each generated from (seed, number) alone."""
 
 import random
 
@@ -11,7 +11,10 @@ from fusion.worlds.shapes.world import World
 
 
 class WorldSource:
-    """Documents that a `World` draws; document number i follows from (seed, i). Two seeds share no documents."""
+    """A source of documents that a `World` generates.
+
+    Document i follows from (seed, i). Two seeds share no documents.
+    """
 
     def __init__(self, world: World, seed: int = 0, name: str = "world"):
         self.name, self._world, self._seed = name, world, seed
@@ -20,7 +23,7 @@ class WorldSource:
         return 2**62
 
     def __getitem__(self, index: int) -> Sample:
-        """Document number `index`, with PIL images."""
+        """Return document number `index` as a sample, with PIL images."""
         drawn = self._world.sample(np.random.default_rng([self._seed, index]))
         messages = [
             {"role": m["role"], "content": [_with_pil(block) for block in m["content"]]} for m in drawn.messages
@@ -28,11 +31,11 @@ class WorldSource:
         return Sample(messages, None, self.name, f"{self.name}:{index}:{drawn.task}")
 
     def sample(self, index: int, rng: random.Random) -> Sample:
-        """Document number `index`; there is nothing left for `rng` to choose."""
+        """Return document number `index`; `rng` is not used."""
         return self[index]
 
     def stream(self, seed: int | str = 0, shard: int = 0, shards: int = 1) -> Stream:
-        """Documents without end, none twice."""
+        """Return a shuffled stream of the documents, none of which occurs twice."""
         return Stream(self, seed, shard, shards)
 
 

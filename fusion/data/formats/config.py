@@ -1,4 +1,4 @@
-"""The data part of a config: which sources, mixed how, split how, at which sizes."""
+"""The data section of a config: the sources, their weights, the train/validation split, and the image sizes."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +10,7 @@ from fusion.data.formats.mixture import Mixture, Source
 from fusion.data.formats.row_parsers import Captions, Fit
 from fusion.data.formats.split import Split
 
-# The options that each kind of source understands, besides path, weight and name; those of captions go with a hub's
-# images too.
+# The options of each kind of source, besides path, weight and name. A hub source of form "images" has CAPTIONS too.
 CAPTIONS = {"prompts", "questions", "describe"}
 KINDS = {
     "images": {"columns"} | CAPTIONS,
@@ -25,12 +24,12 @@ KINDS = {
 
 @dataclass
 class SourceConfig:
-    """One source of a mixture; None leaves an option at its default, and an option that the kind does not know is
-    refused.
+    """The configuration of one source of a mixture.
 
     kind: images (a folder with metadata.jsonl), edits (a folder with edits.jsonl), pages (interleaved JSON lines),
     chats, text, or hub. path: relative to the config's `data.path`; for hub the dataset's name. weight: its share of
-    the mixture.
+    the mixture. The other fields are options of the source's class; None leaves an option at its default. Raises
+    ValueError for an unknown kind, or an option that the kind does not have.
     """
 
     kind: str
@@ -61,18 +60,18 @@ class SourceConfig:
             )
 
     def options(self) -> dict:
-        """The options that are set."""
+        """Return the options that are set, as keyword arguments for the source's class."""
         everything = {option for options in KINDS.values() for option in options}
         return {option: value for option in sorted(everything) if (value := getattr(self, option)) is not None}
 
 
 @dataclass
 class DataConfig:
-    """Sources and what they share.
+    """The configuration of all sources and the settings they share.
 
-    path: the folder that the sources' paths are relative to. held_out: the share of subjects kept for validation,
-    chosen by split_seed; variant: see Split. max_pixels, max_side, size (width, height): see Fit; native sizes where
-    none is set.
+    path: the folder that the sources' paths are relative to. held_out: share of the subjects kept for validation,
+    chosen by split_seed; variant: see Split. max_pixels, max_side, size (width, height): see Fit; images keep their
+    sizes if none is set.
     """
 
     path: str = "."
@@ -86,8 +85,11 @@ class DataConfig:
 
 
 def open_sources(config: DataConfig, side: str, stride: int) -> list[Source]:
-    """The sources of a config on one side of the split ("train", "validation" or "all"), images fitted to multiples of
-    `stride`."""
+    """Open the sources of a config on one side of the split.
+
+    side: "train", "validation" or "all". stride: the sides of images are fitted to multiples of it. Raises ValueError
+    if the config has no sources.
+    """
     if not config.sources:
         raise ValueError("data.sources is empty; give at least one source, such as {kind: images}")
     split = Split(side, config.held_out, config.split_seed, config.variant)
@@ -96,7 +98,10 @@ def open_sources(config: DataConfig, side: str, stride: int) -> list[Source]:
 
 
 def open_mixture(config: DataConfig, side: str, stride: int, seed: int = 0, shard: int = 0, shards: int = 1) -> Mixture:
-    """The sources of a config mixed by their weights."""
+    """Open the sources of a config, mixed by their weights, as one endless stream.
+
+    side, stride: as in `open_sources`. seed, shard, shards: as in Mixture.
+    """
     return Mixture(
         open_sources(config, side, stride), [source.weight for source in config.sources], seed, shard, shards
     )

@@ -1,4 +1,4 @@
-"""Single files: Interleaved pages, Chat conversations, and PlainText."""
+"""Sources read from a single file: interleaved pages, chat conversations, and plain text."""
 
 from pathlib import Path
 
@@ -10,7 +10,10 @@ from fusion.data.formats.tables import TABLES, open_table
 
 
 class Interleaved(TableSource):
-    """Pages of text and images: a JSON lines file whose column `content` lists text and image blocks."""
+    """A source of interleaved text and images, from a table whose column `content` lists text and image blocks.
+
+    path: the table, usually JSON lines; image paths are relative to its folder. split, fit, columns: as in TableSource.
+    """
 
     def __init__(
         self,
@@ -25,8 +28,11 @@ class Interleaved(TableSource):
 
 
 class Chat(TableSource):
-    """Conversations: a JSON lines file whose column `messages` lists messages with a role and a content of text and
-    image blocks."""
+    """A source of conversations, from a table whose column `messages` lists messages.
+
+    Each message has a role and a content of text and image blocks. path: the table, usually JSON lines; image paths are
+    relative to its folder. split, fit, columns: as in TableSource.
+    """
 
     def __init__(
         self,
@@ -41,10 +47,10 @@ class Chat(TableSource):
 
 
 class PlainText(TableSource):
-    """Text without images: a .txt file, a folder of them, or a table with a column `text`; long texts are cut, never
-    dropped.
+    """A source of text without images, from a .txt file, a folder of them, or a table with a column `text`.
 
-    max_chars: the longest piece, in characters.
+    Long texts are cut into pieces of at most `max_chars` characters; nothing is dropped. Raises ValueError if there is
+    no text file, or `max_chars` is below 2.
     """
 
     def __init__(

@@ -16,12 +16,13 @@ FORMS = {"images": DRAW, "edits": Edits(), "pages": Pages(), "chats": Chats(), "
 
 
 class Hub:
-    """A streamed dataset, read in order and shuffled within a buffer.
+    """A source that streams a dataset with `datasets.load_dataset`, read in order and shuffled within a buffer.
 
     path, subset, hub_split, data_files: as `load_dataset` takes them ("webdataset" and "parquet" are paths too). form:
-    what its rows are, one of FORMS, or a form of its own such as `Captions(describe=0.5)`. columns: standard name ->
-    column ("file_name": "jpg"). A stream cannot tie rows together, so `split` goes by the column `subject`, else by the
-    words of the row.
+    the row parser, a name in FORMS or an instance such as `Captions(describe=0.5)`. columns: standard name -> column
+    ("file_name": "jpg"). buffer: size of the shuffle buffer in rows. A stream cannot group rows by shared files, so
+    `split` goes by the column `subject` if there is one, else by the text of the row. Raises ValueError if the dataset
+    cannot be opened, is empty, or lacks a column.
     """
 
     def __init__(
@@ -50,15 +51,18 @@ class Hub:
         self.columns = resolve(self.form.names, columns or {}, first, self.name)
 
     def stream(self, seed: int | str = 0, shard: int = 0, shards: int = 1) -> "HubStream":
-        """All samples, endlessly; resuming reads again what was read of the current epoch."""
+        """Return an endless stream of all samples of this shard.
+
+        On resume, the rows already read in the current epoch are read again.
+        """
         return HubStream(self, seed, shard, shards)
 
     def shows(self, values: dict[str, Any]) -> bool:
-        """Whether a row is on this source's side of the split."""
+        """Return whether a row (column -> value) is on this source's side of the split."""
         return self.split.side in ("all", split_of(_subject(values), self.split.seed, self.split.held_out))
 
     def sample(self, values: dict[str, Any], rng: Random) -> Sample:
-        """The sample of a row. Raises BadSample."""
+        """Convert a row (column -> value) to a sample; raises BadSample."""
         key = f"{self.name}:{_name(values)}"
         try:
             made = self.form(values, self.columns, self._pictures, rng)
@@ -68,8 +72,10 @@ class Hub:
 
 
 class HubStream:
-    """The samples of a Hub, shuffled anew in every epoch. Like Stream, but position counts the rows read of the shard's
-    part."""
+    """An endless, resumable stream over the samples of a Hub, shuffled anew in every epoch.
+
+    Like Stream, but the position in its state counts the rows read of this shard's part of the epoch.
+    """
 
     def __init__(self, hub: Hub, seed: int | str, shard: int, shards: int):
         if not 0 <= shard < shards:
@@ -96,16 +102,16 @@ class HubStream:
                 return self._hub.sample(values, Random(f"{self._seed}/{place}"))
 
     def state_dict(self) -> dict[str, int]:
-        """Where the stream stands: the epoch and the number of rows read of it."""
+        """Return the epoch and the number of rows read in it."""
         return {"epoch": self._epoch, "position": self._position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state_dict` was taken, with the same source, seed and shards."""
+        """Continue from a `state_dict` taken with the same source, seed and shards."""
         self._epoch, self._position = state["epoch"], state["position"]
         self._rows = islice(self._read(self._epoch), self._position, None)
 
     def _read(self, epoch: int) -> Iterator[dict]:
-        """One epoch of this shard's rows; of a dataset with fewer rows than shards, all of them."""
+        """Yield this shard's rows of one epoch; all rows if the dataset has fewer rows than shards."""
         from datasets.distributed import split_dataset_by_node
 
         seed = int(fraction("hub", self._seed, epoch) * 2**32)
@@ -120,15 +126,17 @@ class HubStream:
 
 
 def _load(path: str, subset: str | None, split: str, data_files: str | list[str] | None) -> Any:
-    """The dataset with its images left encoded: decoding is ours, so that a broken image costs one sample, not the
-    run."""
+    """Open the dataset as a stream with its images left encoded; raises ValueError if that fails.
+
+    The images are decoded by this package, so that a broken image costs one sample, not the run.
+    """
     import datasets  # slow to import, and needed by this source alone
 
     try:
         return datasets.load_dataset(path, name=subset, split=split, data_files=data_files, streaming=True).decode(
             False
         )
-    except Exception as error:  # the network, a missing split, a builder's own error: anything can come from there
+    except Exception as error:  # network, missing split, error of a builder: any type is possible
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{path}: cannot be opened by load_dataset ({type(error).__name__}: {reason}); check name, split and files"
@@ -136,15 +144,19 @@ def _load(path: str, subset: str | None, split: str, data_files: str | list[str]
 
 
 def _rows(dataset: Any) -> Iterator[dict]:
-    """Rows one by one through `iter`: iterating the dataset itself would deal them among torch's workers a second
-    time."""
+    """Yield rows one by one through `dataset.iter`.
+
+    Iterating the dataset itself would distribute the rows among torch's DataLoader workers a second time.
+    """
     for batch in dataset.iter(batch_size=1):
         yield {column: values[0] for column, values in batch.items()}
 
 
 def _name(values: dict[str, Any]) -> str:
-    """What a row is called in messages, in every epoch and shard alike: its file, its key in a webdataset, or else a
-    digest of it."""
+    """Return a row's name for messages: its file, its webdataset key, or a digest.
+
+    It is the same in every epoch and shard.
+    """
     return (
         next(iter(image_names(values)), None)
         or values.get("__key__")
@@ -153,7 +165,7 @@ def _name(values: dict[str, Any]) -> str:
 
 
 def _subject(values: dict[str, Any]) -> str:
-    """The subject column, else everything the row says in words."""
+    """Return the row's subject for the split: the column `subject`, else its text and list columns as JSON."""
     if values.get("subject"):
         return str(values["subject"])
     return json.dumps(

@@ -1,4 +1,4 @@
-"""Folders of images: ImageFolder with captions, EditPairs with instructions."""
+"""Sources read from folders of images: ImageFolder with captions, EditPairs with instructions."""
 
 from pathlib import Path
 
@@ -10,10 +10,12 @@ from fusion.data.formats.tables import TABLES, Row, Rows, find_table, open_table
 
 
 class ImageFolder(TableSource):
-    """A folder of captioned images.
+    """A source of captioned images in a folder.
 
-    The captions stand in `metadata.jsonl`, `.csv` or `.parquet` (columns `file_name` and `text`; `columns` maps these
-    to others), or, without such a table, in a text file beside each image (`cat.png`, `cat.txt`).
+    The captions are in `metadata.jsonl`, `.csv` or `.parquet` (columns `file_name` and `text`; `columns` maps these to
+    others) or, without such a table, in a text file beside each image (`cat.png`, `cat.txt`). captions: how an image
+    and its caption become a conversation. split, fit: as in TableSource. Raises ValueError if the folder or the
+    captions are missing.
     """
 
     def __init__(
@@ -32,10 +34,11 @@ class ImageFolder(TableSource):
 
 
 class EditPairs(TableSource):
-    """Pairs of images with an instruction, from a table in their folder (`edits.jsonl`, `.csv` or `.parquet`, or the
-    one named by `file`).
+    """A source of image pairs with an edit instruction, from a table in their folder.
 
-    Columns: `input_file_name`, `instruction`, `edited_file_name`, or `input_image`, `edit_prompt`, `edited_image`.
+    The table is `edits.jsonl`, `.csv` or `.parquet`, or the one named by `file`. Columns: `input_file_name`,
+    `instruction`, `edited_file_name`, or `input_image`, `edit_prompt`, `edited_image`; `columns` maps these to others.
+    Raises ValueError if the folder or the table is missing.
     """
 
     def __init__(
@@ -59,7 +62,10 @@ class EditPairs(TableSource):
 
 
 class SidecarRows:
-    """The images under a folder, each with the text file beside it as its caption."""
+    """The images under a folder as rows (`file_name`, `text`), each with the .txt file beside it as its caption.
+
+    Raises ValueError if no image has one; a row whose caption cannot be read raises BadSample.
+    """
 
     def __init__(self, root: Path):
         self._root = root
@@ -90,5 +96,5 @@ def _folder(path: str | Path) -> Path:
 
 
 def _others(root: Path, table: Path | None) -> list[Rows]:
-    """The other tables in a folder: they may say that files of `table` are of one subject."""
+    """Return the other tables in a folder, whose rows may show that files of `table` belong to one subject."""
     return [open_table(path) for path in sorted(root.iterdir()) if path.suffix in TABLES and path != table]

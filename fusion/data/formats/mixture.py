@@ -7,27 +7,29 @@ from typing import Any, Protocol, runtime_checkable
 from fusion.data.formats.sample import BadSample, Sample
 from fusion.data.formats.split import fraction
 
-# So many bad samples of a source in a row, and not one good, mean that the source is wrong, not the samples.
+# This many different bad samples and no good one mean that the source is wrong, not the samples.
 PATIENCE = 1000
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Anything that can be mixed."""
+    """A source of samples that a Mixture can draw from."""
 
     name: str
 
     def stream(self, seed: int | str = 0, shard: int = 0, shards: int = 1) -> Iterator[Sample]:
-        """An endless stream with `state_dict` and `load_state_dict`, whose `next()` raises BadSample and can be called
-        again."""
+        """Return an endless iterator of this shard's samples that also has `state_dict` and `load_state_dict`.
+
+        Its `next()` raises BadSample for a bad sample and can be called again.
+        """
 
 
 class Mixture:
-    """An endless stream that draws its next sample from a source chosen at random, in proportion to the weights.
+    """An endless stream that draws each sample from a source chosen at random, in proportion to the weights.
 
     Deterministic in (seed, shard, shards); give every rank and worker a shard of its own. A bad sample is left out,
     counted in `skipped_count` and listed once in `skipped` as (key, reason); a source whose samples are all bad raises
-    ValueError.
+    ValueError. weights: one per source, equal by default.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Mixture:
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """The bad samples met so far: (key, reason)."""
+        """The bad samples met so far, as (key, reason)."""
         return [pair for bad in self._bad for pair in bad.items()]
 
     def __iter__(self) -> "Mixture":
@@ -91,14 +93,14 @@ class Mixture:
             raise ValueError(f"{source.name}: all of its first {len(bad)} samples are bad, as {key}: {reason}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the mixture stands, as plain numbers; the next sample after `load_state_dict` is the next one now."""
+        """Return the state as JSON values; after `load_state_dict`, the next sample is the one that is next now."""
         return {
             "step": self._step,
             "streams": {s.name: stream.state_dict() for s, stream in zip(self.sources, self._streams, strict=True)},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken, in a mixture made in the same way."""
+        """Continue from a `state_dict` of a mixture made in the same way; raises ValueError if its sources differ."""
         if set(state["streams"]) != {source.name for source in self.sources}:
             raise ValueError(
                 f"the saved state is of a mixture of {', '.join(state['streams'])}; make the same one to go on"

@@ -1,4 +1,4 @@
-"""Plain text cut into pieces that fit a row of training, from text files or tables."""
+"""Cut plain text from text files or tables into pieces that fit a training row."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -14,8 +14,10 @@ BREAKS = tuple(map(re.compile, (r"\n\s*\n", r"\n", r"(?<=[.!?])\s", r"\s")))
 
 
 def cut(text: str, max_chars: int) -> Iterator[tuple[int, int]]:
-    """The spans of consecutive pieces of at most `max_chars` characters, cut at the best break in the second half of
-    each."""
+    """Yield the (start, stop) spans of consecutive pieces of at most `max_chars` characters.
+
+    Each piece ends at the best break in the second half of its window: paragraph, line, sentence, or word (see BREAKS).
+    """
     start = 0
     while len(text) - start > max_chars:
         window = text[start + max_chars // 2 : start + max_chars]
@@ -27,7 +29,10 @@ def cut(text: str, max_chars: int) -> Iterator[tuple[int, int]]:
 
 
 class FilePieces:
-    """Pieces of text files, read when asked for. A file is a subject; of a single file, each piece is one."""
+    """The pieces of text files as rows (`text`, `subject`), read on access.
+
+    Each file is one subject; if there is only one file, each of its pieces is a subject.
+    """
 
     def __init__(self, root: Path, paths: Sequence[Path], max_chars: int):
         self._root, self._paths = root, paths
@@ -50,7 +55,7 @@ class FilePieces:
 
 
 class RowPieces:
-    """Pieces of the column `column` of a table. A row is a subject."""
+    """The pieces of the text column `column` of a table, as rows; each row of the table is one subject."""
 
     def __init__(self, rows: Rows, column: str, max_chars: int):
         self._rows, self._column = rows, column
@@ -76,7 +81,7 @@ def _byte_spans(path: Path, max_chars: int) -> Iterator[tuple[int, int]]:
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        yield 0, len(data)  # one piece, which says what is wrong when it is read
+        yield 0, len(data)  # one piece, which raises BadSample when it is read
         return
     start = 0
     for first, last in cut(text, max_chars):

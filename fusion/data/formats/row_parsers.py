@@ -1,4 +1,4 @@
-"""From a row to a sample: captions, edits, chats, pages and plain text, wherever the row comes from."""
+"""Parse rows into samples: captions, edits, chats, interleaved pages and plain text, from any kind of table."""
 
 import random
 from collections.abc import Collection
@@ -16,8 +16,11 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Fit:
-    """The sizes that images are brought to: multiples of `stride`, within the limits; or exactly `size` (width,
-    height)."""
+    """Resize images to sides that are multiples of `stride`, within the limits, or to exactly `size` (width, height).
+
+    max_pixels, max_side: limits in pixels, None for none. Raises ValueError if the limits leave no room for one stride,
+    or `size` is not a multiple of it.
+    """
 
     stride: int = 1
     max_pixels: int | None = None
@@ -42,14 +45,16 @@ NATIVE = Fit()
 
 @dataclass(frozen=True)
 class Pictures:
-    """Opens the images that rows name: a path relative to `root`, encoded bytes, `{"bytes": ..., "path": ...}`, or a
-    PIL image."""
+    """Open the images that rows refer to.
+
+    An image is given as a path relative to `root`, encoded bytes, `{"bytes": ..., "path": ...}`, or a PIL image.
+    """
 
     root: Path = Path()
     fit: Fit = NATIVE
 
     def __call__(self, value: Any) -> PIL.Image.Image:
-        """An RGB image of a fitting size; raises fusion.sequence.images.BadImage."""
+        """Return the image as RGB, resized by `fit`; raises fusion.sequence.images.BadImage."""
         if isinstance(value, dict) and value.get("bytes"):
             if not isinstance(value["bytes"], bytes):
                 raise ValueError(
@@ -65,14 +70,17 @@ class Pictures:
 
 
 def cell(values: dict[str, Any], column: str) -> Any:
-    """What a row holds in a column; raises ValueError if that is nothing."""
+    """Return the value of a column of a row; raises ValueError if it is missing or empty."""
     if values.get(column) in (None, ""):
         raise ValueError(f"column {column!r} is empty" if column in values else f"has no column {column!r}")
     return values[column]
 
 
 def sentence(values: dict[str, Any], column: str) -> str:
-    """A cell that must be text; raises ValueError if it is empty or not a string."""
+    """Return the text of a column of a row without surrounding whitespace.
+
+    Raises ValueError if it is empty, not a string, or holds a lone surrogate.
+    """
     value = cell(values, column)
     if not isinstance(value, str):
         raise ValueError(f"column {column!r} holds a {type(value).__name__}, not a string")
@@ -83,7 +91,10 @@ def sentence(values: dict[str, Any], column: str) -> str:
 
 
 def listed_images(values: dict[str, Any]) -> list:
-    """The column `images`, for blocks that name none; raises ValueError if it is no list."""
+    """Return the list in the column `images`, for image blocks that name no image.
+
+    Raises ValueError if the column holds something else than a list.
+    """
     images = values.get("images")
     if not isinstance(images, list | None):
         raise ValueError(f"column 'images' holds a {type(images).__name__}, not a list")
@@ -91,17 +102,18 @@ def listed_images(values: dict[str, Any]) -> list:
 
 
 def turn(role: str, *parts: str | PIL.Image.Image) -> dict:
-    """A message of text and images."""
+    """Build a chat message of the given role from text and images."""
     kinds = ("text" if isinstance(part, str) else "image" for part in parts)
     return {"role": role, "content": [{"type": kind, kind: part} for kind, part in zip(kinds, parts, strict=True)]}
 
 
 @dataclass(frozen=True)
 class Captions:
-    """An image and its caption: a request and the picture drawn, or (with probability `describe`) a picture and its
-    description.
+    """Parse an image and its caption (columns `file_name`, `text`) into a conversation of two messages.
 
-    `{text}` in a prompt stands for the caption; prompts and questions are drawn at random.
+    The user gives a prompt and the assistant draws the image or, with probability `describe`, the user shows the image
+    with a question and the assistant answers with the caption. `{text}` in a prompt is replaced by the caption; the
+    prompt or question is chosen at random.
     """
 
     names: ClassVar = {"file_name": ("file_name", "image"), "text": ("text", "caption")}
@@ -132,7 +144,7 @@ DRAW = Captions()
 
 @dataclass(frozen=True)
 class Edits:
-    """An image, an instruction, and the image edited as it says."""
+    """Parse an image, an instruction and the edited image into a conversation that ends with the edited image."""
 
     names: ClassVar = {
         "input_file_name": ("input_file_name", "input_image"),
@@ -150,7 +162,7 @@ class Edits:
 
 @dataclass(frozen=True)
 class Chats:
-    """Chat messages; a block `{"type": "image"}` without an image takes the next of the column `images`."""
+    """Parse chat messages; a block `{"type": "image"}` without an image takes the next one of the column `images`."""
 
     names: ClassVar = {"messages": ("messages",)}
 
@@ -173,7 +185,7 @@ class Chats:
 
 @dataclass(frozen=True)
 class Pages:
-    """Interleaved text and images without roles."""
+    """Parse interleaved text and image blocks without roles (column `content`)."""
 
     names: ClassVar = {"content": ("content",)}
 
@@ -188,7 +200,7 @@ class Pages:
 
 @dataclass(frozen=True)
 class Texts:
-    """Plain text, all of it learned."""
+    """Parse plain text (column `text`) into content without roles, in which every token has a loss."""
 
     names: ClassVar = {"text": ("text",)}
 
@@ -202,8 +214,10 @@ Form = Captions | Edits | Chats | Pages | Texts
 
 
 def _open_blocks(content: Any, pictures: Pictures, images: list) -> list[dict]:
-    """The blocks of a message or page with their images opened; image blocks that hold none take theirs from `images`,
-    in order."""
+    """Return the blocks of a message or page with their images opened.
+
+    Image blocks without an image take (and remove) theirs from `images`, in order.
+    """
     if isinstance(content, list):
         content = [_filled(block, images) for block in content]
     return [
@@ -225,9 +239,11 @@ def _filled(block: Any, images: list) -> Any:
 def resolve(
     names: dict[str, tuple[str, ...]], given: dict[str, str], seen: Collection[str], where: str
 ) -> dict[str, str]:
-    """Which column holds what: the one that `given` says, else the first of the usual names that the table has.
+    """Map each standard name to a column of the table: the one in `given`, else the first usual name the table has.
 
-    names: per standard name the usual ones. seen: the columns of the table. Raises ValueError if one is missing.
+    names: the usual column names of each standard name. given: standard name -> column, set by the user. seen: the
+    columns of the table. where: the source's name, for error messages. Raises ValueError if a column is missing or a
+    name unknown.
     """
     if unknown := sorted(set(given) - set(names)):
         raise ValueError(

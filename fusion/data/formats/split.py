@@ -1,4 +1,4 @@
-"""Training or validation, decided by subject, so that no picture of a held-out subject is ever trained on."""
+"""Split data into training and validation by subject, so that no image of a held-out subject is ever trained on."""
 
 import hashlib
 import re
@@ -12,23 +12,24 @@ SIDES = ("train", "validation", "all")
 
 
 def fraction(*key: object) -> float:
-    """A number in [0, 1) that depends on the key alone: the same on every machine, in every process and version."""
+    """Hash a key to a number in [0, 1): the same on every machine, in every process and version."""
     digest = hashlib.blake2b("/".join(map(str, key)).encode(errors="surrogatepass"), digest_size=8).digest()
     return (int.from_bytes(digest) >> 11) / 2**53  # 53 bits: what a float holds without rounding up to 1
 
 
 def split_of(subject: str, seed: int = 0, held_out: float = 0.05) -> str:
-    """The side that a subject is on: "validation" for a share of `held_out` of all subjects, else "train"."""
+    """Return the side of a subject: "validation" for a share of `held_out` of all subjects, else "train"."""
     return "validation" if fraction("split", seed, subject) < held_out else "train"
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which side of the split a source shows, and how the split is made.
+    """The side of the split that a source yields, and how the split is made.
 
-    side: "train", "validation" or "all". held_out: the share of the subjects that validation gets. seed: chooses which.
-    variant: a regular expression; what it matches in a file's name, without folder and suffix, makes no new subject.
-    The default is the code of a skin tone, so that `noto/1f487_1f3fb.png` and `fluent/1f487.png` are both of `1f487`.
+    side: "train", "validation" or "all". held_out: share of the subjects held out for validation, in [0, 1). seed:
+    determines which ones. variant: a regular expression, removed from a file's name (without folder and suffix) to get
+    its subject. The default is the code of a skin tone, so that `noto/1f487_1f3fb.png` and `fluent/1f487.png` are both
+    of subject `1f487`.
     """
 
     side: str = "all"
@@ -47,8 +48,11 @@ class Split:
             raise ValueError(f"variant={self.variant!r} is no regular expression: {error}") from None
 
     def chosen(self, subjects: Collection[str]) -> set[str]:
-        """The subjects on this side. Where chance holds nobody out, the first in line is, so that small sets have a
-        validation too."""
+        """Return the subjects on this side of the split.
+
+        If chance holds no subject out, the one with the smallest hash is, so that small data sets have a validation set
+        too.
+        """
         if self.side == "all":
             return set(subjects)
         held = {subject for subject in subjects if split_of(subject, self.seed, self.held_out) == "validation"}
@@ -57,16 +61,15 @@ class Split:
         return held if self.side == "validation" else set(subjects) - held
 
 
-Name = tuple[bool, str]  # whether it is a label rather than a file's base name (files sort first), and the name
+Name = tuple[bool, str]  # (is a `subject` label rather than a file's base name, the name); files sort first
 
 
 class Subjects:
-    """Which names mean the same subject.
+    """Group the names that occur in rows into subjects (union-find).
 
     All files of one row, its `subject` column, and all files with the same base name are one subject, over all tables
     of a folder: otherwise captions (split by file) and edits (split by their column) of one thing could land on
-    different sides. A union-find; a subject is called by the smallest of its file names, or of its labels if it has no
-    file.
+    different sides. The name of a subject is the smallest of its file names, or of its labels if it has no file.
     """
 
     def __init__(self, variant: str = Split.variant):
@@ -74,8 +77,10 @@ class Subjects:
         self._parent: dict[Name, Name] = {}
 
     def add(self, values: dict[str, Any], key: str) -> Name:
-        """Tie together all that the row `values` names, and return one of it; `key` names a row that has neither file
-        nor subject."""
+        """Merge all names in the row `values` into one subject, and return one of them.
+
+        key: the name of a row that has neither an image file nor a subject.
+        """
         label = values.get("subject")
         names = [(False, self._variant.sub("", PurePosixPath(name).stem)) for name in image_names(values)]
         names += [(True, str(label))] if label not in (None, "") else []
@@ -87,11 +92,11 @@ class Subjects:
         return first
 
     def all(self) -> set[str]:
-        """Every subject."""
+        """Return the names of all subjects."""
         return {self._find(name)[1] for name in list(self._parent)}
 
     def of(self, name: Name) -> str:
-        """The subject that a name belongs to, by all rows added so far."""
+        """Return the subject that a name belongs to, given all rows added so far."""
         return self._find(name)[1]
 
     def _find(self, name: Name) -> Name:
@@ -102,7 +107,7 @@ class Subjects:
 
 
 def image_names(values: Any) -> list[str]:
-    """All strings in a row, however deep, that name an image file."""
+    """Return all strings in a row, at any depth of nesting, that end like an image file's name."""
     names, left = [], [values]
     while left:
         value = left.pop()

@@ -1,4 +1,4 @@
-"""An endless, shuffled, sharded and resumable stream over a source that is read by index."""
+"""Stream an indexed source endlessly: shuffled, sharded and resumable."""
 
 import hashlib
 import random
@@ -9,23 +9,25 @@ from fusion.data.formats.sample import Sample
 
 @runtime_checkable
 class Indexed(Protocol):
-    """A source that is read by index."""
+    """A source whose samples are read by index."""
 
     name: str
 
     def __len__(self) -> int: ...
 
     def sample(self, index: int, rng: random.Random) -> Sample:
-        """Sample number `index`; `rng` makes the choices it leaves open (which prompt, which direction). Raises
-        BadSample."""
+        """Return sample number `index`; raises BadSample.
+
+        rng: makes the random choices that the sample leaves open, such as the prompt or the direction.
+        """
 
 
 class Stream:
-    """All samples in an order that depends on seed and epoch alone, again and again.
+    """An endless stream over all samples of a source, in an order that depends on seed and epoch alone.
 
-    The shards deal the places of one endless sequence of epochs among themselves, one place each in turn: a shard never
-    runs dry, however few the samples. `next()` raises BadSample for a bad sample, and goes on behind it when called
-    again.
+    The positions of one endless sequence of epochs are distributed to the shards round robin: a shard never runs dry,
+    however few the samples. `next()` raises BadSample for a bad sample, and continues behind it when called again.
+    Raises ValueError unless 0 <= shard < shards.
     """
 
     def __init__(self, source: Indexed, seed: int | str = 0, shard: int = 0, shards: int = 1):
@@ -44,21 +46,21 @@ class Stream:
         return self.source.sample(index, random.Random(f"{self._seed}/{epoch}/{index}"))
 
     def state_dict(self) -> dict[str, int]:
-        """Where the stream stands: the epoch and the position of the next sample in it."""
+        """Return the epoch, and the position of the next sample in it."""
         epoch, position = divmod(self._place, len(self.source))
         return {"epoch": epoch, "position": position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state_dict` was taken, with the same source, seed and shards."""
+        """Continue from a `state_dict` taken with the same source, seed and shards."""
         self._place = state["epoch"] * len(self.source) + state["position"]
 
 
 def shuffled(position: int, length: int, key: str) -> int:
-    """The index that stands at `position` in the permutation of range(length) that `key` names.
+    """Return the index at `position` of a pseudorandom permutation of range(length), which is determined by `key`.
 
-    A Feistel cipher of four rounds on the smallest even number of bits that holds `length`, walked until it falls in
-    range (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"): no table to keep, so epochs, resuming and
-    huge lengths cost nothing.
+    A Feistel cipher of four rounds on the smallest even number of bits that holds `length`, iterated until it falls in
+    range (cycle walking; Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). It needs no table, so
+    epochs, resuming and huge lengths cost nothing.
     """
     half = max(1, ((length - 1).bit_length() + 1) // 2)
     while True:

@@ -1,4 +1,4 @@
-"""TableSource: the rows of a table as samples of one form, on one side of the split."""
+"""TableSource: the rows of a table, parsed into samples, on one side of the split."""
 
 import random
 from collections.abc import Sequence
@@ -12,12 +12,13 @@ from fusion.data.formats.tables import Rows, scan
 
 
 class TableSource:
-    """Rows of a table read as samples of one form: what all sources but the hub and the world are.
+    """A source that parses the rows of a table into samples; the base of all sources but the hub and the world.
 
-    name: what it is called in metrics and messages. form: how a row becomes a sample. root: what paths in rows are
-    relative to. tied: further tables whose rows say which files are of one subject. subjects: all there are, on both
-    sides of the split. chosen: the (row number, subject) of each sample. Raises ValueError if a column is missing in
-    every row, or nothing is on the asked side.
+    name: its name in metrics and messages. form: the row parser. root: the folder that paths in rows are relative to.
+    columns: standard name -> column. fit: how images are resized. tied: further tables whose rows show which files
+    belong to one subject. Attributes: subjects, all of them, on both sides of the split; chosen, the (row number,
+    subject) of each sample. Raises ValueError if the table is empty, a column is missing in every row, or no sample is
+    on the chosen side.
     """
 
     def __init__(
@@ -55,12 +56,14 @@ class TableSource:
         return len(self.chosen)
 
     def __getitem__(self, index: int) -> Sample:
-        """Sample number `index`, always made in the same way. Raises BadSample."""
+        """Return sample number `index`, with random choices that depend on the index alone; raises BadSample."""
         return self.sample(index, random.Random(index))
 
     def sample(self, index: int, rng: random.Random) -> Sample:
-        """Sample number `index`; `rng` chooses prompt and direction. Raises BadSample, which names the row and what is
-        wrong."""
+        """Return sample number `index`; raises BadSample, which names the row and what is wrong.
+
+        rng: makes the random choices, such as the prompt and the direction (image to text or text to image).
+        """
         number, subject = self.chosen[index]
         try:
             row = self.rows[number]
@@ -69,10 +72,10 @@ class TableSource:
         key = str(self.root / row.key)
         try:
             made = self.form(row.values, self.columns, self._pictures, rng)
-        except ValueError as error:  # BadImage is one too
+        except ValueError as error:  # BadImage is a ValueError too
             raise BadSample(key, str(error)) from None
         return Sample(made.get("messages"), made.get("content"), self.name, key, subject)
 
     def stream(self, seed: int | str = 0, shard: int = 0, shards: int = 1) -> Stream:
-        """All samples, endlessly, in shuffled order."""
+        """Return an endless stream of all samples of this shard, shuffled anew in each epoch."""
         return Stream(self, seed, shard, shards)

@@ -1,4 +1,4 @@
-"""Tables of rows from JSON lines, CSV and Parquet, read one row at a time."""
+"""Read tables in JSON lines, CSV or Parquet, one row at a time."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ TABLES = (".jsonl", ".csv", ".parquet")
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table. key: its table and line ("metadata.jsonl:17"); values: by column."""
+    """One row of a table. key: its table and line ("metadata.jsonl:17"). values: column -> value."""
 
     key: str
     values: dict[str, Any]
@@ -24,8 +24,10 @@ class Row:
 
 @runtime_checkable
 class Rows(Protocol):
-    """Rows read by index. A row that cannot be read raises BadSample, which is why this is no Sequence: those iterate
-    to the end."""
+    """The rows of a table, read by index; a row that cannot be read raises BadSample.
+
+    It is not a Sequence, because iterating a Sequence would stop at the first broken row.
+    """
 
     def __len__(self) -> int: ...
 
@@ -33,8 +35,10 @@ class Rows(Protocol):
 
 
 class JsonLines:
-    """The objects of a JSON lines file. Only the places of the lines are kept in memory; a broken line raises
-    BadSample."""
+    """The rows of a JSON lines file, read on access; only the byte offsets of the lines are held in memory.
+
+    A line that is not a JSON object raises BadSample; empty lines are left out.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -55,7 +59,7 @@ class JsonLines:
         key = f"{self.path.name}:{self._numbers[index]}"
         try:
             values = json.loads(read_bytes(self.path, start, length))
-        except (ValueError, RecursionError) as error:  # broken JSON, bytes that are not UTF-8, thousands of brackets
+        except (ValueError, RecursionError) as error:  # broken JSON, not UTF-8, or nested too deeply
             raise BadSample(key, f"is not a JSON object ({error}); mend or remove the line") from None
         if not isinstance(values, dict):
             raise BadSample(key, f"holds a {type(values).__name__}, not a JSON object; mend or remove the line")
@@ -63,8 +67,11 @@ class JsonLines:
 
 
 class ListTable:
-    """Rows held in memory, a string where one cannot be read, which says why; `numbers` are those that they have in
-    messages."""
+    """Rows held in memory.
+
+    rows: a dict of column -> value, or for a row that cannot be read a string, the reason of its BadSample. numbers:
+    the row numbers in messages.
+    """
 
     def __init__(self, path: Path, rows: list[dict | str], numbers: Sequence[int]):
         self.path, self._rows, self._numbers = path, rows, numbers
@@ -80,10 +87,10 @@ class ListTable:
 
 
 def read_csv(path: Path) -> ListTable:
-    """The rows of a CSV file, numbered by the lines they begin in. What is wrong with a row costs that row.
+    """Read a CSV file, whose first line names the columns; rows are numbered by the lines they begin in.
 
-    Bytes that are not UTF-8 come as halves of surrogate pairs, which are refused where they would be a text or a file's
-    name.
+    A broken row costs that row alone. Bytes that are not UTF-8 become lone surrogates (surrogateescape), which are
+    refused where they would be a text or a file's name.
     """
     rows, numbers = [], []
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -103,15 +110,17 @@ def read_csv(path: Path) -> ListTable:
 
 
 def _named(cells: list[str], names: list[str]) -> dict | str:
-    """A row of CSV by column. One with too many or too few cells would have its texts cut, or in the wrong column."""
+    """Return a CSV row as column -> value, or a reason string if its number of cells is wrong.
+
+    Such a row would have its texts cut, or in the wrong column.
+    """
     if cells and len(cells) != len(names):
         return f"has {len(cells)} cells where the first line has {len(names)}; put texts that hold commas in quotes"
     return dict(zip(names, cells))
 
 
 def open_table(path: Path) -> Rows:
-    """The rows of a .jsonl, .csv or .parquet file; raises ValueError in one line if there is none, or it cannot be
-    read."""
+    """Open a .jsonl, .csv or .parquet file as rows; raises ValueError if it is missing or cannot be read."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file; check the path")
     try:
@@ -132,7 +141,7 @@ def open_table(path: Path) -> Rows:
 
 
 def find_table(path: Path, stem: str) -> Path | None:
-    """The one table of that name in a folder, or None. More than one is an error: which is meant?"""
+    """Return the table called `stem` in a folder, or None; raises ValueError if there is more than one."""
     found = [path / f"{stem}{suffix}" for suffix in TABLES if (path / f"{stem}{suffix}").is_file()]
     if len(found) > 1:
         raise ValueError(f"{path} has {' and '.join(f.name for f in found)}; keep one of them")
@@ -140,7 +149,7 @@ def find_table(path: Path, stem: str) -> Path | None:
 
 
 def scan(rows: Rows) -> Iterator[Row]:
-    """All rows in order; a broken one comes without values."""
+    """Yield all rows in order; a broken row is yielded without values."""
     for index in range(len(rows)):
         try:
             yield rows[index]
@@ -149,8 +158,10 @@ def scan(rows: Rows) -> Iterator[Row]:
 
 
 def read_bytes(path: Path, start: int, length: int) -> bytes:
-    """Part of a file. It is opened anew each time: an open file shared by forked workers would share its position
-    too."""
+    """Read `length` bytes of a file from offset `start`.
+
+    The file is opened anew each time: an open file shared by forked workers would share its position too.
+    """
     with path.open("rb") as file:
         file.seek(start)
         return file.read(length)

@@ -1,4 +1,4 @@
-"""The built-in world: coloured shapes on a plain ground, every task of a unified model, and a judge of pixels."""
+"""The built-in world: coloured shapes on a plain ground, all tasks of a unified model, and a judge of pixels."""
 
 from fusion.worlds.shapes import judge
 from fusion.worlds.shapes.constants import (

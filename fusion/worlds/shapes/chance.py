@@ -1,4 +1,4 @@
-"""Cheap draws from a numpy Generator: one uniform number each, since `Generator.choice` takes 20 us."""
+"""Sample from a numpy Generator with one uniform number per draw, since `Generator.choice` takes 20 us."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -9,22 +9,22 @@ T = TypeVar("T")
 
 
 def chance(rng: np.random.Generator, probability: float) -> bool:
-    """True with this probability."""
+    """Return True with this probability."""
     return rng.random() < probability
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """One of the options, all equally likely."""
+    """Return one of the options, all equally likely."""
     return options[int(rng.random() * len(options))]
 
 
 def whole(rng: np.random.Generator, low: int, high: int) -> int:
-    """A whole number from low to high, both included."""
+    """Return a uniformly random integer from low to high, both included."""
     return low + int(rng.random() * (high - low + 1))
 
 
 def weighted(rng: np.random.Generator, weights: Mapping[T, float]) -> T:
-    """One of the keys, in proportion to its weight."""
+    """Return one of the keys, with probability in proportion to its weight."""
     left = rng.random() * sum(weights.values())
     for option, weight in weights.items():
         left -= weight
@@ -34,6 +34,6 @@ def weighted(rng: np.random.Generator, weights: Mapping[T, float]) -> T:
 
 
 def some(rng: np.random.Generator, options: Sequence[T], count: int) -> list[T]:
-    """`count` different options in random order."""
+    """Return `count` different options in random order."""
     pool = list(options)
     return [pool.pop(int(rng.random() * len(pool))) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Conversations in words: small talk, facts, scenes told and asked about, descriptions; never a picture."""
+"""Generate text-only conversations: small talk, facts, scenes given in words with questions, and descriptions."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from fusion.worlds.shapes.questions import ask
 from fusion.worlds.shapes.scene import Scene
 from fusion.worlds.shapes.words import a, caption, describe, name, wanted
 
-Turn = tuple[str, str]  # what the user says, what the assistant answers
+Turn = tuple[str, str]  # the user's message, the assistant's answer
 
 SMALL_TALK = (
     ("hello", "hello! what shall i draw?"),
@@ -69,12 +69,12 @@ PAINTING = {
 
 
 def small_talk(rng: np.random.Generator, scene: Scene) -> Turn:
-    """Greetings, thanks, and who is speaking."""
+    """Return a random exchange of small talk: a greeting, thanks, or a question about the speaker."""
     return pick(rng, SMALL_TALK)
 
 
 def fact(rng: np.random.Generator, scene: Scene) -> Turn:
-    """Something true of the world as such."""
+    """Return a random question and answer about the world in general, independent of the scene."""
     shape, colour = pick(rng, SHAPES), pick(rng, tuple(COLOURS))
     style = rng.random()
     if style < 0.4:
@@ -93,7 +93,7 @@ def fact(rng: np.random.Generator, scene: Scene) -> Turn:
 
 
 def told_scene(rng: np.random.Generator, scene: Scene) -> list[Turn]:
-    """A scene told in words, and questions about it."""
+    """Return one to three questions and answers about a scene, which the first question describes in words."""
     turns = [(question.text, question.answer) for question in ask(rng, scene, weighted(rng, {1: 0.5, 2: 0.3, 3: 0.2}))]
     verb = pick(rng, ("there is", "i see", "a picture shows", "think of"))
     first, answer = turns[0]
@@ -101,7 +101,7 @@ def told_scene(rng: np.random.Generator, scene: Scene) -> list[Turn]:
 
 
 def in_words(rng: np.random.Generator, scene: Scene) -> Turn:
-    """A description that must be made of words alone."""
+    """Return a request to describe an object of the scene in words, and the description."""
     thing = pick(rng, scene.things)
     noun = name(rng, wanted(thing, sized=chance(rng, 0.3)))
     asked = pick(
@@ -119,13 +119,13 @@ def in_words(rng: np.random.Generator, scene: Scene) -> Turn:
 
 
 def echo(rng: np.random.Generator, scene: Scene) -> Turn:
-    """Words to repeat, though they would make a good caption."""
+    """Return a request to repeat a caption of the scene, and the caption: words that must not be drawn."""
     text = caption(rng, scene).text
     return pick(rng, ("say: {}", "repeat: {}", "write the words: {}", "write: {}")).format(text), text
 
 
 def how_to(rng: np.random.Generator, scene: Scene) -> Turn:
-    """How something is drawn, not the drawing."""
+    """Return a question of how an object of the scene is drawn, and an answer in words."""
     thing = pick(rng, scene.things)
     asked = pick(rng, ("how do you draw {}?", "how would you paint {}?", "how does one draw {}?"))
     return asked.format(
@@ -144,7 +144,7 @@ TALKS: dict[Callable[[np.random.Generator, Scene], Turn | list[Turn]], float] = 
 
 
 def turns_in_words(rng: np.random.Generator, scene: Scene) -> list[Turn]:
-    """A conversation of one to three exchanges, about this scene where it is about any."""
+    """Generate a text-only conversation of one to three topics as (user, assistant) turns; some are about the scene."""
     turns: list[Turn] = []
     for _ in range(weighted(rng, {1: 0.5, 2: 0.3, 3: 0.2})):
         talk = weighted(rng, TALKS)(rng, scene)

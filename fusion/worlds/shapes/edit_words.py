@@ -1,4 +1,4 @@
-"""How edits are said: as a request, and as a step of a story."""
+"""Phrase edits in English: as a user's request, and as a step of a story."""
 
 from collections.abc import Sequence
 
@@ -72,7 +72,10 @@ POLITE = ("{}", "{}", "{}", "{}", "please {}", "now {}", "can you {}?", "could y
 
 
 def the(rng: np.random.Generator, kind: Kind, kinds: Sequence[Kind], pronoun: bool = False) -> str:
-    """A name for the one object of this kind among `kinds`: in full, or as short as it stays clear."""
+    """Return a noun phrase for the one object of this kind among `kinds`.
+
+    It is the full name, or one shortened as far as it stays unambiguous. pronoun: also allow "it" for the only object.
+    """
     shape, colour = kind
     names = [f"the {colour} {shape}"] * 2
     if sum(other[0] == shape for other in kinds) == 1:
@@ -91,7 +94,7 @@ def _where(rng: np.random.Generator, edit: Edit, kinds: Sequence[Kind]) -> str:
 
 
 def _slots(rng: np.random.Generator, edit: Edit, kinds: Sequence[Kind], pronoun: bool) -> dict[str, str]:
-    """The words for the open places of a template."""
+    """Return the words that fill the placeholders of a template."""
     if edit.kind == "ground":
         return {"new": edit.ground}
     if edit.kind == "add":
@@ -114,12 +117,15 @@ def _template(rng: np.random.Generator, table: dict[str, tuple[str, ...]], edit:
 
 
 def request(rng: np.random.Generator, edit: Edit, kinds: Sequence[Kind]) -> str:
-    """What a person says who wants this edit of a picture with objects of these kinds."""
+    """Return a user's request for this edit, worded at random.
+
+    kinds: the (shape, colour) of every object in the image before the edit.
+    """
     text = _template(rng, REQUESTS, edit).format(**_slots(rng, edit, kinds, pronoun=True))
     text = text.replace("the colour of it ", "its colour ")
     return user_style(rng, text if " should " in text else pick(rng, POLITE).format(text))
 
 
 def happening(rng: np.random.Generator, edit: Edit, kinds: Sequence[Kind]) -> str:
-    """The edit as something that happens in a story: a clause without a full stop."""
+    """Return the edit as an event of a story: a clause without a full stop. `kinds` as in `request`."""
     return _template(rng, STORY, edit).format(**_slots(rng, edit, kinds, pronoun=False))

@@ -1,4 +1,4 @@
-"""Edits of scenes: which changes are possible, what they lead to, and how people ask for them."""
+"""Edit scenes: which changes are possible, and the scenes they lead to."""
 
 import math
 from collections.abc import Callable
@@ -11,28 +11,29 @@ from fusion.worlds.shapes.constants import COLOURS, GROUNDS, KINDS, MOVE, SHAPES
 from fusion.worlds.shapes.expect import Edit
 from fusion.worlds.shapes.scene import Scene, Thing, corners, place_thing, relation
 
-Change = tuple[Edit, Scene]  # what is asked, and the scene it leads to
+Change = tuple[Edit, Scene]  # the edit, and the scene it leads to
 
 DIRECTIONS = {"left": ("x", -1), "right": ("x", 1), "up": ("y", -1), "down": ("y", 1)}
 
 
 def unique(scene: Scene) -> list[int]:
-    """The objects whose kind occurs once, so that its name says which is meant."""
+    """Return the indices of the objects whose kind occurs once, so that shape and colour identify them."""
     kinds = scene.kinds
     return [index for index, kind in enumerate(kinds) if kinds.count(kind) == 1]
 
 
 def _allowed(scene: Scene, kinds: list[Kind]) -> list[Kind]:
-    """Those of the kinds that may come in: new there, and making no held-out pair in a scene without one.
+    """Return those of the kinds that may be introduced: not yet in the scene, and without creating a held-out pair.
 
-    That counts the kind which is replaced too, because one sentence names both.
+    The kind that is replaced counts too, because one sentence names both. A scene that already has a held-out pair may
+    get more.
     """
     present, free = scene.kinds, scene.held_out
     return [kind for kind in kinds if kind not in present and (free or not has_held_out((*present, kind)))]
 
 
 def recolour(rng: np.random.Generator, scene: Scene) -> Change | None:
-    """One object in another colour."""
+    """Change the colour of one object; return the edit and the new scene, or None if no colour is allowed."""
     index = pick(rng, unique(scene))
     shape, old = scene.kinds[index]
     choices = _allowed(scene, [(shape, colour) for colour in COLOURS])
@@ -43,7 +44,7 @@ def recolour(rng: np.random.Generator, scene: Scene) -> Change | None:
 
 
 def reshape(rng: np.random.Generator, scene: Scene) -> Change | None:
-    """One object in another shape."""
+    """Change the shape of one object; return the edit and the new scene, or None if no shape is allowed."""
     index = pick(rng, unique(scene))
     old, colour = scene.kinds[index]
     choices = _allowed(scene, [(shape, colour) for shape in SHAPES])
@@ -54,7 +55,10 @@ def reshape(rng: np.random.Generator, scene: Scene) -> Change | None:
 
 
 def add(rng: np.random.Generator, scene: Scene) -> Change | None:
-    """A new object in a free cell of the grid: at a named place, next to a named object, or anywhere."""
+    """Add an object in a free cell of the grid; return the edit and the new scene, or None if that is impossible.
+
+    The edit names a place, a relation to another object, or neither.
+    """
     kind = pick(rng, KINDS)
     if scene.layout != "grid" or not scene.free_places or not _allowed(scene, [kind]):
         return None
@@ -74,7 +78,10 @@ def add(rng: np.random.Generator, scene: Scene) -> Change | None:
 
 
 def remove(rng: np.random.Generator, scene: Scene) -> Change | None:
-    """One object less; at least two stay, since a single one would have to stand in the middle."""
+    """Remove one object; return the edit and the new scene, or None if there are fewer than three objects.
+
+    At least two objects stay, since a single one would have to stand in the middle.
+    """
     if len(scene.things) < 3:
         return None
     index = pick(rng, unique(scene))
@@ -83,7 +90,10 @@ def remove(rng: np.random.Generator, scene: Scene) -> Change | None:
 
 
 def move(rng: np.random.Generator, scene: Scene) -> Change | None:
-    """A single object goes in a direction, one of several to a free cell of the grid."""
+    """Move one object; return the edit and the new scene, or None if that is impossible.
+
+    A single object moves in a direction, one of several to a free cell of the grid.
+    """
     if scene.layout == "single":
         direction = pick(rng, tuple(DIRECTIONS))
         after = shift(rng, scene, direction)
@@ -99,7 +109,7 @@ def move(rng: np.random.Generator, scene: Scene) -> Change | None:
 
 
 def shift(rng: np.random.Generator, scene: Scene, direction: str) -> Scene | None:
-    """A single object clearly further in a direction, or None where there is no room for that."""
+    """Move a single object clearly (by at least MOVE) in a direction; return None if there is no room for that."""
     thing = scene.things[0]
     axis, sign = DIRECTIONS[direction]
     low, high = corners(scene.picture_size, "single", "middle", thing.pixels)[axis == "y"]
@@ -109,7 +119,10 @@ def shift(rng: np.random.Generator, scene: Scene, direction: str) -> Scene | Non
 
 
 def swap(rng: np.random.Generator, scene: Scene) -> Change | None:
-    """Two objects change places; each keeps its size and its middle goes where the other's was."""
+    """Exchange two objects; return the edit and the new scene, or None if fewer than two objects are unique.
+
+    Each keeps its size, and its centre goes to where the other's was.
+    """
     if len(unique(scene)) < 2:
         return None
     first, second = some(rng, unique(scene), 2)
@@ -117,7 +130,7 @@ def swap(rng: np.random.Generator, scene: Scene) -> Change | None:
 
 
 def exchange(scene: Scene, first: int, second: int) -> Scene:
-    """Two objects in each other's places."""
+    """Return the scene with the objects of these indices in each other's places."""
     one, two = scene.things[first], scene.things[second]
     return scene.with_thing(first, **_standing_for(scene, one, two)).with_thing(
         second, **_standing_for(scene, two, one)
@@ -132,7 +145,7 @@ def _standing_for(scene: Scene, thing: Thing, other: Thing) -> dict:
 
 
 def change_ground(rng: np.random.Generator, scene: Scene) -> Change | None:
-    """Another ground below the same objects."""
+    """Change the colour of the ground; return the edit and the new scene."""
     ground = pick(rng, [name for name in GROUNDS if name != scene.ground])
     return Edit("ground", ground=ground), replace(scene, ground=ground)
 
@@ -150,14 +163,17 @@ _KINDS = tuple(EDITS)
 
 
 def try_edit(rng: np.random.Generator, scene: Scene, kind: str) -> Change | None:
-    """A random edit of this kind, or None where the scene does not allow one."""
+    """Return a random edit of this kind and the scene it leads to, or None where the scene does not allow one."""
     if kind not in ("ground", "add") and not unique(scene):
         return None
     return EDITS[kind](rng, scene)
 
 
 def any_edit(rng: np.random.Generator, scene: Scene) -> Change:
-    """A random edit of any kind that the scene allows (a change of ground always is)."""
+    """Return a random edit of any kind that the scene allows, and the scene it leads to.
+
+    A change of ground is always allowed.
+    """
     while (made := try_edit(rng, scene, pick(rng, _KINDS))) is None:
         pass
     return made

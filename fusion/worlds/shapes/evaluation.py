@@ -1,6 +1,6 @@
 """Fixed evaluation sets: GenEval in miniature, edits (chains, by example), stories, questions and intents.
 
-Their random streams carry a spawn key of their own (`SeedSequence(seed, spawn_key=(EVALUATION, ...))`). Training draws
+Their random streams have a spawn key of their own (`SeedSequence(seed, spawn_key=(EVALUATION, ...))`). Training draws
 from `default_rng(seed)`, whose key is empty, or from children spawned from it, whose keys count from 0: the streams
 differ for every seed. Held-out pairs of kinds never occur in training at all. `SCORED_SEED` is for reported figures;
 whatever is chosen or tuned is chosen on other seeds.
@@ -33,7 +33,7 @@ _SETS = ("prompts", "edits", "questions", "intents", "chains", "stories", "examp
 
 @dataclass(frozen=True)
 class EvaluationPrompt:
-    """A request for a picture and what the picture must show; `held_out` if it names a held-out pair."""
+    """A request for an image and what the image must show; `held_out` if it names a held-out pair."""
 
     category: str
     prompt: str
@@ -43,8 +43,10 @@ class EvaluationPrompt:
 
 @dataclass(frozen=True)
 class EvaluationEdit:
-    """A picture (uint8 RGB), a request for one change, and the scenes before and after it (one right result of
-    several)."""
+    """An image (uint8 RGB), a request for one change of it, and the scenes before and after.
+
+    after: one correct result of several. held_out: the scene before has a held-out pair.
+    """
 
     kind: str
     image: UInt8[np.ndarray, "h w 3"]
@@ -57,8 +59,11 @@ class EvaluationEdit:
 
 @dataclass(frozen=True)
 class EvaluationChain:
-    """A picture (uint8 RGB) and requests for one change after another; scenes: before, and after each (one right result
-    of several)."""
+    """An image (uint8 RGB) and requests for a series of changes.
+
+    scenes: the scene before, and after each edit (one correct result of several). held_out: the first scene has a
+    held-out pair.
+    """
 
     image: UInt8[np.ndarray, "h w 3"]
     instructions: tuple[str, ...]
@@ -69,8 +74,10 @@ class EvaluationChain:
 
 @dataclass(frozen=True)
 class EvaluationExamples:
-    """Examples of a rule and a source, and examples of another rule, one that training shows, that makes something else
-    of the same source."""
+    """Examples of a rule with a source image to apply it to, and examples of another rule with the same source.
+
+    other: shows a rule that occurs in training and turns the source into something else than the first rule does.
+    """
 
     shown: Shown
     other: Shown
@@ -79,8 +86,10 @@ class EvaluationExamples:
 
 @dataclass(frozen=True)
 class EvaluationStory:
-    """A request for a story in pictures, what its first picture must show, and one right answer, texts and pictures
-    (uint8 RGB) in turn."""
+    """A request for a story in images, what its first image must show, and one correct answer.
+
+    told: the answer's texts and images (uint8 RGB) in alternation.
+    """
 
     prompt: str
     first: Expectation
@@ -90,7 +99,7 @@ class EvaluationStory:
 
 @dataclass(frozen=True)
 class EvaluationQuestion:
-    """A picture (uint8 RGB) and a question about it with its answer."""
+    """An image (uint8 RGB) and a question about it with its answer."""
 
     kind: str
     image: UInt8[np.ndarray, "h w 3"]
@@ -100,7 +109,7 @@ class EvaluationQuestion:
 
 @dataclass(frozen=True)
 class EvaluationIntent:
-    """A user's first message and whether it asks for a picture; `kind` is the task it comes from."""
+    """A user's first message and whether it asks for an image; `kind` is the task it comes from."""
 
     kind: str
     message: Message
@@ -112,7 +121,7 @@ def _stream(name_of_set: str, seed: int) -> np.random.Generator:
 
 
 def _two_kinds(rng: np.random.Generator, held_out: bool) -> tuple[Kind, Kind]:
-    """Two kinds that differ in shape and in colour, as a held-out pair or as one that training has."""
+    """Return two kinds that differ in shape and in colour, and form a held-out pair exactly if `held_out`."""
     while True:
         one, two = pick(rng, KINDS), pick(rng, KINDS)
         if one[0] != two[0] and one[1] != two[1] and has_held_out((one, two)) == held_out:
@@ -160,7 +169,10 @@ HELD_OUT_CATEGORIES = ("position", "attribute_binding")
 
 
 def evaluation_prompts(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationPrompt, ...]:
-    """`n` requests, the categories in turn; every other one of position and attribute_binding is held out."""
+    """Generate `n` image requests, cycling through the GenEval categories.
+
+    Every other one of position and attribute_binding names a held-out pair.
+    """
     rng, prompts = _stream("prompts", seed), []
     for number in range(n):
         category = tuple(CATEGORIES)[number % len(CATEGORIES)]
@@ -171,12 +183,15 @@ def evaluation_prompts(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationPromp
 
 
 def _alternately(number: int, kinds: int) -> Options:
-    """Default scenes; those of every other round through the kinds have a held-out pair."""
+    """Return default options; in every other round through `kinds` kinds, scenes have a held-out pair."""
     return Options(held_out=number // kinds % 2 == 1)
 
 
 def evaluation_edits(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationEdit, ...]:
-    """`n` edits, the kinds in turn; every other round edits pictures with a held-out pair."""
+    """Generate `n` edit tasks, cycling through the kinds of edits.
+
+    Every other round edits images with a held-out pair.
+    """
     rng, edits = _stream("edits", seed), []
     for number in range(n):
         kind = tuple(EDITS)[number % len(EDITS)]
@@ -188,7 +203,7 @@ def evaluation_edits(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationEdit, .
 
 
 def evaluation_chains(n: int, seed: int = SCORED_SEED, turns: int = 5) -> tuple[EvaluationChain, ...]:
-    """`n` chains of `turns` edits of any kinds; every other picture has a held-out pair."""
+    """Generate `n` chains of `turns` edits of any kinds; every other image has a held-out pair."""
     rng, chains = _stream("chains", seed), []
     for number in range(n):
         options = _alternately(number, 1)
@@ -204,8 +219,10 @@ def evaluation_chains(n: int, seed: int = SCORED_SEED, turns: int = 5) -> tuple[
 
 
 def evaluation_examples(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationExamples, ...]:
-    """`n` rules shown by examples; every other one is held out, and so are pairs in its pictures. The kinds come in
-    turn: all seven, and those three of which some rules are held out."""
+    """Generate `n` tasks that show a rule by examples; every other rule is held out, with held-out pairs in its images.
+
+    The kinds of rules alternate: all seven, and among held-out rules the three kinds of which some are held out.
+    """
     rng, found = _stream("examples", seed), []
     for number in range(n):
         options = _alternately(number, 1)
@@ -216,7 +233,7 @@ def evaluation_examples(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationExam
 
 
 def evaluation_stories(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationStory, ...]:
-    """`n` stories as training tells them; every other one begins with a held-out pair."""
+    """Generate `n` story tasks, distributed as in training; every other one begins with a held-out pair."""
     rng, stories = _stream("stories", seed), []
     for number in range(n):
         options = _alternately(number, 1)
@@ -228,7 +245,7 @@ def evaluation_stories(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationStory
 
 
 def evaluation_questions(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationQuestion, ...]:
-    """`n` questions, the kinds in turn; every other round is about pictures with a held-out pair."""
+    """Generate `n` questions, cycling through their kinds; every other round is about images with a held-out pair."""
     rng, questions = _stream("questions", seed), []
     for number in range(n):
         kind = tuple(QUESTIONS)[number % len(QUESTIONS)]
@@ -245,7 +262,7 @@ _TALKING = ("chat", "chat", "questions", "image_to_text")
 
 
 def evaluation_intents(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationIntent, ...]:
-    """`n` first messages in turn: one that asks for a picture, then one that clearly does not."""
+    """Generate `n` first messages that alternate: one that asks for an image, then one that clearly does not."""
     rng, intents = _stream("intents", seed), []
     for number in range(n):
         draw = number % 2 == 0

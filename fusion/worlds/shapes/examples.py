@@ -16,18 +16,20 @@ from fusion.worlds.shapes.scene import Scene, sample_scene
 T = TypeVar("T")
 Pair = tuple[Scene, Scene]  # before and after
 
-EXAMPLES = 2  # of a rule; tests/worlds/test_shapes_examples.py holds that they leave no other one
+EXAMPLES = 2  # per rule; tests/worlds/test_shapes_examples.py checks that no other rule explains them
 VERBS = ("becomes", "turns into")
 TRIES, REDRAWN = (
     100,
     20,
-)  # a rule that so many scenes do not fit, or so many pairs of examples leave unclear, is given up for another
+)  # attempts at a scene that fits a rule, and at examples that no other rule explains, before another rule is used
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A rule, examples that no other rule explains, and a source with what the rule makes of it (one right result of
-    several)."""
+    """A rule, examples that no other rule explains, a source scene, and what the rule makes of it.
+
+    after: one correct result of several.
+    """
 
     rule: Rule
     pairs: tuple[Pair, ...]
@@ -36,8 +38,11 @@ class Shown:
 
 
 def laid_out(pairs: Sequence[tuple[T, T]], source: T, verb: str = VERBS[0]) -> list[T | str]:
-    """What the user shows and says: pictures before and after, then the one to go on with. Without pairs nothing tells
-    the rule."""
+    """Arrange examples and a source as the parts of a user's turn.
+
+    pairs: (before, after) of each example, which become before, `verb`, after. Then come the source and a question.
+    Without pairs, the turn does not show the rule.
+    """
     parts: list[T | str] = []
     for before, after in pairs:
         parts += [before, verb, after]
@@ -45,7 +50,7 @@ def laid_out(pairs: Sequence[tuple[T, T]], source: T, verb: str = VERBS[0]) -> l
 
 
 def rules_of(options: Options, held_out: bool) -> dict[str, list[Rule]]:
-    """The rules that scenes of the options allow, by kind: those held out, or all others."""
+    """Return, by kind, the rules that fit scenes of these options: the held-out rules, or all others."""
     counts = {count for count, weight in options.counts.items() if weight > 0 and (count > 1 or not options.held_out)}
     chosen = [rule for rule in RULES if (rule in HELD_OUT_RULES) == held_out and counts & {*RULE_COUNTS[rule.kind]}]
     return {
@@ -56,7 +61,10 @@ def rules_of(options: Options, held_out: bool) -> dict[str, list[Rule]]:
 
 
 def _pair(rng: np.random.Generator, options: Options, rule: Rule, size: tuple[int, int]) -> Pair | None:
-    """A scene that the rule changes, and what it makes of it; no held-out pair comes in."""
+    """Generate a scene that the rule changes, and the scene after it; None if no scene fits.
+
+    A held-out pair is only introduced if the options hold out.
+    """
     counts = {count: weight for count, weight in options.counts.items() if count in RULE_COUNTS[rule.kind]}
     for _ in range(TRIES):
         before = sample_scene(
@@ -71,8 +79,10 @@ def _pair(rng: np.random.Generator, options: Options, rule: Rule, size: tuple[in
 def examples_of(
     rng: np.random.Generator, options: Options, rule: Rule, size: tuple[int, int]
 ) -> tuple[Pair, ...] | None:
-    """Examples of (width, height) pixels that the rule alone explains, or None where the options' scenes seem to have
-    none."""
+    """Generate EXAMPLES pairs of scenes of `size` (width, height) pixels that this rule alone explains.
+
+    Returns None if the options' scenes seem to have none.
+    """
     for _ in range(REDRAWN):
         pairs = [_pair(rng, options, rule, size) for _ in range(EXAMPLES)]
         if None in pairs:
@@ -83,7 +93,7 @@ def examples_of(
 
 
 def by_example(rng: np.random.Generator, options: Options, kind: str | None = None) -> Shown:
-    """A rule of the given kind, or of any, all as likely; all pictures have one size."""
+    """Generate a task for a rule of the given kind, or of a random kind; all its images have one size."""
     rules, size = rules_of(options, options.held_out), weighted(rng, options.picture_sizes)
     while True:
         rule = pick(rng, rules[kind or pick(rng, tuple(rules))])
@@ -94,7 +104,7 @@ def by_example(rng: np.random.Generator, options: Options, kind: str | None = No
 
 
 def of_another(rng: np.random.Generator, options: Options, shown: Shown) -> Shown:
-    """Another rule, one that training shows, that makes something else of the same source, with examples of its own."""
+    """Generate a task with the same source for another rule, which occurs in training and gives a different result."""
     rules = rules_of(options, held_out=False)
     while True:
         rule = pick(rng, rules[pick(rng, tuple(rules))])
@@ -107,8 +117,10 @@ def of_another(rng: np.random.Generator, options: Options, shown: Shown) -> Show
 
 
 def examples(rng: np.random.Generator, options: Options) -> Sample:
-    """The user shows two examples of a rule and a picture; the assistant answers with just the picture that the rule
-    makes of it."""
+    """Generate a document in which the user shows examples of a rule and a source image to apply it to.
+
+    There are two examples; the assistant answers with just the resulting image.
+    """
     shown = by_example(rng, options)
     pictures = [tuple(map(render, pair)) for pair in shown.pairs]
     messages = (user(*laid_out(pictures, render(shown.source), pick(rng, VERBS))), assistant(render(shown.after)))

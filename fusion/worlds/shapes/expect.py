@@ -1,4 +1,4 @@
-"""What a picture is asked to show, and what an edit is asked to do: the shared terms of generator and judge."""
+"""Describe what an image must show and what an edit must do: the terms shared by generator and judge."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from fusion.worlds.shapes.constants import Kind
 
 @dataclass(frozen=True)
 class Wanted:
-    """One asked-for object; None leaves that attribute open. `place` is a named place such as "top left"."""
+    """One required object; None leaves that attribute open. `place` is a named place such as "top left"."""
 
     shape: str | None = None
     colour: str | None = None
@@ -17,9 +17,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What must be true of a picture: exactly these objects, and these relations between them by index.
+    """What must be true of an image: exactly these objects, and these relations between them.
 
-    `ground` and `picture_size` (width, height) are open when None.
+    relations: (index of the first object in `wanted`, relation, index of the second). `ground` and `picture_size`
+    (width, height) are open when None.
     """
 
     wanted: tuple[Wanted, ...]
@@ -29,16 +30,16 @@ class Expectation:
 
     @property
     def colours(self) -> frozenset[str]:
-        """All colours asked for."""
+        """All colours that are required of objects."""
         return frozenset(wanted.colour for wanted in self.wanted if wanted.colour is not None)
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One asked change. `target` is the object it is about (for add: the new one); unused fields are None.
+    """One requested change. `target` is the object it is about (for add: the new one); unused fields are None.
 
-    kind: recolour (colour), reshape (shape), add (size, and place or relation to `other`), remove,
-    move (direction of a single object, or place), swap (`other`), ground (ground).
+    kind: recolour (colour), reshape (shape), add (size, and place or relation to `other`), remove, move (direction of a
+    single object, or place), swap (`other`), ground (ground).
     """
 
     kind: str
@@ -55,7 +56,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a picture: its kind (count, colour, shape, exists, where), text and right answer."""
+    """A question about an image: its kind (count, colour, shape, exists, where), text and correct answer."""
 
     kind: str
     text: str

@@ -1,4 +1,4 @@
-"""The judge: whether a picture shows what was asked and whether an edit was done, from pixels only."""
+"""Judge from pixels alone whether an image shows what was requested and whether an edit was done."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from fusion.worlds.shapes.vision import Reading, Seen, as_pixels, on_ground, rea
 
 Picture = UInt8[np.ndarray, "_ _ 3"] | Image.Image  # any size: `_` binds no dimension
 
-STEP = 0.25  # related objects stand at least this far apart, in units of the shorter side, and closer across
-SAME_PLACE = 0.07  # an object stays where it was within this, in units of the shorter side: 2 pixels of 32
-SAME_SIZE = 0.12  # and keeps its size within this, in the same units
+STEP = 0.25  # least distance of related objects along their axis, and limit across it, in units of the shorter side
+SAME_PLACE = 0.07  # tolerance of an unchanged position, in units of the shorter side: 2 pixels of 32
+SAME_SIZE = 0.12  # tolerance of an unchanged size, in the same units
 MARGIN, SAME_PIXEL = 2, 8  # boxes of changed objects grow by 2 pixels; others must stay within 8 of 255
 
 Demand = Callable[[Seen], bool]
@@ -24,10 +24,11 @@ Demand = Callable[[Seen], bool]
 
 @dataclass(frozen=True)
 class Verdict:
-    """`ok` if all that was asked is true of a clean picture; otherwise `reasons` says what is wrong.
+    """The result of checking an image: `ok` if it is clean and shows all that was requested.
 
-    `colours_present`: every asked colour occurs (whatever its shape). `count_right`: as many objects as asked.
-    `objects_right`: every asked shape, colour, size and place is there. `relations_right`: the relations as well.
+    `reasons` says what is wrong otherwise. `colours_present`: every requested colour occurs (on any shape).
+    `count_right`: as many objects as requested. `objects_right`: every requested shape, colour, size and place is
+    there. `relations_right`: the relations as well.
     """
 
     ok: bool
@@ -39,7 +40,10 @@ class Verdict:
 
 
 def holds(how: str, first: Seen, second: Seen, side: int) -> bool:
-    """Whether `first` is left of, right of, above or below `second`; diagonal neighbours are neither."""
+    """Return whether `first` is left of, right of, above or below `second` (`how`); False for diagonal neighbours.
+
+    side: the image's shorter side in pixels.
+    """
     dx, dy = (b - a for a, b in zip(first.centre, second.centre))
     along, across = (dx, dy) if how in ("left of", "right of") else (dy, dx)
     if how in ("right of", "below"):
@@ -48,7 +52,7 @@ def holds(how: str, first: Seen, second: Seen, side: int) -> bool:
 
 
 def at_place(place: str, seen: Seen, reading: Reading) -> bool:
-    """Whether the object stands at a named place: a half, a quarter or the middle third of the picture."""
+    """Return whether the object is at a named place: a half, a quarter or the middle third of the image."""
     u, v = seen.centre[0] / reading.width, seen.centre[1] / reading.height
     if place == "middle":
         return max(abs(u - 0.5), abs(v - 0.5)) <= 1 / 6 + 0.02
@@ -57,7 +61,7 @@ def at_place(place: str, seen: Seen, reading: Reading) -> bool:
 
 
 def fits(want: Wanted, seen: Seen, reading: Reading) -> bool:
-    """Whether the object has every attribute that was asked for."""
+    """Return whether the object has every attribute that is wanted."""
     pairs = ((want.shape, seen.shape), (want.colour, seen.colour), (want.size, seen.size))
     return all(asked is None or asked == found for asked, found in pairs) and (
         want.place is None or at_place(want.place, seen, reading)
@@ -65,7 +69,7 @@ def fits(want: Wanted, seen: Seen, reading: Reading) -> bool:
 
 
 def _arrangements(reading: Reading, wanted: tuple[Wanted, ...]) -> list[tuple[Seen, ...]]:
-    """Every way to pair the objects with what was asked, in the order asked."""
+    """Return every assignment of the objects to what is wanted, in the order of `wanted`."""
     if len(reading.objects) != len(wanted) or len(wanted) > 4:
         return []
     fit = [[fits(want, seen, reading) for seen in reading.objects] for want in wanted]
@@ -74,7 +78,7 @@ def _arrangements(reading: Reading, wanted: tuple[Wanted, ...]) -> list[tuple[Se
 
 
 def check(image: Picture, expectation: Expectation) -> Verdict:
-    """Whether the picture shows exactly what was asked, and nothing else. Strict: dirt and unclear shapes fail."""
+    """Check that the image shows exactly what is expected and nothing else; dirt and unclear shapes fail."""
     reading = read(image)
     missing = sorted(expectation.colours - reading.colours)
     count_right = len(reading.objects) == len(expectation.wanted)
@@ -104,12 +108,12 @@ def check(image: Picture, expectation: Expectation) -> Verdict:
 
 @dataclass(frozen=True)
 class EditVerdict:
-    """`done`: the asked change is there and all other objects and the ground are as before; else `reasons` says why
-    not.
+    """The result of checking an edit: `done` if the change is there and all else is as before.
 
-    `kept`: share of the pixels outside the changed objects' boxes (before and after, grown by 2) that stay within 8 of
-    255 in every channel. For a change of ground they are compared with the picture before on the new ground. `asked`:
-    the asked change is there and as many objects as there should be, whatever else became of them.
+    `reasons` says why it is not done. `kept`: share of the pixels outside the changed objects' boxes (before and after,
+    grown by 2) that stay within 8 of 255 in every channel. For a change of ground they are compared with the image
+    before on the new ground. `asked`: the requested change is there and the number of objects is right, whatever else
+    happened to the others.
     """
 
     done: bool
@@ -119,7 +123,7 @@ class EditVerdict:
 
 
 def edit_done(before: Picture, after: Picture, edit: Edit) -> EditVerdict:
-    """Whether `after` is `before` with the asked change and nothing else, and how much of the rest was kept."""
+    """Check that `after` is `before` with the requested change and nothing else, and measure how much was kept."""
     old, new = read(before), read(after)
     reasons = [f"before: {flaw}" for flaw in old.flaws] + [f"after: {flaw}" for flaw in new.flaws]
     named = [kind for kind in (None if edit.kind == "add" else edit.target, edit.other) if kind is not None]
@@ -144,7 +148,7 @@ def edit_done(before: Picture, after: Picture, edit: Edit) -> EditVerdict:
 
 
 def _there(old: Reading, new: Reading, edit: Edit, stay: int) -> bool:
-    """Whether the asked change is there, beside as many objects as stay."""
+    """Return whether the requested change is there, beside `stay` other objects."""
     demands = _asked(old, new, edit)
     if len(new.objects) != stay + len(demands):
         return False
@@ -156,7 +160,7 @@ def _there(old: Reading, new: Reading, edit: Edit, stay: int) -> bool:
 
 
 def _as_before(seen: Seen, kind: Kind, centre: tuple[float, float], side: int) -> Demand:
-    """An object of this kind at this centre, as large as `seen`."""
+    """Return a test for an object of this kind at this centre, of the same size as `seen`."""
     size = seen.box[2] - seen.box[0]
 
     def met(new: Seen) -> bool:
@@ -168,7 +172,7 @@ def _as_before(seen: Seen, kind: Kind, centre: tuple[float, float], side: int) -
 
 
 def _asked(old: Reading, new: Reading, edit: Edit) -> list[Demand]:
-    """What the changed objects must be like after the edit."""
+    """Return tests that the changed objects must pass after the edit, one per object."""
     by_kind = {seen.kind: seen for seen in old.objects}
     if edit.kind in ("remove", "ground"):
         return []
@@ -191,7 +195,7 @@ def _added(seen: Seen, by_kind: dict[Kind, Seen], new: Reading, edit: Edit) -> b
 
 
 def _moved(seen: Seen, target: Seen, new: Reading, edit: Edit) -> bool:
-    """At the asked place; or clearly further in the asked direction and nowhere else."""
+    """Return whether the object is at the requested place, or has clearly moved in the requested direction alone."""
     if edit.place is not None:
         place = fits(Wanted(*edit.target, None, edit.place), seen, new)
         return place and abs(seen.box[2] - seen.box[0] - (target.box[2] - target.box[0])) <= SAME_SIZE * new.side
@@ -202,7 +206,7 @@ def _moved(seen: Seen, target: Seen, new: Reading, edit: Edit) -> bool:
 
 
 def _match(objects: tuple[Seen, ...], demands: list[Demand]) -> tuple[Seen, ...] | None:
-    """The objects in an order that meets the demands one by one, if there is one."""
+    """Return the objects in an order that meets the demands one by one, or None if there is none."""
     if len(objects) != len(demands):
         return None
     met = [[demand(seen) for seen in objects] for demand in demands]
@@ -227,6 +231,6 @@ def _kept(before: Picture, after: Picture, edit: Edit, changed: list[Seen]) -> f
 
 
 def answer_right(question: Question, reply: str) -> bool:
-    """Whether a reply is the right answer, whatever its case, final stop or article."""
+    """Return whether a reply is the correct answer, disregarding case, a final stop and an article."""
     words = reply.lower().strip().rstrip(".!").split()
     return " ".join(words[1:] if words[:1] in (["a"], ["an"]) else words) == question.answer

@@ -1,4 +1,4 @@
-"""What the world is asked to draw: weights of tasks, object counts and picture sizes."""
+"""Options of the world: the weights of tasks, object counts, image sizes, colours and questions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,14 +36,15 @@ def _check(what: str, weights: Mapping, allowed) -> None:
 class Options:
     """What the world draws. Weights need not sum to 1; an entry that is left out is never drawn.
 
-    `tasks` by name, `counts` by number of objects (1 to 4), `sizes` by "width x height" as in "48x32", `colours` by
-    name: those in which scenes begin, as edits bring in any, and for which questions ask. `questions` by kind: count,
-    colour, shape, exists, where. `described`: of documents with questions, the share in which the picture is described,
-    too, before, between or after them. `placed`: captions of text_to_image and edits always tell where several objects
-    stand (of two equal ones: how). `open`: of other captions of these tasks, the share that leaves colours or shapes
-    open ("two circles"). `distinct`: no two objects of a scene begin in one colour. `held_out` draws only scenes with a
-    held-out pair of kinds, and examples only of held-out rules: for evaluation, never for training. ValueError for
-    unknown names and for weights that are negative or all zero.
+    `tasks` by name, `counts` by number of objects (1 to 4), `sizes` by width x height in pixels as in "48x32",
+    `colours` by name: the colours that scenes begin with (edits introduce any) and that questions ask about.
+    `questions` by kind: count, colour, shape, exists, where. `described`: share of the documents with questions in
+    which the image is also described, before, between or after them. `placed`: captions of text_to_image and edits
+    always give the positions of several objects (of two equal ones: their alignment). `open`: share of the other
+    captions of these tasks that leave colours or shapes open ("two circles"). `distinct`: no two objects of a scene
+    begin with the same colour. `held_out`: draw only scenes with a held-out pair of kinds, and examples of held-out
+    rules only: for evaluation, never for training. Raises ValueError for unknown names, weights that are negative or
+    all zero, and options that exclude each other.
     """
 
     tasks: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_TASKS))
@@ -89,17 +90,17 @@ class Options:
 
     @cached_property
     def asked_colours(self) -> tuple[str, ...]:
-        """Those of `colours` that have a weight."""
+        """The names of those `colours` that have a positive weight."""
         return tuple(name for name in COLOURS if self.colours.get(name, 0.0) > 0)
 
     @cached_property
     def kinds(self) -> dict[Kind, float]:
-        """The weights of all (shape, colour), from those of `colours`."""
+        """The weights of all (shape, colour) kinds, taken from `colours`."""
         return {kind: self.colours.get(kind[1], 0.0) for kind in KINDS}
 
     @cached_property
     def edit_counts(self) -> dict[str, dict[int, float]]:
-        """For every kind of edit that some scene drawn here allows: the weights of the object counts that do."""
+        """For each possible kind of edit: the weights of the object counts that allow it."""
         lowest = 2 if self.held_out else 1
         counts = {count: weight for count, weight in self.counts.items() if weight > 0 and count >= lowest}
         possible = {kind: {n: w for n, w in counts.items() if n in allowed} for kind, allowed in EDIT_COUNTS.items()}

@@ -1,4 +1,4 @@
-"""Text-only paragraphs about the world, to pretrain a language model on its colours, shapes, relations, counts."""
+"""Generate paragraphs about the world, to pretrain a language model on its colours, shapes, relations and counts."""
 
 from collections.abc import Callable
 
@@ -25,11 +25,11 @@ from fusion.worlds.shapes.words import (
 )
 
 PEOPLE = ("anna", "ben", "clara", "tom")
-_SIZE = {(32, 32): 1.0}  # prose never tells a picture's size
+_SIZE = {(32, 32): 1.0}  # prose never mentions the image size
 
 
 def plain_text(rng: np.random.Generator) -> str:
-    """One paragraph of some 40 to 120 words: a description, story, dialogue, lesson or a painter at work."""
+    """Generate a paragraph of some 40 to 120 words: a description, story, dialogue, lesson or painting session."""
     scene = sample_scene(rng, DEFAULT_COUNTS, _SIZE)
     return " ".join(weighted(rng, PARAGRAPHS)(rng, scene))
 
@@ -43,7 +43,7 @@ def _stop(text: str) -> str:
 
 
 def _sights(rng: np.random.Generator, scene: Scene) -> list[str]:
-    """Object by object, where each stands and how it stands to another."""
+    """Return sentences that give each object's place and its relation to another."""
     clear, sentences = unique(scene), []
     for index in some(rng, range(len(scene.things)), len(scene.things)):
         thing = scene.things[index]
@@ -66,7 +66,7 @@ def _sights(rng: np.random.Generator, scene: Scene) -> list[str]:
 
 
 def description(rng: np.random.Generator, scene: Scene) -> list[str]:
-    """What a picture shows: how many, which, where, on what ground."""
+    """Return sentences that describe a scene: the number of objects, each object, its place, and the ground."""
     count = len(scene.things)
     number = f"{NUMBERS[count]} {pick(rng, ('object', 'shape'))}{'s' if count > 1 else ''}"
     opening = pick(
@@ -79,7 +79,7 @@ def description(rng: np.random.Generator, scene: Scene) -> list[str]:
 
 
 def story(rng: np.random.Generator, scene: Scene) -> list[str]:
-    """A scene that changes in two to five steps, with what is there at the end."""
+    """Return a story in which a scene changes in two to five steps, and its final state."""
     begin = pick(rng, (("once there was", "once there were"), ("there was", "there were")))
     sentences = [f"{_there(caption(rng, scene, open_share=0).text, begin)}."]
     for step in range(whole(rng, 2, 5)):
@@ -98,7 +98,7 @@ def story(rng: np.random.Generator, scene: Scene) -> list[str]:
 
 
 def dialogue(rng: np.random.Generator, scene: Scene) -> list[str]:
-    """Two people ask and answer about a picture."""
+    """Return a dialogue in which two people ask and answer questions about an image."""
     asker, other = some(rng, PEOPLE, 2)
     sentences = [f"{asker} and {other} look at a picture of {describe(rng, scene, detail=True).text}."]
     for question in ask(rng, scene, whole(rng, 2, 4)):
@@ -109,13 +109,13 @@ def dialogue(rng: np.random.Generator, scene: Scene) -> list[str]:
 
 
 def lesson(rng: np.random.Generator, scene: Scene) -> list[str]:
-    """Questions and answers in words, as a conversation has them."""
+    """Return text-only questions and answers, such as occur in conversations, as sentences."""
     turns = [turn for _ in range(2) for turn in turns_in_words(rng, scene)]
     return [f"question: {_stop(asked)} answer: {_stop(said)}" for asked, said in turns]
 
 
 def painter(rng: np.random.Generator, scene: Scene) -> list[str]:
-    """Somebody wants a picture; somebody paints it, object by object, and changes it on request."""
+    """Return sentences in which one person asks for a picture and another paints it, object by object, and edits it."""
     asker, other = some(rng, PEOPLE, 2)
     wish = pick(rng, PICTURE_REQUESTS).format(caption(rng, scene, open_share=0).text)
     sentences = [f"{asker} says: {wish.rstrip('?')}.", f"{other} takes {a(scene.ground)} paper."]
@@ -138,7 +138,7 @@ def painter(rng: np.random.Generator, scene: Scene) -> list[str]:
 
 
 def forms(rng: np.random.Generator, scene: Scene) -> list[str]:
-    """What the shapes are like, with examples from the scene."""
+    """Return sentences that define shapes, with examples from the scene, in random order."""
     sentences = [f"{a(shape)} is a shape. {FORM[shape]}." for shape in some(rng, SHAPES, whole(rng, 1, 3))]
     for thing in scene.things:
         noun = f"{thing.colour} {thing.shape}"

@@ -1,4 +1,4 @@
-"""Questions about pictures with short answers: count, colour, shape, exists, where."""
+"""Generate questions about images with short answers: count, colour, shape, exists, where."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,11 +13,11 @@ from fusion.worlds.shapes.scene import Scene, relation
 from fusion.worlds.shapes.words import NUMBERS, PLACE_WORDS, RELATION_WORDS, a, plural
 
 ALL_COLOURS = tuple(COLOURS)
-_TRIES = 100  # at finding another question about a scene
+_TRIES = 100  # attempts to find another question about a scene
 
 
 def count(rng: np.random.Generator, scene: Scene, colours: Sequence[str] = ALL_COLOURS) -> Question:
-    """How many objects, of one shape, of one of the colours, or of one kind."""
+    """Return a question for the number of objects: all, of one shape, of one colour, or of one kind."""
     style = rng.random()
     if style < 0.35:
         noun, number = pick(rng, ("objects", "shapes", "things")), len(scene.things)
@@ -39,7 +39,7 @@ def count(rng: np.random.Generator, scene: Scene, colours: Sequence[str] = ALL_C
 
 
 def _spot(rng: np.random.Generator, scene: Scene, index: int) -> str:
-    """Words that single out an object by where it stands."""
+    """Return words that identify an object by its position."""
     others = [(other, how) for other in unique(scene) if other != index and (how := relation(scene, index, other))]
     if others and chance(rng, 0.5):
         other, how = pick(rng, others)
@@ -51,7 +51,7 @@ def _spot(rng: np.random.Generator, scene: Scene, index: int) -> str:
 
 
 def colour(rng: np.random.Generator, scene: Scene, colours: Sequence[str] = ALL_COLOURS) -> Question:
-    """The colour of the ground or of one object, named by its shape or its place."""
+    """Return a question for the colour of the ground or of one object, named by its shape or its place."""
     if chance(rng, 0.25):
         return Question("colour", f"what colour is the {pick(rng, ('ground', 'background'))}?", scene.ground)
     index = int(rng.random() * len(scene.things))
@@ -62,7 +62,7 @@ def colour(rng: np.random.Generator, scene: Scene, colours: Sequence[str] = ALL_
 
 
 def shape(rng: np.random.Generator, scene: Scene, colours: Sequence[str] = ALL_COLOURS) -> Question:
-    """The shape of one object, named by its colour or its place."""
+    """Return a question for the shape of one object, named by its colour or its place."""
     index = int(rng.random() * len(scene.things))
     thing = scene.things[index]
     alone = sum(other.colour == thing.colour for other in scene.things) == 1
@@ -72,7 +72,10 @@ def shape(rng: np.random.Generator, scene: Scene, colours: Sequence[str] = ALL_C
 
 
 def exists(rng: np.random.Generator, scene: Scene, colours: Sequence[str] = ALL_COLOURS) -> Question:
-    """Whether there is a kind, a shape or one of the colours; as often yes as no, and often no for a near miss."""
+    """Return a question of whether there is a certain kind, shape or colour.
+
+    "Yes" and "no" are equally likely, and "no" often concerns a near miss.
+    """
     style, yes, thing = rng.random(), chance(rng, 0.5), pick(rng, scene.things)
     if style < 0.2:
         shapes = [name for name in SHAPES if (name in [thing.shape for thing in scene.things]) == yes]
@@ -94,7 +97,7 @@ def exists(rng: np.random.Generator, scene: Scene, colours: Sequence[str] = ALL_
 
 
 def where(rng: np.random.Generator, scene: Scene, colours: Sequence[str] = ALL_COLOURS) -> Question | None:
-    """At which place an object stands, or whether it is left of, right of, above or below another."""
+    """Return a question for an object's place or its relation to another; None if no object has a unique kind."""
     clear = unique(scene)
     if not clear:
         return None
@@ -132,10 +135,10 @@ def ask(
     kinds: Mapping[str, float] = DEFAULT_QUESTIONS,
     colours: Sequence[str] = ALL_COLOURS,
 ) -> tuple[Question, ...]:
-    """`number` different questions about the scene, of the kinds as they are weighted; fewer where it does not give so
-    many.
+    """Return up to `number` different questions about the scene, their kinds drawn by weight.
 
-    colours: those that are asked for whether they are there or not.
+    There are fewer where the scene does not allow so many. colours: those that questions may name even if they are
+    absent.
     """
     asked: dict[str, Question] = {}
     for _ in range(_TRIES):

@@ -1,4 +1,4 @@
-"""Rendering of scenes: pasting cached anti-aliased stamps on a plain ground."""
+"""Render scenes by pasting cached anti-aliased shapes on a plain ground."""
 
 from functools import cache
 
@@ -13,7 +13,7 @@ SUPERSAMPLING = 8  # samples per pixel along each axis
 
 
 def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Whether points of the unit box (u to the right, v down, both from -0.5 to 0.5) belong to the shape."""
+    """Return whether points of the unit box (u to the right, v down, both from -0.5 to 0.5) are inside the shape."""
     if shape == "circle":
         return u**2 + v**2 <= 0.25
     if shape == "square":
@@ -25,7 +25,7 @@ def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 @cache
 def coverage(shape: str, pixels: int) -> Float[np.ndarray, "n n"]:
-    """The share of each pixel of an n x n box that the shape covers, 0 to 1."""
+    """Return the share of each pixel of an n x n box (n = `pixels`) that the shape covers, from 0 to 1."""
     points = (np.arange(pixels * SUPERSAMPLING) + 0.5) / (pixels * SUPERSAMPLING) - 0.5
     fine = _inside(shape, points[None, :], points[:, None])
     return fine.reshape(pixels, SUPERSAMPLING, pixels, SUPERSAMPLING).mean(axis=(1, 3))
@@ -43,7 +43,7 @@ def _canvas(width: int, height: int, ground: str) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def render(scene: Scene) -> UInt8[np.ndarray, "h w 3"]:
-    """The scene as RGB pixels, 0 to 255."""
+    """Render the scene as RGB pixels, uint8."""
     canvas = _canvas(scene.width, scene.height, scene.ground).copy()
     for thing in scene.things:
         stamp = _stamp(thing.shape, thing.pixels, thing.colour, scene.ground)
@@ -52,5 +52,5 @@ def render(scene: Scene) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def picture(scene: Scene) -> Image.Image:
-    """The scene as a PIL image."""
+    """Render the scene as a PIL image."""
     return Image.fromarray(render(scene))

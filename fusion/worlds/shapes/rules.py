@@ -1,4 +1,4 @@
-"""Rules behind examples of edits: what each makes of a scene, which explain an example, which are held out."""
+"""The rules of editing by example: how each changes a scene, which ones explain an example, and which are held out."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from fusion.worlds.shapes.render import render
 from fusion.worlds.shapes.scene import CELLS, Scene, Thing, place_thing
 from fusion.worlds.shapes.words import a, all_of
 
-# Object counts of the scenes that a kind of rule is about; those of `add` stand in a grid.
+# Object counts of the scenes that a kind of rule applies to; for `add`, the objects are in a grid.
 RULE_COUNTS = {
     "recolour": (1, 2, 3, 4),
     "reshape": (1, 2, 3, 4),
@@ -30,12 +30,12 @@ RULE_COUNTS = {
 
 @dataclass(frozen=True)
 class Rule:
-    """What happens to every picture alike; unused fields are None.
+    """A change that applies to every image alike; unused fields are None.
 
-    kind: recolour (every `shape` becomes `colour`, everything if that is None), reshape (everything `colour`, or
-    everything, turns into `shape`), ground (becomes `ground`), add (a `shape` in `colour` comes at `place`), remove
-    (every `shape`, or everything `colour`, goes away), move (the single object goes in `direction`), swap (the two
-    objects change places).
+    kind: recolour (every `shape` becomes `colour`, everything if `shape` is None), reshape (everything `colour`, or
+    everything, turns into `shape`), ground (becomes `ground`), add (a `shape` in `colour` appears at `place`), remove
+    (every `shape`, or everything `colour`), move (the single object moves in `direction`), swap (the two objects change
+    places).
     """
 
     kind: str
@@ -47,7 +47,7 @@ class Rule:
 
     @property
     def words(self) -> str:
-        """The rule in a clause, for people."""
+        """The rule as an English clause."""
         which = f"every {self.shape}" if self.shape else f"everything {self.colour}"
         return {
             "recolour": f"every{f' {self.shape}' if self.shape else 'thing'} becomes {self.colour}",
@@ -61,8 +61,10 @@ class Rule:
 
     @property
     def combined(self) -> bool:
-        """Whether it puts together two things, each of which occurs in other rules too: only then can it be held
-        out."""
+        """True if the rule combines two attributes, each of which occurs in other rules too.
+
+        Only these rules can be held out.
+        """
         return self.kind == "add" or (self.kind in ("recolour", "reshape") and None not in (self.shape, self.colour))
 
 
@@ -79,7 +81,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def _held_out_rules() -> frozenset[Rule]:
-    """A tenth of the combined rules of each kind: those whose words hash lowest."""
+    """Return a tenth of the combined rules of each kind: those whose words have the lowest hashes."""
     found = []
     for _, rules in groupby(filter(lambda rule: rule.combined, RULES), lambda rule: rule.kind):
         ordered = sorted(rules, key=lambda rule: hashlib.sha256(rule.words.encode()).hexdigest())
@@ -92,7 +94,7 @@ HELD_OUT_RULES: frozenset[Rule] = _held_out_rules()
 
 
 def _concerns(rule: Rule, thing: Thing) -> bool:
-    """Whether it changes the object, or takes it away."""
+    """Return whether the rule changes or removes the object."""
     if rule.kind == "recolour":
         return rule.shape in (None, thing.shape) and thing.colour != rule.colour
     if rule.kind == "reshape":
@@ -101,7 +103,7 @@ def _concerns(rule: Rule, thing: Thing) -> bool:
 
 
 def _made(rule: Rule, scene: Scene) -> Scene:
-    """What a rule that leaves nothing open makes of a scene: the scene itself where it does not apply."""
+    """Return the scene after a rule whose result is determined; the same scene where it does not apply."""
     if rule.kind == "ground":
         return replace(scene, ground=rule.ground)
     if rule.kind == "swap":
@@ -117,8 +119,10 @@ def _made(rule: Rule, scene: Scene) -> Scene:
 
 
 def apply(rng: np.random.Generator, rule: Rule, scene: Scene) -> Scene | None:
-    """What the rule makes of the scene, or None where it does not apply or changes nothing; what it leaves open (the
-    size of what comes, how far an object goes) is drawn at random."""
+    """Return the scene after the rule, or None where it does not apply or changes nothing.
+
+    What the rule leaves open (the size of an added object, the distance of a move) is drawn at random.
+    """
     if len(scene.things) not in RULE_COUNTS[rule.kind]:
         return None
     if rule.kind == "move":
@@ -134,7 +138,7 @@ def apply(rng: np.random.Generator, rule: Rule, scene: Scene) -> Scene | None:
 
 
 def explains(rule: Rule, before: Scene, after: Scene) -> bool:
-    """Whether the rule may lead from one scene to the other."""
+    """Return whether the rule can lead from one scene to the other."""
     if rule.kind == "add":
         *rest, last = after.things
         return (
@@ -156,7 +160,7 @@ def explains(rule: Rule, before: Scene, after: Scene) -> bool:
 
 
 def _kinds_between(before: Scene, after: Scene) -> tuple[str, ...]:
-    """The kinds of rules that may lead from one scene to the other: a look at what changed saves trying all rules."""
+    """Return the kinds of rules that can lead from one scene to the other; cheaper than trying all rules."""
     if before.ground != after.ground:
         return ("ground",)
     more = len(after.things) - len(before.things)
@@ -164,14 +168,17 @@ def _kinds_between(before: Scene, after: Scene) -> tuple[str, ...]:
 
 
 def explanations(pairs: Sequence[tuple[Scene, Scene]]) -> list[Rule]:
-    """All rules that explain every example."""
+    """Return all rules that explain every (before, after) example."""
     kinds = set.intersection(*(set(_kinds_between(*pair)) for pair in pairs))
     return [rule for rule in RULES if rule.kind in kinds and all(explains(rule, *pair) for pair in pairs)]
 
 
 def right(rule: Rule, before: Scene, image: Image.Image | np.ndarray) -> bool:
-    """Whether a picture shows what the rule makes of the scene, as the judge reads it: every object with its shape,
-    colour, size and place, and the ground. False where the rule does not apply."""
+    """Return whether an image shows a result of the rule for the scene `before`, according to the judge.
+
+    Every object must have its shape, colour, size and place, and the ground its colour. False where the rule does not
+    apply.
+    """
     if rule.kind == "move":
         edit = Edit("move", before.things[0].kind, direction=rule.direction)
         return len(before.things) == 1 and judge.edit_done(render(before), image, edit).done

@@ -14,12 +14,12 @@ Message = dict[str, object]
 
 @dataclass(frozen=True)
 class Sample:
-    """One document. `messages` are {"role", "content"}; content blocks are {"type": "text", "text": str} or
-    {"type": "image", "image": (h, w, 3) uint8 array}, and an image by the assistant is a target.
+    """One document of a task.
 
-    `scenes` are those of the images in order. `expectation` is what a requested first picture must show, `questions`
-    and `edits` what the later turns ask; `rule` is what examples show. `held_out`: some scene has a held-out pair
-    (never in training).
+    `messages` are {"role", "content"}; content blocks are {"type": "text", "text": str} or {"type": "image", "image":
+    (h, w, 3) uint8 array}, and an image by the assistant is a target. `scenes` are those of the images in order.
+    `expectation` is what a requested first image must show, `questions` and `edits` what the later turns ask; `rule` is
+    what examples show. `held_out`: some scene has a held-out pair (never in training).
     """
 
     task: str
@@ -32,7 +32,7 @@ class Sample:
     held_out: bool = False
 
     def with_pil(self) -> "Sample":
-        """The same sample with PIL images in its messages."""
+        """Return the same sample with PIL images in its messages."""
         messages = tuple({**turn, "content": [_pil(block) for block in turn["content"]]} for turn in self.messages)
         return replace(self, messages=messages)
 
@@ -42,7 +42,7 @@ def _pil(block: dict) -> dict:
 
 
 def message(role: str, *content: str | np.ndarray) -> Message:
-    """A chat message of texts and images, in order."""
+    """Build a chat message of texts and images ((h, w, 3) uint8), in order."""
     blocks = [
         {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
         for part in content
@@ -51,10 +51,10 @@ def message(role: str, *content: str | np.ndarray) -> Message:
 
 
 def user(*content: str | np.ndarray) -> Message:
-    """A user turn of texts and images, in order."""
+    """Build a user turn of texts and images, in order."""
     return message("user", *content)
 
 
 def assistant(*content: str | np.ndarray) -> Message:
-    """An assistant turn of texts and images, in order; its images are targets."""
+    """Build an assistant turn of texts and images, in order; its images are targets."""
     return message("assistant", *content)

@@ -1,4 +1,4 @@
-"""Scenes of the built-in world: which objects stand where, and how they are drawn at random."""
+"""Scenes of the built-in world: their objects and positions, and random generation."""
 
 import math
 from collections.abc import Mapping
@@ -35,7 +35,11 @@ _HELD_OUT = tuple(sorted(tuple(sorted(pair)) for pair in HELD_OUT))
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: `pixels` wide and high, its box's upper left corner at (x, y), standing at a named place."""
+    """One object of a scene.
+
+    Its box is `pixels` wide and high, with the upper left corner at (x, y) in pixels. size: "small" or "large". place:
+    a named place of the scene's layout.
+    """
 
     shape: str
     colour: str
@@ -51,13 +55,13 @@ class Thing:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """(x, y) of the box's middle, in pixels."""
+        """The centre (x, y) of the box, in pixels."""
         return self.x + self.pixels / 2, self.y + self.pixels / 2
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's content: its size in pixels, ground, layout (single, row, column, grid) and objects."""
+    """The content of an image: its size in pixels, ground, layout (single, row, column, grid) and objects."""
 
     width: int
     height: int
@@ -67,12 +71,12 @@ class Scene:
 
     @property
     def side(self) -> int:
-        """The shorter side, in pixels, to which all sizes refer."""
+        """The shorter side in pixels, to which all sizes are relative."""
         return min(self.width, self.height)
 
     @property
     def picture_size(self) -> tuple[int, int]:
-        """(width, height) in pixels."""
+        """The (width, height) of the image in pixels."""
         return self.width, self.height
 
     @property
@@ -81,24 +85,24 @@ class Scene:
 
     @property
     def free_places(self) -> list[str]:
-        """Named places of the layout at which nothing stands."""
+        """The named places of the layout without an object."""
         taken = {thing.place for thing in self.things}
         return [place for place in PLACES[self.layout] if place not in taken]
 
     @property
     def held_out(self) -> bool:
-        """Whether two of its objects form a held-out pair."""
+        """True if two of the objects form a held-out pair."""
         return has_held_out(self.kinds)
 
     def with_thing(self, index: int, **changes) -> "Scene":
-        """The same scene with some fields of one object changed."""
+        """Return the scene with these fields of object `index` changed."""
         things = list(self.things)
         things[index] = replace(things[index], **changes)
         return replace(self, things=tuple(things))
 
 
 def relation(scene: Scene, first: int, second: int) -> str | None:
-    """How object `first` stands to object `second`; None for diagonal neighbours, which are in no relation."""
+    """Return the relation of object `first` to object `second`, such as "left of"; None for diagonal neighbours."""
     (ax, ay), (bx, by) = (PLACES[scene.layout][scene.things[index].place] for index in (first, second))
     if ay == by:
         return "left of" if ax < bx else "right of"
@@ -110,7 +114,10 @@ def relation(scene: Scene, first: int, second: int) -> str | None:
 def corners(
     scene_size: tuple[int, int], layout: str, place: str, pixels: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The allowed (lowest, highest) x and y of a box's corner, for an object of `pixels` at a named place."""
+    """Return the allowed (lowest, highest) x and y of the upper left corner of an object's box at a named place.
+
+    scene_size: (width, height) in pixels. pixels: side of the box.
+    """
     jitter = min(scene_size) * (SINGLE_JITTER if layout == "single" else SEVERAL_JITTER)
     middles = [unit * length - pixels / 2 for unit, length in zip(PLACES[layout][place], scene_size)]
     x, y = ((math.ceil(middle - jitter), math.floor(middle + jitter)) for middle in middles)
@@ -120,7 +127,10 @@ def corners(
 def place_thing(
     rng: np.random.Generator, scene_size: tuple[int, int], layout: str, kind: Kind, size: str, place: str
 ) -> Thing:
-    """An object of this kind and size at a named place of a picture of `scene_size` (width, height) pixels."""
+    """Create an object of this kind and size ("small" or "large") at a named place, with random jitter.
+
+    scene_size: (width, height) in pixels.
+    """
     side = min(scene_size)
     low, high = (SINGLE_SIZES if layout == "single" else SEVERAL_SIZES)[size]
     pixels = whole(rng, math.ceil(low * side), math.floor(high * side))
@@ -129,7 +139,7 @@ def place_thing(
 
 
 def _free_kinds(rng: np.random.Generator, count: int, weights: Mapping[Kind, float]) -> list[Kind]:
-    """`count` kinds; a quarter of the time all the same, else sometimes in groups, else each on its own."""
+    """Return `count` kinds: with probability 0.25 all the same, else sometimes in groups, else drawn independently."""
     first = weighted(rng, weights)
     if chance(rng, 0.25):
         return [first] * count
@@ -149,8 +159,10 @@ def sample_kinds(
     weights: Mapping[Kind, float] = ALL_KINDS,
     distinct: bool = False,
 ) -> list[Kind]:
-    """`count` kinds: none of the held-out pairs among them, or (`held_out`, count >= 2) at least one; if `distinct`, no
-    colour twice."""
+    """Return `count` random kinds without a held-out pair, or (`held_out`, count >= 2) with at least one.
+
+    distinct: no colour occurs twice. weights: of the kinds, used unless `held_out`.
+    """
     if held_out:
         kinds = [*some(rng, pick(rng, _HELD_OUT), 2), *(pick(rng, KINDS) for _ in range(count - 2))]
         return some(rng, kinds, count)
@@ -170,11 +182,11 @@ def sample_scene(
     kinds: Mapping[Kind, float] = ALL_KINDS,
     distinct: bool = False,
 ) -> Scene:
-    """A random scene: `counts` weighs the number of objects, `sizes` the (width, height) in pixels, `kinds` what
-    objects are.
+    """Generate a random scene.
 
-    `grid` puts two objects in a grid, too. With `held_out` the scene has a held-out pair. With `distinct` no colour
-    comes twice.
+    counts: weights of the number of objects. sizes: weights of (width, height) in pixels. kinds: weights of the (shape,
+    colour) of objects. held_out: the scene has a held-out pair. grid: two objects are placed in a grid, too. distinct:
+    no colour occurs twice.
     """
     if held_out:
         counts = {count: weight for count, weight in counts.items() if count > 1}

@@ -1,4 +1,4 @@
-"""The tasks of the world: each function draws one document at random."""
+"""The tasks of the world: each function generates one random document."""
 
 from collections.abc import Callable
 
@@ -45,14 +45,14 @@ STORY_ENDS = ("at last {}.", "in the end {}.", "finally {}.")
 
 
 def any_scene(rng: np.random.Generator, options: Options) -> Scene:
-    """A scene as the options weigh them."""
+    """Generate a random scene by the weights of the options."""
     return sample_scene(
         rng, options.counts, options.picture_sizes, options.held_out, kinds=options.kinds, distinct=options.distinct
     )
 
 
 def text_to_image(rng: np.random.Generator, options: Options) -> Sample:
-    """The user asks for a picture; the assistant answers with just the picture."""
+    """Generate a document: the user asks for an image; the assistant answers with just the image."""
     scene = any_scene(rng, options)
     told = caption(rng, scene, options.open, options.placed)
     messages = (user(ask_for_picture(rng, told.text)), assistant(render(scene)))
@@ -60,7 +60,7 @@ def text_to_image(rng: np.random.Generator, options: Options) -> Sample:
 
 
 def image_to_text(rng: np.random.Generator, options: Options) -> Sample:
-    """The user shows a picture; the assistant describes it, in detail if asked to."""
+    """Generate a document: the user shows an image; the assistant describes it, in detail on request."""
     scene = any_scene(rng, options)
     prompt, told = _description(rng, scene)
     messages = (_shown(rng, scene, prompt), assistant(told.text))
@@ -68,8 +68,10 @@ def image_to_text(rng: np.random.Generator, options: Options) -> Sample:
 
 
 def questions(rng: np.random.Generator, options: Options) -> Sample:
-    """One to four questions about one picture, each answered in a few words before the next is asked; among them it may
-    be described."""
+    """Generate a document: one to four questions about one image, each answered in a few words.
+
+    With probability `options.described`, a turn that describes the image is inserted.
+    """
     asked = ()
     while not asked:
         scene = any_scene(rng, options)
@@ -96,14 +98,17 @@ def _described(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
 
 
 def _description(rng: np.random.Generator, scene: Scene) -> tuple[str, Caption]:
-    """What a user says who wants to be told of a picture, and what there is to tell."""
+    """Return a user's request to describe the scene's image, and the description."""
     detail = chance(rng, 0.4)
     told = describe(rng, scene, detail)
     return user_style(rng, pick(rng, DESCRIBE_IN_DETAIL if detail else DESCRIBE)), told
 
 
 def first_edit(rng: np.random.Generator, options: Options, kind: str | None = None) -> tuple[Scene, Change]:
-    """A scene and an edit of it: of the given kind, or of any that the options' object counts allow, all as likely."""
+    """Generate a scene and an edit of it, of the given kind or of a random kind.
+
+    All kinds that the options' object counts allow are equally likely.
+    """
     possible = options.edit_counts
     while True:
         chosen = kind or pick(rng, tuple(possible))
@@ -117,7 +122,10 @@ def first_edit(rng: np.random.Generator, options: Options, kind: str | None = No
 
 
 def edits(rng: np.random.Generator, options: Options) -> Sample:
-    """The user asks for one to three changes in turn, of a picture shown or of one just drawn on request."""
+    """Generate a document: the user asks for one to three successive changes of an image.
+
+    The image is shown by the user or, with probability 0.25, was just drawn on request.
+    """
     scene, change = first_edit(rng, options)
     if chance(rng, 0.25):
         told = caption(rng, scene, options.open, options.placed)
@@ -137,7 +145,10 @@ def edits(rng: np.random.Generator, options: Options) -> Sample:
 
 
 def stories(rng: np.random.Generator, options: Options) -> Sample:
-    """One assistant turn of sentences and pictures in turn, in which a scene changes step by step."""
+    """Generate a document with one assistant turn of alternating sentences and images.
+
+    They tell of a scene that changes step by step.
+    """
     scene, change = first_edit(rng, options)
     told = caption(rng, scene, open_share=0)
     parts, scenes, made = [_opening(rng, told.text), render(scene)], [scene], []
@@ -166,7 +177,7 @@ def _opening(rng: np.random.Generator, text: str) -> str:
 
 
 def chat(rng: np.random.Generator, options: Options) -> Sample:
-    """A conversation in words about the world, without pictures: not everything that names a circle asks for one."""
+    """Generate a text-only conversation about the world: not every message that names a circle asks for an image."""
     scene = any_scene(rng, options)
     messages = [
         part for asked, said in turns_in_words(rng, scene) for part in (user(user_style(rng, asked)), assistant(said))
@@ -175,7 +186,7 @@ def chat(rng: np.random.Generator, options: Options) -> Sample:
 
 
 def _shown(rng: np.random.Generator, scene: Scene, text: str) -> dict:
-    """A user turn with a picture, mostly before the text."""
+    """Return a user turn with the scene's image and a text, mostly the image first."""
     parts = (render(scene), text)
     return user(*parts) if chance(rng, 0.85) else user(*reversed(parts))
 

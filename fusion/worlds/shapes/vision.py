@@ -1,4 +1,4 @@
-"""Reading pictures of the world from pixels alone: ground, connected objects, and their shapes by template."""
+"""Read images of the world from pixels alone: ground, connected objects, and their shapes by template matching."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from PIL import Image
 from fusion.worlds.shapes.constants import COLOURS, CROSS_ARM, GROUNDS, SEVERAL_LARGE, SHAPES, SINGLE_LARGE
 
 TOLERANCE = 48.0  # RGB distance at which a pixel still counts as a palette colour; noise of +-10 reaches 17
-MIN_GROUND = 0.25  # four large squares leave 0.43 of a picture
+MIN_GROUND = 0.25  # four large squares leave 0.43 of an image
 MIN_FIT, MIN_LEAD = 0.80, 0.03  # soft overlap with the best template, and its lead over the second best
 SHARPNESS = 2.5  # how much steeper edges are made before templates are compared
 MAX_SOFTNESS = 2.2  # mean width of the edges in pixels, roughly: a 1-2-1 blur is read, 1-4-6-4-1 is not
@@ -26,9 +26,10 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Seen:
-    """One object as read: `shape` is None where no template fits. Boxes are (left, top, right, bottom) in pixels.
+    """One object read from an image. `shape` is None where no template fits.
 
-    `size` is small or large, `area` in pixels, `confidence` the soft overlap with the template, 0 to 1.
+    `size` is "small" or "large", `centre` and `box` (left, top, right, bottom) are in pixels, `area` is in pixels,
+    `confidence` is the soft overlap with the template, 0 to 1.
     """
 
     shape: str | None
@@ -46,7 +47,11 @@ class Seen:
 
 @dataclass(frozen=True)
 class Reading:
-    """A picture as read. `ground` is None where none of the grounds fills it; `dirt` is the unexplained share."""
+    """The content read from an image.
+
+    `ground` is None where none of the grounds fills it; `dirt` is the share of pixels that neither ground nor objects
+    explain; `colours` are those of the objects.
+    """
 
     width: int
     height: int
@@ -61,7 +66,7 @@ class Reading:
 
     @property
     def flaws(self) -> tuple[str, ...]:
-        """Why this is not a clean picture of the world; empty if it is one."""
+        """Reasons why this is not a clean image of the world; empty if it is one."""
         if self.ground is None:
             return ("no ground colour fills the picture",)
         found = [f"a {seen.colour} object has no clear shape" for seen in self.objects if seen.shape is None]
@@ -71,7 +76,7 @@ class Reading:
 
 
 def as_pixels(image: UInt8[np.ndarray, "h w 3"] | Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB pixels of an array or a PIL image; ValueError for anything else."""
+    """Return the RGB pixels of an array or a PIL image; raises ValueError for anything else."""
     pixels = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         what = (
@@ -82,9 +87,9 @@ def as_pixels(image: UInt8[np.ndarray, "h w 3"] | Image.Image) -> UInt8[np.ndarr
 
 
 def connected(values: Int[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, "h w"], list[int]]:
-    """Labels (0 outside, 1 to n) of the 4-connected regions of equal positive values, and the area of each region.
+    """Label the 4-connected regions of equal positive values; return labels (0 outside, 1 to n) and each region's area.
 
-    Runs of equal values in each row, joined by union-find with the touching runs of the row above.
+    Runs of equal values in each row are joined by union-find with the touching runs of the row above.
     """
     change = np.ones(values.shape, dtype=bool)
     change[:, 1:] = values[:, 1:] != values[:, :-1]
@@ -125,7 +130,7 @@ def connected(values: Int[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, "h w"], l
 
 
 def _grow(labels: Int[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:
-    """Labels spread to their unlabelled 8-neighbours."""
+    """Spread labels to their unlabelled 8-neighbours."""
     around = np.pad(labels, 1)
     around = np.maximum(np.maximum(around[:, :-2], around[:, 1:-1]), around[:, 2:])
     around = np.maximum(np.maximum(around[:-2], around[1:-1]), around[2:])
@@ -133,7 +138,7 @@ def _grow(labels: Int[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:
 
 
 def _span(offset: np.ndarray, half: float) -> np.ndarray:
-    """How much of unit pixels whose middles lie at `offset` is between -half and half."""
+    """Return the share of unit pixels with centres at `offset` that lies between -half and half."""
     return np.clip(np.minimum(offset + 0.5, half) - np.maximum(offset - 0.5, -half), 0, 1)
 
 
@@ -151,7 +156,7 @@ def templates(
     middle_y: Float[np.ndarray, " k"],
     size: Float[np.ndarray, " k"],
 ) -> Float[np.ndarray, "k h w"]:
-    """For each shape of SHAPES, in a box of its own middle and size: the share of every pixel that it covers.
+    """Return the share of each pixel that each shape of SHAPES covers, in a box of its own centre and size in pixels.
 
     Squares and crosses by exact overlaps, circles and triangles by the distance to the edge.
     """
@@ -174,9 +179,10 @@ def templates(
 
 
 def _fit(alpha: Float[np.ndarray, "h w"]) -> tuple[str | None, Box, float]:
-    """The shape whose template, at the size and place that area and centre of mass give, overlaps best.
+    """Find the shape whose template overlaps best; return it (None if unclear), its box and the overlap.
 
-    Both are made steeper about one half before, so that a slightly blurred edge costs nothing.
+    Size and place of the templates follow from area and centre of mass. Both masks are sharpened around one half
+    before, so that a slightly blurred edge costs nothing.
     """
     height, width = alpha.shape
     area = alpha.sum()
@@ -195,21 +201,22 @@ def _fit(alpha: Float[np.ndarray, "h w"]) -> tuple[str | None, Box, float]:
 
 
 def _dot(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Products of the colours of two pictures, pixel by pixel."""
+    """Return the dot products of the colours of two images, pixel by pixel: (h, w)."""
     return np.einsum("hwc,hwc->hw", one, two)
 
 
 def _ground_of(rgb: Float[np.ndarray, "h w 3"]) -> tuple[int, float]:
-    """The index of the ground that most pixels are near, and their share."""
+    """Return the index of the ground that most pixels are near, and their share."""
     near = [float((_dot(rgb - ground, rgb - ground) <= TOLERANCE**2).mean()) for ground in _GROUNDS]
     return int(np.argmax(near)), max(near)
 
 
 def _cores(rgb: Float[np.ndarray, "h w 3"], ground: int) -> Int[np.ndarray, "h w"]:
-    """Per pixel 1 + the index of the colour it shows, mixtures with less than half of ground included; 0 for none.
+    """Return for each pixel 1 + the index of the palette colour it shows, or 0 for none.
 
-    What counts is the distance to the mixtures of ground and colour, not to the colour: a soft red edge on beige lies
-    closer to orange than to red, but further from the mixtures of orange.
+    Mixtures with less than half of ground are included. The criterion is the distance to the mixtures of ground and
+    colour, not to the colour: a soft red edge on beige is closer to orange than to red, but further from the mixtures
+    of orange.
     """
     offset, direction = rgb - _GROUNDS[ground], _PALETTE - _GROUNDS[ground]
     length, along = (direction**2).sum(-1), offset @ direction.T
@@ -221,11 +228,11 @@ def _cores(rgb: Float[np.ndarray, "h w 3"], ground: int) -> Int[np.ndarray, "h w
 
 @dataclass(frozen=True)
 class Matte:
-    """A picture split into objects on a ground. `ground` and `colours` (one per object) are indices.
+    """An image split into objects on a ground. `ground` and `colours` (one per object) are indices.
 
-    `filled` is the share of pixels near that ground. `owner` is 0 or 1 + the object whose pixels and surroundings these
-    are, `alpha` its share of each pixel (0 where the pixel is no mixture of its colour and the ground), `explained`
-    whether ground or object explain the pixel.
+    `filled` is the share of pixels near that ground. `owner` is 0, or 1 + the index of the object to whose core or
+    surroundings the pixel belongs, `alpha` that object's share of the pixel (0 where the pixel is no mixture of its
+    colour and the ground), `explained` whether ground or object explain the pixel.
     """
 
     ground: int
@@ -237,7 +244,10 @@ class Matte:
 
 
 def matte(pixels: UInt8[np.ndarray, "h w 3"]) -> Matte:
-    """Pixels near a palette colour form connected cores, which are spread to take in their soft edges."""
+    """Split an image into objects on a ground.
+
+    Pixels near a palette colour form connected cores, which are grown to take in their soft edges.
+    """
     rgb = pixels.astype(np.float32)
     ground, filled = _ground_of(rgb)
     near = _cores(rgb, ground)
@@ -258,7 +268,10 @@ def matte(pixels: UInt8[np.ndarray, "h w 3"]) -> Matte:
 
 
 def _seen(split: Matte, number: int, side: int) -> Seen:
-    """Object `number` (from 0): its template is fitted in the window around its pixels."""
+    """Read object `number` (from 0) by fitting templates in the window around its pixels.
+
+    side: the image's shorter side in pixels.
+    """
     mine = split.owner == number + 1
     rows, columns = np.flatnonzero(mine.any(1)), np.flatnonzero(mine.any(0))
     top, left = rows[0], columns[0]
@@ -279,11 +292,11 @@ def _seen(split: Matte, number: int, side: int) -> Seen:
 
 
 def read(image: UInt8[np.ndarray, "h w 3"] | Image.Image) -> Reading:
-    """Reads a picture from its pixels alone; ValueError unless it is a PIL image or a uint8 RGB array.
+    """Read an image of the world from its pixels; raises ValueError unless it is a PIL image or a uint8 RGB array.
 
-    The share of colour in every pixel of an object, measured between ground and colour, is compared with templates
-    of the shapes. Colour noise of +-10 and slightly blurred edges are read; what neither ground nor an object
-    explains counts as dirt.
+    The share of colour in every pixel of an object, measured between ground and colour, is compared with templates of
+    the shapes. Colour noise of +-10 and slightly blurred edges are read; what neither ground nor an object explains
+    counts as dirt.
     """
     pixels = as_pixels(image)
     split = matte(pixels)
@@ -296,7 +309,7 @@ def read(image: UInt8[np.ndarray, "h w 3"] | Image.Image) -> Reading:
 
 
 def on_ground(image: UInt8[np.ndarray, "h w 3"] | Image.Image, ground: str) -> Float[np.ndarray, "h w 3"]:
-    """The picture's pixels, 0 to 255, with its ground exchanged and the objects kept."""
+    """Return the image's pixels, 0 to 255, with the ground replaced and the objects unchanged."""
     pixels = as_pixels(image)
     split = matte(pixels)
     return pixels + (1 - split.alpha[..., None]) * (np.array(GROUNDS[ground]) - _GROUNDS[split.ground])

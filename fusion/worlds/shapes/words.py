@@ -1,4 +1,4 @@
-"""The world's English: noun phrases, captions with what they claim, and the ways to ask for a picture."""
+"""The world's English: noun phrases, captions with the claims they make, and requests for images."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -60,47 +60,49 @@ PICTURE_REQUESTS = (
 
 @dataclass(frozen=True)
 class Caption:
-    """Words about a scene, and all that they claim."""
+    """A caption of a scene, and all that it claims."""
 
     text: str
     claims: Expectation
 
 
 def a(phrase: str) -> str:
-    """The phrase with its indefinite article."""
+    """Return the phrase with its indefinite article."""
     return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
 
 
 def plural(shape: str) -> str:
-    """The shape's plural."""
+    """Return the shape's plural."""
     return "crosses" if shape == "cross" else f"{shape}s"
 
 
 def join(phrases: list[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
+    """Join phrases to a list in English: "a", "a and b", "a, b and c"."""
     return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
 def wanted(thing: Thing, sized: bool = False) -> Wanted:
-    """The claim that this object is there, with its size if `sized`."""
+    """Return the claim that this object is there, with its size if `sized`."""
     return Wanted(thing.shape, thing.colour, thing.size if sized else None)
 
 
 def all_of(scene: Scene) -> Expectation:
-    """All that is true of a scene: every object with its shape, colour, size and place, the ground, and the picture's
-    size."""
+    """Return all claims that are true of a scene.
+
+    They are every object's shape, colour, size and place, the ground, and the image's size.
+    """
     claims = tuple(replace(wanted(thing, sized=True), place=thing.place) for thing in scene.things)
     return Expectation(claims, ground=scene.ground, picture_size=scene.picture_size)
 
 
 def name(rng: np.random.Generator, want: Wanted) -> str:
-    """Noun without article: "small red circle", "circle", "red shape"."""
+    """Return a noun phrase without article: "small red circle", "circle", "red shape"."""
     size = pick(rng, SIZE_WORDS[want.size]) if want.size else None
     return " ".join(word for word in (size, want.colour, want.shape or "shape") if word)
 
 
 def user_style(rng: np.random.Generator, text: str) -> str:
-    """The text as people type it: as it is, with a full stop, or as a proper sentence."""
+    """Return the text as users type it: unchanged, with a full stop, or as a proper sentence."""
     style = rng.random()
     if style < 0.4:
         return text
@@ -109,12 +111,15 @@ def user_style(rng: np.random.Generator, text: str) -> str:
 
 
 def ask_for_picture(rng: np.random.Generator, caption: str) -> str:
-    """A request for a picture of what the caption says."""
+    """Return a request for an image with this caption."""
     return user_style(rng, pick(rng, PICTURE_REQUESTS).format(caption))
 
 
 def groups(rng: np.random.Generator, wants: Sequence[Wanted]) -> Caption:
-    """All that is wanted in its order, equal ones counted together: "two red circles and a blue square"."""
+    """Return a caption that lists the wanted objects in order, equal ones counted.
+
+    Example: "two red circles and a blue square".
+    """
     counted = Counter(wants)
     phrases = []
     for want, count in counted.items():
@@ -126,7 +131,10 @@ def groups(rng: np.random.Generator, wants: Sequence[Wanted]) -> Caption:
 
 
 def _open(rng: np.random.Generator, scene: Scene) -> Caption:
-    """ "two circles and a cross", "three red shapes", "four objects": colours, shapes or both left open."""
+    """Return a caption that leaves colours, shapes or both open.
+
+    Examples: "two circles and a cross", "three red shapes", "four objects".
+    """
     things, count = scene.things, len(scene.things)
     options = [Wanted()] if count > 1 else []
     if len({thing.colour for thing in things}) == 1:
@@ -141,7 +149,10 @@ def _open(rng: np.random.Generator, scene: Scene) -> Caption:
 
 
 def _related(rng: np.random.Generator, scene: Scene, sized: bool, order: Sequence[int]) -> Caption:
-    """ "a red circle left of a blue square": how the first in `order` stands to the second."""
+    """Return a caption with the relation between two objects: "a red circle left of a blue square".
+
+    order: the indices of the two objects in the order of the caption.
+    """
     how = relation(scene, *order)
     one, two = (wanted(scene.things[index], sized) for index in order)
     text = f"{a(name(rng, one))} {pick(rng, RELATION_WORDS[how])} {a(name(rng, two))}"
@@ -149,14 +160,14 @@ def _related(rng: np.random.Generator, scene: Scene, sized: bool, order: Sequenc
 
 
 def _placed(rng: np.random.Generator, things: Sequence[Thing], sized: bool) -> Caption:
-    """ "a red circle on the left and a blue square on the right"."""
+    """Return a caption with places: "a red circle on the left and a blue square on the right"."""
     claims = tuple(replace(wanted(thing, sized), place=thing.place) for thing in things)
     phrases = [f"{a(name(rng, want))} {pick(rng, PLACE_WORDS[want.place])}" for want in claims]
     return Caption(join(phrases), Expectation(claims))
 
 
 def _listed(rng: np.random.Generator, things: Sequence[Thing], sized: bool) -> Caption:
-    """ "a red circle and a blue square", "three objects: two red circles and a blue square"."""
+    """Return a caption that lists objects, sometimes after their number: "two objects: a cross and a blue square"."""
     told = groups(rng, [wanted(thing, sized) for thing in things])
     if len(things) > 1 and chance(rng, 0.15):
         return replace(told, text=f"{NUMBERS[len(things)]} {pick(rng, ('objects', 'shapes'))}: {told.text}")
@@ -164,7 +175,7 @@ def _listed(rng: np.random.Generator, things: Sequence[Thing], sized: bool) -> C
 
 
 def _aligned(rng: np.random.Generator, scene: Scene, sized: bool) -> Caption:
-    """Two equal objects and how they stand: "two red circles side by side"."""
+    """Return a caption of two equal objects and their alignment: "two red circles side by side"."""
     told = groups(rng, [wanted(thing, sized) for thing in scene.things])
     sideways = relation(scene, 0, 1) in ("left of", "right of")
     phrase = pick(rng, ("side by side", "next to each other")) if sideways else "one above the other"
@@ -173,7 +184,7 @@ def _aligned(rng: np.random.Generator, scene: Scene, sized: bool) -> Caption:
 
 
 def _told(rng: np.random.Generator, scene: Scene, sized: bool, placed: bool) -> Caption:
-    """All shapes and colours, sometimes with where the objects stand, and always if `placed`."""
+    """Return a caption with all shapes and colours, sometimes with the objects' positions, and always if `placed`."""
     things = some(rng, scene.things, len(scene.things))
     if len(things) > 1 and chance(rng, 0.5 if placed else 0.15):
         return _placed(rng, things, sized)
@@ -193,17 +204,17 @@ def _grounded(rng: np.random.Generator, told: Caption, ground: str) -> Caption:
 
 
 def caption(rng: np.random.Generator, scene: Scene, open_share: float = 0.08, placed: bool = False) -> Caption:
-    """A random true caption of the scene; it may tell sizes, ground and where objects stand, or leave them open.
+    """Return a random true caption of the scene; sizes, ground and positions may be left open.
 
     `open_share` is the share of captions that leave colours or shapes open as well ("two circles"). `placed` captions
-    tell where several objects stand (two that are equal: how) and leave no colour or shape open.
+    give the positions of several objects (of two equal ones: their alignment) and leave no colour or shape open.
     """
     told = _open(rng, scene) if not placed and chance(rng, open_share) else _told(rng, scene, chance(rng, 0.25), placed)
     return _grounded(rng, told, scene.ground) if chance(rng, 0.3) else told
 
 
 def describe(rng: np.random.Generator, scene: Scene, detail: bool) -> Caption:
-    """What there is to see, in reading order; in `detail` with sizes, places and ground."""
+    """Return a description of all objects in reading order; in `detail` with sizes, places and ground."""
     order = sorted(
         range(len(scene.things)), key=lambda index: tuple(PLACES[scene.layout]).index(scene.things[index].place)
     )

@@ -1,4 +1,4 @@
-"""The world as one object: draws documents of all tasks by weight, deterministic given a Generator."""
+"""Generate documents of all tasks by weight, deterministic given a numpy Generator."""
 
 import numpy as np
 
@@ -9,14 +9,16 @@ from fusion.worlds.shapes.tasks import TASKS
 
 
 class World:
-    """Draws documents as its options weigh them. It keeps no state: the same Generator state gives the same
-    document."""
+    """A generator of documents, drawn by the weights of its options.
+
+    It has no state: the same state of the Generator gives the same document.
+    """
 
     def __init__(self, options: Options | None = None):
         self.options = options or Options()
 
     def sample(self, rng: np.random.Generator, task: str | None = None) -> Sample:
-        """One document of a task drawn by weight, or of the named one; ValueError for an unknown name."""
+        """Generate a document of a task drawn by weight, or of the named one; raises ValueError for an unknown name."""
         name = task or weighted(rng, self.options.tasks)
         if name not in TASKS:
             raise ValueError(f"unknown task {name!r} of the built-in world: choose from {', '.join(TASKS)}")
