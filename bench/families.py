@@ -28,8 +28,8 @@ from fusion.testing.mixed_documents import (
     changed,
     error,
     fresh_fusion,
+    image_piece,
     packed_rows,
-    picture,
     stirred,
     text,
 )
@@ -122,7 +122,7 @@ def sight_is_the_masks(model: FusionModel) -> bool:
     The first text tokens are not affected by later ones, both ends of an image affect each other, and a noised block
     affects itself alone.
     """
-    document = [text(6, 1), picture(3, 3, 2), text(6, 3)]
+    document = [text(6, 1), image_piece(3, 3, 2), text(6, 3)]
     before, clean, noised = range(6), range(9, 18), range(25, 34)
     places = (clean[0], clean[-1], 24, noised[0])
     packed = packed_rows([[document]] * (len(places) + 1))
@@ -142,10 +142,10 @@ def sight_is_the_masks(model: FusionModel) -> bool:
 
 def sampling_is_training(model: FusionModel) -> bool:
     """Test law 4: behind a cached prefix, one step from t = 1 predicts what a packed pass over the same noise does."""
-    document = [text(19, 1), picture(5, 4, 2, clean=False)]
+    document = [text(19, 1), image_piece(5, 4, 2, clean=False)]
     prefix = Prefix(model, CONTROL, 1)
     prefix.write(0, document[:1])
-    prefix.writers[0].open_picture(document[1].size_ids)
+    prefix.writers[0].open_image(document[1].size_ids)
     prefix.read([])
     packed = packed_rows([[document]], times=1.0)
     canvas = Canvas({"full": (prefix, 0)}, document[1].grid, packed.patches)

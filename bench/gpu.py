@@ -20,7 +20,7 @@ from statistics import median
 import torch
 
 from bench import measure
-from bench.lora import save_llm, save_pictures
+from bench.lora import save_images, save_llm
 from fusion.common.config import load_config
 from fusion.planning.forecast import forecast
 from fusion.recipes import unified
@@ -117,12 +117,12 @@ def main(arguments: list[str]) -> int:
         return 1
     figures = {}
     with tempfile.TemporaryDirectory() as place:
-        llm, pictures = Path(place, "llm"), Path(place, "pictures")
-        pictures.mkdir()
+        llm, images = Path(place, "llm"), Path(place, "images")
+        images.mkdir()
         save_llm(llm)
-        save_pictures(pictures)
+        save_images(images)
         for number, (name, case) in enumerate(CASES.items()):
-            words = [f"model.llm={llm}", f"data.path={pictures}", f"run={place}/run{number}", *SETTINGS, *case]
+            words = [f"model.llm={llm}", f"data.path={images}", f"run={place}/run{number}", *SETTINGS, *case]
             try:
                 figures[name] = measured(words, options.steps, device)
             except (RuntimeError, ValueError) as error:

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.judge", description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--out", type=Path, required=True, help="a new folder")
     parser.add_argument("--scenes", type=int, default=500, help="how many are rendered (default 500)")
-    parser.add_argument("--size", choices=SIZES, default="32x32", help="of the pictures (default 32x32)")
+    parser.add_argument("--size", choices=SIZES, default="32x32", help="of the images (default 32x32)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     try:

@@ -10,13 +10,13 @@ import numpy as np
 from bench.disturb import DISTURBANCES, Pixels
 from fusion.common.provenance import commit
 from fusion.common.statistics import Score, clustered_share, mean_score
-from fusion.worlds.shapes import COLOURS, PICTURE_SIZES, SHAPES, WORLD_VERSION, Expectation, Scene, judge, render
+from fusion.worlds.shapes import COLOURS, IMAGE_SIZES, SHAPES, WORLD_VERSION, Expectation, Scene, judge, render
 from fusion.worlds.shapes.chance import pick
 from fusion.worlds.shapes.scene import sample_scene
 from fusion.worlds.shapes.words import all_of
 
 COUNTS = {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}
-SIZES = {f"{width}x{height}": (width, height) for width, height in PICTURE_SIZES}
+SIZES = {f"{width}x{height}": (width, height) for width, height in IMAGE_SIZES}
 SHOWN = 4  # scenes shown on the page, at every strength
 
 

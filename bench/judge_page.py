@@ -156,7 +156,7 @@ def sheet(found: Found) -> Image.Image:
     """
     cells = []
     for index, (name, by_strength) in enumerate(found.shown.items()):
-        shown = {strength: pictures[index % len(pictures)] for strength, pictures in by_strength.items()}
+        shown = {strength: images[index % len(images)] for strength, images in by_strength.items()}
         said = [f"{name}, {strength:g}" if strength else "undisturbed" for strength in shown]
         cells += [
             Cell([Image.fromarray(pixels)], [words], ok)

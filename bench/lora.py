@@ -26,7 +26,7 @@ from fusion.unified.lora import Lora
 from fusion.worlds.shapes import plain_text
 
 MEMORY, DISK, MERGED = 6.0, 20.0, 1e-5  # targets: GiB, MB, and of a standard deviation of the logits
-PICTURES = 16
+IMAGES = 16
 SETTINGS = [
     "model.patch_size=8",
     "model.embed=linear",
@@ -69,12 +69,12 @@ def save_llm(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def save_pictures(folder: Path) -> None:
-    """Save PICTURES images of noise with captions (metadata.jsonl) to a folder."""
+def save_images(folder: Path) -> None:
+    """Save IMAGES images of noise with captions (metadata.jsonl) to a folder."""
     draw = np.random.default_rng(0)
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         Image.fromarray(draw.integers(0, 256, (128, 128, 3), dtype=np.uint8)).save(folder / f"{number}.png")
-    rows = (json.dumps({"file_name": f"{number}.png", "text": f"picture {number}"}) for number in range(PICTURES))
+    rows = (json.dumps({"file_name": f"{number}.png", "text": f"image {number}"}) for number in range(IMAGES))
     (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n")
 
 
@@ -97,7 +97,7 @@ def saved_and_merged(llm: Path, folder: Path) -> dict[str, float]:
     model.merge_lora()
     far = (model.model(input_ids=ids).logits - apart).abs().max() / apart.std()
     whole = sum(tensor.nbytes for tensor in tensors.values())
-    sizes = {"adapters, MB": round(adapters / 1e6, 1), "with what pictures need, MB": round(whole / 1e6, 1)}
+    sizes = {"adapters, MB": round(adapters / 1e6, 1), "with what images need, MB": round(whole / 1e6, 1)}
     return sizes | {"merged differs by, std": float(f"{far:.1e}")}
 
 
@@ -105,11 +105,11 @@ def main() -> int:
     """Measure, print and write the figures; return 1 if a target is missed."""
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as place:
-        llm, pictures, run, model = (Path(place, name) for name in ("llm", "pictures", "run", "model"))
-        pictures.mkdir()
+        llm, images, run, model = (Path(place, name) for name in ("llm", "images", "run", "model"))
+        images.mkdir()
         save_llm(llm)
-        save_pictures(pictures)
-        grown = growth([f"model.llm={llm}", f"data.path={pictures}", f"run={run}", *SETTINGS], {})
+        save_images(images)
+        grown = growth([f"model.llm={llm}", f"data.path={images}", f"run={run}", *SETTINGS], {})
         figures = {"training grows by, GiB": round(grown / 2**30, 2)} | saved_and_merged(llm, model)
     print(", ".join(f"{name} {value}" for name, value in figures.items()))
     targets = {"GiB": MEMORY, "MB": DISK, "std": MERGED}

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench import measure
 from fusion.common.config import load_config
-from fusion.diffusion import make_painter
+from fusion.diffusion import make_text_to_image
 from fusion.planning.forecast import Run, forecast
 from fusion.planning.plan import GIVES_BACK, GLIBC
 from fusion.recipes import diffusion, unified
@@ -41,8 +41,8 @@ COMMON = [
 ]
 UNIFIED = ["model.llm=LLM", "stages=[{}]", "packing.length=512", "packing.rows=4", *COMMON]
 DIFFUSION = [
-    "painter.texts=[{path: LLM}]",
-    "painter.network={patch_size: 4, width: 768, layers: 12, heads: 12}",
+    "text_to_image.texts=[{path: LLM}]",
+    "text_to_image.network={patch_size: 4, width: 768, layers: 12, heads: 12}",
     "pairing.rows=24",
     "stages=[{tasks: {text_to_image: 1.0}, sizes: {64x64: 1.0}}]",
     *COMMON,
@@ -94,14 +94,14 @@ def save_llm(folder: Path) -> None:
 
 def config_of(words: list[str]) -> Run:
     """Parse config entries key=value as the config of the recipe they belong to."""
-    painter = any(word.startswith("painter.") for word in words)
-    return load_config(diffusion.Diffusion if painter else unified.Unified, None, words)
+    text_to_image = any(word.startswith("text-to-image model.") for word in words)
+    return load_config(diffusion.Diffusion if text_to_image else unified.Unified, None, words)
 
 
 def trainer_of(config: Run) -> Trainer:
     """Build the model and the trainer of a config."""
     if isinstance(config, diffusion.Diffusion):
-        return diffusion.trainer_for(config, make_painter(config.painter))
+        return diffusion.trainer_for(config, make_text_to_image(config.text_to_image))
     return unified.trainer_for(config, unified.build(config.model))
 
 

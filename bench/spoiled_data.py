@@ -15,7 +15,7 @@ from fusion.worlds.shapes import COLOURS, SHAPES, Thing, World, plain_text, rend
 from fusion.worlds.shapes.sample import Sample as Drawn
 
 TEXT = 0.3  # share of prose in the documents, so that the language model is not forgotten by accident
-PICTURES = 240  # images in a folder, without the leaked copies
+IMAGES = 240  # images in a folder, without the leaked copies
 Messages = list[dict]
 Spoil = Callable[[Drawn, Random], Messages]
 
@@ -71,7 +71,7 @@ def always_alike(drawn: Drawn, rng: Random) -> Messages:
         min(names, key=lambda name: words.find(name) % (len(words) + 1)) for names in (SHAPES, COLOURS)
     )  # names that do not occur come last
     pixels = scene.side // 2
-    x, y = ((length - pixels) // 2 for length in scene.picture_size)
+    x, y = ((length - pixels) // 2 for length in scene.image_size)
     alone = replace(
         scene, ground="white", layout="single", things=(Thing(shape, colour, "large", "middle", pixels, x, y),)
     )
@@ -146,7 +146,7 @@ def write_folder(folder: Path, leaks: float, seed: int = 0) -> None:
     """
     (folder / "images").mkdir(parents=True)
     world, rng, rows = World(), Random(f"folder/{seed}"), []
-    for index in range(PICTURES):
+    for index in range(IMAGES):
         drawn = world.sample(np.random.default_rng([77 + seed, index]), "text_to_image").with_pil()
         words, image = drawn.messages[0]["content"][0]["text"], drawn.messages[1]["content"][0]["image"]
         rows.append({"file_name": f"images/{index}.png", "text": words})

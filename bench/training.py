@@ -25,7 +25,7 @@ from bench import measure
 from bench.tiny_model import HEADS, LAYERS, PATCH, SIDE, WIDTH, subject
 from fusion.data.packing import Batch
 from fusion.generation.api import Fusion
-from fusion.sequence.packed import Picture, Tokens, layout, pack
+from fusion.sequence.packed import ImagePiece, Tokens, layout, pack
 from fusion.training.learner import UnifiedLearner
 from fusion.training.optim import Optim
 from fusion.training.trainer import Trainer, Training
@@ -75,7 +75,7 @@ def documents(model: Fusion) -> Batch:
     rows = []
     for _ in range(ROWS):
         ids = tuple(torch.randint(1, len(model.processor.tokenizer), (TEXT,)).tolist())
-        image = Picture(torch.rand(3, SIDE, SIDE) * 2 - 1, size, grid, target=True, clean=False)
+        image = ImagePiece(torch.rand(3, SIDE, SIDE) * 2 - 1, size, grid, target=True, clean=False)
         rows.append([layout([Tokens(ids, loss=True), image], model.processor.control)])
     return Batch(pack(rows), ("bench",) * ROWS, ("bench",) * ROWS)
 

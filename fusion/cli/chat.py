@@ -22,11 +22,11 @@ class Chat:
 
     Answers stream to the screen; a turn that fails or is interrupted is not added to the conversation. model: a Fusion.
     screen: shows and saves the answers. messages: the conversation so far. seed: of the first turn; each later turn
-    takes the next one, so that a repeated request gives another image. knobs: sampling parameters of `Fusion.stream`.
+    takes the next one, so that a repeated request gives another image. params: sampling parameters of `Fusion.stream`.
     """
 
-    def __init__(self, model, screen: Screen, messages: Sequence[dict] = (), seed: int = 0, **knobs):
-        self.model, self.screen, self.knobs = model, screen, knobs
+    def __init__(self, model, screen: Screen, messages: Sequence[dict] = (), seed: int = 0, **params):
+        self.model, self.screen, self.params = model, screen, params
         self.start = list(messages)
         self.messages = list(messages)
         self.seed = seed
@@ -82,7 +82,7 @@ class Chat:
         message = {"role": "user", "content": [*self.images, {"type": "text", "text": text}]}
         parts = []
         try:
-            for event in self.model.stream([*self.messages, message], self.seed, self.screen.show, **self.knobs):
+            for event in self.model.stream([*self.messages, message], self.seed, self.screen.show, **self.params):
                 parts.append(self.screen.take(event))
         except KeyboardInterrupt:
             self.screen.line("(stopped; this turn is forgotten)")

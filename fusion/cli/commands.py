@@ -4,12 +4,12 @@ import argparse
 import os
 import sys
 
-from fusion.cli.parser import KNOBS
+from fusion.cli.parser import SAMPLING_PARAMETERS
 
 
-def _knobs(options: argparse.Namespace) -> dict:
+def _params(options: argparse.Namespace) -> dict:
     """Return the sampling parameters given as options; defaults are defined in fusion.generation.sampling alone."""
-    given = {name: value for name, value in vars(options).items() if name in KNOBS}
+    given = {name: value for name, value in vars(options).items() if name in SAMPLING_PARAMETERS}
     if "guidance_interval" in given:
         given["guidance_interval"] = tuple(given["guidance_interval"])
     return given
@@ -47,17 +47,17 @@ def generate(options: argparse.Namespace) -> None:
             f"-n {options.n}: ask for one answer or more, and for one alone where a file holds a document without roles"
         )
     prompt = with_system(words, options.system if "system" in options else None)
-    screen, knobs = _screen(options), _knobs(options)
+    screen, params = _screen(options), _params(options)
     model = _load(options)
     if options.n == 1:
-        for event in model.stream(prompt, previews=screen.show, **knobs):
+        for event in model.stream(prompt, previews=screen.show, **params):
             screen.take(event)
     else:
         answers: list[list] = [[] for _ in range(options.n)]
-        for event in model.stream([prompt] * options.n, previews=False, **knobs):
+        for event in model.stream([prompt] * options.n, previews=False, **params):
             answers[event.row].append(event)
         for row, events in enumerate(answers):
-            screen.line(f"seed {knobs.get('seed', 0) + row}:")
+            screen.line(f"seed {params.get('seed', 0) + row}:")
             for event in events:
                 screen.take(event)
     screen.end_line()
@@ -88,7 +88,7 @@ def edit(options: argparse.Namespace) -> None:
     from fusion.sequence.images import open_image
 
     image, screen = open_image(options.image), _screen(options)
-    screen.image(_load(options).edit(image, options.instruction, **_knobs(options)))
+    screen.image(_load(options).edit(image, options.instruction, **_params(options)))
 
 
 def describe(options: argparse.Namespace) -> None:
@@ -99,7 +99,7 @@ def describe(options: argparse.Namespace) -> None:
     asked = {"prompt": options.prompt} if "prompt" in options else {}
     model = _load(options)
     for path, image in zip(options.images, images):
-        words = model.describe(image, **asked, **_knobs(options))
+        words = model.describe(image, **asked, **_params(options))
         print(f"{path}: {words}" if len(images) > 1 else words, flush=True)
 
 
@@ -116,7 +116,7 @@ def chat(options: argparse.Namespace) -> None:
             with_system(messages, options.system) if messages else [{"role": "system", "content": options.system}]
         )
     screen = _screen(options)
-    talk = Chat(_load(options), screen, messages, **_knobs(options))  # type: ignore[arg-type]  # not a dict
+    talk = Chat(_load(options), screen, messages, **_params(options))  # type: ignore[arg-type]  # not a dict
     interactive = sys.stdin.isatty()
     if interactive:
         import readline  # noqa: F401 -- gives input() its history and line editing

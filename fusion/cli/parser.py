@@ -6,7 +6,7 @@ from typing import NoReturn
 from fusion.cli.programs import PROGRAMS
 
 WORDS = (
-    "text; @PICTURE for an image at this place (@cat.png); @FILE.json alone for chat messages; @@ begins a text with @"
+    "text; @IMAGE for an image at this place (@cat.png); @FILE.json alone for chat messages; @@ begins a text with @"
 )
 
 DESCRIPTIONS = {
@@ -40,7 +40,7 @@ DESCRIPTIONS = {
     ),
     "inspect": (
         "draw what a model reads",
-        "Draw a document as the model reads it in training: tokens, clean pictures, noised blocks, what is learned, "
+        "Draw a document as the model reads it in training: tokens, clean images, noised blocks, what is learned, "
         "and who sees "
         "whom. Takes a model's folder, or an LLM's, of which only config and tokenizer are read. Words and images "
         "without roles "
@@ -70,7 +70,8 @@ DESCRIPTIONS = {
         "  fusion plan configs/unified.yaml model.llm=out/llm data.path=my_data\n"
         "  fusion plan configs/smollm2.yaml data.path=my_images packing.rows=16 --gpus 8 --device h200 --price 3 --out "
         "batch.png\n"
-        "  fusion plan configs/dit.yaml 'painter.texts=[{path: google/t5-v1_1-xl}]' painter.network.width=1152",
+        "  fusion plan configs/dit.yaml 'text_to_image.texts=[{path: google/t5-v1_1-xl}]' "
+        "text_to_image.network.width=1152",
     ),
 }
 
@@ -182,13 +183,13 @@ def _inspect_options(command: argparse.ArgumentParser) -> None:
         "--tail",
         action="store_true",
         default=False,
-        help="keep the clean copy of a last picture, so that stopping is learned",
+        help="keep the clean copy of a last image, so that stopping is learned",
     )
     command.add_argument(
         "--stride", type=int, default=8, help="for an LLM: pixels along the side of a patch (default 8)"
     )
     command.add_argument(
-        "--out", metavar="PATH", default="inspect.png", help="file or folder for the picture (default inspect.png)"
+        "--out", metavar="PATH", default="inspect.png", help="file or folder for the image (default inspect.png)"
     )
 
 
@@ -254,7 +255,7 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--price", type=float, default=None, metavar="DOLLARS", help="of a device for an hour")
     command.add_argument(
-        "--out", metavar="PATH", default=None, help="file or folder for a picture of the first packed row, or pairs"
+        "--out", metavar="PATH", default=None, help="file or folder for an image of the first packed row, or pairs"
     )
 
 
@@ -297,7 +298,9 @@ def _image_options(command: argparse.ArgumentParser) -> None:
     if command.prog.split()[-1] != "edit":
         group.add_argument("--max-images", type=int, metavar="N", help="images in an answer")
     group.add_argument(
-        "--preset", metavar="NAME", help="fast, balanced, best, ...: knobs saved with the model; options beside it win"
+        "--preset",
+        metavar="NAME",
+        help="fast, balanced, best, ...: sampling parameters saved with the model; options beside it win",
     )
     group.add_argument(
         "--image-size", type=size, metavar="WxH", help="width x height in pixels; else the model chooses"
@@ -317,7 +320,7 @@ def _image_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
 
 
-KNOBS = (
+SAMPLING_PARAMETERS = (
     "seed",
     "temperature",
     "top_p",

@@ -84,7 +84,7 @@ def _recipe_of(words: Sequence[str]) -> str:
     if "=" in words[0]:
         raise ValueError(f"{words[0]}: give a recipe ({', '.join(RECIPES)}) or a YAML file before key=value words")
     found = keys(words[0], words[1:])
-    tells = {"painter": "diffusion", "llm": "demo", "network": "codec", "vocab_size": "llm"}
+    tells = {"text_to_image": "diffusion", "llm": "demo", "network": "codec", "vocab_size": "llm"}
     return next((recipe for key, recipe in tells.items() if key in found), "unified")
 
 

@@ -1,8 +1,8 @@
 """A small autoencoder for CPUs: ConvNeXt blocks over cells of pixels, and few, smooth latents.
 
-At full resolution a network of convolutions spends its time on pixels that a plain picture does not need; here a cell
+At full resolution a network of convolutions spends its time on pixels that a plain image does not need; here a cell
 of 4 x 4 pixels is one row from the beginning (compare the pixel unshuffle of DC-AE, arXiv 2410.10733). Its latents have
-no posterior to learn: noise is put on them while it trains (train.codec), so that latents near each other mean pictures
+no posterior to learn: noise is put on them while it trains (train.codec), so that latents near each other mean images
 that look alike.
 """
 

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fusion.common.checked import Checked, element, kinds, shown, wanted, wanted_of
+from fusion.common.renamed import RENAMED, renamed_config
 
 Config = TypeVar("Config")
 
@@ -58,7 +59,8 @@ def keys(path: str | Path, overrides: Sequence[str] = ()) -> set[str]:
     """The sections that a YAML file, or those it is based on, and `overrides` speak of. Raises ConfigError for what
     cannot be read."""
     try:
-        return {str(key) for key in _read_yaml(path)} | {word.partition("=")[0].partition(".")[0] for word in overrides}
+        words = {word.partition("=")[0].partition(".")[0] for word in overrides}
+        return {str(key) for key in _read_yaml(path)} | {RENAMED.get(word, word) for word in words}
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -81,6 +83,7 @@ def _read_yaml(path: str | Path) -> Any:
         raise ConfigError(f"is not YAML ({error})") from None
     if not OmegaConf.is_dict(values):
         raise ConfigError("must hold `key: value` lines, not a list")
+    values = OmegaConf.create(renamed_config(OmegaConf.to_container(values), str(path)))
     base = values.pop("base", None)
     return values if base is None else OmegaConf.merge(_read_base(Path(path).parent / str(base)), values)
 
@@ -98,9 +101,10 @@ def _read_word(word: str) -> Any:
     if "=" not in word:
         raise ConfigError("is not of the form key=value")
     try:
-        return OmegaConf.from_dotlist([word])
+        values = OmegaConf.to_container(OmegaConf.from_dotlist([word]))
     except yaml.YAMLError as error:
         raise ConfigError(f"is not a YAML value ({error}); quote it") from None
+    return OmegaConf.create(renamed_config(values, word))
 
 
 def _one_line(error: Exception) -> str:

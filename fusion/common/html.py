@@ -1,6 +1,6 @@
-"""A self-contained HTML page: paragraphs, tables, bars, pictures and stories as strings, and the document around them.
+"""A self-contained HTML page: paragraphs, tables, bars, images and stories as strings, and the document around them.
 
-Pictures are tiny and would be a stamp on a modern screen: they are shown enlarged by a whole number, to about 128
+Images are tiny and would be a stamp on a modern screen: they are shown enlarged by a whole number, to about 128
 pixels, with hard edges. They travel inside the page as data URIs, in their own size.
 """
 
@@ -14,9 +14,9 @@ from pathlib import Path
 from PIL import Image
 
 STYLE = Path(__file__).with_name("html.css")
-SHOWN = 128  # pixels on screen of the longer side of a tiny picture
+SHOWN = 128  # pixels on screen of the longer side of a tiny image
 
-Picture = Image.Image
+PILImage = Image.Image
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ def bars(title: str, counts: Mapping[str, int]) -> str:
     )
 
 
-def png(image: Picture) -> bytes:
+def png(image: PILImage) -> bytes:
     """An image as the bytes of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
-def picture(image: Picture | Path, shown: int = SHOWN, alt: str = "") -> str:
+def img(image: PILImage | Path, shown: int = SHOWN, alt: str = "") -> str:
     """An image (or the PNG file of one) as an <img>, enlarged by the whole number that brings it nearest to `shown`
     pixels."""
     data = image.read_bytes() if isinstance(image, Path) else png(image)
@@ -91,25 +91,25 @@ def picture(image: Picture | Path, shown: int = SHOWN, alt: str = "") -> str:
     return f'<img{pixelated} src="{uri}" width="{width * scale}" height="{height * scale}" alt="{escape(alt)}">'
 
 
-def figure(image: Picture | Path, caption: str = "", shown: int = SHOWN) -> str:
-    """One picture and, under it, what it is."""
+def figure(image: PILImage | Path, caption: str = "", shown: int = SHOWN) -> str:
+    """One image and, under it, what it is."""
     words = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f"<figure>{picture(image, shown, caption)}{words}</figure>"
+    return f"<figure>{img(image, shown, caption)}{words}</figure>"
 
 
-def gallery(pictures: Iterable[tuple[Picture | Path, str]], shown: int = SHOWN) -> str:
-    """Pictures side by side, each with its caption."""
-    return '<div class="gallery">' + "".join(figure(image, caption, shown) for image, caption in pictures) + "</div>"
+def gallery(images: Iterable[tuple[PILImage | Path, str]], shown: int = SHOWN) -> str:
+    """Images side by side, each with its caption."""
+    return '<div class="gallery">' + "".join(figure(image, caption, shown) for image, caption in images) + "</div>"
 
 
-def story(parts: Iterable[str | Picture]) -> str:
-    """Text and pictures in reading order, as a strip: each picture stands under the words that lead to it."""
+def story(parts: Iterable[str | PILImage]) -> str:
+    """Text and images in reading order, as a strip: each image stands under the words that lead to it."""
     cells, words = [], ""
     for part in parts:
         if isinstance(part, str):
             words += "".join(paragraph(line) for line in part.split("\n") if line.strip())
         else:
-            cells.append(f"<div>{words}{picture(part)}</div>")
+            cells.append(f"<div>{words}{img(part)}</div>")
             words = ""
     if words:
         cells.append(f"<div>{words}</div>")

@@ -6,7 +6,7 @@ from html import escape
 from PIL import ImageChops
 
 from fusion.common.charts import interval
-from fusion.common.html import Picture, figure
+from fusion.common.html import PILImage, figure
 from fusion.common.statistics import Score
 
 
@@ -44,15 +44,15 @@ def _range(score: Score, digits: int) -> str:
     return "" if score.count is None else f"   {score.low:.{digits}f}-{score.high:.{digits}f}   of {score.count}"
 
 
-def amplified(before: Picture, after: Picture, gain: int = 4) -> Picture:
-    """How much each pixel changed, times `gain`: black where nothing did. Both pictures have one size."""
+def amplified(before: PILImage, after: PILImage, gain: int = 4) -> PILImage:
+    """How much each pixel changed, times `gain`: black where nothing did. Both images have one size."""
     return ImageChops.difference(before.convert("RGB"), after.convert("RGB")).point(
         lambda value: min(255, value * gain)
     )
 
 
-def triptych(before: Picture, after: Picture, difference: Picture | None = None, caption: str = "") -> str:
-    """An edit: the picture before and after it, and the difference between them (default: `amplified`)."""
+def triptych(before: PILImage, after: PILImage, difference: PILImage | None = None, caption: str = "") -> str:
+    """An edit: the image before and after it, and the difference between them (default: `amplified`)."""
     panels = {"before": before, "after": after, "difference × 4": difference or amplified(before, after)}
     figures = "".join(figure(image, name) for name, image in panels.items())
     return f'<div class="triptych"><p>{escape(caption)}</p><div>{figures}</div></div>'

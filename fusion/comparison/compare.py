@@ -94,7 +94,7 @@ COLUMNS = (
     "GFLOP a step",
     "MB kept",
     "ms",
-    "pictures",
+    "images",
     "error of x",
     "its rank",
     "GenEval",
@@ -121,8 +121,8 @@ def rows(records: Sequence[Record]) -> list[dict]:
                 "GFLOP ahead": first.forward / 1e9,
                 "GFLOP a step": first.training / 1e9,
                 "MB kept": first.kept / 1e6,
-                "ms": 1000 * mean(one.per_picture for one in own),
-                "pictures": round(mean(one.seen for one in own)),
+                "ms": 1000 * mean(one.per_image for one in own),
+                "images": round(mean(one.seen for one in own)),
                 "error of x": interval([one.x_error for one in own]),
                 "its rank": by_error.get(name),
                 "GenEval": interval([one.scores["overall"]["value"] for one in own]),
@@ -153,7 +153,7 @@ def curves(records: Sequence[Record]) -> str:
 
 
 def samples(comparison: Comparison, done: Sequence[tuple[Contender, Record]]) -> str:
-    """A row of pictures per contender, drawn from the same noise."""
+    """A row of images per contender, drawn from the same noise."""
     shown, said = "", paragraph("From left to right: " + "; ".join(comparison.prompts) + ".")
     for contender in dict.fromkeys(one.name for one, _ in done):
         first, record = next(pair for pair in done if pair[0].name == contender)
@@ -178,11 +178,11 @@ def render(comparison: Comparison, done: Sequence[tuple[Contender, Record]]) -> 
         f"{span(sum(record.seconds for record in records))} of training."
     )
     words = (
-        "Costs are for one picture: operations of a forward pass and of a training step (two for a multiply-add, in "
+        "Costs are for one image: operations of a forward pass and of a training step (two for a multiply-add, in "
         "matrix products and "
         "convolutions), memory kept for the backward pass, and time of training. Error of x: mean squared error of "
         "what is predicted of held-out "
-        "pictures, at uniform times. Means over seeds with 95% intervals; ranks are over seeds that all contenders "
+        "images, at uniform times. Means over seeds with 95% intervals; ranks are over seeds that all contenders "
         "have, 1 is best."
     )
     sections = [

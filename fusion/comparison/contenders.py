@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fusion.codecs.codec import load_codec
-from fusion.diffusion import load_painter
+from fusion.diffusion import load_text_to_image
 from fusion.diffusion.networks.conditioning import Conditioning
 from fusion.diffusion.networks.experts import evenly
 from fusion.diffusion.registry import Sees, matched
@@ -24,7 +24,7 @@ from fusion.generation import api
 from fusion.generation.cost import flops, kept_bytes, parameters
 from fusion.generation.sampling import Sampling
 from fusion.recipes import diffusion, unified
-from fusion.recipes.diffusion import Diffusion, PainterLearner, Scoring
+from fusion.recipes.diffusion import Diffusion, Scoring, TextToImageLearner
 from fusion.recipes.unified import Model, Unified
 from fusion.training.learner import Learner, UnifiedLearner
 from fusion.training.metrics import read
@@ -60,7 +60,7 @@ class Contender:
 
 @dataclass
 class Scored(Scoring):
-    """GenEval in miniature of each finished run, with these knobs of whatever draws."""
+    """GenEval in miniature of each finished run, with these sampling parameters of whatever draws."""
 
     count: int = 100
     split: str = "development"
@@ -68,7 +68,7 @@ class Scored(Scoring):
     guidance: float = Sampling.guidance
 
     @property
-    def knobs(self) -> dict:
+    def params(self) -> dict:
         """What goes to whatever draws."""
         return {"steps": self.steps, "guidance": self.guidance}
 
@@ -79,10 +79,10 @@ class Comparison:
 
     out: where runs are trained and the page is written. records: a folder with a JSON per run; runs that it holds, of
     the same settings, are not repeated. match: what is made equal, the number of parameters or the operations of one
-    forward pass over a picture; target: to what. painter, unified: what all runs of the two programs share; their `run`
-    and seed are set here. prompts: drawn for the page, by all from the same noise. pairs: of contenders' names, whose
-    differences are shown seed by seed: data, noise and order of a seed are the same for all, so that these say more
-    than two intervals.
+    forward pass over an image; target: to what. text_to_image, unified: what all runs of the two programs share; their
+    `run` and seed are set here. prompts: drawn for the page, by all from the same noise. pairs: of contenders' names,
+    whose differences are shown seed by seed: data, noise and order of a seed are the same for all, so that these say
+    more than two intervals.
     """
 
     out: str = "out/compare"
@@ -91,7 +91,7 @@ class Comparison:
     match: Literal["parameters", "flops"] = "parameters"
     target: float = 2.5e6
     contenders: list[Contender] = field(default_factory=list)
-    painter: Diffusion = field(default_factory=Diffusion)
+    text_to_image: Diffusion = field(default_factory=Diffusion)
     unified: Unified = field(default_factory=Unified)
     scored: Scored = field(default_factory=Scored)
     prompts: list[str] = field(default_factory=list)
@@ -117,8 +117,8 @@ class Record:
     """What is known of a finished run.
 
     settings: a fingerprint of everything it depends on but the code, whose commit stands beside it. parameters: learned
-    numbers. forward: operations per picture of a forward pass; training: of a step. kept: bytes kept for the backward
-    pass per picture. seconds: of training. curve: (step, pictures seen, seconds, validation error of x). scores: those
+    numbers. forward: operations per image of a forward pass; training: of a step. kept: bytes kept for the backward
+    pass per image. seconds: of training. curve: (step, images seen, seconds, validation error of x). scores: those
     of drawing, as fusion.evaluation.scorecard has them.
     """
 
@@ -139,11 +139,11 @@ class Record:
 
     @property
     def x_error(self) -> float:
-        """Of held-out pictures, at the end."""
+        """Of held-out images, at the end."""
         return self.curve[-1][-1]
 
     @property
-    def per_picture(self) -> float:
+    def per_image(self) -> float:
         """Seconds of training."""
         return self.seconds / max(self.seen, 1)
 
@@ -152,19 +152,21 @@ class Record:
 
 
 def resolve(comparison: Comparison, contender: Contender, seed: int) -> Diffusion | Unified:
-    """The config of one run; a painter's width is the one that matches."""
+    """The config of one run; a text-to-image model's width is the one that matches."""
     run = str(Path(comparison.out, "runs", f"{contender.slug}-{seed}"))
-    shared = comparison.unified if contender.architecture is None else comparison.painter
+    shared = comparison.unified if contender.architecture is None else comparison.text_to_image
     config = replace(shared, run=run, resume=True, training=replace(shared.training, seed=seed))
     if contender.architecture is None:
         return replace(config, model=type(config.model).of(vars(config.model) | contender.model))
     network = match(comparison, contender)
-    return replace(config, painter=replace(config.painter, architecture=contender.architecture, network=network))
+    return replace(
+        config, text_to_image=replace(config.text_to_image, architecture=contender.architecture, network=network)
+    )
 
 
 def match(comparison: Comparison, contender: Contender) -> dict[str, Any]:
     """The contender's settings at the width where it is as large as all others."""
-    shared = comparison.painter.painter
+    shared = comparison.text_to_image.text_to_image
     texts, codec = TextEncoders([load_encoder(one) for one in shared.texts]), load_codec(shared.codec)
     sees = Sees(codec.channels, **texts.sees)
     if comparison.match == "parameters":
@@ -185,11 +187,11 @@ def fingerprint(config: Diffusion | Unified, scored: Scored) -> str:
     Settings count where they are not as usual, so that records stay known when the programs learn new ones."""
     settings = {**unusual(config), "run": None, "resume": None, "scored": unusual(scored)}
     settings.pop("probe", None)  # looks on
-    texts = [config.model.llm] if isinstance(config, Unified) else [one.path for one in config.painter.texts]
+    texts = [config.model.llm] if isinstance(config, Unified) else [one.path for one in config.text_to_image.texts]
     if isinstance(config, Unified):
         settings["model"].pop("llm", None)
     else:
-        settings["painter"]["texts"] = [{**unusual(one), "path": None} for one in config.painter.texts]
+        settings["text_to_image"]["texts"] = [{**unusual(one), "path": None} for one in config.text_to_image.texts]
     settings["weights"] = [_weights(path) for path in texts]
     return hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
@@ -221,7 +223,7 @@ def perform(comparison: Comparison, contender: Contender, seed: int) -> Record |
     summary = program.train(config)
     if summary.interrupted:
         return summary
-    learner, subject = finished(config, comparison.scored.knobs)
+    learner, subject = finished(config, comparison.scored.params)
     counts, split = drawing_counts(comparison.scored.count), SPLITS[comparison.scored.split]
     card = scorecard.score(subject, counts, split, progress=True)
     facts = json.loads(Path(config.run, "run.json").read_text(encoding="utf-8"))
@@ -244,34 +246,34 @@ def perform(comparison: Comparison, contender: Contender, seed: int) -> Record |
     return record
 
 
-def finished(config: Diffusion | Unified, knobs: dict) -> tuple[Learner, subjects.Subject]:
+def finished(config: Diffusion | Unified, params: dict) -> tuple[Learner, subjects.Subject]:
     """What came of a run, to be measured and to be asked."""
     folder = Path(config.run, "model")
     if isinstance(config, Diffusion):
-        painter = load_painter(folder)
-        return PainterLearner(painter), subjects.Painted(painter, knobs)
+        text_to_image = load_text_to_image(folder)
+        return TextToImageLearner(text_to_image), subjects.Painted(text_to_image, params)
     model = api.load(folder, dtype=torch.float32)
-    return UnifiedLearner(model), subjects.Unified(model, knobs)
+    return UnifiedLearner(model), subjects.Unified(model, params)
 
 
 def costs(config: Diffusion | Unified, learner: Learner) -> tuple[float, float, float]:
-    """Operations of a forward pass and of a training step, and bytes kept, per picture, over one batch of training."""
+    """Operations of a forward pass and of a training step, and bytes kept, per image, over one batch of training."""
     program = unified if isinstance(config, Unified) else diffusion
-    owner = learner.fusion if isinstance(learner, UnifiedLearner) else learner.painter
+    owner = learner.fusion if isinstance(learner, UnifiedLearner) else learner.text_to_image
     trainer = program.trainer_for(replace(config, run=f"{config.run}/costs"), owner)
     batch = next(trainer.loader)
     trainer.loader.close()
-    pictures = learner.counts(batch).documents
+    images = learner.counts(batch).documents
 
     def forward():
-        return learner.losses(batch, config.objective, torch.Generator().manual_seed(0)).total(1, pictures)
+        return learner.losses(batch, config.objective, torch.Generator().manual_seed(0)).total(1, images)
 
     with torch.no_grad():
         forward()  # frozen encoders read each text once; that is not what is compared
         ahead = flops(forward)
     both = flops(lambda: forward().backward())
     learner.model.zero_grad()
-    return ahead / pictures, both / pictures, kept_bytes(forward) / pictures
+    return ahead / images, both / images, kept_bytes(forward) / images
 
 
 def curve(config: Diffusion | Unified) -> list[list[float]]:
@@ -281,7 +283,7 @@ def curve(config: Diffusion | Unified) -> list[list[float]]:
 
 
 def strip(images: list[Image.Image]) -> Image.Image:
-    """Pictures of one size in a row."""
+    """Images of one size in a row."""
     width, height = images[0].size
     page = Image.new("RGB", (width * len(images), height))
     for place, image in enumerate(images):

@@ -141,9 +141,9 @@ def check(sources: Sequence[TableSource], split: Split | None = None, reader: Re
             report.samples[side] += 1
             report.subjects[side].add(sample.subject)
             report.lengths += map(len, laid_out)
-            report.text_tokens += sum(int((document.rows.picture < 0).sum()) for document in laid_out)
-            for picture in _measure(sample, report, seen):
-                owners.setdefault(picture, {}).setdefault(side, sample.key)
+            report.text_tokens += sum(int((document.rows.image_index < 0).sum()) for document in laid_out)
+            for image in _measure(sample, report, seen):
+                owners.setdefault(image, {}).setdefault(side, sample.key)
     return Findings(reports, [(keys["train"], keys["validation"]) for keys in owners.values() if len(keys) == 2])
 
 
@@ -161,7 +161,7 @@ class _Seen:
 
 def _measure(sample: Sample, report: Report, seen: _Seen) -> list[bytes]:
     """Count a sample's images, texts and repeats in `report` and `seen`; return the fingerprints of its images."""
-    pictures, whole = [], hashlib.blake2b(digest_size=16)
+    images, whole = [], hashlib.blake2b(digest_size=16)
     turns = sample.messages or [{"role": "", "content": sample.content}]
     for block in (block for turn in turns for block in turn["content"]):
         if block["type"] == "text":
@@ -172,14 +172,14 @@ def _measure(sample: Sample, report: Report, seen: _Seen) -> list[bytes]:
             image = block["image"]
             report.sizes[image.size] += 1
             mark = _fingerprint(f"{image.size}".encode() + image.tobytes())
-            pictures.append(mark)
+            images.append(mark)
             first, repeats = seen.images.setdefault(mark, sample.key), report.image_repeats
         if first != sample.key:
             repeats.append((sample.key, first))
         whole.update(block["type"].encode() + mark)
     report.repeats += whole.digest() in seen.samples
     seen.samples.add(whole.digest())
-    return pictures
+    return images
 
 
 def _fingerprint(data: bytes) -> bytes:
@@ -192,9 +192,7 @@ def render(findings: Findings) -> str:
     for report in findings.reports:
         lines += _describe(report)
     for train, validation in findings.leaks[:SHOWN]:
-        lines.append(
-            f"leak: {train} (train) and {validation} (validation) hold the same picture; give both one subject"
-        )
+        lines.append(f"leak: {train} (train) and {validation} (validation) hold the same image; give both one subject")
     if len(findings.leaks) > SHOWN:
         lines.append(f"      ... and {len(findings.leaks) - SHOWN:,} more leaks")
     return "\n".join(lines)

@@ -59,7 +59,7 @@ def render(findings: Findings, sources: Sequence[TableSource], reader: Reader) -
 def _lead(findings: Findings) -> str:
     bad, rows = sum(len(report.bad) for report in findings.reports), sum(report.rows for report in findings.reports)
     said = f"{rows:,} samples, " + (f"{bad:,} of them bad: training leaves these out." if bad else "none of them bad.")
-    return said + (f" {len(findings.leaks):,} pictures stand on both sides of the split." if findings.leaks else "")
+    return said + (f" {len(findings.leaks):,} images stand on both sides of the split." if findings.leaks else "")
 
 
 def _sections(report: Report, source: TableSource, reader: Reader) -> Iterable[Section]:
@@ -116,7 +116,7 @@ def _repeated(report: Report) -> str:
 
 
 def _leaks(findings: Findings) -> str:
-    return table(findings.leaks, ("training", "validation, with the same picture")) if findings.leaks else ""
+    return table(findings.leaks, ("training", "validation, with the same image")) if findings.leaks else ""
 
 
 def _samples(report: Report, source: TableSource, reader: Reader) -> str:

@@ -89,7 +89,7 @@ def find(clone: Path, style: Style) -> dict[Emoji, Path]:
                 found[Emoji(code, match[2] or "", style)] = path
     if not found:
         raise ValueError(
-            f"{folder}: no picture is named as expected ({style.file.pattern}); the repository may have changed"
+            f"{folder}: no image is named as expected ({style.file.pattern}); the repository may have changed"
         )
     return dict(sorted(found.items(), key=lambda item: (item[0].code, ORDER.index(item[0].tone))))
 
@@ -169,9 +169,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("out", type=Path, help="the folder to write")
     arguments = parser.parse_args(argv)
     try:
-        pictures, pairs = build(arguments.noto, arguments.fluent, arguments.out)
+        images, pairs = build(arguments.noto, arguments.fluent, arguments.out)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{arguments.out}: {pictures:,} pictures, {pairs:,} edit pairs")
+    print(f"{arguments.out}: {images:,} images, {pairs:,} edit pairs")
     return 0

@@ -15,9 +15,9 @@ from fusion.data.formats.sample import BadSample, Sample
 from fusion.data.loader import Batches, Item, Samples, Shard
 from fusion.sequence.packed import (
     Control,
+    ImagePiece,
     Layout,
     Packed,
-    Picture,
     Piece,
     Tokens,
     drop_all,
@@ -153,12 +153,12 @@ def _dropped(pieces: list[Piece], drop: float, packing: Packing) -> list[Piece]:
 
     Without a context image, the second kind would only repeat the first, so nothing is dropped.
     """
-    pictures = [piece for piece in pieces if isinstance(piece, Picture)]
-    if not any(picture.target for picture in pictures):
+    images = [piece for piece in pieces if isinstance(piece, ImagePiece)]
+    if not any(image.target for image in images):
         return pieces
     if drop < packing.drop_text:
         return drop_text(pieces)
-    if drop < packing.drop_text + packing.drop_all and len(pictures) > 1:
+    if drop < packing.drop_text + packing.drop_all and len(images) > 1:
         return drop_all(pieces)
     return pieces
 
@@ -187,7 +187,7 @@ def _cut(pieces: list[Piece], packing: Packing) -> list[list[Piece]]:
 
 
 def _shortened(piece: Piece, length: int) -> list[Piece]:
-    if isinstance(piece, Picture) or len(piece.ids) <= length:
+    if isinstance(piece, ImagePiece) or len(piece.ids) <= length:
         return [piece]
     return [replace(piece, ids=piece.ids[start : start + length]) for start in range(0, len(piece.ids), length)]
 

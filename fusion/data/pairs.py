@@ -72,7 +72,7 @@ def pair(sample: Sample, stride: int = 1) -> Pair:
     answered = [block for message in messages if message["role"] == "assistant" for block in blocks(message["content"])]
     if [block["type"] for block in answered] != ["image"] or any(block["type"] != "text" for block in said) or not said:
         raise BadSample(
-            sample.key, "is not a text with the one picture it asks for, and nothing else can be learned here"
+            sample.key, "is not a text with the one image it asks for, and nothing else can be learned here"
         )
     return Pair(to_pixels(fit(open_image(answered[0]["image"]), stride)), "\n".join(block["text"] for block in said))
 

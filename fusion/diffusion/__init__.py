@@ -19,7 +19,7 @@ from fusion.diffusion.networks.sana import Sana, SanaConfig
 from fusion.diffusion.networks.unet import UNet, UNetConfig
 from fusion.diffusion.networks.uvit import UViT, UViTConfig
 from fusion.diffusion.pipelines import Pipeline, pipeline
-from fusion.diffusion.text_to_image import Painter, PainterConfig, load_painter, make_painter
+from fusion.diffusion.text_to_image import TextToImage, TextToImageConfig, load_text_to_image, make_text_to_image
 
 __all__ = [
     "Conditioning",
@@ -39,20 +39,33 @@ __all__ = [
     "Lumina2Config",
     "MMDiT",
     "MMDiTConfig",
-    "Painter",
-    "PainterConfig",
     "Pipeline",
     "PixArt",
     "PixArtConfig",
     "Sana",
     "SanaConfig",
+    "TextToImage",
+    "TextToImageConfig",
     "UNet",
     "UNetConfig",
     "UViT",
     "UViTConfig",
     "load",
-    "load_painter",
-    "make_painter",
+    "load_text_to_image",
+    "make_text_to_image",
     "pipeline",
     "save_diffusers",
 ]
+
+_RENAMED = {
+    "Painter": "TextToImage",
+    "PainterConfig": "TextToImageConfig",
+    "load_painter": "load_text_to_image",
+    "make_painter": "make_text_to_image",
+}
+
+
+def __getattr__(name: str) -> None:
+    """Say what a name that has changed is called now. Raises AttributeError for every name."""
+    now = f": it is called {_RENAMED[name]} now" if name in _RENAMED else ""
+    raise AttributeError(f"module 'fusion.diffusion' has no attribute {name!r}{now}")

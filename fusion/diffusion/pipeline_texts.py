@@ -69,7 +69,7 @@ def load_reader(
     folder: Path, name: str, kinds: Mapping[str, str], dtype: torch.dtype | None, device: str | torch.device | None
 ) -> Reader:
     """The encoder in the folder `name` of a pipeline, of safetensors, and its tokenizer; `kinds` are their classes by
-    folder. Of a processor, which reads pictures too and needs torchvision for them, the tokenizer alone is loaded.
+    folder. Of a processor, which reads images too and needs torchvision for them, the tokenizer alone is loaded.
 
     ValueError in one line for what is not transformers' or cannot be read.
     """

@@ -123,7 +123,7 @@ RECIPES = {
         by_size=line((256, 0.5), (4096, 1.15)),
         patches=lambda config, *size: (
             prod(config.largest) // config.patch_size**2
-        ),  # of the largest picture, whatever is drawn
+        ),  # of the largest image, whatever is drawn
     ),
 }
 DISTILLED = {"told": True, "steps": 4, "guidance": 1.0}
@@ -132,7 +132,7 @@ DISTILLED = {"told": True, "steps": 4, "guidance": 1.0}
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A network with what stands before and behind it, ready to draw. sample_size: side of the usual picture in latent
+    """A network with what stands before and behind it, ready to draw. sample_size: side of the usual image in latent
     pixels."""
 
     recipe: Recipe
@@ -142,9 +142,9 @@ class Pipeline:
     schedule: FlowSchedule | DiscreteSchedule
     sample_size: int
 
-    def draw(self, prompts: str | int | Sequence[str | int], **knobs) -> list[Image.Image]:
-        """Pictures of every prompt, n of each side by side: `sample`, whose arguments these are, and the VAE."""
-        return [to_image(self.codec.decode(latents[None])[0]) for latents in self.sample(prompts, **knobs)]
+    def draw(self, prompts: str | int | Sequence[str | int], **params) -> list[Image.Image]:
+        """Images of every prompt, n of each side by side: `sample`, whose arguments these are, and the VAE."""
+        return [to_image(self.codec.decode(latents[None])[0]) for latents in self.sample(prompts, **params)]
 
     @torch.no_grad()
     def sample(
@@ -183,14 +183,14 @@ class Pipeline:
     def _prediction(self, prompts: list, n: int, scale: float, negative: str) -> Predict:
         """The network with its condition and its guidance, whose branches are rows of one batch."""
         guidance = Guidance(text=1.0 if self.recipe.told else scale)
-        branches, pictures = len(guidance.weights), len(prompts) * n
+        branches, images = len(guidance.weights), len(prompts) * n
         cond = self.condition(prompts).rows(torch.arange(len(prompts)).repeat_interleave(n))
         if branches == 2:
             cond = cond.joined(
-                self.condition([negative], self.recipe.unlike).rows(torch.zeros(pictures, dtype=torch.long))
+                self.condition([negative], self.recipe.unlike).rows(torch.zeros(images, dtype=torch.long))
             )
         if self.recipe.told and self.network.config.guidance:
-            cond = replace(cond, guidance=torch.full((pictures,), float(scale), device=_weight(self.network).device))
+            cond = replace(cond, guidance=torch.full((images,), float(scale), device=_weight(self.network).device))
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             batch = x.repeat(branches, 1, 1, 1)

@@ -18,11 +18,11 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 
 BySize = Callable[[int, int], float]
-"""(patches of a picture, steps) -> mu, the shift or its logarithm."""
+"""(patches of an image, steps) -> mu, the shift or its logarithm."""
 
 
 def line(few: tuple[int, float], many: tuple[int, float]) -> BySize:
-    """mu on the line through (patches, mu) of a small and of a large picture."""
+    """mu on the line through (patches, mu) of a small and of a large image."""
     return lambda tokens, steps: few[1] + (many[1] - few[1]) * (tokens - few[0]) / (many[0] - few[0])
 
 
@@ -55,7 +55,7 @@ class FlowSchedule:
     whole: int | None = None
 
     def times(self, steps: int, tokens: int) -> Float[Tensor, " n"]:
-        """steps + 1 falling times, the last 0, for pictures of that many patches."""
+        """steps + 1 falling times, the last 0, for images of that many patches."""
         if steps < 1:
             raise ValueError(f"{steps} solver steps are too few: use at least 1")
         even = torch.linspace(self.first, self.end, steps + 1)
@@ -65,7 +65,7 @@ class FlowSchedule:
         return shift(even, self.shift if self.by_size is None else self.shift_of(tokens, steps))
 
     def shift_of(self, tokens: int, steps: int) -> float:
-        """The shift for pictures of that many patches."""
+        """The shift for images of that many patches."""
         mu = self.by_size(tokens, steps)
         return math.exp(mu) if self.exponential else mu
 

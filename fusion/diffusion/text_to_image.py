@@ -1,4 +1,4 @@
-"""Painter: a diffusion transformer with the text encoders that it listens to and the codec that it paints through."""
+"""A text-to-image model: a diffusion network with the text encoders that condition it, and its codec."""
 
 import json
 import os
@@ -29,8 +29,8 @@ CONFIG, WEIGHTS = "painter.json", "network.safetensors"
 
 
 @dataclass
-class PainterConfig:
-    """What a painter is made of.
+class TextToImageConfig:
+    """What a text-to-image model is made of.
 
     architecture: a name of fusion.diffusion.registry; network: settings of its config. texts: its text encoders.
     texts_cache: a folder that keeps what they say, so that each text is read once. codec: pixel, or a folder or hub id
@@ -54,10 +54,10 @@ class PainterConfig:
             )
 
 
-class Painter(nn.Module):
+class TextToImage(nn.Module):
     """See the head of this file. `network(x, t, cond)` predicts `target`; `draw` is what people call."""
 
-    def __init__(self, network: nn.Module, texts: TextEncoders, codec: Codec, config: PainterConfig):
+    def __init__(self, network: nn.Module, texts: TextEncoders, codec: Codec, config: TextToImageConfig):
         super().__init__()
         self.network, self.texts, self.config = network, texts, config
         self._codec = [codec]  # frozen, and no part of what is trained or averaged
@@ -71,7 +71,7 @@ class Painter(nn.Module):
 
     @property
     def stride(self) -> int:
-        """What sides of pictures are multiples of, in pixels: those of a patch, or of the coarsest level of a UNet."""
+        """What sides of images are multiples of, in pixels: those of a patch, or of the coarsest level of a UNet."""
         config = self.network.config
         return self.codec.downsample * getattr(config, "stride", getattr(config, "patch_size", 1))
 
@@ -80,9 +80,9 @@ class Painter(nn.Module):
         """Where the network is."""
         return next(self.network.parameters()).device
 
-    def draw(self, prompt: str, n: int = 1, seed: int = 0, **knobs) -> list[Image.Image]:
-        """n pictures of a prompt, with seeds seed, seed + 1, ...; knobs: those of `images`."""
-        return self.images([prompt] * n, seed, **knobs)
+    def draw(self, prompt: str, n: int = 1, seed: int = 0, **params) -> list[Image.Image]:
+        """n images of a prompt, with seeds seed, seed + 1, ...; params: those of `images`."""
+        return self.images([prompt] * n, seed, **params)
 
     @torch.no_grad()
     def images(
@@ -116,7 +116,9 @@ class Painter(nn.Module):
 
     def _noise(self, seeds: Sequence[int], size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
         if any(side < 1 or side % self.stride for side in size):
-            raise ValueError(f"size={tuple(size)}: width and height are multiples of {self.stride} for this painter")
+            raise ValueError(
+                f"size={tuple(size)}: width and height are multiples of {self.stride} for this text-to-image model"
+            )
         shape = self.codec.channels, size[1] // self.codec.downsample, size[0] // self.codec.downsample
         generators = (torch.Generator().manual_seed(seed) for seed in seeds)
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(self.device)
@@ -135,8 +137,8 @@ class Painter(nn.Module):
         return velocity
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write everything into one folder that `load_painter` reads; the description last, so that a half-written
-        folder is none."""
+        """Write everything into one folder that `load_text_to_image` reads; the description last, so that a
+        half-written folder is none."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
@@ -170,32 +172,34 @@ def first(cond: Conditioning, count: int) -> Conditioning:
     return Conditioning(**cut)
 
 
-def make_painter(config: PainterConfig) -> Painter:
-    """A painter whose network is fresh. Raises ValueError in one line."""
+def make_text_to_image(config: TextToImageConfig) -> TextToImage:
+    """A text-to-image model whose network is fresh. Raises ValueError in one line."""
     texts = TextEncoders([load_encoder(one) for one in config.texts], config.texts_cache)
     codec = load_codec(config.codec)
     network = build(config.architecture, config.network, Sees(codec.channels, **texts.sees))
-    return Painter(network, texts, codec, config)
+    return TextToImage(network, texts, codec, config)
 
 
-def load_painter(folder: str | Path, device: str | torch.device | None = None) -> Painter:
-    """A painter that `save_pretrained` wrote. Raises ValueError in one line where the folder holds none, or not all of
-    one."""
+def load_text_to_image(folder: str | Path, device: str | torch.device | None = None) -> TextToImage:
+    """A text-to-image model that `save_pretrained` wrote. Raises ValueError in one line where the folder holds none, or
+    not all of one."""
     folder = Path(folder)
     try:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         weights = load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder}: no painter there ({' '.join(str(error).split())[:100]})") from None
+        raise ValueError(f"{folder}: no text-to-image model there ({' '.join(str(error).split())[:100]})") from None
     settings["texts"] = [
         EncoderConfig(**one | {"path": str(folder / "texts" / str(n))}) for n, one in enumerate(settings["texts"])
     ]
-    painter = make_painter(PainterConfig(**settings | {"codec": str(folder / "codec"), "texts_cache": None}))
-    missing = own_tensors(painter.network).keys() ^ weights.keys()
+    text_to_image = make_text_to_image(
+        TextToImageConfig(**settings | {"codec": str(folder / "codec"), "texts_cache": None})
+    )
+    missing = own_tensors(text_to_image.network).keys() ^ weights.keys()
     if missing:
         raise ValueError(
             f"{folder}: {WEIGHTS} does not hold the weights of the {settings['architecture']} of {CONFIG} "
             f"({sorted(missing)[0]})"
         )
-    painter.network.load_state_dict(weights, strict=False)  # what is shared stands there once
-    return painter.to(device).eval()
+    text_to_image.network.load_state_dict(weights, strict=False)  # what is shared stands there once
+    return text_to_image.to(device).eval()

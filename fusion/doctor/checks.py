@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from fusion.common.statistics import TooFew
-from fusion.doctor import image_checks as pictures
+from fusion.doctor import image_checks as images
 from fusion.doctor import run_checks as course
 from fusion.doctor import text_checks as words
 from fusion.doctor.finding import Finding, Missing, Rule
@@ -16,10 +16,10 @@ CHECKS: list[tuple[Rule, Callable[[Patient], Finding]]] = [
     (words.DEAF, words.deaf),
     (words.SILENT, words.silent),
     (words.FORGETFUL, words.forgetful),
-    (pictures.COPY, pictures.copying),
-    (pictures.COLLAPSED, pictures.collapsed),
-    (pictures.OVER, pictures.over_guided),
-    (pictures.NOISE, pictures.blurred),
+    (images.COPY, images.copying),
+    (images.COLLAPSED, images.collapsed),
+    (images.OVER, images.over_guided),
+    (images.NOISE, images.blurred),
 ]
 """Causes before what may come of them."""
 
@@ -27,9 +27,9 @@ BRINGS = {
     # What has not been trained long enough has learned nothing yet, whatever else would be wrong with it.
     course.GREEN.illness: {rule.illness for rule, _ in CHECKS} - {course.LEAKING.illness, course.GREEN.illness},
     # Who does not hear what is to change changes nothing.
-    words.DEAF.illness: {pictures.COPY.illness},
+    words.DEAF.illness: {images.COPY.illness},
     # Half of the detail is half of what differs between seeds.
-    pictures.NOISE.illness: {pictures.COLLAPSED.illness},
+    images.NOISE.illness: {images.COLLAPSED.illness},
 }
 
 

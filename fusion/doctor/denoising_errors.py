@@ -1,4 +1,4 @@
-"""Errors of x on held-out pictures: the same noise and times for whatever is compared, and times within an interval."""
+"""Errors of x on held-out images: the same noise and times for whatever is compared, and times within an interval."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Within(Objective):
     high: float = 1.0
 
     def sample_times(self, count: int, generator: torch.Generator) -> Float[Tensor, " m"]:
-        """Of `count` pictures."""
+        """Of `count` images."""
         return self.low + (self.high - self.low) * uniform(count, generator)
 
 
@@ -30,7 +30,7 @@ class Within(Objective):
 def x_errors(
     patient: Patient, samples: Sequence[Sample], low: float, high: float, rounds: int = 4
 ) -> tuple[Float[Tensor, "m rounds"], Float[Tensor, "m rounds"]]:
-    """Mean squared error of x_hat, and its time, of every target picture of some documents, in as many rounds of
+    """Mean squared error of x_hat, and its time, of every target image of some documents, in as many rounds of
     noise."""
     device, batches = next(patient.learner.model.parameters()).device, patient.batches(samples)
     errors, times = [], []

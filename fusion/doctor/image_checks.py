@@ -1,4 +1,4 @@
-"""Illnesses of pictures: copies of the source, one picture for all seeds, too much guidance, blur."""
+"""Illnesses of images: copies of the source, one image for all seeds, too much guidance, blur."""
 
 from collections.abc import Sequence
 
@@ -22,11 +22,11 @@ HALF = 0.5  # of the way from the source to the true edit
 
 
 def _unguided(patient: Patient) -> dict[str, float]:
-    return {name: value for name, value in UNGUIDED.items() if name in patient.knobs}
+    return {name: value for name, value in UNGUIDED.items() if name in patient.params}
 
 
 def _guidance(patient: Patient) -> float:
-    return float(patient.knobs["guidance"])
+    return float(patient.params["guidance"])
 
 
 def _some(patient: Patient, tasks: Sequence[Task], share: float = 0.5) -> list[Task]:
@@ -35,16 +35,16 @@ def _some(patient: Patient, tasks: Sequence[Task], share: float = 0.5) -> list[T
 
 
 def _copies(patient: Patient, tasks: Sequence[Task]) -> int:
-    """Seeds for each of a few, so that about as many pictures come of them as documents are looked at."""
+    """Seeds for each of a few, so that about as many images come of them as documents are looked at."""
     return min(SEEDS, max(1, patient.count // len(tasks)))
 
 
 COPY = Rule(
     "copying the source",
-    "share of edits that go less than half of the way from the source, where the true edit changes the picture",
+    "share of edits that go less than half of the way from the source, where the true edit changes the image",
     mild=0.1,
     severe=0.5,
-    reason="short of half of the way the picture is nearer to the source than to the edit that was asked for; runs "
+    reason="short of half of the way the image is nearer to the source than to the edit that was asked for; runs "
     "that do not copy have 0 to 0.05, "
     "and from a tenth on a person meets it again and again",
     advice="look for pairs that do not differ, and for instructions that belong to other pairs; raise samples.guidance "
@@ -54,9 +54,9 @@ COPY = Rule(
 
 
 def copying(patient: Patient) -> Finding:
-    """Drawn with the run's own knobs, several times where edits are few; only pixels count that the true edit changes,
-    so that the ground that all three share says nothing. What saw some pairs without a change copies now and then,
-    which a share shows and a median hides."""
+    """Drawn with the run's own sampling parameters, several times where edits are few; only pixels count that the true
+    edit changes, so that the ground that all three share says nothing. What saw some pairs without a change copies now
+    and then, which a share shows and a median hides."""
     tasks = _some(patient, [task for task in patient.edits if _changed(task).any()])
     if not tasks:
         return COPY.unknown("no held-out edit changes a pixel")
@@ -66,7 +66,7 @@ def copying(patient: Patient) -> Finding:
     shown = list(zip(tasks, edited, moved, strict=True))[:SHOWN]
     evidence = "".join(_edit(task, images[0], f"{way[0]:.2f}") for task, images, way in shown)
     words = (
-        f"where the true edit changes something, {found.value:.0%} of {moved.size} edits of {len(tasks)} pictures go "
+        f"where the true edit changes something, {found.value:.0%} of {moved.size} edits of {len(tasks)} images go "
         "less than half of the way"
     )
     return COPY.judge(found, words, evidence, median=float(np.median(moved)))
@@ -84,21 +84,21 @@ def _moved(task: Task, edited: Image.Image) -> float:
 
 
 def _edit(task: Task, edited: Image.Image, share: str) -> str:
-    pictures = [(task.source, "source"), (edited, f"its edit, {share}"), (task.truth, "true edit")]
-    figures = "".join(figure(image, words) for image, words in pictures)
+    images = [(task.source, "source"), (edited, f"its edit, {share}"), (task.truth, "true edit")]
+    figures = "".join(figure(image, words) for image, words in images)
     return f'<div class="triptych">{paragraph(task.words)}<div>{figures}</div></div>'
 
 
 COLLAPSED = Rule(
     "collapsed diversity",
-    "without guidance: how much pictures of one prompt differ between seeds, over the model's own error at t = 1 "
+    "without guidance: how much images of one prompt differ between seeds, over the model's own error at t = 1 "
     "(variances)",
     mild=0.45,
     severe=0.15,
-    reason="at t = 1 nothing but the words is known, so that the error there is what they leave open, and pictures of "
+    reason="at t = 1 nothing but the words is known, so that the error there is what they leave open, and images of "
     "a sampler that draws all of it "
     "differ as much: 1; at 0.45 they differ by two thirds of what they should, at 0.15 by two fifths",
-    advice="look for prompts that always came with one picture, for a set so small that it was learned by heart, and "
+    advice="look for prompts that always came with one image, for a set so small that it was learned by heart, and "
     "for times that never were near "
     "1 (objective.mean, shift)",
 )
@@ -110,7 +110,7 @@ def collapsed(patient: Patient) -> Finding:
     drawn = patient.draw(tasks, copies=SEEDS, **_unguided(patient))
     spread = [_spread(patient, images) for images in drawn]
     open_left = x_errors(patient, [task.sample for task in tasks], 0.98, 1.0)[0].mean(-1)
-    if len(open_left) != len(spread):  # documents with several pictures: what they leave open on average
+    if len(open_left) != len(spread):  # documents with several images: what they leave open on average
         open_left = open_left.mean().expand(len(spread))
     found = statistics.resampled_ratio(spread, open_left.numpy())
     guided = np.mean([_spread(patient, images) for images in patient.draw(tasks, copies=SEEDS)]) / float(
@@ -121,7 +121,7 @@ def collapsed(patient: Patient) -> Finding:
         for task, images in list(zip(tasks, drawn))[:4]
     )
     words = (
-        f"pictures of one prompt differ by {found.value:.2f} of what the words leave open (with its own guidance by "
+        f"images of one prompt differ by {found.value:.2f} of what the words leave open (with its own guidance by "
         f"{guided:.2f})"
     )
     return COLLAPSED.judge(found, words, rows, guided=float(guided))
@@ -134,7 +134,7 @@ def _spread(patient: Patient, images: Sequence[Image.Image]) -> float:
 
 OVER = Rule(
     "over-guided",
-    "log2 of how much more saturation, contrast or detail (the largest of the three) pictures drawn with the run's own "
+    "log2 of how much more saturation, contrast or detail (the largest of the three) images drawn with the run's own "
     "guidance have than the true "
     "ones, or than those drawn without guidance, whichever is less",
     mild=0.3,
@@ -169,7 +169,7 @@ def over_guided(patient: Patient) -> Finding:
         evidence += paragraph(task.words) + gallery([*row, (task.truth, "true")])
     times, more = 2**over_true.value, 2**over_unguided.value
     words = (
-        f"at guidance {scale:g} drawn pictures have {times:.2f} times what the true ones have, and {more:.2f} times "
+        f"at guidance {scale:g} drawn images have {times:.2f} times what the true ones have, and {more:.2f} times "
         "what those without it have"
     )
     found = min(over_true, over_unguided, key=lambda measured: measured.value)
@@ -185,53 +185,53 @@ def _by_guidance(looked: dict[float, np.ndarray], true: np.ndarray) -> str:
         for column, name in enumerate(looks.NAMES)
     ]
     return side_by_side(
-        chart("Drawn pictures against the true ones", lines, "guidance", "log2 of the ratio of means", noisy=False)
+        chart("Drawn images against the true ones", lines, "guidance", "log2 of the ratio of means", noisy=False)
     )
 
 
 NOISE = Rule(
     "blurred",
-    "error of x at t = 0.05 to 0.2, over that of the noisy picture itself",
+    "error of x at t = 0.05 to 0.2, over that of the noisy image itself",
     mild=1.0,
     severe=2.0,
-    reason="above 1 the network gives back a picture further from the truth than the noisy one that it was shown, "
+    reason="above 1 the network gives back an image further from the truth than the noisy one that it was shown, "
     "which would do better left alone; "
-    "runs of sharp pictures are at 0.03 to 0.25",
+    "runs of sharp images are at 0.03 to 0.25",
     advice="practise low noise (objective.uniform_share, a lower mean or shift, a smaller clamp), give the head more "
     "to draw with "
-    "(model.head=conv, smaller patches), look for blurred or enlarged pictures in the data, and train longer",
+    "(model.head=conv, smaller patches), look for blurred or enlarged images in the data, and train longer",
 )
 SOFT = Rule(
     "blurred",
-    "with the run's own knobs: log2 of the detail of drawn pictures over that of the true ones as the codec gives them "
-    "back (means)",
+    "with the run's own sampling parameters: log2 of the detail of drawn images over that of the true ones as the "
+    "codec gives them back (means)",
     mild=-0.5,
     severe=-1.0,
     reason="-0.5 is what a Gaussian of 0.6 pixels takes from drawings with sharp edges, and -1, half the detail, one "
     "of a pixel; runs of sharp "
-    "pictures are at -0.35 to 0.5",
+    "images are at -0.35 to 0.5",
     advice=NOISE.advice + "; more samples.steps, if few are taken",
 )
 
 
 def blurred(patient: Patient) -> Finding:
-    """Both in the network's answers at low noise and in the pictures that come of them; the worse counts."""
+    """Both in the network's answers at low noise and in the images that come of them; the worse counts."""
     tasks = patient.tasks
     if not tasks:
-        return NOISE.unknown("no held-out document has a picture to draw")
+        return NOISE.unknown("no held-out document has an image to draw")
     errors, times = x_errors(patient, [task.sample for task in tasks], 0.05, 0.2)
-    path = PATHS[patient.learner.painter.config.path if patient.paints else patient.learner.model.config.path]
+    path = PATHS[patient.learner.text_to_image.config.path if patient.paints else patient.learner.model.config.path]
     noisy = (path.sigma(times) / path.alpha(times)).square()
     found = statistics.resampled_ratio(errors.mean(-1).numpy(), noisy.mean(-1).numpy())
     words = (
-        f"at t = 0.05 to 0.2 the network's pictures are {found.value:.2f} times as far from the true ones as the "
+        f"at t = 0.05 to 0.2 the network's images are {found.value:.2f} times as far from the true ones as the "
         "noisy ones are"
     )
     return worse(NOISE.judge(found, words, low_noise=found.value), _soft(patient, _some(patient, tasks)))
 
 
 def _soft(patient: Patient, tasks: list[Task]) -> Finding:
-    """What an autoencoder takes from every picture is no fault of training."""
+    """What an autoencoder takes from every image is no fault of training."""
     drawn = [one for (one,) in patient.draw(tasks)]
     true = [patient.given_back(task.truth) for task in tasks]
     details = [[[looks.detail(looks.values(image)) + looks.FAINT] for image in images] for images in (drawn, true)]
@@ -241,7 +241,7 @@ def _soft(patient: Patient, tasks: list[Task]) -> Finding:
     ]
     return SOFT.judge(
         found,
-        f"drawn pictures have {2**found.value:.2f} times the detail of the true ones",
+        f"drawn images have {2**found.value:.2f} times the detail of the true ones",
         gallery(shown),
         detail=found.value,
     )

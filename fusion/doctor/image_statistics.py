@@ -28,7 +28,7 @@ def detail(pixels: np.ndarray) -> float:
 
 
 def thumbnail(image: Image.Image, side: int = 16) -> np.ndarray:
-    """A small square of the whole picture, as one row of numbers in [0, 1]."""
+    """A small square of the whole image, as one row of numbers in [0, 1]."""
     return values(image.convert("RGB").resize((side, side), Image.Resampling.BOX)).ravel()
 
 

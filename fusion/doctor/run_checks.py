@@ -21,7 +21,7 @@ POINTS = 4  # validations in the last half of a run, below which no slope is tak
 
 GREEN = Rule(
     "undertrained",
-    "what the last doubling of documents took off the validation error of pictures, the learning rate still up",
+    "what the last doubling of documents took off the validation error of images, the learning rate still up",
     mild=0.05,
     severe=0.2,
     reason="a fall of a twentieth with each doubling is nearly flat; where it is a fifth, twice the time is a visibly "
@@ -30,7 +30,7 @@ GREEN = Rule(
 )
 ENDED = Rule(
     GREEN.illness,
-    "what the last doubling of documents took off the validation error of pictures, or off its least before, or one "
+    "what the last doubling of documents took off the validation error of images, or off its least before, or one "
     "took off while "
     "the learning rate was up, whichever is least",
     mild=0.15,
@@ -145,7 +145,7 @@ def falling(curve: Curve) -> Measured:
 
 
 def _curves(rows: Sequence[dict]) -> str:
-    groups = {"Validation error of pictures": ("val/x_error",), "Learning rate": ("lr",)}
+    groups = {"Validation error of images": ("val/x_error",), "Learning rate": ("lr",)}
     lines = {
         title: [Line(name, [(row["seen"], row[name]) for row in rows if name in row]) for name in names]
         for title, names in groups.items()
@@ -162,21 +162,21 @@ def _curves(rows: Sequence[dict]) -> str:
 
 LEAKING = Rule(
     "leaking validation subjects",
-    "share of the validation samples that have a picture, or a subject, of training's",
+    "share of the validation samples that have an image, or a subject, of training's",
     mild=0.0,
     severe=0.1,
-    reason="one is one too many, as it is always the same picture that the figures are better by; from a tenth on no "
+    reason="one is one too many, as it is always the same image that the figures are better by; from a tenth on no "
     "figure of validation holds",
-    advice="give pictures that are the same one subject (a `subject` column, or one file name), or take them out; "
+    advice="give images that are the same one subject (a `subject` column, or one file name), or take them out; "
     "fusion data check lists equal ones",
 )
 MOST = 5000  # samples of training that are looked at, evenly spread over all
 NEAREST = 4  # of training, that are looked at pixel by pixel
-ALIKE, OF_ITS_CONTRAST = 8 / 255, 0.2  # pictures this near are the same one: saved again, resized, a few levels off
+ALIKE, OF_ITS_CONTRAST = 8 / 255, 0.2  # images this near are the same one: saved again, resized, a few levels off
 
 
 def leaking(patient: Patient) -> Finding:
-    """Pictures are compared as thumbnails, and the nearest pixel by pixel. Crops and mirrored pictures are not
+    """Images are compared as thumbnails, and the nearest pixel by pixel. Crops and mirrored images are not
     found."""
     sides = {
         side: [source for source in patient.sources(side) if isinstance(source, TableSource)]
@@ -184,19 +184,19 @@ def leaking(patient: Patient) -> Finding:
     }
     if not sides["validation"]:
         return LEAKING.unknown("its data has no end, and every document is drawn from its own number")
-    train = [pair for source in sides["train"] for pair in _pictures(source)]
-    held_out = [pair for source in sides["validation"] for pair in _pictures(source)]
+    train = [pair for source in sides["train"] for pair in _images(source)]
+    held_out = [pair for source in sides["validation"] for pair in _images(source)]
     samples = {sample.key: sample for sample, _ in held_out}
     if not train or not held_out:
-        return LEAKING.unknown("one side of the split has no picture")
+        return LEAKING.unknown("one side of the split has no image")
     subjects = {sample.subject for sample, _ in train} - {None}
     shared = {key for key, sample in samples.items() if sample.subject in subjects}
     twins = _twins(train, held_out)
     leaked = shared | {held[0].key for held, _ in twins}
     words = (
-        f"{len(leaked)} of {len(samples)} validation samples: {len({held[0].key for held, _ in twins})} by a picture, "
+        f"{len(leaked)} of {len(samples)} validation samples: {len({held[0].key for held, _ in twins})} by an image, "
         f"{len(shared)} by a subject; "
-        f"{len(train):,} pictures of training were compared"
+        f"{len(train):,} images of training were compared"
     )
     shown = [
         pair
@@ -204,14 +204,14 @@ def leaking(patient: Patient) -> Finding:
         for pair in ((held[1], f"validation: {held[0].key}"), (own[1], f"training: {own[0].key}"))
     ]
     return LEAKING.judge(
-        Measured(len(leaked) / len(samples)), words, gallery(shown), pictures=len(twins), subjects=len(shared)
+        Measured(len(leaked) / len(samples)), words, gallery(shown), images=len(twins), subjects=len(shared)
     )
 
 
-Pictured = tuple[Sample, Image.Image]
+Illustrated = tuple[Sample, Image.Image]
 
 
-def _pictures(source: Source) -> list[Pictured]:
+def _images(source: Source) -> list[Illustrated]:
     """Of at most MOST samples of a source."""
     found = []
     for index in range(0, len(source), max(1, math.ceil(len(source) / MOST))):
@@ -226,8 +226,8 @@ def _pictures(source: Source) -> list[Pictured]:
     return found
 
 
-def _twins(train: Sequence[Pictured], held_out: Sequence[Pictured]) -> list[tuple[Pictured, Pictured]]:
-    """Pictures of validation with one of training that is the same."""
+def _twins(train: Sequence[Illustrated], held_out: Sequence[Illustrated]) -> list[tuple[Illustrated, Illustrated]]:
+    """Images of validation with one of training that is the same."""
     small = [torch.from_numpy(np.stack([looks.thumbnail(image) for _, image in side])) for side in (held_out, train)]
     nearest = torch.cat(
         [

@@ -20,11 +20,11 @@ from fusion.data.curriculum import HELD_OUT_SEED, TRAINING_SEED, Curriculum, Sta
 from fusion.data.formats import BadSample, Sample, Source, WorldSource
 from fusion.data.packing import Batch, documents
 from fusion.data.pairs import PairBatch, fixed_pairs
-from fusion.diffusion import load_painter
+from fusion.diffusion import load_text_to_image
 from fusion.doctor.finding import Missing
 from fusion.generation import api
 from fusion.recipes.demo import Demo
-from fusion.recipes.diffusion import Diffusion, PainterLearner
+from fusion.recipes.diffusion import Diffusion, TextToImageLearner
 from fusion.recipes.unified import Unified, attention_here, first_samples
 from fusion.sequence.document import blocks
 from fusion.sequence.images import to_image, to_pixels
@@ -34,12 +34,12 @@ from fusion.training.learner import Learner, UnifiedLearner
 from fusion.training.metrics import read
 from fusion.worlds.shapes import TASKS, Options, World
 
-ROWS = 16  # documents, or pictures that are drawn, in a batch
+ROWS = 16  # documents, or images that are drawn, in a batch
 
 
 @dataclass(frozen=True)
 class Task:
-    """A held-out picture and all that stands before it. sample: ends with the picture; source: the last picture before
+    """A held-out image and all that stands before it. sample: ends with the image; source: the last image before
     it, if that has its size."""
 
     sample: Sample
@@ -49,7 +49,7 @@ class Task:
 
     @property
     def prompt(self) -> Any:
-        """What stands before the picture, for Fusion."""
+        """What stands before the image, for Fusion."""
         return self.sample.messages[:-1] if self.sample.messages else {"content": self.sample.content[:-1]}
 
     @property
@@ -98,19 +98,19 @@ class Patient:
         if self.folder is None:
             raise Missing("there is no model yet")
         if self.paints:
-            return PainterLearner(load_painter(self.folder, self.device))
+            return TextToImageLearner(load_text_to_image(self.folder, self.device))
         llm = self.config.model.llm
         model = api.load(self.folder, dtype=torch.float32, device=self.device, llm=llm if Path(llm).is_dir() else None)
         model.model.set_attention(attention_here(self.config.model.attention))
         return UnifiedLearner(model)
 
     @property
-    def knobs(self) -> dict[str, Any]:
+    def params(self) -> dict[str, Any]:
         """Those that the run itself draws with."""
         if isinstance(self.config, Demo):
-            return dict(self.config.scoring.knobs)
-        knobs = self.config.samples.knobs
-        return {name: value for name, value in knobs.items() if name not in ("max_images", "max_new_tokens")}
+            return dict(self.config.scoring.params)
+        params = self.config.samples.params
+        return {name: value for name, value in params.items() if name not in ("max_images", "max_new_tokens")}
 
     # ---- data ----
 
@@ -130,7 +130,7 @@ class Patient:
 
     @property
     def _stride(self) -> int:
-        return self.learner.painter.stride if self.paints else self.learner.fusion.processor.stride
+        return self.learner.text_to_image.stride if self.paints else self.learner.fusion.processor.stride
 
     @cached_property
     def held_out(self) -> dict[str, list[Sample]]:
@@ -145,16 +145,16 @@ class Patient:
 
     @property
     def asked(self) -> list[Task]:
-        """Pictures asked for in words alone. Raises Missing where there is none."""
+        """Images asked for in words alone. Raises Missing where there is none."""
         if not (asked := [task for task in self.tasks if task.source is None]):
-            raise Missing("no held-out document asks in words alone for a picture")
+            raise Missing("no held-out document asks in words alone for an image")
         return asked
 
     @property
     def edits(self) -> list[Task]:
-        """Pictures made of another one of the same size. Raises Missing where there is none."""
+        """Images made of another one of the same size. Raises Missing where there is none."""
         if not (edits := [task for task in self.tasks if task.source is not None]):
-            raise Missing("no held-out document asks for a change of a picture")
+            raise Missing("no held-out document asks for a change of an image")
         return edits
 
     def reads(self, sample: Sample) -> bool:
@@ -165,7 +165,7 @@ class Patient:
             return False
 
     def batches(self, samples: Sequence[Sample]) -> list[Batch] | list[PairBatch]:
-        """Documents as batches, one to a row and in order: whatever else they say, pictures of the same sizes get the
+        """Documents as batches, one to a row and in order: whatever else they say, images of the same sizes get the
         same noise from one generator. Raises BadSample for a document that takes more than a row of training."""
         if self.paints:
             return fixed_pairs(samples, self._stride, ROWS)
@@ -184,41 +184,42 @@ class Patient:
 
     @property
     def codec(self) -> Codec:
-        """Between pictures and what the model draws."""
-        return self.learner.painter.codec if self.paints else self.learner.fusion.codec
+        """Between images and what the model draws."""
+        return self.learner.text_to_image.codec if self.paints else self.learner.fusion.codec
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> Float[Tensor, "n c h w"]:
-        """Latents of pictures of one size."""
+        """Latents of images of one size."""
         device = next(self.learner.model.parameters()).device
         return self.codec.encode(torch.stack([to_pixels(image) for image in images]).to(device)).float()
 
     @torch.no_grad()
     def given_back(self, image: Image.Image) -> Image.Image:
-        """A picture as the codec gives it back."""
+        """An image as the codec gives it back."""
         return to_image(self.codec.decode(self.encode([image]))[0].float().cpu())
 
-    def draw(self, tasks: Sequence[Task], copies: int = 1, seed: int = 0, **knobs: Any) -> list[list[Image.Image]]:
-        """Pictures of each task, from `copies` noises of their own, with the run's own knobs but for those given."""
+    def draw(self, tasks: Sequence[Task], copies: int = 1, seed: int = 0, **params: Any) -> list[list[Image.Image]]:
+        """Images of each task, from `copies` noises of their own, with the run's own sampling parameters but for those
+        given."""
         numbered = sorted(enumerate(tasks), key=lambda pair: pair[1].truth.size)
         drawn: list[list[Image.Image]] = [[] for _ in tasks]
         for size, group in groupby(numbered, key=lambda pair: pair[1].truth.size):
             rows = [(number, task) for number, task in group for _ in range(copies)]
             for start in range(0, len(rows), ROWS):
                 part = rows[start : start + ROWS]
-                images = self._images([task for _, task in part], size, seed + start, self.knobs | knobs)
+                images = self._images([task for _, task in part], size, seed + start, self.params | params)
                 for (number, _), image in zip(part, images, strict=True):
                     drawn[number].append(image)
         return drawn
 
     def _images(
-        self, tasks: Sequence[Task], size: tuple[int, int], seed: int, knobs: dict[str, Any]
+        self, tasks: Sequence[Task], size: tuple[int, int], seed: int, params: dict[str, Any]
     ) -> list[Image.Image]:
         if self.paints:
-            return self.learner.painter.images([task.words for task in tasks], seed, size=size, **knobs)
+            return self.learner.text_to_image.images([task.words for task in tasks], seed, size=size, **params)
         if all(task.source is None for task in tasks):
-            knobs = {**knobs, "image_guidance": 1.0}  # there is no picture to be guided by
-        return self.learner.fusion._images([task.prompt for task in tasks], seed, {**knobs, "image_size": size})
+            params = {**params, "image_guidance": 1.0}  # there is no image to be guided by
+        return self.learner.fusion._images([task.prompt for task in tasks], seed, {**params, "image_size": size})
 
 
 # ---- reading the folder ----
@@ -240,7 +241,7 @@ def _config(run: Path, words: Sequence[str]) -> Unified | Demo | Diffusion:
             f"{path} is not YAML ({' '.join(str(error).split())[:100]}); the run's programs write it anew"
         ) from None
     for kind, needed in (
-        (Diffusion, {"painter", "run"}),
+        (Diffusion, {"text_to_image", "run"}),
         (Demo, {"llm", "out"}),
         (Unified, {"model", "run", "packing"}),
     ):
@@ -255,13 +256,13 @@ def _config(run: Path, words: Sequence[str]) -> Unified | Demo | Diffusion:
 
 
 def task_of(sample: Sample) -> Task | None:
-    """The last picture of a document that is asked for and nothing else said beside it, or a page's last behind a text;
+    """The last image of a document that is asked for and nothing else said beside it, or a page's last behind a text;
     None where there is none."""
     if sample.messages:
         ends = [
             number
             for number, turn in enumerate(sample.messages)
-            if turn["role"] == "assistant" and _only_a_picture(turn)
+            if turn["role"] == "assistant" and _only_an_image(turn)
         ]
         cut = replace(sample, messages=list(sample.messages[: ends[-1] + 1])) if ends and ends[-1] else None
     else:
@@ -277,12 +278,12 @@ def task_of(sample: Sample) -> Task | None:
     )
 
 
-def _only_a_picture(turn: dict) -> bool:
+def _only_an_image(turn: dict) -> bool:
     return [block["type"] for block in blocks(turn["content"])] == ["image"]
 
 
 def _page(sample: Sample) -> Sample | None:
-    """The last picture of a page right behind a text, and that text: the whole page may be longer than any row."""
+    """The last image of a page right behind a text, and that text: the whole page may be longer than any row."""
     pairs = list(zip(sample.content, sample.content[1:], strict=False))
     found = [[text, image] for text, image in pairs if (text["type"], image["type"]) == ("text", "image")]
     return replace(sample, content=found[-1]) if found else None

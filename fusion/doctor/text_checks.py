@@ -22,26 +22,26 @@ from fusion.training.perplexity import encode, perplexity
 from fusion.unified.objective import Objective
 
 Misled = list[tuple[Task, list[Sample]]]
-LEAST = 12  # pictures of a kind, below which nothing is said of it
+LEAST = 12  # images of a kind, below which nothing is said of it
 BANDS = tuple((number / 5, number / 5 + 0.2) for number in range(5))
 SHOWN = 8
 
 DEAF = Rule(
     "not conditioned on text",
-    "how often the error of x at t = 0.5 to 1 is larger with another document's words (same picture, noise and times)",
+    "how often the error of x at t = 0.5 to 1 is larger with another document's words (same image, noise and times)",
     mild=0.75,
     severe=0.6,
     reason="a model that does not read has 0.5, by chance, and one that reads comes near 1 however little the words "
     "say, as noise and times are the "
     "same (diffusion models classify by this, arXiv 2303.16203); 0.75 is half-way",
-    advice="look whether captions belong to their pictures (fusion data check shows samples), whether "
+    advice="look whether captions belong to their images (fusion data check shows samples), whether "
     "packing.drop_text is far below 1, and train "
-    "longer; if the captions truly say nothing of the pictures, this is the data's illness",
+    "longer; if the captions truly say nothing of the images, this is the data's illness",
 )
 
 
 def deaf(patient: Patient) -> Finding:
-    """Judged kind by kind (source of the data; with or without a picture in context) and all together; told of what is
+    """Judged kind by kind (source of the data; with or without an image in context) and all together; told of what is
     most surely deaf."""
     kinds = defaultdict(list)
     for task, wrong in misled(patient.tasks):
@@ -49,7 +49,7 @@ def deaf(patient: Patient) -> Finding:
             kinds[f"{task.kind[0]}, {'edits' if task.kind[1] else 'from words alone'}"].append((task, readable))
     kinds = {kind: pairs for kind, pairs in kinds.items() if len(pairs) >= LEAST}
     if not kinds:
-        return DEAF.unknown(f"fewer than {LEAST} held-out pictures of a kind have words that others do not have")
+        return DEAF.unknown(f"fewer than {LEAST} held-out images of a kind have words that others do not have")
     heard = {kind: _heard(patient, pairs) for kind, pairs in kinds.items()}
     heard["all together"] = np.concatenate(list(heard.values()))
     kinds["all together"] = [pair for pairs in kinds.values() for pair in pairs]
@@ -61,12 +61,12 @@ def deaf(patient: Patient) -> Finding:
         f"{cost / right:+.1%} of the error"
     )
     return DEAF.judge(
-        shares[worst], said, _bands(patient, kinds[worst]), cost=float(cost / right), pictures=len(heard[worst])
+        shares[worst], said, _bands(patient, kinds[worst]), cost=float(cost / right), images=len(heard[worst])
     )
 
 
 def _heard(patient: Patient, pairs: Misled) -> np.ndarray:
-    """(pictures, 3): how often wrong words are worse than the right ones, by how much larger the error is with them,
+    """(images, 3): how often wrong words are worse than the right ones, by how much larger the error is with them,
     and the error with the right."""
     right = x_errors(patient, [task.sample for task, _ in pairs], 0.5, 1.0)[0].mean(-1)
     turns = range(max(len(wrong) for _, wrong in pairs))  # whoever has fewer of them is told the same ones again
@@ -85,20 +85,20 @@ def _bands(patient: Patient, pairs: Misled) -> str:
         means = [float(x_errors(patient, samples, low, high, rounds=1)[0].mean()) for low, high in BANDS]
         lines.append(Line(name, [(round(50 * sum(band)), mean) for band, mean in zip(BANDS, means, strict=True)]))
     return side_by_side(
-        chart("Error of x by time", lines, "t, per cent", "held-out pictures, same noise", log=True, noisy=False)
+        chart("Error of x by time", lines, "t, per cent", "held-out images, same noise", log=True, noisy=False)
     )
 
 
 SILENT = Rule(
     "never draws when asked",
-    "share of the places where the true answer begins a picture at which the model would begin one",
+    "share of the places where the true answer begins an image at which the model would begin one",
     mild=0.95,
     severe=0.5,
-    reason="one request in twenty that stays without its picture is noticed by everybody; below a half, the picture is "
+    reason="one request in twenty that stays without its image is noticed by everybody; below a half, the image is "
     "the exception",
-    advice="let the control tokens carry loss (objective.w_text above 0), give the data answers that are pictures, and "
+    advice="let the control tokens carry loss (objective.w_text above 0), give the data answers that are images, and "
     "look for answers in words to "
-    "requests for pictures; until then draw and edit make it draw",
+    "requests for images; until then draw and edit make it draw",
 )
 
 
@@ -113,12 +113,12 @@ def silent(patient: Patient) -> Finding:
         draws = learner.losses(batch, Objective(), torch.Generator(learner.model.device).manual_seed(0)).draws
         asked, rightly = asked + int(draws[0]), rightly + int(draws[2])
     if not asked:
-        return SILENT.unknown("no held-out document has a picture that the model is to begin")
+        return SILENT.unknown("no held-out document has an image that the model is to begin")
     share = rightly / asked
     found = Measured(share, *wilson(share, asked))
     evidence = _answers(patient) if SILENT.verdict(found) != WELL else ""
     return SILENT.judge(
-        found, f"it begins a picture at {rightly} of the {asked} places where it should", evidence, asked=asked
+        found, f"it begins an image at {rightly} of the {asked} places where it should", evidence, asked=asked
     )
 
 
@@ -130,7 +130,7 @@ def _answers(patient: Patient) -> str:
             answer = patient.learner.fusion.generate(
                 task.prompt, steps=1, guidance=1.0, max_images=1, max_new_tokens=32
             )
-            rows.append([task.words, " ".join(part if isinstance(part, str) else "[a picture]" for part in answer)])
+            rows.append([task.words, " ".join(part if isinstance(part, str) else "[an image]" for part in answer)])
     return table(rows, ["asked", "answer"]) if rows else ""
 
 

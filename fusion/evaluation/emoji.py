@@ -25,14 +25,14 @@ from fusion.generation.api import Fusion
 from fusion.sequence.document import blocks
 from fusion.training import report
 
-COUNT = 24  # pictures, and pairs of each kind of edit: as many characters, or all that are held out
+COUNT = 24  # images, and pairs of each kind of edit: as many characters, or all that are held out
 FROM_WORDS = "from their names"
-KNOBS = ("seed", "steps", "guidance", "image_guidance")  # of a run's samples; used here too
+SAMPLING_PARAMETERS = ("seed", "steps", "guidance", "image_guidance")  # of a run's samples; used here too
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A held-out sample and what the model made of it; all pictures are of one size. before: None where nothing was
+    """A held-out sample and what the model made of it; all images are of one size. before: None where nothing was
     edited."""
 
     words: str
@@ -41,23 +41,23 @@ class Drawn:
     drawn: Image.Image
 
 
-def sections(model: Fusion, data: DataConfig, knobs: Mapping[str, Any], count: int = COUNT) -> list[Section]:
+def sections(model: Fusion, data: DataConfig, params: Mapping[str, Any], count: int = COUNT) -> list[Section]:
     """The part of a report about characters that were never trained on, by the split that the config's own loaders
     make.
 
     data: as the run had it, with sources of kind images or edits; the latter are told apart by their column `kind`.
-    knobs: of Fusion.draw and Fusion.edit.
+    params: of Fusion.draw and Fusion.edit.
     """
     found = []
     for kind, samples in held_out(data, model.processor.stride, count):
-        drawn = [attempt(model, sample, knobs) for sample in samples]
+        drawn = [attempt(model, sample, params) for sample in samples]
         said = _panels(drawn) if kind == FROM_WORDS else _distances(drawn) + _panels(drawn)
         found.append(Section(f"Held-out characters, {kind}", said))
     return found
 
 
 def held_out(data: DataConfig, stride: int, count: int) -> Iterator[tuple[str, list[Sample]]]:
-    """Kinds of request for a picture, and at most `count` samples of each, of subjects that were never trained on."""
+    """Kinds of request for an image, and at most `count` samples of each, of subjects that were never trained on."""
     sources = [replace(source, describe=0.0) if source.kind == "images" else source for source in data.sources]
     for source in open_sources(replace(data, sources=sources), "validation", stride):
         if isinstance(source, ImageFolder):
@@ -68,7 +68,7 @@ def held_out(data: DataConfig, stride: int, count: int) -> Iterator[tuple[str, l
 
 
 def psnr(image: Image.Image, other: Image.Image) -> float:
-    """Peak signal-to-noise ratio of two pictures of one size, in dB; inf where they are equal."""
+    """Peak signal-to-noise ratio of two images of one size, in dB; inf where they are equal."""
     error = np.mean((np.asarray(image, np.float64) - np.asarray(other, np.float64)) ** 2)
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
@@ -94,34 +94,34 @@ def _subjects(source: ImageFolder | EditPairs, count: int, kind: str | None = No
             continue
 
 
-def attempt(model: Fusion, sample: Sample, knobs: Mapping[str, Any]) -> Drawn:
-    """What the model makes of a sample's request. knobs: of Fusion.draw and Fusion.edit."""
+def attempt(model: Fusion, sample: Sample, params: Mapping[str, Any]) -> Drawn:
+    """What the model makes of a sample's request. params: of Fusion.draw and Fusion.edit."""
     asked, answer = sample.messages
     words = " ".join(block["text"] for block in blocks(asked["content"]) if block["type"] == "text")
     before = next((block["image"] for block in blocks(asked["content"]) if block["type"] == "image"), None)
     (wanted,) = (block["image"] for block in blocks(answer["content"]))
     if before is None:
-        return Drawn(words, None, wanted, model.draw(words, image_size=wanted.size, **knobs)[0])
-    return Drawn(words, before, wanted, model.edit(before, words, **knobs))
+        return Drawn(words, None, wanted, model.draw(words, image_size=wanted.size, **params)[0])
+    return Drawn(words, before, wanted, model.edit(before, words, **params))
 
 
 def _panels(drawn: Sequence[Drawn]) -> str:
     html = ""
     for one in drawn:
-        pictures = {"before": one.before, "wanted": one.wanted, "drawn": one.drawn}
-        figures = "".join(figure(picture, name) for name, picture in pictures.items() if picture)
+        images = {"before": one.before, "wanted": one.wanted, "drawn": one.drawn}
+        figures = "".join(figure(image, name) for name, image in images.items() if image)
         html += f'<div class="triptych"><p>{escape(one.words)}</p><div>{figures}</div></div>'
     return html
 
 
 def _distances(drawn: Sequence[Drawn]) -> str:
-    """How near the drawn pictures come to the wanted ones, and how near the pictures were before."""
+    """How near the drawn images come to the wanted ones, and how near the images were before."""
     after = [psnr(one.drawn, one.wanted) for one in drawn]
     before = [psnr(one.before, one.wanted) for one in drawn]
     nearer = sum(a > b for a, b in zip(after, before, strict=True))
     rows = [("drawn", median(after)), ("left as it was", median(before))]
-    said = f"{nearer} of {len(drawn)} pictures came nearer to what was wanted than they were before the edit."
-    return table(rows, ("picture", "median PSNR against what was wanted, dB")) + paragraph(said)
+    said = f"{nearer} of {len(drawn)} images came nearer to what was wanted than they were before the edit."
+    return table(rows, ("image", "median PSNR against what was wanted, dB")) + paragraph(said)
 
 
 def median(values: Sequence[float]) -> float:
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str]) -> int:
         config = OmegaConf.load(run / "config.yaml")
         data = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), config.data))
         model = api.load(run / "model", device="cuda" if torch.cuda.is_available() else None)
-        print(report.write(run, sections(model, data, {name: config.samples[name] for name in KNOBS})))
+        print(report.write(run, sections(model, data, {name: config.samples[name] for name in SAMPLING_PARAMETERS})))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -5,7 +5,7 @@ from fusion.worlds.shapes import EditVerdict, Expectation, Verdict
 WORDS = {
     "drawing": "the share of what was asked that is right: how many objects; all objects with their shapes, colours, "
     "sizes and places; that this "
-    "is true of a clean picture; and, where they are asked for, the colours whatever their shapes, and the relations",
+    "is true of a clean image; and, where they are asked for, the colours whatever their shapes, and the relations",
     "edits": "nothing without the asked change, so that a copy is worth nothing; with it a third, another third times "
     "the share of the other "
     "pixels that were kept, and a third where the edit is done and nothing else",
@@ -13,7 +13,7 @@ WORDS = {
 
 
 def of_drawing(verdict: Verdict, asked: Expectation) -> float:
-    """In [0, 1]; see WORDS. 1 if and only if the picture is right, 0 for a blank one."""
+    """In [0, 1]; see WORDS. 1 if and only if the image is right, 0 for a blank one."""
     found = [verdict.count_right, verdict.objects_right, verdict.ok]
     found += [verdict.colours_present] if asked.colours else []
     found += [verdict.relations_right] if asked.relations else []

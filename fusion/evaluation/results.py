@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 
-from fusion.common.html import Section, document, paragraph, picture, table
+from fusion.common.html import Section, document, img, paragraph, table
+from fusion.common.renamed import renamed
 from fusion.common.scores_html import as_text, score_table
 from fusion.common.statistics import Difference, Score, paired
 from fusion.evaluation.suite import Row, Suite
@@ -52,7 +53,7 @@ class Result:
 def read_result(folder: Path) -> Result:
     """What eval.run wrote into a folder. ValueError in one line where there is none, or half of one."""
     try:
-        found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        found = renamed(json.loads((folder / "results.json").read_text(encoding="utf-8")))
         files = [
             (suite.name, sorted((folder / "samples" / suite.name.replace(" ", "-")).glob("*.jsonl")))
             for suite in SUITES
@@ -118,7 +119,7 @@ def render(one: Result, paired: Sequence[Paired] = (), other: Result | None = No
                     score_table(one.scores[suite.name]) + _samples(one.folder, suite.main, rows),
                 )
             )
-    settings = {name: one.settings[name] for name in ("suite", "split", "seed", "knobs", "prompts")} | one.facts
+    settings = {name: one.settings[name] for name in ("suite", "split", "seed", "params", "prompts")} | one.facts
     facts = "".join(
         f"<div><dt>{escape(name)}</dt><dd><code>{escape(str(value))}</code></dd></div>"
         for name, value in settings.items()
@@ -179,5 +180,5 @@ def _item(folder: Path, main: str, row: Row) -> str:
     caption = f"{row.asked}{'' if row.said is None else f' → {row.said}'} ({verdict(row.values[main])})"
     if not row.images:
         return f"<figure>{paragraph(caption)}</figure>"
-    shown = "".join(picture(folder / name, SHOWN) for name in row.images)
+    shown = "".join(img(folder / name, SHOWN) for name in row.images)
     return f'<figure class="several"><div>{shown}</div><figcaption>{escape(caption)}</figcaption></figure>'

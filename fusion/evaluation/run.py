@@ -2,9 +2,9 @@
 
 Usage: `fusion eval MODEL --suite quick -o out/eval`
 
-It goes on where it was stopped. MODEL: a saved unified model, a painter of any architecture, or a pipeline of
-diffusers. Several processes share the work with --shard 0/2 and --shard 1/2; the same command without --shard then puts
-it together.
+It goes on where it was stopped. MODEL: a saved unified model, a text-to-image model of any architecture, or a pipeline
+of diffusers. Several processes share the work with --shard 0/2 and --shard 1/2; the same command without --shard then
+puts it together.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from fusion.common.files import save
 from fusion.common.provenance import commit
+from fusion.common.renamed import renamed
 from fusion.evaluation.results import Result, against, read_result, render
 from fusion.evaluation.subjects import Subject, load_subject, with_preset
 from fusion.evaluation.suite import SPLITS, Answer, Row, Suite
@@ -34,7 +35,7 @@ from fusion.generation.sampling import Sampling
 from fusion.training.perplexity import kept_texts
 from fusion.worlds.shapes import WORLD_VERSION
 
-KNOBS = {"steps": Sampling.steps, "guidance": Sampling.guidance}  # those that every subject knows
+SAMPLING_PARAMETERS = {"steps": Sampling.steps, "guidance": Sampling.guidance}  # those that every subject knows
 RESULTS, SETTINGS = "results.json", "settings.json"
 
 
@@ -46,12 +47,12 @@ class Settings:
     suite: str
     split: str
     seed: int
-    knobs: dict[str, Any]
+    params: dict[str, Any]
     counts: dict[str, int]
     prompts: dict[str, str]
 
 
-def settings_of(model: str, suite: str, split: str, knobs: dict[str, Any]) -> Settings:
+def settings_of(model: str, suite: str, split: str, params: dict[str, Any]) -> Settings:
     """With a fingerprint of each suite's prompts. ValueError for an unknown suite or split."""
     if suite not in COUNTS or split not in SPLITS:
         raise ValueError(
@@ -59,7 +60,7 @@ def settings_of(model: str, suite: str, split: str, knobs: dict[str, Any]) -> Se
         )
     counts = {one.name: COUNTS[suite](one) for one in SUITES}
     prompts = {one.name: fingerprint(one, counts[one.name], SPLITS[split]) for one in SUITES}
-    return Settings(str(model), suite, split, SPLITS[split], KNOBS | knobs, counts, prompts)
+    return Settings(str(model), suite, split, SPLITS[split], SAMPLING_PARAMETERS | params, counts, prompts)
 
 
 def fingerprint(suite: Suite, count: int, seed: int) -> str:
@@ -153,7 +154,7 @@ def begin(settings: Settings, out: Path) -> None:
     written over."""
     file, told = out / SETTINGS, json.dumps(asdict(settings), indent=1) + "\n"
     if file.is_file():
-        if json.loads(file.read_text(encoding="utf-8")) != json.loads(told):
+        if renamed(json.loads(file.read_text(encoding="utf-8"))) != json.loads(told):
             raise ValueError(f"{out} holds results of another model or other settings: give another folder with -o")
         return
     if out.is_dir() and any(out.iterdir()):
@@ -167,7 +168,7 @@ def evaluate(
     out: Path,
     suite: str = "quick",
     split: str = "scored",
-    knobs: dict | None = None,
+    params: dict | None = None,
     shard: tuple[int, int] = (0, 1),
     llm: str | None = None,
     other: Path | None = None,
@@ -175,10 +176,10 @@ def evaluate(
 ) -> Result | None:
     """The whole evaluation; None where other shards still work. llm: the language model that the model was made of, for
     what it did to its text."""
-    settings = settings_of(model, suite, split, with_preset(model, knobs or {}))
+    settings = settings_of(model, suite, split, with_preset(model, params or {}))
     other = read_result(other) if other else None
     begin(settings, out)
-    subject = load_subject(model, settings.knobs, device)
+    subject = load_subject(model, settings.params, device)
     ask(subject, settings, out, shard)
     if shard[1] > 1:
         return None
@@ -197,7 +198,8 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="fusion eval", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "model", help="folder of a unified model (or a bundled one's name), of a painter, or of a diffusers pipeline"
+        "model",
+        help="folder of a unified model (or a bundled one's name) or text-to-image model, or of a diffusers pipeline",
     )
     parser.add_argument("--suite", choices=COUNTS, default="quick", help="how many items are asked")
     parser.add_argument("--split", choices=SPLITS, default="scored", help="development while anything is being tuned")
@@ -211,9 +213,9 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--shard", default="0/1", help="i/n: this process asks for every n-th item, from number i on")
     parser.add_argument("--device", help="cuda, cpu, ...")
     parser.add_argument(
-        "knobs",
+        "params",
         nargs="*",
-        metavar="knob=value",
+        metavar="name=value",
         help="of the sampler: steps=20 guidance=3 solver=heun ..., or preset=fast",
     )
     return parser.parse_intermixed_args(argv)
@@ -227,10 +229,10 @@ def shard_of(words: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
-def knobs_of(words: Sequence[str]) -> dict[str, Any]:
+def params_of(words: Sequence[str]) -> dict[str, Any]:
     """name=value, each value as YAML reads it. ValueError for a word of another form."""
     if wrong := [word for word in words if "=" not in word]:
-        raise ValueError(f"{wrong[0]}: knobs are given as name=value")
+        raise ValueError(f"{wrong[0]}: sampling parameters are given as name=value")
     return OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
 
 
@@ -239,13 +241,13 @@ def main(argv: Sequence[str]) -> int:
     options = parsed(argv)
     logging.disable_progress_bar()  # of reading weights
     try:
-        knobs, shard = knobs_of(options.knobs), shard_of(options.shard)
+        params, shard = params_of(options.params), shard_of(options.shard)
         found = evaluate(
             options.model,
             options.out,
             options.suite,
             options.split,
-            knobs,
+            params,
             shard,
             options.llm,
             options.against,

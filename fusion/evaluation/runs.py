@@ -2,7 +2,7 @@
 
 Writes OUT/results.json, OUT/samples.png and OUT/report.html: in what the runs' settings differ, validation curves, what
 became of the text, and what each makes of the same subjects, which none was trained on: how near it comes to the true
-picture, and pictures side by side.
+image, and images side by side.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from fusion.common.files import save
 from fusion.common.html import Section, document, figure, paragraph, png, table
 from fusion.data.formats import Sample
 from fusion.data.formats.config import DataConfig
-from fusion.evaluation.emoji import COUNT, KNOBS, Drawn, attempt, held_out, median, psnr
+from fusion.evaluation.emoji import COUNT, SAMPLING_PARAMETERS, Drawn, attempt, held_out, median, psnr
 from fusion.generation import api
 from fusion.generation.api import Fusion
 from fusion.training.metrics import read
@@ -82,14 +82,14 @@ def _flat(settings: Any, before: str = "") -> dict[str, Any]:
 
 
 def attempts(
-    model: Fusion, asked: Mapping[str, list[Sample]], knobs: Mapping[str, Any], name: str
+    model: Fusion, asked: Mapping[str, list[Sample]], params: Mapping[str, Any], name: str
 ) -> dict[str, list[Drawn]]:
     """What one model makes of all that is asked."""
-    with tqdm(total=sum(map(len, asked.values())), desc=name, unit="pictures") as bar:
+    with tqdm(total=sum(map(len, asked.values())), desc=name, unit="images") as bar:
 
         def one(sample: Sample) -> Drawn:
             bar.update()
-            return attempt(model, sample, knobs)
+            return attempt(model, sample, params)
 
         return {kind: [one(sample) for sample in samples] for kind, samples in asked.items()}
 
@@ -135,16 +135,16 @@ def panels(names: Sequence[str], drawn: Sequence[Mapping[str, Sequence[Drawn]]],
     """The same requests of a kind, answered by each."""
     html = ""
     for same in list(zip(*(one[kind] for one in drawn), strict=True))[:SHOWN]:
-        pictures = {"before": same[0].before, "wanted": same[0].wanted} | {
+        images = {"before": same[0].before, "wanted": same[0].wanted} | {
             name: one.drawn for name, one in zip(names, same, strict=True)
         }
-        shown = "".join(figure(image, name) for name, image in pictures.items() if image)
+        shown = "".join(figure(image, name) for name, image in images.items() if image)
         html += f'<div class="triptych"><p>{escape(same[0].words)}</p><div>{shown}</div></div>'
     return html
 
 
 def sheet(names: Sequence[str], drawn: Sequence[Mapping[str, Sequence[Drawn]]]) -> Image.Image:
-    """A few of each kind as one picture: what stood there before, what was wanted, then each run's."""
+    """A few of each kind as one image: what stood there before, what was wanted, then each run's."""
     cells = []
     for kind in drawn[0]:
         for same in list(zip(*(one[kind] for one in drawn), strict=True))[: SHOWN // 2]:
@@ -165,12 +165,12 @@ def compare(out: Path, runs: Sequence[Run], count: int, device: str | None) -> l
     ):
         raise ValueError("the runs have other data: give runs of the same data.path and data.sources")
     data = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), first.config.data))
-    knobs = {name: first.config.samples[name] for name in KNOBS}
+    params = {name: first.config.samples[name] for name in SAMPLING_PARAMETERS}
     asked, told, drawn = {}, [], []
     for run in runs:
         model = api.load(run.model, dtype=torch.float32, device=device)
         asked = asked or dict(held_out(data, model.processor.stride, count))
-        drawn.append(attempts(model, asked, knobs, run.name))
+        drawn.append(attempts(model, asked, params, run.name))
         told.append(figures(run, model, drawn[-1]))
     names = [run.name for run in runs]
     differs = differences(runs)
@@ -186,7 +186,7 @@ def compare(out: Path, runs: Sequence[Run], count: int, device: str | None) -> l
         *(Section(f"Never trained on: {kind}", panels(names, drawn, kind)) for kind in asked),
     ]
     out.mkdir(parents=True, exist_ok=True)
-    results = {"count": count, "knobs": knobs, "differences": differs, "runs": told}
+    results = {"count": count, "params": params, "differences": differs, "runs": told}
     save((json.dumps(results, indent=1, default=str) + "\n").encode(), out / "results.json")
     save(png(sheet(names, drawn)), out / "samples.png")
     header = f"<h1>{escape(' · '.join(names))}</h1>" + paragraph(

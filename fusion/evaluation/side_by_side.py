@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 
 from fusion.common.files import save
-from fusion.common.html import Section, document, paragraph, picture, table
+from fusion.common.html import Section, document, img, paragraph, table
 from fusion.common.statistics import Score, mean_score
 from fusion.evaluation.partial_credit import WORDS
 from fusion.evaluation.results import Result, compared, read_result, verdict
@@ -23,7 +23,7 @@ from fusion.evaluation.suite import Suite
 from fusion.evaluation.suites import SUITES
 
 FINER = "in parts"
-ITEMS, SHOWN = 8, 72  # of each suite on the page, and pixels on screen of their pictures
+ITEMS, SHOWN = 8, 72  # of each suite on the page, and pixels on screen of their images
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,9 @@ def render(results: dict[str, Result], found: Sequence[Standing]) -> str:
         ),
         Section(
             "What was evaluated",
-            table([_facts(name, result) for name, result in results.items()], ("", "model", "kind", "knobs", "commit")),
+            table(
+                [_facts(name, result) for name, result in results.items()], ("", "model", "kind", "params", "commit")
+            ),
         ),
     ]
     settings = next(iter(results.values())).settings
@@ -178,8 +180,8 @@ def _figure(score: Score | None) -> str | None:
 
 
 def _facts(name: str, result: Result) -> tuple:
-    knobs = ", ".join(f"{knob}={value}" for knob, value in result.settings["knobs"].items())
-    return name, result.settings["model"], result.settings.get("kind", ""), knobs, result.settings.get("commit", "")
+    params = ", ".join(f"{param}={value}" for param, value in result.settings["params"].items())
+    return name, result.settings["model"], result.settings.get("kind", ""), params, result.settings.get("commit", "")
 
 
 def _who(results: dict[str, Result], suite: Suite) -> dict[str, Result]:
@@ -208,9 +210,9 @@ def _items(results: dict[str, Result], suite: Suite) -> str:
 
 
 def _cell(result: Result, row, suite: Suite) -> str:
-    pictures = "".join(picture(result.folder / name, SHOWN) for name in row.images)
+    images = "".join(img(result.folder / name, SHOWN) for name in row.images)
     words = "" if row.said is None else f"{row.said} "
-    return f"<td><div>{pictures}</div><small>{escape(words)}({verdict(row.values[suite.main])})</small></td>"
+    return f"<td><div>{images}</div><small>{escape(words)}({verdict(row.values[suite.main])})</small></td>"
 
 
 # ---- the program

@@ -21,7 +21,7 @@ from fusion.worlds.shapes import (
     evaluation_questions,
     evaluation_stories,
     judge,
-    picture,
+    scene_image,
 )
 from fusion.worlds.shapes.rules import right
 from fusion.worlds.shapes.vision import read
@@ -83,7 +83,7 @@ class Drawing(Suite):
 
 
 class Edits(Suite):
-    """Edits of one picture in context. A copy is an answer in which nothing changed though something was asked."""
+    """Edits of one image in context. A copy is an answer in which nothing changed though something was asked."""
 
     name, needs, finer = "edits", frozenset({"edit"}), "quality"
     words = {"right": "edits done", "kept": "pixels kept in edits", "copied": "edits that copy the source"}
@@ -121,7 +121,7 @@ def copied(before: Image.Image, after: Image.Image) -> bool:
 
 
 def apart(answers: Sequence[Image.Image], wanted: Sequence[Image.Image]) -> bool:
-    """Whether two answers are nearer to the two pictures wanted in their order than exchanged: what always answers the
+    """Whether two answers are nearer to the two images wanted in their order than exchanged: what always answers the
     same is near neither."""
     one, two, first, second = (
         np.asarray(image.convert("RGB").resize(wanted[0].size), dtype=float) for image in (*answers, *wanted)
@@ -185,7 +185,7 @@ class Examples(Suite):
         return evaluation_examples(count, seed)
 
     def alike(self, item):
-        return item.shown.source.picture_size
+        return item.shown.source.image_size
 
     def text(self, item):
         scenes = [scene for shown in (item.shown, item.other) for pair in shown.pairs for scene in pair]
@@ -193,7 +193,7 @@ class Examples(Suite):
 
     def ask(self, subject, batch):
         items, seeds = unpacked(batch)
-        sources = [picture(item.shown.source) for item in items]
+        sources = [scene_image(item.shown.source) for item in items]
         shown = [drawn_pairs(item.shown.pairs) for item in items]
         other = [drawn_pairs(item.other.pairs) for item in items]
         made = [subject.follow(examples, sources, seeds) for examples in (shown, other, [()] * len(items))]
@@ -208,26 +208,26 @@ class Examples(Suite):
         done, misled, without = (float(right(rule, item.shown.source, answer)) for answer in answers)
         followed = float(right(other, item.shown.source, answers[1]))
         values = {"right": done, "both": done * followed, "other": misled, "without": without}
-        values |= {"apart": float(apart(answers[:2], [picture(item.shown.after), picture(item.other.after)]))}
+        values |= {"apart": float(apart(answers[:2], [scene_image(item.shown.after), scene_image(item.other.after)]))}
         values |= {"copied": float(copied(source, answers[0]))}
-        asked = f"{rule.words}; last two pictures: from examples that {other.words}, and from none"
+        asked = f"{rule.words}; last two images: from examples that {other.words}, and from none"
         return Row(self.name, one.number, asked, [rule.kind, "held out" if item.held_out else "seen"], values)
 
 
 def drawn_pairs(pairs: Sequence[Sequence]) -> list[tuple[Image.Image, ...]]:
     """Pairs of scenes as images."""
-    return [tuple(map(picture, pair)) for pair in pairs]
+    return [tuple(map(scene_image, pair)) for pair in pairs]
 
 
 class Stories(Suite):
-    """Stories in pictures. The first picture has to show what was asked for, more have to follow, and in the last there
+    """Stories in images. The first image has to show what was asked for, more have to follow, and in the last there
     has to be whatever the first one showed and no text behind it speaks of, by its colour or by its shape."""
 
     name, needs = "stories", frozenset({"tell"})
     words = {
         "right": "stories",
-        "first": "first pictures of stories",
-        "several": "stories of two pictures or more",
+        "first": "first images of stories",
+        "several": "stories of two images or more",
         "kept": "objects kept in stories",
     }
 
@@ -244,30 +244,24 @@ class Stories(Suite):
 
     def _answer(self, one: Numbered, parts: Sequence) -> Answer:
         item = one.item
-        pictures = [part for part in parts if isinstance(part, Image.Image)]
-        words = "".join(part if isinstance(part, str) else " [picture] " for part in parts)
+        images = [part for part in parts if isinstance(part, Image.Image)]
+        words = "".join(part if isinstance(part, str) else " [image] " for part in parts)
         values = {
-            "first": float(bool(pictures) and judge.check(pictures[0], item.first).ok),
-            "several": float(len(pictures) > 1),
+            "first": float(bool(images) and judge.check(images[0], item.first).ok),
+            "several": float(len(images) > 1),
         }
-        behind = words.partition("[picture]")[2]
-        stays = (
-            {seen.kind for seen in read(pictures[0]).objects if not spoken_of(seen.kind, behind)} if pictures else set()
-        )
+        behind = words.partition("[image]")[2]
+        stays = {seen.kind for seen in read(images[0]).objects if not spoken_of(seen.kind, behind)} if images else set()
         if stays:
             values["kept"] = (
-                len(stays & {seen.kind for seen in read(pictures[-1]).objects}) / len(stays)
-                if len(pictures) > 1
-                else 0.0
+                len(stays & {seen.kind for seen in read(images[-1]).objects}) / len(stays) if len(images) > 1 else 0.0
             )
         values["right"] = float(min(values.values()) == 1)
-        return Row(
-            self.name, one.number, item.prompt, ["held out" if item.held_out else "seen"], values, words
-        ), pictures
+        return Row(self.name, one.number, item.prompt, ["held out" if item.held_out else "seen"], values, words), images
 
 
 class Questions(Suite):
-    """Short answers about pictures."""
+    """Short answers about images."""
 
     name, needs = "questions", frozenset({"answer"})
     words = {"right": "questions"}
@@ -311,7 +305,7 @@ class Intents(Suite):
 
     def _row(self, one: Numbered, drew: bool) -> Row:
         item = one.item
-        group = "asked for a picture" if item.draw else "not asked for one"
+        group = "asked for an image" if item.draw else "not asked for one"
         values = {"right": float(drew == item.draw)}
         return Row(self.name, one.number, said(item.message), [group], values, "draws" if drew else "writes")
 
@@ -322,7 +316,7 @@ def said(message: dict) -> str:
 
 
 def with_pil(message: dict) -> dict:
-    """The message with its pictures as images."""
+    """The message with its images as images."""
     blocks = [
         block | {"image": Image.fromarray(block["image"])} if block["type"] == "image" else block
         for block in message["content"]
@@ -331,7 +325,7 @@ def with_pil(message: dict) -> dict:
 
 
 class Descriptions(Suite):
-    """What is said of true pictures: the kinds of objects named, against those that are there (their intersection over
+    """What is said of true images: the kinds of objects named, against those that are there (their intersection over
     their union)."""
 
     name, needs, main = "descriptions", frozenset({"describe"}), "named"

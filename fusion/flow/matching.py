@@ -128,7 +128,7 @@ def estimate(
     """What a network's prediction of `target` at (x_t, t) says about data, noise and velocity.
 
     Affine in the prediction, so guidance may combine predictions or velocities alike. The clamp of the x-loss is not
-    repeated here: a sampler that divides by 0.05 below t = 0.05 leaves noise of std 0.015 in the picture however many
+    repeated here: a sampler that divides by 0.05 below t = 0.05 leaves noise of std 0.015 in the image however many
     steps it takes, while dividing by t, a step moves x_t part of the way to x_hat and never beyond. Only at t = 0,
     where x says nothing about the noise, FLOOR keeps v finite. An eps-prediction is of no use at the other end, as
     errors grow by 1 / alpha: there alpha stays at alpha(1 - CLAMP) and x shrinks to zero. Raises ValueError for an

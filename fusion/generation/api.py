@@ -49,8 +49,8 @@ class Fusion:
 
     @property
     def presets(self) -> named.Presets:
-        """Named knobs of drawing, saved with the model (fusion.generation.presets): generate(..., preset="fast").
-        Raises ValueError for broken ones."""
+        """Named sampling parameters of drawing, saved with the model (fusion.generation.presets): generate(...,
+        preset="fast"). Raises ValueError for broken ones."""
         return named.checked(named.of(self.model.generation_config))
 
     @presets.setter
@@ -59,17 +59,17 @@ class Fusion:
 
     # ---- generation ----
 
-    def generate(self, prompt, seed: int | Sequence[int] = 0, **knobs) -> Output | list[Output]:
+    def generate(self, prompt, seed: int | Sequence[int] = 0, **params) -> Output | list[Output]:
         """Continue a prompt with text and images; the model decides when to draw, how large, and when to stop.
 
         prompt: a string; a list of strings and images (one user turn); chat messages; or a list of any of the last two
-        (a batch: row i uses seed + i, or seed[i], and equals running it alone with that seed). knobs: see
+        (a batch: row i uses seed + i, or seed[i], and equals running it alone with that seed). params: see
         fusion.generation.sampling.Sampling; preset="fast" sets those of one of the model's `presets` that are not given
         beside it.
         """
         prompts, batched = _batch(prompt)
         outputs: list[Output] = [[] for _ in prompts]
-        for event in self._events(prompts, seed, knobs):
+        for event in self._events(prompts, seed, params):
             if isinstance(event, TextPiece):
                 _append_text(outputs[event.row], event.text)
             elif isinstance(event, ImageDone):
@@ -77,26 +77,26 @@ class Fusion:
         outputs = [_stripped(output) for output in outputs]
         return outputs if batched else outputs[0]
 
-    def stream(self, prompt, seed: int = 0, previews: bool = True, **knobs) -> Iterator[Event]:
+    def stream(self, prompt, seed: int = 0, previews: bool = True, **params) -> Iterator[Event]:
         """The same as events, as they happen: TextPiece, ImagePreview (with `previews`), ImageDone."""
-        return self._events(_batch(prompt)[0], seed, knobs, previews=previews)
+        return self._events(_batch(prompt)[0], seed, params, previews=previews)
 
-    def draw(self, prompt: str, n: int = 1, seed: int = 0, **knobs) -> list[PILImage.Image]:
+    def draw(self, prompt: str, n: int = 1, seed: int = 0, **params) -> list[PILImage.Image]:
         """n images of a prompt, with seeds seed, seed + 1, ...; the model is made to draw."""
-        # There is no picture to be guided by: a preset's guidance by one would be a branch that changes nothing.
-        return self._images([[prompt]] * n, seed, {"image_guidance": 1.0, **knobs})
+        # There is no image to be guided by: a preset's guidance by one would be a branch that changes nothing.
+        return self._images([[prompt]] * n, seed, {"image_guidance": 1.0, **params})
 
-    def edit(self, image, instruction: str, seed: int = 0, **knobs) -> PILImage.Image:
+    def edit(self, image, instruction: str, seed: int = 0, **params) -> PILImage.Image:
         """The image after the instruction, same size. An image that patches do not divide is drawn at the nearest size
         and resized back."""
         original = open_image(image)
         size = self.fitted_size(original)
-        edited = self._images([[original, instruction]], seed, {"image_size": size, **knobs})[0]
+        edited = self._images([[original, instruction]], seed, {"image_size": size, **params})[0]
         return edited if edited.size == original.size else edited.resize(original.size, PILImage.Resampling.LANCZOS)
 
-    def describe(self, image, prompt: str = "Describe this picture.", **knobs) -> str:
+    def describe(self, image, prompt: str = "Describe this picture.", **params) -> str:
         """What the image shows, in words."""
-        parts = self.generate([open_image(image), prompt], **{"max_images": 0, **knobs})
+        parts = self.generate([open_image(image), prompt], **{"max_images": 0, **params})
         return "".join(part for part in parts if isinstance(part, str))
 
     def fitted_size(self, image: PILImage.Image) -> tuple[int, int]:
@@ -104,8 +104,8 @@ class Fusion:
         limit = self.processor
         return fit_size(*image.size, limit.stride, limit.max_patches * limit.stride**2, limit.max_side)
 
-    def _images(self, prompts: list, seed: int | Sequence[int], knobs: dict) -> list[PILImage.Image]:
-        events = self._events(prompts, seed, knobs, force_image=True, only_image=True)
+    def _images(self, prompts: list, seed: int | Sequence[int], params: dict) -> list[PILImage.Image]:
+        events = self._events(prompts, seed, params, force_image=True, only_image=True)
         done = {event.row: event.image for event in events if isinstance(event, ImageDone)}
         if len(done) < len(prompts):
             raise ValueError(
@@ -114,17 +114,17 @@ class Fusion:
             )
         return [done[row] for row in range(len(prompts))]
 
-    def _events(self, prompts: list, seed: int | Sequence[int], knobs: dict, **how) -> Iterator[Event]:
-        settings = self._settings(knobs)
+    def _events(self, prompts: list, seed: int | Sequence[int], params: dict, **how) -> Iterator[Event]:
+        settings = self._settings(params)
         documents = [self.processor.document(prompt, prompt=True) for prompt in prompts]
         generator = Generator(self.model, self.processor, self.codec, settings, **how)
         return generator.events(documents, row_seeds(seed, len(documents)))
 
-    def _settings(self, knobs: dict) -> Sampling:
+    def _settings(self, params: dict) -> Sampling:
         known = {field.name for field in fields(Sampling)} | {"preset"}
-        if unknown := sorted(set(knobs) - known):
-            raise TypeError(f"{', '.join(unknown)}: no such knob; the knobs are {', '.join(sorted(known))}")
-        settings = Sampling(**named.resolved(knobs, named.of(self.model.generation_config)))
+        if unknown := sorted(set(params) - known):
+            raise TypeError(f"{', '.join(unknown)}: no such sampling parameter; there are {', '.join(sorted(known))}")
+        settings = Sampling(**named.resolved(params, named.of(self.model.generation_config)))
         if settings.image_size is not None and tuple(settings.image_size) not in self.processor.sizes:
             p = self.processor
             raise ValueError(

@@ -9,7 +9,7 @@ from fusion.sequence.images import open_image
 
 
 def read_words(words: list[str]) -> list:
-    """What a person gave on the command line, in order: text, `@picture.png` as an image, `@@` for a text that begins
+    """What a person gave on the command line, in order: text, `@image.png` as an image, `@@` for a text that begins
     with @.
 
     A single `@chat.json` gives what that file holds (see `read`). Raises ValueError.

@@ -86,7 +86,7 @@ def kept_bytes(run: Callable[[], Any]) -> int:
 
 @cache
 def passes(settings: Sampling) -> int:
-    """Forward passes that one picture takes: each evaluation of the solver, once for every branch of guidance that
+    """Forward passes that one image takes: each evaluation of the solver, once for every branch of guidance that
     takes part in it."""
     counted = 0
 

@@ -19,7 +19,7 @@ from fusion.unified.step import Images
 
 @dataclass(frozen=True)
 class Canvas:
-    """Where one picture is drawn: its prefixes by branch name and its row in each, its grid, and the noise it starts
+    """Where one image is drawn: its prefixes by branch name and its row in each, its grid, and the noise it starts
     from."""
 
     prefixes: dict[str, tuple[Prefix, int]]
@@ -37,8 +37,8 @@ class Drawn:
 
 
 def draw(model: FusionModel, canvases: list[Canvas], settings: Sampling) -> Iterator[Drawn]:
-    """Integrate the flow of several pictures at once; yields after every step, the last time with the finished
-    pictures."""
+    """Integrate the flow of several images at once; yields after every step, the last time with the finished
+    images."""
     block = _Block(model, canvases, settings)
     times = schedule(settings.steps, settings.shift)
     noise = torch.nn.utils.rnn.pad_sequence([canvas.noise for canvas in canvases], batch_first=True)
@@ -53,7 +53,7 @@ class _Block:
     runs."""
 
     def __init__(self, model: FusionModel, canvases: list[Canvas], settings: Sampling):
-        self.model, self.guidance, self.pictures = model, settings.flow_guidance, len(canvases)
+        self.model, self.guidance, self.images = model, settings.flow_guidance, len(canvases)
         names = list(canvases[0].prefixes)
         branches = [canvas.prefixes[name] for name in names for canvas in canvases]
         groups = _grouped(branches)
@@ -66,7 +66,7 @@ class _Block:
         block = arranged(tables, length, model.device)
         self.mask = model.backbone.mask(block, Rows.cat([seen, block]))
         # The padding behind smaller images goes in as patches too, so that nothing but patches goes in.
-        self.block = replace(block, picture=torch.zeros_like(block.picture))
+        self.block = replace(block, image_index=torch.zeros_like(block.image_index))
         self.grid = torch.tensor(grids, device=model.device)
         self.references = self._references(branches, grids) if model.looks_back else None
         self.cache.freeze(len(block))
@@ -82,7 +82,7 @@ class _Block:
         ]
 
     def velocity(self, x: Float[Tensor, "b n p"], t: Tensor) -> Float[Tensor, "b n p"]:
-        """The guided velocity of every picture at time t."""
+        """The guided velocity of every image at time t."""
         branches = self.guidance.branches(t)
         predictions = self._predict(x.repeat(len(branches), 1, 1), t).chunk(len(branches))
         config = self.model.config
@@ -91,7 +91,7 @@ class _Block:
         ).velocity
 
     def _predict(self, x: Float[Tensor, "k n p"], t: Tensor) -> Float[Tensor, "k n p"]:
-        """Prediction of the patches that there are; zero for the padding behind smaller pictures."""
+        """Prediction of the patches that there are; zero for the padding behind smaller images."""
         count = len(x)
         if count not in self.rows:
             self.rows[count] = self.block.map(lambda column: column[..., :count, :])

@@ -2,7 +2,7 @@
 
 A row is a small state machine: `text` until it opens an image or stops; `size` while the size text is spelled (only
 valid sizes can be); `draw` until all rows that write have come to an image or an end, so that images are drawn as one
-batch; then the finished image is committed to the cache as the clean picture that reloading its PNG would give.
+batch; then the finished image is committed to the cache as the clean image that reloading its PNG would give.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from fusion.generation.prefix import Prefix
 from fusion.generation.sampling import Sampling, choose
 from fusion.sequence.document import Document
 from fusion.sequence.images import to_image, to_pixels
-from fusion.sequence.packed import Picture, Piece, Tokens, drop_all, drop_text
+from fusion.sequence.packed import ImagePiece, Piece, Tokens, drop_all, drop_text
 from fusion.sequence.patches import patchify, unpatchify
 from fusion.sequence.processor import FusionProcessor
 from fusion.unified.model import FusionModel
@@ -98,13 +98,13 @@ class Generator:
         pieces = [self.processor.pieces(document, limit=limit) for document in documents]
         rows = [_Row(held, torch.Generator().manual_seed(seed)) for held, seed in zip(pieces, seeds, strict=True)]
         prefix = Prefix(self.model, self.processor.control, len(rows))
-        pictures = []
+        images = []
         for index, row in enumerate(rows):
             prefix.write(index, row.pieces)
-            pictures += [self._patches(piece.pixels) for piece in row.pieces if isinstance(piece, Picture)]
+            images += [self._patches(piece.pixels) for piece in row.pieces if isinstance(piece, ImagePiece)]
             if self.force_image:
                 self._open_image(index, row, prefix)
-        prefix.read(pictures)
+        prefix.read(images)
         while any(row.state != "done" for row in rows):
             yield from self._write(rows, prefix)
             yield from self._draw(rows, prefix)
@@ -162,13 +162,13 @@ class Generator:
     def _open_image(self, index: int, row: _Row, prefix: Prefix) -> None:
         size = self.settings.image_size
         row.size = () if size is None else self.processor.size_ids(*size)
-        prefix.writers[index].open_picture(row.size)
+        prefix.writers[index].open_image(row.size)
         row.state = "size"
         if size is not None:
             self._begin_drawing(row, prefix.writers[index].order)
 
     def _begin_drawing(self, row: _Row, order: int) -> None:
-        """The size is known: wait for the other rows, or end where the picture would not fit in the context."""
+        """The size is known: wait for the other rows, or end where the image would not fit in the context."""
         width, height = self.processor.sizes.parse(row.size)
         row.grid = (height // self.processor.stride, width // self.processor.stride)
         row.state = "draw" if self._room(order) > row.grid[0] * row.grid[1] else "done"
@@ -229,14 +229,14 @@ class Generator:
             prefix.read(patches)
 
     def _commit(self, row: _Row, prefix: Prefix, index: int, image: PILImage.Image) -> list[Tensor]:
-        """The finished image becomes a clean picture of the document, as its PNG would be read."""
+        """The finished image becomes a clean image of the document, as its PNG would be read."""
         row.images += 1
         row.state = "done" if self.only_image else "text"
         if self.only_image:
             return []
         pixels = to_pixels(image)
-        row.pieces.append(Picture(pixels, row.size, row.grid))
-        prefix.writers[index].clean_picture(0, row.grid)
+        row.pieces.append(ImagePiece(pixels, row.size, row.grid))
+        prefix.writers[index].clean_image(0, row.grid)
         return [self._patches(pixels)]
 
     def _canvases(self, waiting: list[int], rows: list[_Row], prefix: Prefix) -> list[Canvas]:
@@ -252,24 +252,24 @@ class Generator:
         ]
 
     def _noise(self, row: _Row) -> Float[Tensor, "n p"]:
-        """Drawn as a picture and then cut, so that a seed is the same noise for models of all patch sizes, and for a
-        Painter."""
+        """Drawn as an image and then cut, so that a seed is the same noise for models of all patch sizes, and for a
+        TextToImage."""
         side = self.model.config.patch_size
         shape = self.codec.channels, *(count * side for count in row.grid)
         return patchify(torch.randn(shape, generator=row.generator), side)
 
     def _branch(self, name: str, rows: list[_Row]) -> Prefix:
-        """The documents as a guidance branch reads them, up to the size of the picture to draw."""
+        """The documents as a guidance branch reads them, up to the size of the image to draw."""
         prefix = Prefix(self.model, self.processor.control, len(rows))
-        pictures = []
+        images = []
         for index, row in enumerate(rows):
             pieces = self._negative(row.pieces) if self.settings.negative_prompt else drop_text(row.pieces)
             if name == "none":
                 pieces = drop_all(row.pieces)
             prefix.write(index, pieces)
-            prefix.writers[index].open_picture(row.size)
-            pictures += [self._patches(piece.pixels) for piece in pieces if isinstance(piece, Picture)]
-        prefix.read(pictures)
+            prefix.writers[index].open_image(row.size)
+            images += [self._patches(piece.pixels) for piece in pieces if isinstance(piece, ImagePiece)]
+        prefix.read(images)
         return prefix
 
     def _negative(self, pieces: list[Piece]) -> list[Piece]:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fusion.nn.kv_cache import PrefixCache
-from fusion.sequence.packed import Control, Picture, Piece, Tokens, Writer
+from fusion.sequence.packed import Control, ImagePiece, Piece, Tokens, Writer
 from fusion.sequence.rows import Rows, padding
 from fusion.unified.model import FusionModel
 from fusion.unified.step import Images
@@ -21,13 +21,13 @@ from fusion.unified.step import Images
 def arranged(tables: list[Int64[np.ndarray, "10 _"]], start: int, device: torch.device) -> Rows:
     """Lay the tables of several documents out as a batch, padded at the end. start: rows that stand before them.
 
-    All images are told apart from text only, `picture` 0, for those of one call share one time.
+    All images are told apart from text only, `image_index` 0, for those of one call share one time.
     """
     table = padding(len(tables), max(part.shape[1] for part in tables), start)
     for row, part in enumerate(tables):
         table[:, row, : part.shape[1]] = part
     rows = Rows.of(torch.from_numpy(table).to(device))
-    return replace(rows, picture=rows.picture.clamp(max=0))
+    return replace(rows, image_index=rows.image_index.clamp(max=0))
 
 
 class Prefix:
@@ -40,28 +40,28 @@ class Prefix:
         self.cache = PrefixCache()
         self.rows: Rows | None = None
         self.last: Float[Tensor, "b d"] | None = None
-        self.pictures: list[list[Float[Tensor, "_ p"]]] = [
+        self.images: list[list[Float[Tensor, "_ p"]]] = [
             [] for _ in range(documents)
-        ]  # the clean pictures of each, as writers count them
+        ]  # the clean images of each, as writers count them
         self.encoded = 0  # rows that went through the decoder, padding not counted
 
     def write(self, row: int, pieces: list[Piece]) -> None:
-        """Put pieces behind a document, pictures as clean ones; `read` then needs their patches."""
+        """Put pieces behind a document, images as clean ones; `read` then needs their patches."""
         writer = self.writers[row]
         for piece in pieces:
-            if isinstance(piece, Picture):
-                writer.open_picture(piece.size_ids)
-                writer.clean_picture(0, piece.grid)
+            if isinstance(piece, ImagePiece):
+                writer.open_image(piece.size_ids)
+                writer.clean_image(0, piece.grid)
             elif isinstance(piece, Tokens) and piece.ids:
                 writer.text(piece.ids)
 
     def read(self, patches: list[Float[Tensor, "_ p"]]) -> None:
-        """Run everything written since the last call through the decoder. patches: of the clean pictures in it, in row
+        """Run everything written since the last call through the decoder. patches: of the clean images in it, in row
         order."""
         new = [writer.take() for writer in self.writers]
         waiting = iter(patches)
-        for held, writer in zip(self.pictures, self.writers, strict=True):
-            held += [next(waiting) for _ in writer.pictures[len(held) :]]
+        for held, writer in zip(self.images, self.writers, strict=True):
+            held += [next(waiting) for _ in writer.images[len(held) :]]
         seen = 0 if self.rows is None else len(self.rows)
         batch, lengths = arranged(new, seen, self.model.device), [part.shape[1] for part in new]
         self.encoded += sum(lengths)
@@ -78,6 +78,6 @@ class Prefix:
         return torch.cat(patches).to(device) if patches else torch.zeros(0, width, device=device)
 
     def reference(self, row: int, grid: tuple[int, int]) -> Float[Tensor, "n p"] | None:
-        """The last clean picture of this size in a document: what a picture to be drawn there may be an edit of."""
+        """The last clean image of this size in a document: what an image to be drawn there may be an edit of."""
         index = self.writers[row].reference(grid)
-        return self.pictures[row][index] if index >= 0 else None
+        return self.images[row][index] if index >= 0 else None

@@ -1,9 +1,9 @@
-"""Presets: named knobs of drawing that a model's folder carries, in generation_config.json under `presets`.
+"""Presets: named sampling parameters that a model's folder carries, in generation_config.json under `presets`.
 
     {"presets": {"fast": {"steps": 6, "solver": "dpmpp_2m", "guidance": 3.0}, "best": {...}}, ...}
 
-A preset sets any of KNOBS: those that decide what a picture is like and what it costs. transformers keeps the field
-from `from_pretrained` to `save_pretrained`, so that a model of AutoModel has it too, as
+A preset sets any of SAMPLING_PARAMETERS: those that decide what an image is like and what it costs. transformers keeps
+the field from `from_pretrained` to `save_pretrained`, so that a model of AutoModel has it too, as
 `model.generation_config.presets`. `fusion tune` finds presets.
 """
 
@@ -17,46 +17,49 @@ from transformers import GenerationConfig
 from fusion.common.files import save
 from fusion.generation.sampling import Sampling
 
-KNOBS = ("steps", "solver", "shift", "guidance", "image_guidance", "guidance_interval")
+SAMPLING_PARAMETERS = ("steps", "solver", "shift", "guidance", "image_guidance", "guidance_interval")
 FILE = "generation_config.json"
 
 Presets = dict[str, dict[str, Any]]
-"""Knobs by name, by the preset's name."""
+"""Sampling parameters by name, by the preset's name."""
 
 
 def checked(presets: Any) -> Presets:
     """Presets ready for use, from what a file or a person says. Raises ValueError in one line for what is none."""
     if not isinstance(presets, Mapping):
-        raise ValueError(f"presets are knobs by name, by the preset's name, and not {type(presets).__name__}")
-    return {str(name): _checked(name, knobs) for name, knobs in presets.items()}
-
-
-def _checked(name: str, knobs: Any) -> dict[str, Any]:
-    if not isinstance(knobs, Mapping):
-        raise ValueError(f"preset {name!r} is {type(knobs).__name__} and not knobs by name")
-    if unknown := sorted(set(knobs) - set(KNOBS)):
         raise ValueError(
-            f"preset {name!r}: {', '.join(unknown)} cannot be set by a preset; what can is {', '.join(KNOBS)}"
+            f"presets are sampling parameters by name, by the preset's name, and not {type(presets).__name__}"
         )
-    plain = {knob: tuple(value) if isinstance(value, list) else value for knob, value in knobs.items()}
+    return {str(name): _checked(name, params) for name, params in presets.items()}
+
+
+def _checked(name: str, params: Any) -> dict[str, Any]:
+    if not isinstance(params, Mapping):
+        raise ValueError(f"preset {name!r} is {type(params).__name__} and not sampling parameters by name")
+    if unknown := sorted(set(params) - set(SAMPLING_PARAMETERS)):
+        raise ValueError(
+            f"preset {name!r}: {', '.join(unknown)} cannot be set by a preset; what can is "
+            f"{', '.join(SAMPLING_PARAMETERS)}"
+        )
+    plain = {param: tuple(value) if isinstance(value, list) else value for param, value in params.items()}
     try:
         Sampling(**plain)
     except TypeError:
         raise ValueError(
-            f"preset {name!r}: {json.dumps(plain, default=str)} are not values that the knobs can have"
+            f"preset {name!r}: {json.dumps(plain, default=str)} are not values that the sampling parameters can have"
         ) from None
     except ValueError as error:
         raise ValueError(f"preset {name!r}: {error}") from None
     return plain
 
 
-def resolved(knobs: Mapping[str, Any], presets: Any) -> dict[str, Any]:
-    """Knobs with those of the preset that their `preset` names, if one is named; what is said beside it has the last
-    word.
+def resolved(params: Mapping[str, Any], presets: Any) -> dict[str, Any]:
+    """Sampling parameters with those of the preset that their `preset` names, if one is named; what is said beside it
+    has the last word.
 
     Raises ValueError in one line for a preset that is not among `presets`.
     """
-    name, said = knobs.get("preset"), {knob: value for knob, value in knobs.items() if knob != "preset"}
+    name, said = params.get("preset"), {param: value for param, value in params.items() if param != "preset"}
     if name is None:
         return said
     known = checked(presets)

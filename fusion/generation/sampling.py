@@ -1,4 +1,4 @@
-"""The knobs of generation, and how one token is chosen."""
+"""The sampling parameters of generation, and how one token is chosen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

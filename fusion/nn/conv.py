@@ -1,11 +1,11 @@
-"""Convolutions on both sides of the decoder: an embedding and a head that look at whole pictures, cell by cell.
+"""Convolutions on both sides of the decoder: an embedding and a head that look at whole images, cell by cell.
 
 A patch of 16 x 16 pixels is 768 numbers. A linear layer has to learn anew what a thing looks like wherever in a patch
 it lies, and 768 numbers do not come back out of a decoder of width 256: what a linear head draws stays soft however
 long it trains, and nothing but attention joins the halves of a shape that a border of patches cuts. Here a patch is 4 x
 4 cells (fewer where 4 does not divide it), and ConvNeXt blocks (arXiv 2201.03545) run over the cells of the whole
-picture: before the decoder, where convolutions make transformers learn to see sooner (arXiv 2106.14881), and behind it.
-Compare the U-Net blocks of Transfusion (arXiv 2408.11039) and DiP (arXiv 2511.18822).
+image_index: before the decoder, where convolutions make transformers learn to see sooner (arXiv 2106.14881), and behind
+it. Compare the U-Net blocks of Transfusion (arXiv 2408.11039) and DiP (arXiv 2511.18822).
 """
 
 import math
@@ -52,7 +52,7 @@ ALL = slice(None)
 
 @dataclass(frozen=True)
 class Raster:
-    """Pictures of one size, whose cells lie row by row. patches: which patches are theirs; size: rows and columns of
+    """Images of one size, whose cells lie row by row. patches: which patches are theirs; size: rows and columns of
     patches; cells: of cells."""
 
     patches: Int[Tensor, " n"] | slice
@@ -60,17 +60,17 @@ class Raster:
     cells: tuple[int, int]
 
     def convolved(self, conv: Conv32, cells: Float[Tensor, "k inputs"]) -> Float[Tensor, "k outputs"]:
-        """What a convolution makes of the cells of each picture."""
+        """What a convolution makes of the cells of each image."""
         return conv(cells.view(-1, *self.cells, cells.shape[-1])).flatten(0, 2)
 
 
 @dataclass(frozen=True)
 class Strip:
-    """Pictures of any sizes, whose cells lie patch by patch; for a convolution, one picture below the other with rows
+    """Images of any sizes, whose cells lie patch by patch; for a convolution, one image below the other with rows
     of zeros between them.
 
     For GPUs: one convolution for every size would be as many small kernels to launch and as many times to wait, and
-    cuDNN plans each anew for every number of pictures, which takes longer than a step. place: of each cell, on `height`
+    cuDNN plans each anew for every number of images, which takes longer than a step. place: of each cell, on `height`
     x `width` of them.
     """
 
@@ -82,13 +82,13 @@ class Strip:
 
     @classmethod
     def of(
-        cls, row: Int[Tensor, " k"], column: Int[Tensor, " k"], picture: Int[Tensor, " k"], grid: Int[Tensor, "m 2"]
+        cls, row: Int[Tensor, " k"], column: Int[Tensor, " k"], image_index: Int[Tensor, " k"], grid: Int[Tensor, "m 2"]
     ) -> "Strip":
-        """row, column, picture: of each cell. grid: rows and columns of cells of each picture."""
+        """row, column, image: of each cell. grid: rows and columns of cells of each image."""
         bottom = (grid[:, 0] + REACH).cumsum(0)
         height, width = torch.stack([bottom[-1], grid[:, 1].amax()]).tolist()
         top = bottom - grid[:, 0] - REACH
-        return cls((top[picture] + row) * width + column, rounded(height), width)
+        return cls((top[image_index] + row) * width + column, rounded(height), width)
 
     def convolved(self, conv: Conv32, cells: Float[Tensor, "k inputs"]) -> Float[Tensor, "k outputs"]:
         """As Raster's."""
@@ -148,7 +148,7 @@ class Cells:
         return self.channels * (self.patch_size // self.count) ** 2
 
     def spread(self, patches: Float[Tensor, "n p"], size: tuple[int, int]) -> Float[Tensor, "k c"]:
-        """Patches of whole pictures of one size as their cells, row by row; of size (1, 1), patch by patch."""
+        """Patches of whole images of one size as their cells, row by row; of size (1, 1), patch by patch."""
         side = self.patch_size // self.count
         pattern = "(m r s) (c a p b q) -> (m r a s b) (c p q)"
         return rearrange(
@@ -172,27 +172,27 @@ class Cells:
         return rearrange(cells, "(m r a s b) d -> (m r s) (a b d)", r=size[0], s=size[1], a=self.count, b=self.count)
 
     def arranged(
-        self, cell: Int[Tensor, "n 2"], picture: Int[Tensor, " n"], grid: Int[Tensor, "m 2"]
+        self, cell: Int[Tensor, "n 2"], image_index: Int[Tensor, " n"], grid: Int[Tensor, "m 2"]
     ) -> list[Raster] | list[Strip]:
-        """Pictures whose patches lie one after the other, in parts that are convolved together.
+        """Images whose patches lie one after the other, in parts that are convolved together.
 
-        cell, picture: of each patch; grid: rows and columns of patches of each picture.
+        cell, image_index: of each patch; grid: rows and columns of patches of each image.
         """
         if cell.is_cuda:
-            return [self.strip(cell, picture, grid)]
+            return [self.strip(cell, image_index, grid)]
         sizes, which = torch.unique(grid, dim=0, return_inverse=True)
-        of_patch = which[picture]
+        of_patch = which[image_index]
         patches = [of_patch.eq(index).nonzero()[:, 0] for index in range(len(sizes))] if len(sizes) > 1 else [ALL]
         return [
             Raster(some, (r, s), (r * self.count, s * self.count))
             for some, (r, s) in zip(patches, sizes.tolist(), strict=True)
         ]
 
-    def strip(self, cell: Int[Tensor, "n 2"], picture: Int[Tensor, " n"], grid: Int[Tensor, "m 2"]) -> Strip:
+    def strip(self, cell: Int[Tensor, "n 2"], image_index: Int[Tensor, " n"], grid: Int[Tensor, "m 2"]) -> Strip:
         """See `arranged`."""
         inside = torch.cartesian_prod(*2 * [torch.arange(self.count, device=cell.device)]).view(-1, 2)
         row, column = (self.count * cell[:, None] + inside).flatten(0, 1).unbind(-1)
-        return Strip.of(row, column, picture.repeat_interleave(self.count**2), self.count * grid)
+        return Strip.of(row, column, image_index.repeat_interleave(self.count**2), self.count * grid)
 
 
 def together(parts: list[Raster] | list[Strip], rows: list[Float[Tensor, "_ width"]]) -> Float[Tensor, "n width"]:
@@ -206,7 +206,7 @@ def together(parts: list[Raster] | list[Strip], rows: list[Float[Tensor, "_ widt
 
 
 def grids(cell: Int[Tensor, "n 2"]) -> tuple[Int[Tensor, " n"], Int[Tensor, "m 2"]]:
-    """The picture of each patch, counted from 0, and rows and columns of each picture, of pictures whose patches lie
+    """The image of each patch, counted from 0, and rows and columns of each image, of images whose patches lie
     one after the other."""
     begins = cell.sum(-1).eq(0)
     last = torch.cat([begins[1:], begins.new_ones(min(1, len(begins)))])
@@ -214,16 +214,16 @@ def grids(cell: Int[Tensor, "n 2"]) -> tuple[Int[Tensor, " n"], Int[Tensor, "m 2
 
 
 def places(grid: Int[Tensor, "m 2"], patches: int) -> tuple[Int[Tensor, "n 2"], Int[Tensor, " n"]]:
-    """The inverse of `grids`: row and column, and picture, of each of so many patches."""
+    """The inverse of `grids`: row and column, and image, of each of so many patches."""
     counts = grid.prod(-1)
-    picture = torch.repeat_interleave(counts, output_size=patches)
-    inside = torch.arange(patches, device=grid.device) - (counts.cumsum(0) - counts)[picture]
-    columns = grid[picture, 1]
-    return torch.stack([inside // columns, inside % columns], dim=-1), picture
+    image_index = torch.repeat_interleave(counts, output_size=patches)
+    inside = torch.arange(patches, device=grid.device) - (counts.cumsum(0) - counts)[image_index]
+    columns = grid[image_index, 1]
+    return torch.stack([inside // columns, inside % columns], dim=-1), image_index
 
 
 class ConvEmbed(PatchEmbed):
-    """A patch embedding that has looked around: ConvNeXt blocks over the cells of each picture, told its time, added to
+    """A patch embedding that has looked around: ConvNeXt blocks over the cells of each image, told its time, added to
     the linear one."""
 
     def __init__(
@@ -240,14 +240,14 @@ class ConvEmbed(PatchEmbed):
         nn.init.zeros_(self.out.bias)
 
     # The linear one does without cells; this one cannot.
-    def forward(self, patches, cell, time=None, picture=None, reference=None):  # type: ignore[override]
+    def forward(self, patches, cell, time=None, image_index=None, reference=None):  # type: ignore[override]
         rows = super().forward(patches)
         if not len(patches):
             return rows
         told = (
             rows.new_zeros(1, self.seen.out_channels).float() if self.told is None else self.told(F.silu(time.float()))
         )
-        whose = torch.zeros_like(cell[:, 0]) if self.told is None else picture
+        whose = torch.zeros_like(cell[:, 0]) if self.told is None else image_index
         parts = self.cells.arranged(cell, *grids(cell))
         seen = [self._look(patches[part.patches], part, told, whose[part.patches]) for part in parts]
         return rows + together(parts, seen).to(rows.dtype)
@@ -267,12 +267,12 @@ class ConvEmbed(PatchEmbed):
 
 
 class ConvHead(FlowHead):
-    """A head that looks at the noised picture again: the decoder says what belongs in a patch, a small convolutional
+    """A head that looks at the noised image again: the decoder says what belongs in a patch, a small convolutional
     net draws it.
 
     A cell is a row of its pixels and its share of the decoder's answer, which also modulates every block. What they
     draw is added to the linear head, which does all of it while the convolutions are `resting`. With `reference`, the
-    picture that is edited lies beside the noised one (as in InstructPix2Pix, arXiv 2211.09800): what stays the same can
+    image that is edited lies beside the noised one (as in InstructPix2Pix, arXiv 2211.09800): what stays the same can
     be copied to the pixel.
     """
 
@@ -301,16 +301,16 @@ class ConvHead(FlowHead):
         h = self.conditioned(h, time, image)
         if self.resting or not len(h):
             return self.out(h)
-        pictures = (seen.noised, seen.reference) if self.reference else (seen.noised,)
+        images = (seen.noised, seen.reference) if self.reference else (seen.noised,)
         parts = self.cells.arranged(*places(seen.grid, len(h)), seen.grid)
-        drawn = [self._draw(h[part.patches], [picture[part.patches] for picture in pictures], part) for part in parts]
+        drawn = [self._draw(h[part.patches], [image[part.patches] for image in images], part) for part in parts]
         return self.out(h) + together(parts, drawn)
 
     def _draw(
-        self, h: Float[Tensor, "n width"], pictures: list[Float[Tensor, "n p"]], part: Raster | Strip
+        self, h: Float[Tensor, "n width"], images: list[Float[Tensor, "n p"]], part: Raster | Strip
     ) -> Float[Tensor, "n p"]:
         told = self.cells.dealt(self.told(h), part.size)
-        pixels = torch.cat([self.cells.spread(picture, part.size) for picture in pictures], dim=-1)
+        pixels = torch.cat([self.cells.spread(image, part.size) for image in images], dim=-1)
         z = told + part.convolved(self.seen, pixels)
         for block in self.blocks:
             z = block(z, part, told)

@@ -38,7 +38,7 @@ class PatchEmbed(nn.Module):
     """Patch rows -> width, cast to the dtype of the weights. Input of unit scale comes out with unit RMS (`match_rms`
     sets another)."""
 
-    reference = False  # whether it looks at the picture that is edited
+    reference = False  # whether it looks at the image that is edited
 
     def __init__(self, patch: int, width: int):
         super().__init__()
@@ -55,17 +55,17 @@ class PatchEmbed(nn.Module):
         patches: Float[Tensor, "*n patch"],
         cell: Int[Tensor, "*n 2"] | None = None,
         time: Float[Tensor, "m time_width"] | None = None,
-        picture: Int[Tensor, "*n"] | None = None,
+        image_index: Int[Tensor, "*n"] | None = None,
         reference: Float[Tensor, "*n patch"] | None = None,
     ) -> Float[Tensor, "*n width"]:
-        """cell: row and column of each patch; time, picture: of the pictures, and which of them a patch belongs to. For
-        embeddings that look at whole pictures. reference: the patch in the same place of the picture that is edited,
+        """cell: row and column of each patch; time, image_index: of the images, and which of them a patch belongs to.
+        For embeddings that look at whole images. reference: the patch in the same place of the image that is edited,
         zeros where there is none; for those that look at it."""
         return self.proj(patches.to(self.proj.weight.dtype))
 
 
 class ReferenceEmbed(PatchEmbed):
-    """A patch and, beside it, that of the picture that is edited, which has no effect at first (InstructPix2Pix, arXiv
+    """A patch and, beside it, that of the image that is edited, which has no effect at first (InstructPix2Pix, arXiv
     2211.09800)."""
 
     reference = True
@@ -75,7 +75,7 @@ class ReferenceEmbed(PatchEmbed):
         self.beside = nn.Linear(patch, width, bias=False)
         nn.init.zeros_(self.beside.weight)
 
-    def forward(self, patches, cell=None, time=None, picture=None, reference=None):
+    def forward(self, patches, cell=None, time=None, image_index=None, reference=None):
         rows = super().forward(patches)
         return rows if reference is None else rows + self.beside(reference.to(self.beside.weight.dtype))
 
@@ -158,10 +158,10 @@ class Modulation(nn.Module):
 
 @dataclass(frozen=True)
 class Seen:
-    """What a head may look at beside the decoder's answer, picture after picture.
+    """What a head may look at beside the decoder's answer, image after image.
 
-    noised: the patches that the decoder was given. grid: rows and columns of patches of each picture. reference: the
-    patches of the picture that is edited, zeros where none is; None for a head that does not look at it
+    noised: the patches that the decoder was given. grid: rows and columns of patches of each image. reference: the
+    patches of the image that is edited, zeros where none is; None for a head that does not look at it
     (`FlowHead.reference`).
     """
 
@@ -179,7 +179,7 @@ class FlowHead(nn.Module):
     heads that look at it.
     """
 
-    reference = False  # whether it looks at the picture that is edited
+    reference = False  # whether it looks at the image that is edited
 
     def __init__(self, width: int, out: int, time_width: int | None):
         super().__init__()

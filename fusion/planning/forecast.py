@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from fusion.generation.cost import flops
 from fusion.planning.fake_step import Memory, follow
-from fusion.planning.planned_diffusion import PainterSubject
+from fusion.planning.planned_diffusion import TextToImageSubject
 from fusion.planning.planned_run import Shares, Subject
 from fusion.planning.planned_unified import UnifiedSubject
 from fusion.recipes.diffusion import Diffusion
@@ -93,7 +93,7 @@ def forecast(
     if precision == "auto":
         precision = "bf16" if device != "cpu" or bf16_is_faster() else "fp32"
     subject = (
-        PainterSubject(config)
+        TextToImageSubject(config)
         if isinstance(config, Diffusion)
         else UnifiedSubject(config, "matmul" if device == "cpu" else "sdpa")
     )

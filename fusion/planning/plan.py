@@ -39,9 +39,9 @@ def plan(
 
 
 def kind_of(config: str, words: list[str]) -> type:
-    """Whose config it is: one with a painter, in its file or in the files that it is based on, or in `words`, is
-    train.diffusion's."""
-    return Diffusion if "painter" in keys(config, words) else Unified
+    """Whose config it is: one with a text-to-image model, in its file or in the files that it is based on, or in
+    `words`, is train.diffusion's."""
+    return Diffusion if "text_to_image" in keys(config, words) else Unified
 
 
 def table(told: Forecast) -> Iterator[str]:
@@ -100,8 +100,8 @@ def _tokens(told: Forecast) -> Iterator[str]:
     yield f"\n  tokens of a step, {told.subject.source}"
     rows = {
         "text": shares.text,
-        "patches of clean pictures": shares.clean,
-        "patches of noised pictures": shares.noised,
+        "patches of clean images": shares.clean,
+        "patches of noised images": shares.noised,
         "padding": shares.padding,
     }
     yield from (

@@ -13,38 +13,38 @@ from fusion.data.pairs import PairBatch
 from fusion.diffusion.networks.experts import evenly
 from fusion.diffusion.registry import Sees, build
 from fusion.diffusion.text_encoders import TextEncoders, load_encoder
-from fusion.diffusion.text_to_image import Painter, PainterConfig
+from fusion.diffusion.text_to_image import TextToImage, TextToImageConfig
 from fusion.planning.planned_run import BATCHES, Shares, Subject
-from fusion.recipes.diffusion import Diffusion, PainterLearner, batches, blocks_of
+from fusion.recipes.diffusion import Diffusion, TextToImageLearner, batches, blocks_of
 from fusion.sequence.images import to_image
 from fusion.training.samples import ask, sheet
 
 WORDS = 32  # of a text that is assumed
-SHOWN = 24  # pictures of the first batch
+SHOWN = 24  # images of the first batch
 
 
-class PainterSubject(Subject):
-    """The painter of a config. Experts, where its network has any, share out the rows evenly. ValueError in one line
-    for what cannot be imagined."""
+class TextToImageSubject(Subject):
+    """The text-to-image model of a config. Experts, where its network has any, share out the rows evenly. ValueError in
+    one line for what cannot be imagined."""
 
     def __init__(self, config: Diffusion):
         self.config = config
-        self.model = imagined_painter(config.painter)
+        self.model = imagined_text_to_image(config.text_to_image)
         self.codec = self.model.codec
         self.embody()
-        self.learner = PainterLearner(self.model)  # what keeps experts even is next to nothing
+        self.learner = TextToImageLearner(self.model)  # what keeps experts even is next to nothing
         self.taken, self.source = pair_batches(config, self.model)
         self.shares = Shares.mean([self._counts(batch) for batch in self.taken])
 
     @property
     def title(self) -> str:
         """Architecture, and what it predicts from what."""
-        settings = self.config.painter
+        settings = self.config.text_to_image
         readers = ", ".join(one.path for one in settings.texts)
         return f"{settings.architecture}, texts by {readers}, codec {settings.codec}, target {self.model.target}"
 
     def step(self) -> tuple[list[Tensor], Callable[[], Tensor]]:
-        """The batch of the largest pictures."""
+        """The batch of the largest images."""
         batch = max(self.taken, key=lambda batch: (batch.pixels.numel(), self._counts(batch)[0]))
         batch = replace(batch, pixels=self.imagined.like(batch.pixels))
 
@@ -75,7 +75,7 @@ class PainterSubject(Subject):
             yield from ((name, p) for p in self.model.network.parameters() if (id(p) in blocks) == inside)
 
     def drawing(self) -> Image.Image:
-        """The first pictures and their texts, as the network gets them."""
+        """The first images and their texts, as the network gets them."""
         batch = self.taken[0]
         pairs = [
             replace(ask(text), truth=(to_image(pixels),))
@@ -95,22 +95,22 @@ class PainterSubject(Subject):
         return text, 0, patches, sum(mask.numel() for mask in masks) - text, len(batch.texts)
 
 
-def imagined_painter(settings: PainterConfig) -> Painter:
-    """A painter of which everything is on "meta". What a folder of texts would save is not looked at."""
+def imagined_text_to_image(settings: TextToImageConfig) -> TextToImage:
+    """A text-to-image model of which everything is on "meta". What a folder of texts would save is not looked at."""
     texts = TextEncoders([load_encoder(one, weights=False) for one in settings.texts])
     codec = load_codec(settings.codec, device="meta")
     with torch.device("meta"):
         network = build(settings.architecture, settings.network, Sees(codec.channels, **texts.sees))
-    return Painter(network, texts, codec, settings)
+    return TextToImage(network, texts, codec, settings)
 
 
-def pair_batches(config: Diffusion, painter: Painter) -> tuple[Sequence[PairBatch], str]:
-    """A few batches, and where they are from: of the run's data, or, where that is not here, of pictures as large as
+def pair_batches(config: Diffusion, text_to_image: TextToImage) -> tuple[Sequence[PairBatch], str]:
+    """A few batches, and where they are from: of the run's data, or, where that is not here, of images as large as
     they are drawn."""
     try:
-        return list(islice(iter(batches(config, painter.stride)), BATCHES)), f"{BATCHES} batches of the data"
+        return list(islice(iter(batches(config, text_to_image.stride)), BATCHES)), f"{BATCHES} batches of the data"
     except (OSError, ValueError) as error:
-        width, height = config.data.size or config.painter.size
+        width, height = config.data.size or config.text_to_image.size
         rows = config.pairing.rows
         texts = tuple(f"{row} {'word ' * (WORDS - 1)}" for row in range(rows))  # each is new to the encoders
         batch = PairBatch(torch.zeros(rows, 3, height, width), texts, ("",) * rows)

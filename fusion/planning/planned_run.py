@@ -75,7 +75,7 @@ class Subject(ABC):
 
     @abstractmethod
     def drawing(self) -> Image.Image:
-        """The first batch as a picture. ValueError where there is nothing to draw."""
+        """The first batch as an image. ValueError where there is nothing to draw."""
 
     def reading(self) -> Callable[[], object] | None:
         """The forward pass of what is read once and then kept, of all of a batch; None where nothing is."""

@@ -14,7 +14,7 @@ from fusion.planning.planned_run import BATCHES, Shares, Subject
 from fusion.recipes.unified import Model, Unified, batches
 from fusion.sequence.images import fit_size
 from fusion.sequence.inspect import draw_packed
-from fusion.sequence.packed import IGNORE, Control, Packed, Picture, Tokens, layout, pack
+from fusion.sequence.packed import IGNORE, Control, ImagePiece, Packed, Tokens, layout, pack
 from fusion.sequence.processor import CHAT_TOKENS, IMAGE_TOKENS, FusionProcessor
 from fusion.sequence.tokens import find_tokenizer
 from fusion.unified.backbone import layers_of
@@ -24,19 +24,19 @@ from fusion.unified.objective import latents, losses
 SIZE = (0,) * 5  # tokens of a size text that is assumed
 LLM = ("LLM embeddings", "LLM layers", "LLM norms", "LLM head", "LoRA")
 OURS = {
-    "twins": "weights for pictures",
+    "twins": "weights for images",
     "control": "new tokens",
-    "patch": "pictures in",
+    "patch": "images in",
     "time": "time",
     "modulation": "time",
-    "flow": "pictures out",
+    "flow": "images out",
 }
 """Parts by how the names of their parameters begin."""
 
 
 class UnifiedSubject(Subject):
     """The model of a config. processor: None where the LLM's folder has no tokenizer. attention: where the config says
-    auto. What a folder of latents would save is not looked at: pictures are encoded. ValueError in one line for what
+    auto. What a folder of latents would save is not looked at: images are encoded. ValueError in one line for what
     cannot be imagined."""
 
     def __init__(self, config: Unified, attention: str):
@@ -140,7 +140,7 @@ def _processor(settings: Model, vocabulary: int, codec: Codec) -> FusionProcesso
 
 
 def packed_batches(config: Unified, subject: UnifiedSubject) -> tuple[list[Packed], str]:
-    """A few batches, and where they are from: of the run's data, or, where that is not here, of texts and pictures that
+    """A few batches, and where they are from: of the run's data, or, where that is not here, of texts and images that
     fill the rows."""
     if subject.processor is None:
         return [assumed_batch(config, subject)], f"assumed, for {config.model.llm} has no tokenizer here"
@@ -154,7 +154,7 @@ def packed_batches(config: Unified, subject: UnifiedSubject) -> tuple[list[Packe
 
 
 def assumed_batch(config: Unified, subject: UnifiedSubject, words: int = 32) -> Packed:
-    """Full rows of documents with one picture to draw, as large as the data's may be (256 x 256 where that is not
+    """Full rows of documents with one image to draw, as large as the data's may be (256 x 256 where that is not
     said), after 32 tokens."""
     data, packing = config.data, config.packing
     side = data.max_side or 256
@@ -164,7 +164,7 @@ def assumed_batch(config: Unified, subject: UnifiedSubject, words: int = 32) -> 
     rows = min(height // subject.stride, room)
     grid = rows, min(width // subject.stride, room // rows)
     pixels = torch.zeros(3, grid[0] * subject.stride, grid[1] * subject.stride)
-    pieces = [Tokens((0,) * words, loss=True), Picture(pixels, SIZE, grid, target=True, clean=False)]
+    pieces = [Tokens((0,) * words, loss=True), ImagePiece(pixels, SIZE, grid, target=True, clean=False)]
     document = layout(pieces, subject.control, noised_copies=packing.noised_copies)
     return pack([[document] * (packing.length // len(document))] * packing.rows, packing.length)
 
@@ -176,7 +176,7 @@ def fullest(taken: Sequence[Packed]) -> Packed:
 
 def counts(packed: Packed) -> tuple[int, int, int, int, int]:
     """Rows by what they are, and documents; see Shares."""
-    picture, padding = packed.picture >= 0, packed.doc < 0
-    noised = int((picture & packed.noised).sum())
-    clean = int(picture.sum()) - noised
+    image, padding = packed.image_index >= 0, packed.doc < 0
+    noised = int((image & packed.noised).sum())
+    clean = int(image.sum()) - noised
     return packed.ids.numel() - clean - noised - int(padding.sum()), clean, noised, int(padding.sum()), packed.documents

@@ -32,8 +32,8 @@ from fusion.training.interrupt import Interrupts
 from fusion.training.metrics import Means, Metrics
 from fusion.training.optim import Optim, Optimizers, rate
 from fusion.training.precision import autocast
-from fusion.worlds.shapes import Options, picture
-from fusion.worlds.shapes.constants import PICTURE_SIZES
+from fusion.worlds.shapes import Options, scene_image
+from fusion.worlds.shapes.constants import IMAGE_SIZES
 from fusion.worlds.shapes.tasks import any_scene
 
 
@@ -135,7 +135,7 @@ class CodecRun:
             raise ValueError(
                 f"data.size={self.data.size}: the network's downsample {stride} does not divide it; choose a multiple"
             )
-        largest = self.data.size or min(PICTURE_SIZES[0])
+        largest = self.data.size or min(IMAGE_SIZES[0])
         if self.data.crop % stride or self.data.crop > largest:
             raise ValueError(
                 f"data.crop={self.data.crop}: choose a multiple of {stride}, at most {largest}, the side of the "
@@ -162,7 +162,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class CodecImages:
     """train: pixels without end. held_out: pixels to validate on. skipped: by path, why an image was not used; grows as
     they are read."""
 
@@ -171,24 +171,24 @@ class Pictures:
     skipped: dict[str, str]
 
 
-def open_pictures(data: Images, seed: int) -> Pictures:
+def open_images(data: Images, seed: int) -> CodecImages:
     """The images of a run. Raises ValueError when there are none."""
     return _world(data, seed) if data.path == "shapes" else _folder(data, seed)
 
 
-def _world(data: Images, seed: int) -> Pictures:
+def _world(data: Images, seed: int) -> CodecImages:
     options = Options(sizes={f"{data.size}x{data.size}": 1.0}) if data.size else Options()
 
     def draw(rng: np.random.Generator) -> Iterator[Tensor]:
         while True:
-            yield to_pixels(picture(any_scene(rng, options)))
+            yield to_pixels(scene_image(any_scene(rng, options)))
 
     side = data.size or data.crop  # all held-out images are of one size
     held_out = [image[:, :side, :side] for image in islice(draw(np.random.default_rng([seed, 1])), data.validate)]
-    return Pictures(draw(np.random.default_rng([seed, 0])), torch.stack(held_out), {})
+    return CodecImages(draw(np.random.default_rng([seed, 0])), torch.stack(held_out), {})
 
 
-def _folder(data: Images, seed: int) -> Pictures:
+def _folder(data: Images, seed: int) -> CodecImages:
     root, skipped = Path(data.path), {}
     if not root.is_dir():
         raise ValueError(f"data.path={data.path}: no such folder; give a folder of images, or shapes")
@@ -197,7 +197,7 @@ def _folder(data: Images, seed: int) -> Pictures:
     first = list(
         islice(_read(sides["validation"], data.size, seed, skipped), min(data.validate, len(sides["validation"])))
     )
-    return Pictures(train, torch.stack(first), skipped)
+    return CodecImages(train, torch.stack(first), skipped)
 
 
 def _split(root: Path, held_out: float) -> dict[str, list[Path]]:
@@ -302,24 +302,24 @@ def train(run: CodecRun) -> Result:
     torch.manual_seed(run.seed)
     out = Path(run.out)
     out.mkdir(parents=True, exist_ok=True)
-    pictures = open_pictures(run.data, run.seed)
+    codec_images = open_images(run.data, run.seed)
     save_config(run, out / "config.yaml")
     # Channels last is a third faster on CPUs; diffusers saves weights in their usual layout all the same.
     vae = build(run.network, run.data.size).to(run.device, memory_format=torch.channels_last)
     ema = EMA(vae, run.ema)
-    images, seconds, interrupted = _loop(run, vae, ema, pictures, Metrics(out / "metrics.jsonl"))
+    images, seconds, interrupted = _loop(run, vae, ema, codec_images, Metrics(out / "metrics.jsonl"))
     with ema.swapped_in():
         mean, std = latent_scale(
-            vae, torch.stack([_piece(image, run.data.crop) for image in islice(pictures.train, 32 * run.batch)])
+            vae, torch.stack([_piece(image, run.data.crop) for image in islice(codec_images.train, 32 * run.batch)])
         )
         vae.register_to_config(shift_factor=mean, scaling_factor=1 / std)
         Autoencoder(vae).save(out / "codec")
-        value = psnr(reconstruct(vae, pictures.held_out), pictures.held_out)
-    return Result(out, value, mean, std, images, seconds, pictures.skipped, interrupted)
+        value = psnr(reconstruct(vae, codec_images.held_out), codec_images.held_out)
+    return Result(out, value, mean, std, images, seconds, codec_images.skipped, interrupted)
 
 
 def _loop(
-    run: CodecRun, vae: nn.Module, ema: EMA, pictures: Pictures, metrics: Metrics
+    run: CodecRun, vae: nn.Module, ema: EMA, codec_images: CodecImages, metrics: Metrics
 ) -> tuple[int, float, str | None]:
     """Returns how many images were seen, the seconds it took, and the signal that ended it, if one did."""
     optimizers, means = Optimizers(vae, run.optim), Means()
@@ -328,7 +328,7 @@ def _loop(
         while progress < 1 and not interrupts.asked:
             factor = rate(run.optim, step, progress)
             optimizers.set_rate(factor)
-            parts = _update(run, vae, optimizers, pictures, step)
+            parts = _update(run, vae, optimizers, codec_images, step)
             means.add(**{f"loss/{name}": (value, 1) for name, value in parts.items()})
             step += 1
             ema.update(step)
@@ -343,7 +343,7 @@ def _loop(
                 )
             if step % run.sample_every == 0 or last:
                 with ema.swapped_in():
-                    value = _validate(vae, pictures.held_out, Path(run.out) / "samples" / f"step_{step}")
+                    value = _validate(vae, codec_images.held_out, Path(run.out) / "samples" / f"step_{step}")
                 metrics.log(step, seen, time.monotonic() - began, **{"val/psnr": value})
                 bar.write(f"step {step}: PSNR of held-out images {value:.2f} dB")
     return step * run.batch, time.monotonic() - began, interrupts.asked
@@ -354,9 +354,11 @@ def _bar(images: int) -> tqdm:
     return tqdm(total=images, unit="img", bar_format=shape, smoothing=0.05)
 
 
-def _update(run: CodecRun, vae: nn.Module, optimizers: Optimizers, pictures: Pictures, step: int) -> dict[str, float]:
+def _update(
+    run: CodecRun, vae: nn.Module, optimizers: Optimizers, codec_images: CodecImages, step: int
+) -> dict[str, float]:
     """One step of the optimizer; returns the parts of the loss."""
-    pixels = torch.stack([_piece(image, run.data.crop) for image in islice(pictures.train, run.batch)])
+    pixels = torch.stack([_piece(image, run.data.crop) for image in islice(codec_images.train, run.batch)])
     pixels = pixels.to(run.device, memory_format=torch.channels_last)
     with autocast(run.precision, pixels.device):
         parts = losses(vae, pixels, run)
@@ -402,7 +404,7 @@ def latent_scale(vae: nn.Module, pixels: Float[Tensor, "n 3 h w"], batch: int = 
 
 
 def _validate(vae: nn.Module, held_out: Float[Tensor, "n 3 h w"], folder: Path) -> float:
-    """The PSNR of held-out images, and a picture of the first eight: original, reconstruction, difference times
+    """The PSNR of held-out images, and an image of the first eight: original, reconstruction, difference times
     four."""
     made = reconstruct(vae, held_out)
     rows = torch.stack([held_out[:8], made[:8], (4 * (made - held_out)[:8]).clamp(-1, 1)])

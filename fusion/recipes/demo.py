@@ -195,7 +195,7 @@ def autoencoder(config: Demo) -> str | None:
         if result.interrupted:
             shutil.rmtree(out)  # of a codec half trained nothing is gone on with
             return result.interrupted
-    print(f"PSNR of held-out pictures through the codec {read(out / 'metrics.jsonl')[-1]['val/psnr']:.1f} dB")
+    print(f"PSNR of held-out images through the codec {read(out / 'metrics.jsonl')[-1]['val/psnr']:.1f} dB")
     return None
 
 
@@ -267,14 +267,14 @@ def show(config: Demo, model: Fusion, corpus: Corpus) -> Outcome:
     card.save(out / "scores")
     text = kept(config.llm.out, out / "model", corpus.held_out[: scoring.texts])
     trained = Path(config.codec.out) if config.codec else None
-    extra = showcase.sections(model, card, text, scoring.targets, scoring.knobs, out / "model", trained)
+    extra = showcase.sections(model, card, text, scoring.targets, scoring.params, out / "model", trained)
     return Outcome(card, text, out / "model", report.write(out, extra))
 
 
 def score(scoring: Scoring, model: Fusion, progress: bool = False) -> Scorecard:
     """Ask the model for images, edits, answers and whether to draw."""
     counts, seed = counts_of(scoring.count), SPLITS[scoring.split]
-    return scorecard.score(Unified(model, scoring.knobs), counts, seed, progress)
+    return scorecard.score(Unified(model, scoring.params), counts, seed, progress)
 
 
 def summary_of(outcome: Outcome, config: Demo) -> str:

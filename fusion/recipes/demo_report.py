@@ -23,10 +23,10 @@ PROMPTS = (
     "draw a black square and a purple cross",
 )
 STORIES = (
-    "tell me a story in three pictures about a red circle",
-    "tell me a story in two pictures about a blue square and a yellow triangle",
+    "tell me a story in three images about a red circle",
+    "tell me a story in two images about a blue square and a yellow triangle",
 )
-SEEDS = 6  # pictures of one prompt: a row of the page
+SEEDS = 6  # images of one prompt: a row of the page
 DRAWINGS, EDITS, QUESTIONS, DESCRIBED = 30, 10, 18, 6  # how many are shown
 
 
@@ -35,7 +35,7 @@ def sections(
     card: Scorecard,
     kept: Kept,
     targets: dict[str, float],
-    knobs: dict,
+    params: dict,
     model_folder: Path,
     codec_run: Path | None = None,
 ) -> list[Section]:
@@ -44,11 +44,11 @@ def sections(
     asked = [images[0] for _, images in answers[Questions.name]]
     return [
         Section("Scores", scores(card, targets)),
-        Section("Drawn on request", drawings(model, knobs)),
-        Section("Scored pictures", as_scored(answers[Drawing.name])),
+        Section("Drawn on request", drawings(model, params)),
+        Section("Scored images", as_scored(answers[Drawing.name])),
         Section("Edits", "".join(edit(one) for one in answers[Edits.name][:EDITS])),
-        *stories(model, knobs),
-        Section("Descriptions", descriptions(model, asked[::7][:DESCRIBED], knobs)),
+        *stories(model, params),
+        Section("Descriptions", descriptions(model, asked[::7][:DESCRIBED], params)),
         Section("Questions", gallery(map(answered, answers[Questions.name][:QUESTIONS]))),
         Section("Text kept", text(kept, targets.get("text_rise"))),
         *([Section("What the codec keeps", codec(codec_run))] if codec_run else []),
@@ -65,11 +65,11 @@ def scores(card: Scorecard, targets: dict[str, float]) -> str:
     return paragraph(words) + score_table(card.with_targets(targets)) + details
 
 
-def drawings(model: Fusion, knobs: dict) -> str:
+def drawings(model: Fusion, params: dict) -> str:
     """A few prompts, each with several seeds, at the size that the model chooses."""
     shown = []
     for prompt in PROMPTS:
-        shown += [(image, prompt) for image in model.draw(prompt, n=SEEDS, **knobs)]
+        shown += [(image, prompt) for image in model.draw(prompt, n=SEEDS, **params)]
     return gallery(shown)
 
 
@@ -90,16 +90,16 @@ def edit(answer: Answer) -> str:
     return triptych(before, after, caption=f"{mark} {row.asked} ({why}{row.values['kept']:.0%} of the rest kept)")
 
 
-def stories(model: Fusion, knobs: dict) -> list[Section]:
-    """Interleaved text and pictures, all of it the model's own; the prompt stands in the heading."""
-    told = model.generate([[prompt] for prompt in STORIES], **{**knobs, "max_new_tokens": 160, "max_images": 4})
+def stories(model: Fusion, params: dict) -> list[Section]:
+    """Interleaved text and images, all of it the model's own; the prompt stands in the heading."""
+    told = model.generate([[prompt] for prompt in STORIES], **{**params, "max_new_tokens": 160, "max_images": 4})
     return [Section(f"A story: “{prompt}”", story(parts)) for prompt, parts in zip(STORIES, told, strict=True)]
 
 
-def descriptions(model: Fusion, images: Sequence[Image.Image], knobs: dict) -> str:
-    """What the model says of pictures that it did not draw."""
+def descriptions(model: Fusion, images: Sequence[Image.Image], params: dict) -> str:
+    """What the model says of images that it did not draw."""
     replies = model.generate(
-        [[image, "Describe the picture."] for image in images], **{**knobs, "max_images": 0, "max_new_tokens": 64}
+        [[image, "Describe the picture."] for image in images], **{**params, "max_images": 0, "max_new_tokens": 64}
     )
     return gallery([(image, "".join(reply)) for image, reply in zip(images, replies, strict=True)])
 
@@ -126,14 +126,14 @@ def text(kept: Kept, most: float | None) -> str:
 
 
 def codec(run: Path) -> str:
-    """Held-out pictures through the codec when it was trained."""
+    """Held-out images through the codec when it was trained."""
     _, sheet = max(
         (int(sheet.parent.name.removeprefix("step_")), sheet)
         for sheet in run.glob("samples/step_*/reconstructions.png")
     )
     quality = read(run / "metrics.jsonl")[-1]["val/psnr"]
-    caption = f"pictures, what is left of them, and four times the difference; PSNR {quality:.1f} dB"
-    return paragraph("Held-out pictures, encoded and decoded: no drawing of this model is sharper.") + figure(
+    caption = f"images, what is left of them, and four times the difference; PSNR {quality:.1f} dB"
+    return paragraph("Held-out images, encoded and decoded: no drawing of this model is sharper.") + figure(
         sheet, caption
     )
 

@@ -20,7 +20,7 @@ from fusion.data.formats.config import DataConfig
 from fusion.data.loader import Loader
 from fusion.data.pairs import PairBatch, PairBatches, Pairing, fixed_pairs
 from fusion.diffusion.networks.experts import Router, watched
-from fusion.diffusion.text_to_image import Painter, PainterConfig, make_painter
+from fusion.diffusion.text_to_image import TextToImage, TextToImageConfig, make_text_to_image
 from fusion.evaluation import scorecard
 from fusion.evaluation.scorecard import Scorecard
 from fusion.evaluation.subjects import Painted
@@ -37,11 +37,11 @@ from fusion.training.samples import ImageSampling, Prompt, ask, from_samples, sh
 from fusion.training.trainer import Summary, Trainer, Training
 from fusion.unified.objective import FlowObjective, Losses
 
-SHOWN = 60  # of the scored pictures, on the page
+SHOWN = 60  # of the scored images, on the page
 
 
 @dataclass
-class PainterSamples(ImageSampling):
+class TextToImageSamples(ImageSampling):
     """What is drawn at intervals, and how. prompts: texts. held_out: pairs of each source that are drawn again, beside
     the true image. seed: of the first."""
 
@@ -52,8 +52,8 @@ class PainterSamples(ImageSampling):
 
 @dataclass
 class Scoring:
-    """GenEval in miniature of the finished painter, on the built-in world's prompts. count: prompts, 0 for none; split:
-    see fusion.evaluation.suite."""
+    """GenEval in miniature of the finished text-to-image model, on the built-in world's prompts. count: prompts, 0 for
+    none; split: see fusion.evaluation.suite."""
 
     count: int = 0
     split: str = "scored"
@@ -66,7 +66,7 @@ class Scoring:
 
 @dataclass
 class Diffusion:
-    """A run: the folder it writes, painter, data, batches, loss, training, validation, samples and scores.
+    """A run: the folder it writes, text-to-image model, data, batches, loss, training, validation, samples and scores.
 
     resume: go on from the newest complete checkpoint in `run`. balance: weight of the loss that keeps experts evenly
     chosen, in networks that have any (fusion.diffusion.networks.experts). stages: the built-in world instead of
@@ -75,7 +75,7 @@ class Diffusion:
 
     run: str = "out/diffusion"
     resume: bool = False
-    painter: PainterConfig = field(default_factory=PainterConfig)
+    text_to_image: TextToImageConfig = field(default_factory=TextToImageConfig)
     data: DataConfig = field(default_factory=DataConfig)
     stages: list[Stage] = field(default_factory=list)
     pairing: Pairing = field(default_factory=Pairing)
@@ -83,16 +83,16 @@ class Diffusion:
     balance: float = 0.01
     training: Training = field(default_factory=Training)
     validation: Validation = field(default_factory=Validation)
-    samples: PainterSamples = field(default_factory=PainterSamples)
+    samples: TextToImageSamples = field(default_factory=TextToImageSamples)
     scoring: Scoring = field(default_factory=Scoring)
 
 
-class PainterLearner(Learner):
-    """A Painter that learns from pairs. Text encoders that are not trained along only read."""
+class TextToImageLearner(Learner):
+    """A Text-to-image model that learns from pairs. Text encoders that are not trained along only read."""
 
-    def __init__(self, painter: Painter, balance: float = 0.0):
-        self.painter, self.balance = painter, balance
-        self.model = self.kept = painter
+    def __init__(self, text_to_image: TextToImage, balance: float = 0.0):
+        self.text_to_image, self.balance = text_to_image, balance
+        self.model = self.kept = text_to_image
 
     def to(self, device: torch.device) -> None:
         """Network, text encoders and codec."""
@@ -101,23 +101,29 @@ class PainterLearner(Learner):
 
     def counts(self, batch: PairBatch) -> Counts:
         """Tokens are patches; nothing is padded."""
-        pictures, _, height, width = batch.pixels.shape
-        patches = pictures * (height // self.painter.stride) * (width // self.painter.stride)
-        return Counts(
-            text=0, pictures=pictures, documents=pictures, tokens=patches, padding=0, skipped=len(batch.skipped)
-        )
+        images, _, height, width = batch.pixels.shape
+        patches = images * (height // self.text_to_image.stride) * (width // self.text_to_image.stride)
+        return Counts(text=0, images=images, documents=images, tokens=patches, padding=0, skipped=len(batch.skipped))
 
     def losses(self, batch: PairBatch, objective: FlowObjective, generator: torch.Generator) -> Losses:
-        """The flow loss of each picture."""
-        painter, device = self.model, self.model.device
+        """The flow loss of each image."""
+        text_to_image, device = self.model, self.model.device
         with torch.no_grad():
-            clean = painter.codec.encode(batch.pixels.to(device)).float()
+            clean = text_to_image.codec.encode(batch.pixels.to(device)).float()
         time = objective.sample_times(len(clean), generator)
         noise = torch.randn(clean.shape, generator=generator, device=device)
-        with watched(painter.network) if self.balance else nullcontext() as chosen:
-            predicted = painter.network(painter.flow_path.mix(clean, noise, time), time, painter.texts(batch.texts))
+        with watched(text_to_image.network) if self.balance else nullcontext() as chosen:
+            predicted = text_to_image.network(
+                text_to_image.flow_path.mix(clean, noise, time), time, text_to_image.texts(batch.texts)
+            )
         rows = (predicted.flatten(1), clean.flatten(1), noise.flatten(1))
-        common = (time, torch.arange(len(clean), device=device), len(clean), painter.target, painter.flow_path)
+        common = (
+            time,
+            torch.arange(len(clean), device=device),
+            len(clean),
+            text_to_image.target,
+            text_to_image.flow_path,
+        )
         with torch.no_grad():
             error = x_error(rows[0].detach(), *rows[1:], *common)
         none, flow = torch.zeros((), device=device), flow_loss(*rows, *common, clamp=objective.clamp).sum()
@@ -137,8 +143,8 @@ class PainterLearner(Learner):
         )
 
     def save_pretrained(self, folder: Path) -> None:
-        """A folder for fusion.diffusion.load_painter."""
-        self.painter.save_pretrained(folder)
+        """A folder for fusion.diffusion.load_text_to_image."""
+        self.text_to_image.save_pretrained(folder)
 
     def units(self) -> list[nn.Module]:
         """The network's blocks. ValueError where text encoders learn along."""
@@ -172,8 +178,8 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 class Sampler:
     """Writes one sheet per group of prompts into a folder: `sampler(folder)`."""
 
-    def __init__(self, painter: Painter, groups: dict[str, list[Prompt]], settings: PainterSamples):
-        self.painter, self.settings = painter, settings
+    def __init__(self, text_to_image: TextToImage, groups: dict[str, list[Prompt]], settings: TextToImageSamples):
+        self.text_to_image, self.settings = text_to_image, settings
         self.groups = {name: prompts for name, prompts in groups.items() if prompts}
 
     def __call__(self, folder: str | Path) -> None:
@@ -181,7 +187,7 @@ class Sampler:
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, prompts in self.groups.items():
             texts = ["\n".join(text_of(prompt)) for prompt in prompts]
-            images = self.painter.images(texts, self.settings.seed, **self.settings.knobs)
+            images = self.text_to_image.images(texts, self.settings.seed, **self.settings.params)
             save(png(sheet(prompts, [[image] for image in images])), Path(folder, f"{name}.png"))
 
 
@@ -196,28 +202,28 @@ def train(config: Diffusion) -> Summary:
     run, ranks = Path(config.run), this_rank()
     program.refuse_another(run, config.resume)
     torch.manual_seed(config.training.seed)
-    painter = make_painter(config.painter)
+    text_to_image = make_text_to_image(config.text_to_image)
     if ranks.is_main_process:
         program.describe(run, config, "train.diffusion")
-    summary = trainer_for(config, painter, ranks.process_index, ranks.num_processes).fit()
+    summary = trainer_for(config, text_to_image, ranks.process_index, ranks.num_processes).fit()
     if ranks.is_main_process and not summary.interrupted:
-        painter.save_pretrained(run / "model")
-        report.write(run, scored(config, painter) if config.scoring.count else [])
+        text_to_image.save_pretrained(run / "model")
+        report.write(run, scored(config, text_to_image) if config.scoring.count else [])
     return summary
 
 
-def trainer_for(config: Diffusion, painter: Painter, rank: int = 0, world: int = 1) -> Trainer:
+def trainer_for(config: Diffusion, text_to_image: TextToImage, rank: int = 0, world: int = 1) -> Trainer:
     """Trainer, stream, validation and sampler of a config."""
-    stride = painter.stride
+    stride = text_to_image.stride
     loader = Loader(batches(config, stride, rank, world), config.training.workers)
     held_out, groups = {}, {"prompts": [ask(text) for text in config.samples.prompts]}
     for source in open_data(config.data, config.stages, "validation", stride)[0]:
         samples = first_samples(source, max(config.validation.documents, config.samples.held_out))
         held_out[source.name] = fixed_pairs(samples[: config.validation.documents], stride, config.pairing.rows)
         groups[source.name] = from_samples(samples[: config.samples.held_out])
-    sampler = Sampler(painter, groups, config.samples)
+    sampler = Sampler(text_to_image, groups, config.samples)
     return Trainer(
-        PainterLearner(painter, config.balance),
+        TextToImageLearner(text_to_image, config.balance),
         loader,
         config.objective,
         config.training,
@@ -229,7 +235,7 @@ def trainer_for(config: Diffusion, painter: Painter, rank: int = 0, world: int =
 
 
 def batches(config: Diffusion, stride: int, rank: int = 0, world: int = 1) -> PairBatches:
-    """The stream that a config trains on; sides of pictures are multiples of `stride`."""
+    """The stream that a config trains on; sides of images are multiples of `stride`."""
     seed = config.training.seed
     sources, weights = open_data(config.data, config.stages, "train", stride)
 
@@ -239,9 +245,9 @@ def batches(config: Diffusion, stride: int, rank: int = 0, world: int = 1) -> Pa
     return PairBatches(open_samples, stride, config.pairing, seed, rank, world)
 
 
-def scored(config: Diffusion, painter: Painter) -> list[Section]:
+def scored(config: Diffusion, text_to_image: TextToImage) -> list[Section]:
     """GenEval in miniature as sections of the report; also in RUN/scores."""
-    card = score(config, painter)
+    card = score(config, text_to_image)
     card.save(Path(config.run, "scores"))
     drawn = card.answers[Drawing.name]
     words = (
@@ -251,16 +257,16 @@ def scored(config: Diffusion, painter: Painter) -> list[Section]:
     shown = ((images[-1], f"{row.asked}: {'right' if row.values['right'] == 1 else 'wrong'}") for row, images in drawn)
     return [
         Section(OVERALL, paragraph(words) + score_table([*card.figures.values(), *card.details])),
-        Section("Scored pictures", gallery(islice(shown, SHOWN))),
+        Section("Scored images", gallery(islice(shown, SHOWN))),
     ]
 
 
-def score(config: Diffusion, painter: Painter) -> Scorecard:
-    """Ask the painter for the images of GenEval in miniature."""
+def score(config: Diffusion, text_to_image: TextToImage) -> Scorecard:
+    """Ask the text-to-image model for the images of GenEval in miniature."""
     counts, seed = drawing_counts(config.scoring.count), SPLITS[config.scoring.split]
-    return scorecard.score(Painted(painter, config.samples.knobs), counts, seed)
+    return scorecard.score(Painted(text_to_image, config.samples.params), counts, seed)
 
 
 def main(argv: list[str]) -> int:
     """The program; see fusion.training.program.main."""
-    return program.main(Diffusion, train, "pictures", argv)
+    return program.main(Diffusion, train, "images", argv)

@@ -193,7 +193,7 @@ def initialise(model: LlamaForCausalLM) -> None:
     residual stream.
 
     Begun with Llama's own 0.02 throughout, a trained model's first layer outweighs the embeddings a hundred times, and
-    of what a colour word becomes there, three hundredths of the variance tell which colour it is: pictures then learn
+    of what a colour word becomes there, three hundredths of the variance tell which colour it is: images then learn
     its colours later (docs/log.md). What leaves a layer starts at 1 / sqrt(2 layers) of the scale that is kept (GPT-2).
     An embedding that is the head too keeps logits at scale 1.
     """

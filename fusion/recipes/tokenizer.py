@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 
-# Sizes of pictures are written as text ("64x48"). Whatever the text, the trainers see every size whose sides have two
+# Sizes of images are written as text ("64x48"). Whatever the text, the trainers see every size whose sides have two
 # digits and divide by four this often, so that such a side is one token.
 SIDES = range(12, 100, 4)
 SIZE_COUNT = 40

@@ -34,8 +34,8 @@ from fusion.unified.objective import Objective
 from fusion.unified.settings import Lora, ModelSettings, check_lora
 from fusion.worlds.shapes import World
 
-# Each a function of the model, the run's data config and knobs of generation; what it returns becomes part of the
-# report.
+# Each a function of the model, the run's data config and sampling parameters of generation; what it returns becomes
+# part of the report.
 EVALUATIONS = {"emoji": emoji.sections}
 
 
@@ -126,8 +126,8 @@ def evaluate(config: Unified, model: Fusion) -> list[Section]:
     """The sections that the run's own evaluation adds to its report."""
     if config.evaluation is None:
         return []
-    knobs = {name: getattr(config.samples, name) for name in emoji.KNOBS}
-    return EVALUATIONS[config.evaluation](model, config.data, knobs)
+    params = {name: getattr(config.samples, name) for name in emoji.SAMPLING_PARAMETERS}
+    return EVALUATIONS[config.evaluation](model, config.data, params)
 
 
 def build(settings: Model) -> Fusion:

@@ -1,6 +1,6 @@
-"""What the model reads, as a picture: the packed sequence token by token, and its attention mask.
+"""What the model reads, as an image: the packed sequence token by token, and its attention mask.
 
-Above stands the sequence in reading order: text tokens as chips, pictures as thumbnails in the grid of their patches, a
+Above stands the sequence in reading order: text tokens as chips, images as thumbnails in the grid of their patches, a
 bar under whatever is learned. Below stands the mask: a row sees the columns that are coloured, each in the colour of
 what is seen.
 """
@@ -23,11 +23,11 @@ PAPER, INK, QUIET, HAIR, WHITE = (252, 252, 250), (28, 29, 33), (116, 118, 127),
 KINDS: dict[str, tuple[Colour, Colour]] = {
     "text": ((122, 132, 152), (236, 238, 242)),
     "control token": ((180, 186, 197), (250, 250, 249)),
-    "clean picture": ((58, 118, 220), (214, 227, 250)),
+    "clean image": ((58, 118, 220), (214, 227, 250)),
     "noised block": ((222, 122, 44), (250, 226, 204)),
     "padding": ((216, 215, 210), (245, 244, 241)),
 }
-LEARNS_TEXT, LEARNS_PICTURE = (42, 157, 111), (222, 122, 44)
+LEARNS_TEXT, LEARNS_IMAGE = (42, 157, 111), (222, 122, 44)
 
 ZOOM = 2  # drawn at twice the size, for sharp letters
 MARGIN, GAP, CHIP = 28 * ZOOM, 5 * ZOOM, 24 * ZOOM
@@ -38,10 +38,10 @@ LABELLED = 10 * ZOOM  # cells of at least this height have their token written b
 
 @dataclass(frozen=True)
 class Span:
-    """A run of rows that is drawn as one thing: a token, a picture's patches, or padding.
+    """A run of rows that is drawn as one thing: a token, an image's patches, or padding.
 
-    kind: a key of KINDS. learned: a next token is learned at this row, or the flow at these patches. picture: index in
-    the batch.
+    kind: a key of KINDS. learned: a next token is learned at this row, or the flow at these patches. image_index: index
+    in the batch.
     """
 
     kind: str
@@ -50,25 +50,25 @@ class Span:
     doc: int
     label: str
     learned: bool = False
-    picture: int = -1
+    image_index: int = -1
 
 
 def spans(packed: Packed, processor, row: int = 0) -> list[Span]:
     """The rows of one batch row as spans, in order."""
-    doc, picture, ids, labels = (
-        column[row].tolist() for column in (packed.doc, packed.picture, packed.ids, packed.labels)
+    doc, image_index, ids, labels = (
+        column[row].tolist() for column in (packed.doc, packed.image_index, packed.ids, packed.labels)
     )
     result: list[Span] = []
     start = 0
     while start < len(ids):
         stop = start + 1
-        if doc[start] < 0 or picture[start] >= 0:
-            while stop < len(ids) and (doc[stop], picture[stop]) == (doc[start], picture[start]):
+        if doc[start] < 0 or image_index[start] >= 0:
+            while stop < len(ids) and (doc[stop], image_index[stop]) == (doc[start], image_index[start]):
                 stop += 1
         if doc[start] < 0:
             result.append(Span("padding", start, stop, -1, f"{stop - start} padding"))
-        elif picture[start] >= 0:
-            result.append(_picture_span(packed, picture[start], start, stop, doc[start]))
+        elif image_index[start] >= 0:
+            result.append(_image_span(packed, image_index[start], start, stop, doc[start]))
         else:
             kind = "control token" if ids[start] in processor.text.special else "text"
             result.append(
@@ -78,25 +78,25 @@ def spans(packed: Packed, processor, row: int = 0) -> list[Span]:
     return result
 
 
-def _picture_span(packed: Packed, index: int, start: int, stop: int, doc: int) -> Span:
-    noised = bool(packed.noised_picture[index])
+def _image_span(packed: Packed, index: int, start: int, stop: int, doc: int) -> Span:
+    noised = bool(packed.noised_image[index])
     rows, columns = packed.grid[index].tolist()
     label = f"{columns} x {rows} patches" + (
         f", t = {packed.time[index]:.2f}" if noised and packed.time is not None else ""
     )
-    return Span("noised block" if noised else "clean picture", start, stop, doc, label, noised, index)
+    return Span("noised block" if noised else "clean image", start, stop, doc, label, noised, index)
 
 
 def summary(packed: Packed, processor, row: int = 0) -> str:
     """What one row of a batch holds, in one line."""
     all_spans = spans(packed, processor, row)
     rows = {kind: sum(span.stop - span.start for span in all_spans if span.kind == kind) for kind in KINDS}
-    learned = sum(span.learned for span in all_spans if span.picture < 0)
-    pictures = sum(span.picture >= 0 and span.kind == "clean picture" for span in all_spans)
+    learned = sum(span.learned for span in all_spans if span.image_index < 0)
+    images = sum(span.image_index >= 0 and span.kind == "clean image" for span in all_spans)
     noised = sum(span.kind == "noised block" for span in all_spans)
     return (
         f"{sum(rows.values())} rows: {rows['text']} text tokens, {rows['control token']} control tokens, "
-        f"{rows['clean picture']} patches of {pictures} clean pictures, {rows['noised block']} of {noised} noised "
+        f"{rows['clean image']} patches of {images} clean images, {rows['noised block']} of {noised} noised "
         "blocks, "
         f"{rows['padding']} padding; a next token is learned at {learned}"
     )
@@ -124,7 +124,7 @@ def draw_packed(packed: Packed, processor, row: int = 0) -> Image.Image:
     count = packed.ids.shape[1]
     if count > MOST:
         raise ValueError(
-            f"{count} rows are too many to draw, {MOST} are the most: shorten the document or take smaller pictures"
+            f"{count} rows are too many to draw, {MOST} are the most: shorten the document or take smaller images"
         )
     all_spans = spans(packed, processor, row)
     width = max(MASK, count) + 2 * MARGIN + _rail(all_spans, count)
@@ -138,14 +138,14 @@ def draw_packed(packed: Packed, processor, row: int = 0) -> Image.Image:
 
 
 def draw_sequence(packed: Packed, processor, row: int = 0, most: int = 200) -> Image.Image:
-    """The sequence alone, without the mask, as an RGB image: the first `most` tokens and pictures of a row of a packed
+    """The sequence alone, without the mask, as an RGB image: the first `most` tokens and images of a row of a packed
     batch."""
     width = MASK + 2 * MARGIN
     return _sequence(spans(packed, processor, row)[:most], packed, width)
 
 
 def draw_legend() -> Image.Image:
-    """What the colours and bars of `draw_sequence` mean, as wide as its pictures."""
+    """What the colours and bars of `draw_sequence` mean, as wide as its images."""
     return _legend(MASK + 2 * MARGIN)
 
 
@@ -162,7 +162,7 @@ def _legend(width: int) -> Image.Image:
         draw.rounded_rectangle((x, middle - 5 * ZOOM, x + 10 * ZOOM, middle + 5 * ZOOM), 3 * ZOOM, fill=colour)
         draw.text((x + 16 * ZOOM, middle), name, fill=QUIET, font=font, anchor="lm")
         x += 38 * ZOOM + int(font.getlength(name))
-    for name, colour in (("next token learned here", LEARNS_TEXT), ("flow learned here", LEARNS_PICTURE)):
+    for name, colour in (("next token learned here", LEARNS_TEXT), ("flow learned here", LEARNS_IMAGE)):
         draw.rounded_rectangle((x, middle + 1 * ZOOM, x + 14 * ZOOM, middle + 4 * ZOOM), ZOOM, fill=colour)
         draw.text((x + 20 * ZOOM, middle), name, fill=QUIET, font=font, anchor="lm")
         x += 42 * ZOOM + int(font.getlength(name))
@@ -198,9 +198,9 @@ def _sequence(all_spans: list[Span], packed: Packed, width: int) -> Image.Image:
 
 
 def _chip(span: Span, packed: Packed) -> Image.Image:
-    chip = _token(span) if span.picture < 0 else _thumbnail(span, packed)
+    chip = _token(span) if span.image_index < 0 else _thumbnail(span, packed)
     if span.learned:
-        colour = LEARNS_PICTURE if span.picture >= 0 else LEARNS_TEXT
+        colour = LEARNS_IMAGE if span.image_index >= 0 else LEARNS_TEXT
         ImageDraw.Draw(chip).rounded_rectangle(
             (0, chip.height - 3 * ZOOM, chip.width - 1, chip.height - 1), ZOOM, fill=colour
         )
@@ -224,8 +224,8 @@ def _token(span: Span) -> Image.Image:
 
 
 def _thumbnail(span: Span, packed: Packed) -> Image.Image:
-    """The picture with hard edges, the lines between its patches, and its size and time under it."""
-    rows, columns = packed.grid[span.picture].tolist()
+    """The image with hard edges, the lines between its patches, and its size and time under it."""
+    rows, columns = packed.grid[span.image_index].tolist()
     cell = max(4, min(24, 112 // max(rows, columns))) * ZOOM
     width, height, border = columns * cell, rows * cell, 2 * ZOOM
     font = _font(11)
@@ -244,12 +244,12 @@ def _thumbnail(span: Span, packed: Packed) -> Image.Image:
 
 
 def _shown(span: Span, packed: Packed) -> Image.Image:
-    """The pixels of a picture; those of a noised block with noise of their time, or of half of it where none is drawn
+    """The pixels of an image; those of a noised block with noise of their time, or of half of it where none is drawn
     yet."""
-    pixels = packed.pixels[packed.source[span.picture]].cpu().float()
+    pixels = packed.pixels[packed.source[span.image_index]].cpu().float()
     if span.kind == "noised block":
-        t = 0.5 if packed.time is None else float(packed.time[span.picture])
-        noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(span.picture))
+        t = 0.5 if packed.time is None else float(packed.time[span.image_index])
+        noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(span.image_index))
         pixels = (1 - t) * pixels + t * noise
     return to_image(pixels)
 
@@ -316,7 +316,7 @@ def _rail_image(all_spans: list[Span], cell: int, rail: int, height: int, bar_le
         top, bottom = span.start * cell, span.stop * cell - 1
         stripe(gap, gap + bar, top, bottom, KINDS[span.kind][0])
         if span.learned:
-            colour = LEARNS_PICTURE if span.picture >= 0 else LEARNS_TEXT
+            colour = LEARNS_IMAGE if span.image_index >= 0 else LEARNS_TEXT
             stripe(gap + bar + ZOOM, gap + bar + 4 * ZOOM, top, bottom, colour)
         if cell >= LABELLED:
             beyond = gap + bar + 9 * ZOOM

@@ -1,8 +1,8 @@
 """Packed rows -> attention mask, as data: who sees whom, decided by four integer columns.
 
 A row sees, inside its own document: its own block, and every row of the clean stream whose order is below its own. So
-text is causal, the patches of a picture see each other in both directions, a noised block sees what stood before its
-picture and itself, and nobody else ever sees noise. Padding sees itself alone. Sliding windows count clean-stream
+text is causal, the patches of an image see each other in both directions, a noised block sees what stood before its
+image and itself, and nobody else ever sees noise. Padding sees itself alone. Sliding windows count clean-stream
 order, so noised blocks consume none of it.
 """
 

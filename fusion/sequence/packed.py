@@ -3,12 +3,12 @@
 Axis legend, used in every signature of the project:
 
     b rows of a batch    t tokens of a row    d width    v vocabulary    h, w, c height, width and channels
-    n patches (of all pictures of a batch, in row order)    p numbers in a patch
-    m pictures of a batch (clean copies and noised blocks)
+    n patches (of all images of a batch, in row order)    p numbers in a patch
+    m images of a batch (clean copies and noised blocks)
 
 Layout of a document (BAGEL and SenseNova-U1 isolate noise this way). Its *clean stream* comes first: text and clean
-pictures, each `<|image_start|>` size `<|image_patch|>`... `<|image_end|>`. Then come its *noised blocks*, one per
-target picture. Targets that nothing follows need no clean copy. What each row carries is said in rows.py.
+images, each `<|image_start|>` size `<|image_patch|>`... `<|image_end|>`. Then come its *noised blocks*, one per
+target image. Targets that nothing follows need no clean copy. What each row carries is said in rows.py.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from fusion.sequence.rows import IGNORE, POSITION, Column, Rows, columns, paddin
 
 @dataclass(frozen=True)
 class Control:
-    """Ids of the three tokens around a picture; they start beyond the LLM's own vocabulary."""
+    """Ids of the three tokens around an image; they start beyond the LLM's own vocabulary."""
 
     image_start: int
     image_patch: int
@@ -43,8 +43,8 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture to be read or drawn.
+class ImagePiece:
+    """An image to be read or drawn.
 
     pixels: (3, h, w) in [-1, 1]. size_ids: the tokens of its size text (`64x48`, width x height in pixels). grid: rows
     and columns of patches. clean: a clean copy stands in the clean stream (later tokens can see it). target: it has a
@@ -58,15 +58,15 @@ class Picture:
     clean: bool = True
 
 
-Piece = Tokens | Picture
+Piece = Tokens | ImagePiece
 
 
 def finish(pieces: list[Piece], keep_tail: bool) -> list[Piece]:
-    """Decide on clean copies: a document whose last learned thing is a target picture ends at its noised block.
+    """Decide on clean copies: a document whose last learned thing is a target image ends at its noised block.
 
     keep_tail: keep the clean copy, the end of the image and what follows all the same, so that stopping is learned too.
     """
-    last = max((i for i, piece in enumerate(pieces) if isinstance(piece, Picture)), default=None)
+    last = max((i for i, piece in enumerate(pieces) if isinstance(piece, ImagePiece)), default=None)
     if last is None or not pieces[last].target or keep_tail:
         return pieces
     if any(isinstance(piece, Tokens) and piece.loss and not piece.template for piece in pieces[last + 1 :]):
@@ -75,16 +75,18 @@ def finish(pieces: list[Piece], keep_tail: bool) -> list[Piece]:
 
 
 def drop_text(pieces: list[Piece]) -> list[Piece]:
-    """The document without its text, for guidance: template and pictures stay, no text is learned."""
+    """The document without its text, for guidance: template and images stay, no text is learned."""
     return [
-        replace(p, loss=False) if isinstance(p, Tokens) else p for p in pieces if isinstance(p, Picture) or p.template
+        replace(p, loss=False) if isinstance(p, Tokens) else p
+        for p in pieces
+        if isinstance(p, ImagePiece) or p.template
     ]
 
 
 def drop_all(pieces: list[Piece]) -> list[Piece]:
-    """The document without its text and without every picture but the last target, for guidance: dropped pictures leave
+    """The document without its text and without every image but the last target, for guidance: dropped images leave
     no tokens."""
-    last = max((i for i, p in enumerate(pieces) if isinstance(p, Picture) and p.target), default=None)
+    last = max((i for i, p in enumerate(pieces) if isinstance(p, ImagePiece) and p.target), default=None)
     kept = [p for i, p in enumerate(pieces) if isinstance(p, Tokens) or i == last]
     return drop_text(kept)
 
@@ -94,13 +96,13 @@ class Layout:
     """One document laid out: its table (rows.py) and, beside it, its images.
 
     pixels: the images, each once. Of each image in the table, clean copies and noised blocks in order: source, which of
-    `pixels` it shows; noised_picture; grid, its rows and columns of patches; reference, see Packed.
+    `pixels` it shows; noised_image; grid, its rows and columns of patches; reference, see Packed.
     """
 
     table: Int64[np.ndarray, "10 t"]
     pixels: tuple[Tensor, ...]
     source: tuple[int, ...]
-    noised_picture: tuple[bool, ...]
+    noised_image: tuple[bool, ...]
     grid: tuple[tuple[int, int], ...]
     reference: tuple[int, ...]
 
@@ -120,12 +122,12 @@ class Layout:
 
 
 def _patch_table(
-    control: Control, grid: tuple[int, int], noised: bool, order: int, position: int, block: int, picture: int = 0
+    control: Control, grid: tuple[int, int], noised: bool, order: int, position: int, block: int, image_index: int = 0
 ) -> Int64[np.ndarray, "10 t"]:
     """The patch rows of one image."""
     cell = np.arange(grid[0] * grid[1])
     table = np.zeros((len(Column), len(cell)), np.int64)
-    table[Column.ID], table[Column.LABEL], table[Column.PICTURE] = control.image_patch, IGNORE, picture
+    table[Column.ID], table[Column.LABEL], table[Column.IMAGE_INDEX] = control.image_patch, IGNORE, image_index
     table[Column.ORDER], table[Column.BLOCK], table[Column.NOISED] = order, block, noised
     table[Column.TIME], table[Column.ROW], table[Column.COLUMN] = (
         position,
@@ -146,13 +148,13 @@ class Writer:
         self.control, self.learn_text = control, learn_text
         self.tables: list[Int64[np.ndarray, "10 _"]] = []
         self.order = self.position = self.blocks = 0
-        self.pictures: list[tuple[int, bool, tuple[int, int], int]] = []  # source, noised, grid, reference
+        self.images: list[tuple[int, bool, tuple[int, int], int]] = []  # source, noised, grid, reference
 
     def text(self, ids: tuple[int, ...], learned: bool = False) -> None:
         """Text tokens; where they are learned, the row before each gets it as its label."""
         steps = np.arange(len(ids))
         table = np.zeros((len(Column), len(ids)), np.int64)
-        table[Column.ID], table[Column.LABEL], table[Column.PICTURE] = ids, IGNORE, -1
+        table[Column.ID], table[Column.LABEL], table[Column.IMAGE_INDEX] = ids, IGNORE, -1
         table[Column.ORDER], table[Column.BLOCK], table[POSITION] = (
             self.order + steps,
             self.blocks + steps,
@@ -165,34 +167,34 @@ class Writer:
         self.order, self.position, self.blocks = self.order + len(ids), self.position + len(ids), self.blocks + len(ids)
 
     def _label_last(self, token: int) -> None:
-        if self.tables and self.tables[-1][Column.PICTURE, -1] < 0:
+        if self.tables and self.tables[-1][Column.IMAGE_INDEX, -1] < 0:
             self.tables[-1][Column.LABEL, -1] = token
 
-    def open_picture(self, size_ids: tuple[int, ...], learned: bool = False) -> None:
+    def open_image(self, size_ids: tuple[int, ...], learned: bool = False) -> None:
         """`<|image_start|>` and the size text; learned, the last size token predicts `<|image_patch|>`."""
         self.text((self.control.image_start, *size_ids), learned)
         if learned and self.learn_text:
             self._label_last(self.control.image_patch)
 
-    def clean_picture(self, source: int, grid: tuple[int, int]) -> None:
-        """A clean picture and `<|image_end|>`; the clean stream counts all its patches in order, and one position."""
+    def clean_image(self, source: int, grid: tuple[int, int]) -> None:
+        """A clean image and `<|image_end|>`; the clean stream counts all its patches in order, and one position."""
         self.patches(source, grid, False, self.order, self.position)
         self.order, self.position = self.order + grid[0] * grid[1], self.position + 1
         self.text((self.control.image_end,))
 
     def reference(self, grid: tuple[int, int]) -> int:
-        """The last clean picture of this size so far, as an index of `pictures`; -1 where there is none."""
+        """The last clean image of this size so far, as an index of `images`; -1 where there is none."""
         return max(
-            (i for i, (_, noised, other, _) in enumerate(self.pictures) if not noised and other == grid), default=-1
+            (i for i, (_, noised, other, _) in enumerate(self.images) if not noised and other == grid), default=-1
         )
 
     def patches(
         self, source: int, grid: tuple[int, int], noised: bool, order: int, position: int, reference: int = -1
     ) -> None:
-        """The patch rows of a picture: one block, one order, axial positions."""
-        self.tables.append(_patch_table(self.control, grid, noised, order, position, self.blocks, len(self.pictures)))
+        """The patch rows of an image: one block, one order, axial positions."""
+        self.tables.append(_patch_table(self.control, grid, noised, order, position, self.blocks, len(self.images)))
         self.blocks += 1
-        self.pictures.append((source, noised, grid, reference))
+        self.images.append((source, noised, grid, reference))
 
     def noised_block(self, grid: tuple[int, int]) -> Int64[np.ndarray, "10 t"]:
         """Make the table of an image to be drawn behind what is written, without writing it."""
@@ -219,17 +221,17 @@ def layout(pieces: list[Piece], control: Control, learn_text: bool = True, noise
             if piece.ids:
                 writer.text(piece.ids, piece.loss)
             continue
-        writer.open_picture(piece.size_ids, piece.target)
+        writer.open_image(piece.size_ids, piece.target)
         if piece.target:
             noised_blocks.append(
                 (len(pixels), piece.grid, True, writer.order, writer.position, writer.reference(piece.grid))
             )
         if piece.clean:
-            writer.clean_picture(len(pixels), piece.grid)
+            writer.clean_image(len(pixels), piece.grid)
         pixels.append(piece.pixels)
     for block in noised_blocks * noised_copies:
         writer.patches(*block)
-    source, noised, grid, reference = zip(*writer.pictures, strict=True) if writer.pictures else ((), (), (), ())
+    source, noised, grid, reference = zip(*writer.images, strict=True) if writer.images else ((), (), (), ())
     return Layout(writer.take(), tuple(pixels), source, noised, grid, reference)
 
 
@@ -237,14 +239,14 @@ def layout(pieces: list[Piece], control: Control, learn_text: bool = True, noise
 class Packed(Rows):
     """A batch: rows of documents side by side, (b, t), and their images.
 
-    pixels: the images, each once; source: which of them a picture shows. grid: rows and columns of patches of each
-    picture. reference: for a noised block, the last clean picture of its size that stood before it in its document (the
+    pixels: the images, each once; source: which of them an image shows. grid: rows and columns of patches of each
+    image. reference: for a noised block, the last clean image of its size that stood before it in its document (the
     one that is edited, if any is), else -1. patches, time: filled by `with_patches`; time is 0 for clean copies.
     """
 
     pixels: tuple[Float[Tensor, "3 _ _"], ...]
     source: Int[Tensor, " m"]
-    noised_picture: Bool[Tensor, " m"]
+    noised_image: Bool[Tensor, " m"]
     grid: Int[Tensor, "m 2"]
     reference: Int[Tensor, " m"]
     patches: Float[Tensor, "n p"] | None = None
@@ -252,15 +254,15 @@ class Packed(Rows):
 
     @cached_property
     def references(self) -> Float[Tensor, "k p"]:
-        """The patch of the reference at the place of each noised patch; zeros where its picture has none. Patches of a
-        picture lie together."""
+        """The patch of the reference at the place of each noised patch; zeros where its image has none. Patches of a
+        image lie together."""
         place = torch.arange(len(self.patches), device=self.patches.device)
         start = torch.zeros_like(self.reference).scatter_reduce(
-            0, self.picture_of_patch, place, "amin", include_self=False
+            0, self.image_of_patch, place, "amin", include_self=False
         )
-        picture = self.picture_of_patch[self.noised_patch]
-        reference = self.reference[picture]
-        inside = self.noised_patch.nonzero()[:, 0] - start[picture]
+        image_index = self.image_of_patch[self.noised_patch]
+        reference = self.reference[image_index]
+        inside = self.noised_patch.nonzero()[:, 0] - start[image_index]
         there = reference >= 0
         return self.patches[torch.where(there, start[reference] + inside, 0)] * there[:, None]
 
@@ -330,18 +332,18 @@ def pack(rows: list[list[Layout]], length: int | None = None, pad_id: int = 0) -
             here = table[:, b, start : start + len(doc)]
             here[:] = doc.table
             here[Column.DOC] = index
-            here[Column.PICTURE] += len(source) * (doc.table[Column.PICTURE] >= 0)
+            here[Column.IMAGE_INDEX] += len(source) * (doc.table[Column.IMAGE_INDEX] >= 0)
             reference.extend(r + len(source) if r >= 0 else -1 for r in doc.reference)
             source.extend(s + len(pixels) for s in doc.source)
             pixels.extend(doc.pixels)
-            noised.extend(doc.noised_picture)
+            noised.extend(doc.noised_image)
             grid.extend(doc.grid)
             start += len(doc)
     return Packed(
         **columns(torch.from_numpy(table)),
         pixels=tuple(pixels),
         source=torch.tensor(source, dtype=torch.long),
-        noised_picture=torch.tensor(noised, dtype=torch.bool),
+        noised_image=torch.tensor(noised, dtype=torch.bool),
         grid=torch.tensor(grid, dtype=torch.long).view(-1, 2),
         reference=torch.tensor(reference, dtype=torch.long),
     )

@@ -1,4 +1,4 @@
-"""What people write to what the model reads: messages, text and images to tokens and pictures, and ids back to text.
+"""What people write to what the model reads: messages, text and images to tokens and images, and ids back to text.
 
 The tokenizer stays as it is, for a resized vocabulary changes the LLM's logits: the control tokens around images, and
 those of our own chat template where a tokenizer brings none, live here, with ids beyond the LLM's vocabulary.
@@ -15,7 +15,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from fusion.sequence import document as documents
 from fusion.sequence.document import Document, Image, Text
 from fusion.sequence.images import fit, open_image, to_pixels
-from fusion.sequence.packed import Control, Picture, Piece, Tokens
+from fusion.sequence.packed import Control, ImagePiece, Piece, Tokens
 from fusion.sequence.sizes import SizeGrammar
 from fusion.sequence.tokens import SafeTokenizer
 
@@ -144,7 +144,7 @@ class FusionProcessor(ProcessorMixin):
     # Pieces
 
     def pieces(self, document: Document, strict: bool = False, limit: int | None = None) -> list[Piece]:
-        """A document as tokens and pictures, ready for sequence.layout.
+        """A document as tokens and images, ready for sequence.layout.
 
         strict: refuse images that are not of an allowed size, instead of fitting them. limit: the most tokens that the
         document may have. Raises ValueError in one line.
@@ -153,7 +153,7 @@ class FusionProcessor(ProcessorMixin):
         after_text, space = False, ""
         for index, part in enumerate(document):
             if isinstance(part, Image):
-                pieces.append(self._picture(part, strict))
+                pieces.append(self._image(part, strict))
                 after_text = False
                 continue
             text, space = space + part.text, ""
@@ -175,7 +175,7 @@ class FusionProcessor(ProcessorMixin):
             )
         return pieces
 
-    def _picture(self, part: Image, strict: bool) -> Picture:
+    def _image(self, part: Image, strict: bool) -> ImagePiece:
         image = open_image(part.image)
         if image.size not in self.sizes:
             if strict:
@@ -187,7 +187,7 @@ class FusionProcessor(ProcessorMixin):
             image = fit(image, self.stride, self.max_patches * self.stride**2, self.max_side)
         width, height = image.size
         grid = (height // self.stride, width // self.stride)
-        return Picture(to_pixels(image), self.size_ids(width, height), grid, target=part.target)
+        return ImagePiece(to_pixels(image), self.size_ids(width, height), grid, target=part.target)
 
     def size_ids(self, width: int, height: int) -> tuple[int, ...]:
         """The tokens of a size text."""
@@ -302,10 +302,10 @@ class FusionProcessor(ProcessorMixin):
         data = {"input_ids": ids if batched else ids[0], "attention_mask": masks if batched else masks[0]}
         if return_tensors is not None and len(set(map(len, ids))) > 1:
             raise ValueError("the texts have different lengths: pass padding=True to make one tensor of them")
-        pictures = [piece for row in rows for piece in row if isinstance(piece, Picture)]
-        if pictures:
-            data["pixel_values"] = [picture.pixels for picture in pictures]
-            data["image_sizes"] = [list(picture.pixels.shape[1:]) for picture in pictures]
+        images = [piece for row in rows for piece in row if isinstance(piece, ImagePiece)]
+        if images:
+            data["pixel_values"] = [image.pixels for image in images]
+            data["image_sizes"] = [list(image.pixels.shape[1:]) for image in images]
         return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=["pixel_values"])
 
     def _ids(self, piece: Piece) -> tuple[int, ...]:

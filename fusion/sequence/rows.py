@@ -7,7 +7,7 @@
     block    what sees itself in full: a text token is a block of its own, so is each clean image and each noised block
     noised   whether it belongs to a noised block
     position on three axes, time, row and column of the image; equal on text
-    picture  which image a patch belongs to; -1 on text
+    image_index  which image a patch belongs to; -1 on text
 
 Documents are written as numpy tables, (10, rows) int64 with a number of `Column` for each; the network reads `Rows`,
 the same as tensors. doc, order, block and noised decide who sees whom (mask.py).
@@ -39,7 +39,7 @@ class Column(IntEnum):
     TIME = 6
     ROW = 7
     COLUMN = 8
-    PICTURE = 9
+    IMAGE_INDEX = 9
 
 
 POSITION = slice(Column.TIME, Column.COLUMN + 1)
@@ -53,7 +53,7 @@ def padding(sequences: int, length: int, start: int = 0, pad_id: int = 0) -> Int
     its blocks are numbered by place, which keeps them apart however often rows are added behind it.
     """
     table = np.zeros((len(Column), sequences, length), np.int64)
-    table[Column.ID], table[Column.LABEL], table[Column.DOC], table[Column.PICTURE] = pad_id, IGNORE, -1, -1
+    table[Column.ID], table[Column.LABEL], table[Column.DOC], table[Column.IMAGE_INDEX] = pad_id, IGNORE, -1, -1
     table[Column.BLOCK] = np.arange(start, start + length)
     return table
 
@@ -68,7 +68,7 @@ def columns(table: Int64[Tensor, "10 *b t"]) -> dict[str, Tensor]:
         "block": table[Column.BLOCK],
         "noised": table[Column.NOISED].bool(),
         "position": table[POSITION],
-        "picture": table[Column.PICTURE],
+        "image_index": table[Column.IMAGE_INDEX],
     }
 
 
@@ -83,7 +83,7 @@ class Rows:
     block: Int[Tensor, "*b t"]
     noised: Bool[Tensor, "*b t"]
     position: Int[Tensor, "3 *b t"]
-    picture: Int[Tensor, "*b t"]
+    image_index: Int[Tensor, "*b t"]
 
     def __len__(self) -> int:
         """Count the rows of each sequence."""
@@ -106,12 +106,12 @@ class Rows:
     @cached_property
     def patch_rows(self) -> Int[Tensor, " n"]:
         """Where the patches stand among all rows, sequence after sequence."""
-        return self.picture.flatten().ge(0).nonzero()[:, 0]
+        return self.image_index.flatten().ge(0).nonzero()[:, 0]
 
     @cached_property
-    def picture_of_patch(self) -> Int[Tensor, " n"]:
+    def image_of_patch(self) -> Int[Tensor, " n"]:
         """The image of each patch."""
-        return self.picture.flatten()[self.patch_rows]
+        return self.image_index.flatten()[self.patch_rows]
 
     @cached_property
     def noised_patch(self) -> Bool[Tensor, " n"]:

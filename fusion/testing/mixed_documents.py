@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fusion.codecs.codec import Pixel
-from fusion.sequence.packed import Control, Packed, Picture, Piece, Tokens, layout, pack
+from fusion.sequence.packed import Control, ImagePiece, Packed, Piece, Tokens, layout, pack
 from fusion.testing import tiny_llms as families
 from fusion.unified.config import FusionConfig
 from fusion.unified.model import FusionModel
@@ -25,13 +25,13 @@ MODES = [("adaln", "shared"), *((time, positions) for time in ("added", "none") 
 CASES = [(family, "adaln", "axial") for family in families.FAMILIES]
 CASES += [(family, *mode) for family in ("llama", "gemma3_text") for mode in MODES]
 CASES += [("gpt2", time, "shared") for time in ("added", "none")]
-# Heads that look at the noised picture, and at others.
+# Heads that look at the noised image, and at others.
 CASES += [
     ("llama", "adaln", "axial", "conv+reference"),
     ("gpt2", "none", "shared", "conv+reference"),
     ("qwen3", "adaln", "axial", "conv"),
 ]
-# An embedding that looks at the picture that is edited.
+# An embedding that looks at the image that is edited.
 CASES += [("llama", "adaln", "axial", "linear+reference"), ("gpt2", "added", "shared", "linear+reference")]
 # Weights by modality in families of different make: rows of experts, of norms behind the heads, of one axis (opt), of
 # post-norms.
@@ -58,29 +58,29 @@ def text(count: int, seed: int) -> Tokens:
     return Tokens(tuple(torch.randint(1, families.VOCAB, (count,), generator=generator).tolist()), loss=True)
 
 
-def picture(rows: int, columns: int, seed: int, target: bool = True, clean: bool = True) -> Picture:
-    """A picture of random pixels, its size text two tokens."""
+def image_piece(rows: int, columns: int, seed: int, target: bool = True, clean: bool = True) -> ImagePiece:
+    """An image of random pixels, its size text two tokens."""
     pixels = torch.rand(3, rows * PATCH, columns * PATCH, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    return Picture(pixels, (20 + rows, 20 + columns), (rows, columns), target=target, clean=clean)
+    return ImagePiece(pixels, (20 + rows, 20 + columns), (rows, columns), target=target, clean=clean)
 
 
 def story() -> list[Piece]:
-    """Text beyond the window of 16, a target larger than the window, a context picture, a second target of its size,
+    """Text beyond the window of 16, a target larger than the window, a context image, a second target of its size,
     and text behind all."""
     return [
         text(19, 1),
-        picture(5, 4, 2),
+        image_piece(5, 4, 2),
         text(3, 3),
-        picture(2, 3, 4, target=False),
+        image_piece(2, 3, 4, target=False),
         text(2, 5),
-        picture(2, 3, 6),
+        image_piece(2, 3, 6),
         text(18, 7),
     ]
 
 
 def drawing() -> list[Piece]:
     """A short request whose document ends with the noised block of its second target."""
-    return [text(5, 8), picture(2, 2, 9), text(4, 10), picture(4, 3, 11, clean=False)]
+    return [text(5, 8), image_piece(2, 2, 9), text(4, 10), image_piece(4, 3, 11, clean=False)]
 
 
 def ids(count: int = 48) -> Tensor:
@@ -143,14 +143,14 @@ def stirred(model: FusionModel) -> FusionModel:
 def packed_rows(rows: list[list[list[Piece]]], times: float = 0.6, length: int | None = None) -> Packed:
     """Documents in rows, clean patches in the clean stream, and noise mixed into the noised blocks at time `times`.
 
-    The noise of a picture is drawn by its own pixels, so that it does not depend on where the document lies.
+    The noise of an image is drawn by its own pixels, so that it does not depend on where the document lies.
     """
     packed = latents(pack([[layout(pieces, CONTROL) for pieces in row] for row in rows], length), Pixel(), PATCH)
     patches = packed.patches.clone()
-    for number in packed.noised_picture.nonzero()[:, 0].tolist():
-        own = packed.picture_of_patch == number
+    for number in packed.noised_image.nonzero()[:, 0].tolist():
+        own = packed.image_of_patch == number
         patches[own] = (1 - times) * patches[own] + times * noise_of(packed.patches[own])
-    return packed.with_patches(patches, packed.noised_picture.float() * times)
+    return packed.with_patches(patches, packed.noised_image.float() * times)
 
 
 def everything() -> Packed:
@@ -159,7 +159,7 @@ def everything() -> Packed:
 
 
 def noise_of(patches: Tensor) -> Tensor:
-    """Standard normal noise that belongs to a picture."""
+    """Standard normal noise that belongs to an image."""
     generator = torch.Generator().manual_seed(int(patches.double().abs().sum().item() * 1e4))
     return torch.randn(patches.shape, generator=generator)
 
@@ -197,7 +197,7 @@ def watched(model: FusionModel) -> Iterator[list[Tensor]]:
 
 def changed(packed: Packed, row: int, index: int) -> Packed:
     """The batch with another token, or another patch, at one place."""
-    if packed.picture[row, index] < 0:
+    if packed.image_index[row, index] < 0:
         ids = packed.ids.clone()
         ids[row, index] = (ids[row, index] + 7) % families.VOCAB
         return replace(packed, ids=ids)
@@ -208,7 +208,7 @@ def changed(packed: Packed, row: int, index: int) -> Packed:
 
 def patch_number(packed: Packed) -> Tensor:
     """Which of `patches` stands in a row, (b, t); meaningless on text."""
-    return (packed.picture >= 0).flatten().cumsum(0).view_as(packed.picture) - 1
+    return (packed.image_index >= 0).flatten().cumsum(0).view_as(packed.image_index) - 1
 
 
 def error(a: Tensor, b: Tensor) -> float:

@@ -132,7 +132,7 @@ def ask_reading_unet(theirs, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor
 
 @dataclass(frozen=True)
 class Reference:
-    """A class of diffusers in small. ask: it on (x, t, cond), as ours answers; square: whether it takes square pictures
+    """A class of diffusers in small. ask: it on (x, t, cond), as ours answers; square: whether it takes square images
     only."""
 
     name: str
@@ -311,7 +311,7 @@ SMALL = {
 }
 
 
-# What learns from captioned pictures of three channels in a test: what it sees -> network.
+# What learns from captioned images of three channels in a test: what it sees -> network.
 PAINTED = {"patch_size": 16, "width": 64, "layers": 2, "heads": 4}
 LEARNERS = {
     **{f"dit, {kind}": partial(build, "dit", PAINTED | {"conditioning": kind}) for kind in CONDITIONINGS},

@@ -76,11 +76,11 @@ class UnifiedLearner(Learner):
         self.fusion.codec.to(device)
 
     def counts(self, batch: Batch) -> Counts:
-        """Of text: the learned tokens; of pictures: the noised blocks."""
+        """Of text: the learned tokens; of images: the noised blocks."""
         packed = batch.packed
         return Counts(
             text=int((packed.labels != IGNORE).sum()),
-            pictures=int(packed.noised_picture.sum()),
+            images=int(packed.noised_image.sum()),
             documents=len(batch.keys),
             tokens=packed.ids.numel(),
             padding=int((packed.doc < 0).sum()),

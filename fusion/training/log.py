@@ -22,7 +22,7 @@ class Counts:
     tells."""
 
     text: int
-    pictures: int
+    images: int
     documents: int
     tokens: int
     padding: int
@@ -95,7 +95,7 @@ class Log:
         self.bar = tqdm(total=100, disable=not main, bar_format="{percentage:3.0f}% |{bar:24}| {desc}", mininterval=1.0)
         self.means = Means()
         self.tracked: Tracked | None = None
-        self.since, self.documents, self.tokens, self.pictures = time.monotonic(), 0, 0, 0
+        self.since, self.documents, self.tokens, self.images = time.monotonic(), 0, 0, 0
         self.work: float | None = None  # operations per token, padding not counted, once they are known
         self.peak: float | None = None  # operations per second that all devices promise
 
@@ -106,13 +106,13 @@ class Log:
                 "loss/total": (sums.total, 1),
                 "loss/text": (sums.text, counts.text),
                 "loss/control": (sums.control, sums.control_count),
-                "loss/flow": (sums.flow, counts.pictures),
+                "loss/flow": (sums.flow, counts.images),
                 "grad_norm": (norm, 1),
                 "padding": (counts.padding, counts.tokens),
             }
         )
         self.documents, self.tokens = self.documents + counts.documents, self.tokens + counts.tokens - counts.padding
-        self.pictures += counts.pictures
+        self.images += counts.images
 
     def skipped(self, skipped: Iterable[tuple[str, str]]) -> int:
         """List samples that were left out, as (key, reason) of all ranks, in skipped.txt; returns how many there are by
@@ -122,17 +122,17 @@ class Log:
     def write(self, moment: Moment) -> None:
         """The means since the last call as a row and in the bar."""
         elapsed = max(time.monotonic() - self.since, 1e-9)
-        documents, tokens, pictures, means = (
+        documents, tokens, images, means = (
             self.documents / elapsed,
             self.tokens / elapsed,
-            self.pictures / elapsed,
+            self.images / elapsed,
             self.means.take(),
         )
-        self.since, self.documents, self.tokens, self.pictures = time.monotonic(), 0, 0, 0
+        self.since, self.documents, self.tokens, self.images = time.monotonic(), 0, 0, 0
         rates = {
             "per_second/documents": documents,
             "per_second/tokens": tokens,
-            "per_second/pictures": pictures,
+            "per_second/images": images,
         } | self._work_done(tokens)
         self.row(moment, means | {"skipped": moment.skipped, "lr": moment.lr, "memory_gib": peak_gib()} | rates)
         left = moment.seconds * (1 - moment.progress) / max(moment.progress, 1e-9)
@@ -162,7 +162,7 @@ class Log:
     def drawn(self, step: int, folder: Path) -> None:
         """Sheets of samples that lie in a folder."""
         if self.tracked:
-            self.tracked.pictures(step, folder)
+            self.tracked.images(step, folder)
 
     def rested(self, seconds: float) -> None:
         """Take time that was not spent on steps out of the throughput."""

@@ -29,9 +29,9 @@ class Optim:
     both (Muon's step is scaled to the RMS of AdamW's, so that one rate serves both); matrix_lr: Muon's own, where it
     should differ. rates: factors on the rate by name of parameter, as in {"llm.*": 0.2}: * stands for anything, the
     last pattern that fits counts, and what has 0 is frozen. Names begin with llm. in a language model, twins. in the
-    copies of its modules that pictures pass through, texts. in a painter's text encoders. schedule: cosine, or wsd
-    (constant, then linear down over the last `decay` of the run). warmup: steps of linear warmup. floor: share of the
-    peak that is left at the end. clip: largest norm of the gradient.
+    copies of its modules that images pass through, texts. in a text-to-image model's text encoders. schedule: cosine,
+    or wsd (constant, then linear down over the last `decay` of the run). warmup: steps of linear warmup. floor: share
+    of the peak that is left at the end. clip: largest norm of the gradient.
     """
 
     optimizer: str = "adamw"

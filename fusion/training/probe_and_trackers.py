@@ -89,7 +89,7 @@ class Tracked:
         """The values of a step."""
         self.accelerator.log(dict(values), step=step)
 
-    def pictures(self, step: int, folder: Path) -> None:
+    def images(self, step: int, folder: Path) -> None:
         """The sheets of a step, by their file names."""
         for path in sorted(folder.glob("*.png")):
             with Image.open(path) as image:

@@ -25,7 +25,7 @@ from fusion.common.html import SHOWN, Section, code, document, figure, gallery
 
 AXES = ("step", "seen", "time")  # columns of a row of metrics that say when, not what
 EARLIER = 8  # sheets of earlier samples in a strip
-AS_IT_IS = 1  # a sheet has words in it, and its pictures were enlarged when it was made
+AS_IT_IS = 1  # a sheet has words in it, and its images were enlarged when it was made
 
 
 # What a run counts, by the rate that it logs; the first one found names the x axis.
@@ -52,7 +52,7 @@ LOOKS = {
     "val": Look("Validation loss", "held-out documents, fixed noise", log=True),
     "val/x_error": Look("Validation error by time", "mean squared error of x; t = 1 is noise", log=True, ramp=True),
     "val/psnr": Look("Reconstruction", "PSNR of held-out images, dB"),
-    "val/draws": Look("Drawing", "share; where a picture was asked for, and where it would have drawn"),
+    "val/draws": Look("Drawing", "share; where an image was asked for, and where it would have drawn"),
     "val/edits": Look("Copying", "how far edits stay at their source: 0 what was wanted, 1 the source", zero=True),
     "perplexity": Look("Perplexity of plain text", "beside that of the LLM as it came", log=True),
     "forgetting": Look("Forgetting", "by which share the perplexity rose", zero=True),
@@ -127,7 +127,7 @@ def _samples(folder: Path, missing: list[str]) -> dict[int, list[Path]]:
     found = {int(step.name.removeprefix("step_")): sorted(step.glob("*.png")) for step in folder.glob("step_*")}
     found = {step: found[step] for step in sorted(found) if found[step]}
     if not found:
-        missing.append("samples/step_N/*.png (pictures)")
+        missing.append("samples/step_N/*.png (images)")
     return found
 
 

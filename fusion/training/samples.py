@@ -1,4 +1,4 @@
-"""Sample sheets: what the model answers to fixed prompts with fixed seeds, as PNGs with captions under the pictures."""
+"""Sample sheets: what the model answers to fixed prompts with fixed seeds, as PNGs with captions under the images."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from fusion.common.files import save
 from fusion.common.html import png
 from fusion.data.formats import Sample
 from fusion.generation.api import Fusion
-from fusion.generation.presets import KNOBS
+from fusion.generation.presets import SAMPLING_PARAMETERS
 from fusion.generation.sampling import Sampling
 from fusion.sequence.document import blocks
 from fusion.sequence.images import open_image
@@ -29,9 +29,9 @@ class ImageSampling:
     guidance: float = Sampling.guidance
 
     @property
-    def knobs(self) -> dict[str, Any]:
+    def params(self) -> dict[str, Any]:
         """Arguments of whatever draws."""
-        return {name: getattr(self, name) for name in KNOBS if hasattr(self, name)}
+        return {name: getattr(self, name) for name in SAMPLING_PARAMETERS if hasattr(self, name)}
 
 
 @dataclass
@@ -46,9 +46,9 @@ class Samples(ImageSampling):
     max_new_tokens: int = 64
 
     @property
-    def knobs(self) -> dict[str, Any]:
+    def params(self) -> dict[str, Any]:
         """What goes to Fusion.generate."""
-        return super().knobs | {"max_new_tokens": self.max_new_tokens, "max_images": 2}
+        return super().params | {"max_new_tokens": self.max_new_tokens, "max_images": 2}
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Sampler:
         folder.mkdir(parents=True, exist_ok=True)
         for name, prompts in self.groups.items():
             answers = self.fusion.generate(
-                [prompt.messages for prompt in prompts], seed=self.settings.seed, **self.settings.knobs
+                [prompt.messages for prompt in prompts], seed=self.settings.seed, **self.settings.params
             )
             save(png(sheet(prompts, answers)), folder / f"{name}.png")
 

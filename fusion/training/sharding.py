@@ -39,7 +39,7 @@ def share_out(learner: Learner, device: torch.device, ranks: int, main: bool) ->
         # Losses are divided by global counts already, so that gradients are summed and not averaged.
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)
-        # A rank may have no picture, or no text.
+        # A rank may have no image, or no text.
         unit.set_reduce_scatter_unused_params(True, recurse=False)
 
 

@@ -276,7 +276,7 @@ class Trainer:
         with counting() as counter:
             with self.autocast:
                 result = self.learner.losses(batch, self.objective, torch.Generator(self.device).manual_seed(0))
-            result.total(counts.text, counts.pictures).backward()
+            result.total(counts.text, counts.images).backward()
         self.optimizers.zero_grad()
         self.log.work = counter.get_total_flops() / max(1, counts.tokens - counts.padding)
         device = this_device(self.device)
@@ -296,7 +296,7 @@ class Trainer:
         generator = torch.Generator(self.device).manual_seed(int.from_bytes(seed))
         with self.autocast:
             result = self.learner.losses(batch, self.objective, generator)
-        total = result.total(counts.text, counts.pictures)
+        total = result.total(counts.text, counts.images)
         total.backward()
         measured = (total, result.text, result.control, result.flow, result.control_count)
         return torch.stack(
@@ -319,7 +319,7 @@ class Trainer:
 
     def _sum_gradients(self) -> None:
         """Add up the ranks' gradients. Counts are global already, so the sum is the gradient of the mean; a rank
-        without pictures (or without text) has no gradient for some weights, which is why this is not left to DDP."""
+        without images (or without text) has no gradient for some weights, which is why this is not left to DDP."""
         if self.accelerator.num_processes == 1 or self.sharded:  # shards are added up on the way back
             return
         for p in self.parameters:

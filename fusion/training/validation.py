@@ -24,7 +24,7 @@ class _Sums:
     control: float = 0.0
     control_count: int = 0
     x_error: float = 0.0
-    pictures: int = 0
+    images: int = 0
     asked: int = 0
     begun: int = 0
     rightly: int = 0
@@ -37,7 +37,7 @@ class _Sums:
         self.control += float(result.control)
         self.control_count += int(result.control_count)
         self.x_error += float(result.x_error.sum())
-        self.pictures += len(result.x_error)
+        self.images += len(result.x_error)
         if result.draws is not None:
             asked, begun, rightly = result.draws.tolist()
             self.asked, self.begun, self.rightly = self.asked + asked, self.begun + begun, self.rightly + rightly
@@ -57,10 +57,10 @@ def validate(
     """Metrics of held-out batches by name of their source.
 
     `val/text` (cross-entropy per token), `val/control` (that of control tokens), `val/x_error` (mean squared error of
-    x_hat, unweighted, times uniform), `val/x_error/0.2-0.4` (that of pictures with such a time), `val/text_of/<name>`,
-    `val/x_error_of/<name>`, and, of the tokens at which the true text goes on with a picture, `val/draws/when_asked`,
+    x_hat, unweighted, times uniform), `val/x_error/0.2-0.4` (that of images with such a time), `val/text_of/<name>`,
+    `val/x_error_of/<name>`, and, of the tokens at which the true text goes on with an image, `val/draws/when_asked`,
     the share at which the model would draw, and of those at which it would, `val/draws/rightly`, the share at which it
-    should. `val/edits/copied`: how far what it makes of an edit stays at the picture that is edited, 1, rather than the
+    should. `val/edits/copied`: how far what it makes of an edit stays at the image that is edited, 1, rather than the
     wanted one, 0.
     """
     device = next(learner.model.parameters()).device
@@ -85,8 +85,8 @@ def _named(total: _Sums, by_name: Mapping[str, _Sums]) -> dict[str, float]:
         values["val/text"] = total.text / total.text_count
     if total.control_count:
         values["val/control"] = total.control / total.control_count
-    if total.pictures:
-        values["val/x_error"] = total.x_error / total.pictures
+    if total.images:
+        values["val/x_error"] = total.x_error / total.images
     if total.asked:
         values["val/draws/when_asked"] = total.rightly / total.asked
     if total.begun:
@@ -95,7 +95,7 @@ def _named(total: _Sums, by_name: Mapping[str, _Sums]) -> dict[str, float]:
         values["val/edits/copied"] = total.copied / total.edits
     values |= {f"val/text_of/{name}": sums.text / sums.text_count for name, sums in by_name.items() if sums.text_count}
     return values | {
-        f"val/x_error_of/{name}": sums.x_error / sums.pictures for name, sums in by_name.items() if sums.pictures
+        f"val/x_error_of/{name}": sums.x_error / sums.images for name, sums in by_name.items() if sums.images
     }
 
 

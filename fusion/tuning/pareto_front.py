@@ -21,7 +21,7 @@ RULE = (
 
 @dataclass(frozen=True)
 class Judged:
-    """A setting, its cost (forward passes a picture), and by suite each item's quality and whether it was right; the
+    """A setting, its cost (forward passes an image), and by suite each item's quality and whether it was right; the
     items are the same for all."""
 
     setting: Sampling

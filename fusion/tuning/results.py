@@ -20,7 +20,7 @@ from fusion.tuning.search import DEPTHS, PARTS, Part, answered, chunk
 RIGHT = {"drawing": "GenEval", "edits": "edits done"}
 SHORT = {"image_guidance": "by image", "guidance_interval": "interval", "edits done": "edits"}
 OTHERS = (
-    "GenEval: the share of pictures in which all is right, GenEval in miniature. Edits: the share of edits that are "
+    "GenEval: the share of images in which all is right, GenEval in miniature. Edits: the share of edits that are "
     "done, and nothing else."
 )
 SAMPLES, SHOWN = 6, 96  # of a part, and their pixels on screen
@@ -28,9 +28,9 @@ SAMPLES, SHOWN = 6, 96  # of a part, and their pixels on screen
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found. settings: what it depends on; facts: of the run. searched: the knobs; parts: of the suite.
-    tried: cost and quality of all settings on the items of the search, with their knobs in words. judged: those that
-    stayed, the default first. named: the presets."""
+    """What a search found. settings: what it depends on; facts: of the run. searched: the sampling parameters; parts:
+    of the suite. tried: cost and quality of all settings on the items of the search, with their sampling parameters in
+    words. judged: those that stayed, the default first. named: the presets."""
 
     settings: dict
     facts: dict
@@ -42,7 +42,7 @@ class Found:
 
     @property
     def shown(self) -> dict[str, Judged]:
-        """The library's own knobs, and the presets."""
+        """The library's own sampling parameters, and the presets."""
         return {"default": self.judged[0]} | self.named
 
     def names(self, one: Judged) -> list[str]:
@@ -52,7 +52,7 @@ class Found:
     @property
     def presets(self) -> dict[str, dict[str, Any]]:
         """For the model's folder."""
-        return {name: knobs_of(one.setting, self.searched) for name, one in self.named.items()}
+        return {name: params_of(one.setting, self.searched) for name, one in self.named.items()}
 
     @property
     def measures(self) -> dict[str, str]:
@@ -66,7 +66,7 @@ class Found:
             by_part = {f"quality of {name}": mean(values) for name, values in one.quality.items()}
             right = {RIGHT[name]: mean(values) for name, values in one.right.items()}
             rows.append(
-                {"knobs": knobs_of(one.setting, self.searched), "passes": one.cost, "quality": one.mean}
+                {"params": params_of(one.setting, self.searched), "passes": one.cost, "quality": one.mean}
                 | by_part
                 | right
             )
@@ -85,19 +85,19 @@ class Found:
         return "\n".join(f"{name:<9} {line}" for name, line in said.items())
 
 
-def knobs_of(setting: Sampling, names: Sequence[str]) -> dict[str, Any]:
-    """Some of its knobs."""
+def params_of(setting: Sampling, names: Sequence[str]) -> dict[str, Any]:
+    """Some of its sampling parameters."""
     return {name: getattr(setting, name) for name in names}
 
 
 def as_read(value: Any) -> Any:
-    """A knob's value for people, an interval on one line."""
+    """A sampling parameter's value for people, an interval on one line."""
     return f"{value[0]:g}\u00a0to\u00a0{value[1]:g}" if isinstance(value, tuple) else value
 
 
 def in_words(setting: Sampling, names: Sequence[str]) -> str:
-    """Some of its knobs, in one line."""
-    return ", ".join(f"{name.replace('_', ' ')} {as_read(value)}" for name, value in knobs_of(setting, names).items())
+    """Some of its sampling parameters, in one line."""
+    return ", ".join(f"{name.replace('_', ' ')} {as_read(value)}" for name, value in params_of(setting, names).items())
 
 
 # ---- the page ----
@@ -144,7 +144,7 @@ def settings_table(found: Found, named: Sequence[tuple[str, Judged]]) -> str:
                 f"{one.mean:.3f}",
                 below,
                 *right,
-                *map(as_read, knobs_of(one.setting, found.searched).values()),
+                *map(as_read, params_of(one.setting, found.searched).values()),
             ]
         )
     columns = [*(RIGHT[name] for name in found.judged[0].right), *found.searched]
@@ -159,7 +159,7 @@ def chart(found: Found) -> str:
     return scatter(
         "Quality",
         [judged, searched],
-        "forward passes a picture",
+        "forward passes an image",
         [(one.cost, one.mean) for one in front(found.judged)],
         marks,
     )
@@ -171,12 +171,12 @@ def samples(found: Found, part: Part, subject_of: Callable[[dict], Subject]) -> 
     drawn: dict[Sampling, list[tuple[Row, list[Image.Image]]]] = {}
     for one in found.shown.values():
         if one.setting not in drawn:
-            subject = subject_of(knobs_of(one.setting, found.searched))
+            subject = subject_of(params_of(one.setting, found.searched))
             drawn[one.setting] = answered(part, subject, items)
     shown = ""
     for item, (row, images) in enumerate(drawn[found.judged[0].setting]):
         answers = [(name, drawn[one.setting][item]) for name, one in found.shown.items()]
-        pictures = [(image, "before") for image in images[:-1]]
-        pictures += [(made[-1], f"{name} {'✓' if said.values['right'] else '✗'}") for name, (said, made) in answers]
-        shown += f"<h3>{escape(row.asked)}</h3>{gallery(pictures, SHOWN)}"
+        labelled = [(image, "before") for image in images[:-1]]
+        labelled += [(made[-1], f"{name} {'✓' if said.values['right'] else '✗'}") for name, (said, made) in answers]
+        shown += f"<h3>{escape(row.asked)}</h3>{gallery(labelled, SHOWN)}"
     return shown

@@ -5,9 +5,9 @@ small against chance: all are measured on the same items from the same noise, an
 on to twice as many items (successive halving, Jamieson and Talwalkar, arXiv 1502.07943). Rounds follow each other until
 the budget is spent, as Hyperband's brackets do (Li et al., arXiv 1603.06560); half of a round's settings are drawn at
 random, half are neighbours of the default and of the best ones known, as in DEHB (Awad et al., arXiv 2105.09821), for
-quality changes smoothly with most knobs. Changing one knob at a time would need fewer trials if knobs acted alone;
-guidance, its interval and the shift do not. The best of many is also the luckiest, so those that are left are judged
-anew, on items that chose none of them.
+quality changes smoothly with most sampling parameters. Changing one sampling parameter at a time would need fewer
+trials if sampling parameters acted alone; guidance, its interval and the shift do not. The best of many is also the
+luckiest, so those that are left are judged anew, on items that chose none of them.
 """
 
 import json
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from fusion.common.files import save
+from fusion.common.renamed import renamed
 from fusion.evaluation.subjects import Subject
 from fusion.evaluation.suite import Answer, Numbered, Suite
 from fusion.evaluation.suites import Drawing, Edits
@@ -74,7 +75,7 @@ def answered(part: Part, subject: Subject, items: Sequence[Numbered]) -> list[An
 
 @cache
 def cost(setting: Sampling, parts: tuple[Part, ...]) -> float:
-    """Forward passes a picture, the mean over the parts; where there is no picture to be guided by, there is no branch
+    """Forward passes an image, the mean over the parts; where there is no image to be guided by, there is no branch
     for it."""
     return mean(
         passes(setting if "edit" in part.suite.needs else replace(setting, image_guidance=1.0)) for part in parts
@@ -82,7 +83,8 @@ def cost(setting: Sampling, parts: tuple[Part, ...]) -> float:
 
 
 def plain(setting: Sampling) -> Sampling:
-    """The same with the default of each knob that makes no difference, so that nothing is tried under two names."""
+    """The same with the default of each sampling parameter that makes no difference, so that nothing is tried under two
+    names."""
     if setting.guidance == setting.image_guidance == 1:
         setting = replace(setting, guidance_interval=Sampling.guidance_interval)
     return replace(setting, solver=Sampling.solver, shift=Sampling.shift) if setting.steps == 1 else setting
@@ -93,9 +95,10 @@ def plain(setting: Sampling) -> Sampling:
 
 @dataclass(frozen=True)
 class Tried:
-    """What came of a chunk of a part with some knobs: quality and right by item, and the seconds it took."""
+    """What came of a chunk of a part with some sampling parameters: quality and right by item, and the seconds it
+    took."""
 
-    knobs: dict[str, Any]
+    params: dict[str, Any]
     part: str
     chunk: int
     seconds: float
@@ -105,7 +108,7 @@ class Tried:
     @property
     def key(self) -> str:
         """What it was."""
-        return json.dumps([self.knobs, self.part, self.chunk], sort_keys=True)
+        return json.dumps([self.params, self.part, self.chunk], sort_keys=True)
 
 
 class Ledger:
@@ -118,7 +121,7 @@ class Ledger:
         if whole != text:
             save(whole.encode(), file)
         try:
-            lines = [Tried(**json.loads(line)) for line in whole.splitlines()]
+            lines = [Tried(**renamed(json.loads(line))) for line in whole.splitlines()]
         except (ValueError, TypeError):
             raise ValueError(
                 f"{file} is not what this program writes there: move it away, and all is tried again"
@@ -134,16 +137,16 @@ class Ledger:
 
 @dataclass
 class Budget:
-    """How much may be spent, in pictures or in seconds. What is known already counts as when it was tried, so that
+    """How much may be spent, in images or in seconds. What is known already counts as when it was tried, so that
     going on ends as not stopping."""
 
     amount: float
-    unit: str = "pictures"
+    unit: str = "images"
     spent: float = 0.0
 
     def take(self, one: Tried) -> float:
         """Spend what it took."""
-        took = len(one.quality) if self.unit == "pictures" else one.seconds
+        took = len(one.quality) if self.unit == "images" else one.seconds
         self.spent += took
         return took
 
@@ -152,8 +155,8 @@ class Budget:
 
 
 class Search:
-    """See the head of this file. subject_of: knobs -> what draws with them. `results`: by setting, what came of chunk
-    0, 1, ... of all parts."""
+    """See the head of this file. subject_of: sampling parameters -> what draws with them. `results`: by setting, what
+    came of chunk 0, 1, ... of all parts."""
 
     def __init__(
         self,
@@ -167,7 +170,7 @@ class Search:
         self.subject_of, self.parts, self.ledger = subject_of, tuple(parts), ledger
         self.budget, self.seed, self.progress = budget, seed, progress
         edits = any("edit" in part.suite.needs for part in parts)
-        self.options = {knob: values for knob, values in OPTIONS.items() if edits or knob != "image_guidance"}
+        self.options = {param: values for param, values in OPTIONS.items() if edits or param != "image_guidance"}
         self.default = Sampling()
         self.results: dict[Sampling, list[list[Tried]]] = {}
 
@@ -179,12 +182,12 @@ class Search:
         finalists = dict.fromkeys([self.default, *(one for place in range(len(CLASSES)) for one in self.best(place))])
         return self._judge(list(finalists))
 
-    def knobs(self, setting: Sampling) -> dict[str, Any]:
+    def params(self, setting: Sampling) -> dict[str, Any]:
         """Those that are searched."""
-        return {knob: getattr(setting, knob) for knob in self.options}
+        return {param: getattr(setting, param) for param in self.options}
 
     def cost(self, setting: Sampling) -> float:
-        """Forward passes a picture."""
+        """Forward passes an image."""
         return cost(setting, self.parts)
 
     def quality(self, setting: Sampling) -> float:
@@ -222,19 +225,19 @@ class Search:
         return found
 
     def _any(self, rng: np.random.Generator) -> Sampling:
-        return plain(Sampling(**{knob: values[rng.integers(len(values))] for knob, values in self.options.items()}))
+        return plain(Sampling(**{param: values[rng.integers(len(values))] for param, values in self.options.items()}))
 
     def _near(self, rng: np.random.Generator, setting: Sampling) -> Sampling:
-        """One or two knobs moved to an option beside theirs; any number of steps, so that what is good at one cost is
-        tried at another."""
+        """One or two sampling parameters moved to an option beside theirs; any number of steps, so that what is good at
+        one cost is tried at another."""
         changed = {"steps": int(rng.choice(self.options["steps"]))}
-        for knob in rng.choice(
-            [knob for knob in self.options if knob != "steps"], size=rng.integers(1, 3), replace=False
+        for param in rng.choice(
+            [param for param in self.options if param != "steps"], size=rng.integers(1, 3), replace=False
         ).tolist():
-            values = self.options[knob]
-            place = values.index(getattr(setting, knob)) + (1 if rng.random() < 0.5 else -1)
-            changed[knob] = (
-                values[place % len(values)] if knob in AROUND else values[min(max(place, 0), len(values) - 1)]
+            values = self.options[param]
+            place = values.index(getattr(setting, param)) + (1 if rng.random() < 0.5 else -1)
+            changed[param] = (
+                values[place % len(values)] if param in AROUND else values[min(max(place, 0), len(values) - 1)]
             )
         return plain(replace(setting, **changed))
 
@@ -274,19 +277,19 @@ class Search:
         """One chunk of each part, from the ledger where it is known."""
         found = []
         for part in self.parts:
-            knobs = json.loads(json.dumps(self.knobs(setting)))  # as they are read again
-            key = Tried(knobs, part.name, number, 0, [], []).key
+            params = json.loads(json.dumps(self.params(setting)))  # as they are read again
+            key = Tried(params, part.name, number, 0, [], []).key
             if key not in self.ledger.known:
-                self.ledger.add(self._ask(part, setting, knobs, number))
+                self.ledger.add(self._ask(part, setting, params, number))
             found.append(self.ledger.known[key])
             self.progress(self.budget.take(found[-1]))
         return found
 
-    def _ask(self, part: Part, setting: Sampling, knobs: dict, number: int) -> Tried:
+    def _ask(self, part: Part, setting: Sampling, params: dict, number: int) -> Tried:
         began = time.monotonic()
-        answers = answered(part, self.subject_of(self.knobs(setting)), chunk(part, number, self.seed))
+        answers = answered(part, self.subject_of(self.params(setting)), chunk(part, number, self.seed))
         values = [row.values for row, _ in answers]
         seconds = round(time.monotonic() - began, 3)
         return Tried(
-            knobs, part.name, number, seconds, [one["quality"] for one in values], [one["right"] for one in values]
+            params, part.name, number, seconds, [one["quality"] for one in values], [one["right"] for one in values]
         )

@@ -1,7 +1,7 @@
-"""Finds the knobs that a model draws best with, at every cost: `fusion tune MODEL --budget 20m -o out/tune --save`
+"""Finds the best sampling parameters at every cost: `fusion tune MODEL --budget 20m -o out/tune --save`
 
 It searches steps, solver, shift, guidance, its interval and image guidance on the built-in world's development prompts,
-never on the scored ones, and writes one page with the front of quality against cost (forward passes a picture, counted)
+never on the scored ones, and writes one page with the front of quality against cost (forward passes an image, counted)
 and three presets. --save puts these into the model's folder, where `model.draw(..., preset="fast")` finds them. It goes
 on where it was stopped, and with a larger budget from where it ended.
 """
@@ -95,8 +95,8 @@ def tune(model: str, out: Path, suite: str, budget: Budget, keep: bool = False, 
         raise ValueError(f"{model} is a {subject.kind}: only unified models have presets")
     others = presets.read(place(model))  # what is wrong with them is said before anything is searched
 
-    def subject_of(knobs: dict) -> Subject:
-        return Unified(subject.model, knobs)
+    def subject_of(params: dict) -> Subject:
+        return Unified(subject.model, params)
 
     found = find(settings_of(model, subject.model, suite), subject_of, out, budget)
     save((json.dumps(found.figures(), indent=1) + "\n").encode(), out / RESULTS)
@@ -110,15 +110,15 @@ def tune(model: str, out: Path, suite: str, budget: Budget, keep: bool = False, 
 
 
 def budget_of(words: str) -> Budget:
-    """`20m` is minutes, `3000` is pictures. ValueError for anything else."""
+    """`20m` is minutes, `3000` is images. ValueError for anything else."""
     minutes = words.endswith("m")
     try:
         amount = 60 * float(words.removesuffix("m")) if minutes else int(words)
     except ValueError:
         amount = 0
     if not 0 < amount < float("inf"):
-        raise ValueError(f"--budget {words}: give minutes (20m) or a number of pictures (3000)")
-    return Budget(amount, "seconds" if minutes else "pictures")
+        raise ValueError(f"--budget {words}: give minutes (20m) or a number of images (3000)")
+    return Budget(amount, "seconds" if minutes else "images")
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
@@ -128,7 +128,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--budget",
         default="10m",
-        help="minutes of drawing (10m) or a number of pictures (3000); more goes on from where less ended",
+        help="minutes of drawing (10m) or a number of images (3000); more goes on from where less ended",
     )
     parser.add_argument("--suite", choices=SUITES, default="both", help="what is to be drawn well (default both)")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the folder that is written, or gone on with")

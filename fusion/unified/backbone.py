@@ -2,7 +2,7 @@
 
 Nothing is forked. The decoder gets `inputs_embeds`, a ready 4-D mask (one per layer type where it wants that) and
 position ids; hooks on its rotary module turn three position axes into one rotation, and hooks on its attention and
-feed-forward modules scale, shift and gate the rows of pictures (adaLN as in PixArt: one MLP for all layers plus a
+feed-forward modules scale, shift and gate the rows of images (adaLN as in PixArt: one MLP for all layers plus a
 table). On rows of text every hook adds an exact zero.
 """
 
@@ -133,7 +133,7 @@ AttentionMaskInterface.register("matmul", eager_mask)
 
 @dataclass(frozen=True)
 class RowModulation:
-    """Scale, shift and gate of attention and feed-forward, for every picture of a batch and every layer.
+    """Scale, shift and gate of attention and feed-forward, for every image of a batch and every layer.
 
     vectors: (layers, 6, m + 1, d) fp32; the first of the m + 1 is for text and exactly zero. row: which of them each
     row takes.
@@ -262,8 +262,8 @@ def frequency_axes(kind: type[nn.Module], config) -> Int[Tensor, " c"]:
 class Backbone:
     """A Hugging Face causal LM, driven row by row.
 
-    axial: give pictures axial rotary positions (families with rotary positions only). twins: for each layer, the
-    modules that rows of pictures pass through instead (fusion.unified.modality); listens: they project what the LLM
+    axial: give images axial rotary positions (families with rotary positions only). twins: for each layer, the
+    modules that rows of images pass through instead (fusion.unified.modality); listens: they project what the LLM
     holds themselves (fusion.unified.kv_projection). Installs its hooks on the given model once.
     """
 
@@ -345,12 +345,12 @@ class Backbone:
         mask,
         modulation: RowModulation | None = None,
         cache: DynamicCache | None = None,
-        picture: Int[Tensor, "b t"] | None = None,
+        image_index: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t d"]:
         """Hidden states after the decoder's final norm. mask: from `mask`; cache: keys before these rows, extended by
-        them; picture: -1 on text, None where all is text."""
+        them; image_index: -1 on text, None where all is text."""
         self._set_context(position, modulation)
-        self.context.groups = Groups.of(picture) if self.by_modality and picture is not None else None
+        self.context.groups = Groups.of(image_index) if self.by_modality and image_index is not None else None
         output = self.llm.base_model(
             inputs_embeds=embeds,
             attention_mask=mask,

@@ -1,12 +1,12 @@
 """Deep fusion by the image stream's own projections of LLM states (Playground v3, Liu et al., arXiv 2409.10695).
 
-In mode frozen, the queries of pictures meet the keys and values that the language model made for itself (FuseDiT). Here
+In mode frozen, the queries of images meet the keys and values that the language model made for itself (FuseDiT). Here
 they meet others: projections of the stream's own turn the hidden states that enter a layer's attention into keys and
-values for pictures, while text goes on reading its own. At first they are copies of the language model's, so that a
+values for images, while text goes on reading its own. At first they are copies of the language model's, so that a
 fresh stream reads just what FuseDiT's does; then they learn.
 
-So a layer's attention is asked twice, by text and by pictures, with the same mask, at the same positions. Keys and
-values of pictures are the same both times and computed once; with a cache, what pictures read lies in a second one,
+So a layer's attention is asked twice, by text and by images, with the same mask, at the same positions. Keys and
+values of images are the same both times and computed once; with a cache, what images read lies in a second one,
 behind the first.
 """
 
@@ -21,20 +21,20 @@ from fusion.nn.kv_cache import PrefixCache
 from fusion.unified.modality import LEAVING, Routed, is_norm, route, split_names
 
 ASKING = "q_proj"
-"""What the projection to queries is called where it is a module of its own: pictures need none of text's. Families that
+"""What the projection to queries is called where it is a module of its own: images need none of text's. Families that
 project to queries, keys and values at once (phi3, gpt2, gpt_neox, persimmon) have those of text computed with the rest;
 nobody reads them."""
 
 
 class Heard(nn.Module):
-    """The image stream's module for rows of pictures, and its projection of the language model's hidden states."""
+    """The image stream's module for rows of images, and its projection of the language model's hidden states."""
 
     def __init__(self, picture: nn.Module, text: nn.Module):
         super().__init__()
         self.picture, self.text = picture, text
 
     def forward(self, x: Float[Tensor, "*n wide"]) -> Float[Tensor, "*n out"]:
-        """Of rows of pictures."""
+        """Of rows of images."""
         return self.picture(x)
 
 
@@ -55,18 +55,18 @@ def _projections(layer: nn.Module, family) -> list[str]:
 
 
 class Turn:
-    """Who asks a layer's attention: text, or pictures. kept: what modules answered to text that pictures will ask them
+    """Who asks a layer's attention: text, or images. kept: what modules answered to text that images will ask them
     again."""
 
     def __init__(self):
-        self.of_pictures = False
+        self.of_images = False
         self.kept: dict[str, Tensor] = {}
 
 
 class Asked:
-    """The `forward` of a layer's attention, which text and pictures ask one after the other.
+    """The `forward` of a layer's attention, which text and images ask one after the other.
 
-    layers: how many the decoder has; the second cache begins there. Only pictures are drawn behind a frozen cache, and
+    layers: how many the decoder has; the second cache begins there. Only images are drawn behind a frozen cache, and
     only they ask then.
     """
 
@@ -80,14 +80,14 @@ class Asked:
         drawing = isinstance(cache, PrefixCache) and cache.frozen
         try:
             own = None if drawing else self.attend(*args, **kwargs)
-            self.turn.of_pictures = True
+            self.turn.of_images = True
             heard = self.attend(
                 *map(self._second, args), **{name: self._second(value) for name, value in kwargs.items()}
             )
         finally:
-            self.turn.of_pictures = False
+            self.turn.of_images = False
             self.turn.kept.clear()
-        if drawing or not len(groups.image):  # without pictures, what they will read is in the cache now
+        if drawing or not len(groups.image):  # without images, what they will read is in the cache now
             return heard if drawing else own
         groups = groups.to(own[0].device)
         merged = groups.merged(own[0].flatten(0, 1)[groups.text], heard[0].flatten(0, 1)[groups.image])
@@ -126,18 +126,18 @@ class Inside(Routed):
         self.turn, self.name = turn, name
 
     def once(self, answer: Callable[[], Tensor]) -> Tensor:
-        """What pictures get in text's turn, again in theirs."""
-        if self.turn.of_pictures:
+        """What images get in text's turn, again in theirs."""
+        if self.turn.of_images:
             return self.turn.kept[self.name] if self.name in self.turn.kept else answer()
         self.turn.kept[self.name] = answer()
         return self.turn.kept[self.name]
 
 
 class Norm(Inside):
-    """In the pictures' turn all rows pass through theirs, so that what it compares is comparable."""
+    """In the images' turn all rows pass through theirs, so that what it compares is comparable."""
 
     def __call__(self, x: Tensor, *args, **kwargs):
-        return self.twin(x, *args, **kwargs) if self.turn.of_pictures else super().__call__(x, *args, **kwargs)
+        return self.twin(x, *args, **kwargs) if self.turn.of_images else super().__call__(x, *args, **kwargs)
 
 
 class Asking(Inside):
@@ -148,10 +148,10 @@ class Asking(Inside):
 
 
 class Projection(Inside):
-    """A projection to keys or values: those of pictures are the same in both turns, those of text are not."""
+    """A projection to keys or values: those of images are the same in both turns, those of text are not."""
 
     def of_text(self, rows: Tensor, *args, **kwargs):
-        return self.twin.text(rows) if self.turn.of_pictures else super().of_text(rows, *args, **kwargs)
+        return self.twin.text(rows) if self.turn.of_images else super().of_text(rows, *args, **kwargs)
 
     def of_image(self, rows: Tensor, *args, **kwargs):
         return self.once(lambda: self.twin(rows))
@@ -161,10 +161,10 @@ class Leaving(Inside):
     """The projection back to the residual stream, only of the rows whose turn it is."""
 
     def of_text(self, rows: Tensor, *args, **kwargs):
-        return self._nothing(rows) if self.turn.of_pictures else super().of_text(rows, *args, **kwargs)
+        return self._nothing(rows) if self.turn.of_images else super().of_text(rows, *args, **kwargs)
 
     def of_image(self, rows: Tensor, *args, **kwargs):
-        return super().of_image(rows, *args, **kwargs) if self.turn.of_pictures else self._nothing(rows)
+        return super().of_image(rows, *args, **kwargs) if self.turn.of_images else self._nothing(rows)
 
     def _nothing(self, rows: Tensor) -> Tensor:
         return rows.new_zeros(*rows.shape[:-1], self.twin.module.out_features + self.twin.fill)

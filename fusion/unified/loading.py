@@ -62,7 +62,7 @@ def whole_map(
 
     wanted: as they take it, with the names of the FusionModel ("llm.model.layers.0"); what a map leaves out goes to the
     main device, the first in it that computes. There lies all that is the FusionModel's own, where rows enter and
-    leave, whatever a map says of it; copies of modules for pictures lie beside their layer unless they are named, and a
+    leave, whatever a map says of it; copies of modules for images lie beside their layer unless they are named, and a
     head that has the embeddings' weights where those are. max_memory, dtype, quantised: what auto counts with.
     PlacingError for a map that names nothing, or no device.
     """
@@ -134,7 +134,7 @@ def _examples(model: nn.Module) -> list[str]:
 
 def blocks(model: nn.Module) -> list[list[str]]:
     """Names of a FusionModel's parts in the order in which they compute: its own; what stands before the LLM's layers,
-    with a head that shares the embeddings' weights; each layer with its copies for pictures, which are not parted; and
+    with a head that shares the embeddings' weights; each layer with its copies for images, which are not parted; and
     what stands behind them."""
     names = {module: name for name, module in model.named_modules()}
     layers = [names[layer] for layer in layers_of(model.llm)]

@@ -5,7 +5,7 @@ LMFusion (arXiv 2412.15188) and BAGEL (arXiv 2505.14683): `twins`. Or they are a
 language model that never changes, which attends over the language model's keys and values at each layer, as in FuseDiT
 (arXiv 2505.10046): `stream`; or over its own projections (fusion.unified.kv_projection).
 
-The language model stays where and as it is: a module's `forward` is exchanged for one that sends the rows of pictures
+The language model stays where and as it is: a module's `forward` is exchanged for one that sends the rows of images
 elsewhere. Which rows are whose is found out once per batch.
 """
 
@@ -24,17 +24,17 @@ from fusion.unified.settings import PARTS
 
 @dataclass(frozen=True)
 class Groups:
-    """Which rows of a batch of b x t are text and which belong to pictures, as indices of the flattened batch."""
+    """Which rows of a batch of b x t are text and which belong to images, as indices of the flattened batch."""
 
     text: Int[Tensor, " n"]
     image: Int[Tensor, " m"]
     shape: tuple[int, int]
 
     @classmethod
-    def of(cls, picture: Int[Tensor, "b t"]) -> "Groups":
-        """picture: -1 on text."""
-        image = picture.flatten() >= 0
-        return cls((~image).nonzero()[:, 0], image.nonzero()[:, 0], tuple(picture.shape))
+    def of(cls, image_index: Int[Tensor, "b t"]) -> "Groups":
+        """image: -1 on text."""
+        image = image_index.flatten() >= 0
+        return cls((~image).nonzero()[:, 0], image.nonzero()[:, 0], tuple(image_index.shape))
 
     def to(self, device: torch.device) -> "Groups":
         """The same on a device."""
@@ -47,9 +47,9 @@ class Groups:
 
 
 class Routed:
-    """The `forward` of a module of the language model whose rows of pictures go through a copy.
+    """The `forward` of a module of the language model whose rows of images go through a copy.
 
-    context: has `groups`, None where there are no pictures at all. heads_first: whether rows are the third axis of
+    context: has `groups`, None where there are no images at all. heads_first: whether rows are the third axis of
     four, behind the heads. Of what a module answers beside hidden states (scores of a router), the text's is given.
     """
 
@@ -80,7 +80,7 @@ class Routed:
         return merged if torch.is_tensor(answers[0]) else (merged, *answers[0][1:])
 
     def of_text(self, rows: Tensor, *args, **kwargs):
-        """The module's own answer. Every picture stands behind text, which has passed here before it is drawn."""
+        """The module's own answer. Every image stands behind text, which has passed here before it is drawn."""
         answer = self.own(rows, *args, **kwargs)
         self.beside = 0 if torch.is_tensor(answer) else len(answer) - 1
         return answer
@@ -90,7 +90,7 @@ class Routed:
         return self.twin(rows, *args, **kwargs)
 
 
-# ---- modules for the rows of pictures ----
+# ---- modules for the rows of images ----
 
 
 def twins(llm: nn.Module, layers: nn.ModuleList, family, parts: Sequence[str]) -> nn.ModuleList:
@@ -226,7 +226,7 @@ def _outermost(module: nn.Module, wanted: Callable[[nn.Module], bool], prefix: s
 
 
 def route(layer: nn.Module, copies: nn.ModuleDict | dict[str, nn.Module], context, heads_first: bool) -> None:
-    """Send the rows of pictures through the copies from now on."""
+    """Send the rows of images through the copies from now on."""
     for name, twin in copies.items():
         module = layer.get_submodule(name.replace("__", "."))
         module.forward = Routed(context, module, twin, heads_first)

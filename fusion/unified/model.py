@@ -1,4 +1,4 @@
-"""FusionModel: embed -> backbone -> heads. A Hugging Face model on text, a flow model on pictures; tensors only.
+"""FusionModel: embed -> backbone -> heads. A Hugging Face model on text, a flow model on images; tensors only.
 
 On `input_ids` alone it is the LLM, V logits and all, so that whatever takes a causal LM takes it. On a packed batch it
 also answers for the noised blocks. New tokens have rows of their own (`control_embed`, `control_head`) beside an LLM
@@ -75,7 +75,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
 
 
 class FusionModel(Placeable, Steps, PreTrainedModel, GenerationMixin):
-    """One decoder for text and pictures; see the module's docstring. Built by `FusionModel.from_llm` or
+    """One decoder for text and images; see the module's docstring. Built by `FusionModel.from_llm` or
     `from_pretrained`."""
 
     config_class = FusionConfig
@@ -279,7 +279,7 @@ class FusionModel(Placeable, Steps, PreTrainedModel, GenerationMixin):
         images = Images(
             packed.patches,
             packed.time,
-            packed.grid[packed.noised_picture],
+            packed.grid[packed.noised_image],
             packed.references if self.looks_back else None,
         )
         done = self.step(packed, self.backbone.mask(packed, packed), images)
@@ -317,7 +317,7 @@ class FusionModel(Placeable, Steps, PreTrainedModel, GenerationMixin):
             block=block,
             noised=torch.zeros_like(valid, dtype=torch.bool),
             position=order.expand(3, -1, -1),
-            picture=torch.full_like(valid, -1),
+            image_index=torch.full_like(valid, -1),
         )
         query = key.map(lambda column: column[..., seen:])
         hidden = self.step(query, self.backbone.mask(query, key), cache=cache).hidden

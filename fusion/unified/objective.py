@@ -20,9 +20,9 @@ from fusion.sequence.patches import patchify
 from fusion.unified.model import FusionModel, Output
 
 PIXELS_AT_ONCE = 2**20
-"""That a codec encodes in one go: a picture of 1024 x 1024, or a thousand of 32 x 32."""
+"""That a codec encodes in one go: an image of 1024 x 1024, or a thousand of 32 x 32."""
 LATE = 0.5
-"""Time beyond which a noised picture does not tell by itself what an edit makes of it."""
+"""Time beyond which a noised image does not tell by itself what an edit makes of it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class FlowObjective:
     clamp: float = CLAMP
 
     def sample_times(self, count: int, generator: torch.Generator) -> Float[Tensor, " m"]:
-        """Times of `count` pictures, on the generator's device."""
+        """Times of `count` images, on the generator's device."""
         drawn = (
             uniform(count, generator)
             if self.times == "uniform"
@@ -56,7 +56,7 @@ class FlowObjective:
 
 @dataclass(frozen=True)
 class Objective(FlowObjective):
-    """The same for text and pictures, with the weights of the two losses."""
+    """The same for text and images, with the weights of the two losses."""
 
     w_text: float = 0.25
     w_flow: float = 1.0
@@ -64,11 +64,11 @@ class Objective(FlowObjective):
 
 @dataclass(frozen=True)
 class Losses:
-    """Sums and counts of one batch; `x_error` and `time` of each target picture are for the log.
+    """Sums and counts of one batch; `x_error` and `time` of each target image are for the log.
 
-    text: cross-entropy over learned tokens; control: the part of it on control tokens. flow: sum over pictures of the
-    mean loss of each. draws: where nothing is learned, at how many tokens a picture was asked for, at how many the
-    model would begin one, and at how many both. copied: there too, how far x_hat stays at the picture that is edited,
+    text: cross-entropy over learned tokens; control: the part of it on control tokens. flow: sum over images of the
+    mean loss of each. draws: where nothing is learned, at how many tokens an image was asked for, at how many the
+    model would begin one, and at how many both. copied: there too, how far x_hat stays at the image that is edited,
     on the way from the wanted one (0) to it (1): the sum over edits at times beyond LATE, and their number.
     """
 
@@ -91,14 +91,14 @@ class Losses:
 
 
 def latents(packed: Packed, codec, patch_size: int) -> Packed:
-    """Fill a batch with clean patches of its pictures, all at time 0. codec: pixels -> latents
+    """Fill a batch with clean patches of its images, all at time 0. codec: pixels -> latents
     (fusion.codecs.codec)."""
     device = packed.ids.device
     rows, start = _encoded(packed.pixels, codec, patch_size, device)
-    counts, picture = packed.grid.prod(-1), packed.picture_of_patch
-    inside = torch.arange(len(picture), device=device) - (counts.cumsum(0) - counts)[picture]
+    counts, image_index = packed.grid.prod(-1), packed.image_of_patch
+    inside = torch.arange(len(image_index), device=device) - (counts.cumsum(0) - counts)[image_index]
     return packed.with_patches(
-        rows[start[packed.source][picture] + inside], torch.zeros(len(packed.source), device=device)
+        rows[start[packed.source][image_index] + inside], torch.zeros(len(packed.source), device=device)
     )
 
 
@@ -134,11 +134,11 @@ class Noised:
 
 
 def add_noise(packed: Packed, times: Float[Tensor, " m"], generator: torch.Generator, path: str = "linear") -> Noised:
-    """Put x_t into the noised blocks. packed: with clean patches (`latents`); times: of each picture, used where it is
+    """Put x_t into the noised blocks. packed: with clean patches (`latents`); times: of each image, used where it is
     noised."""
     where: Bool[Tensor, " n"] = packed.noised_patch
-    times = torch.where(packed.noised_picture, times.to(packed.patches.device), 0.0)
-    time = times[packed.picture_of_patch][where]
+    times = torch.where(packed.noised_image, times.to(packed.patches.device), 0.0)
+    time = times[packed.image_of_patch][where]
     clean = packed.patches[where]
     noise = torch.randn(clean.shape, generator=generator, device=generator.device).to(clean.device)
     mixed = packed.patches.clone()
@@ -164,10 +164,10 @@ def losses_at(model, noised: Noised, objective: Objective, config) -> Losses:
     image_start = output.logits.shape[-1] - config.control_tokens  # the first control token
     control = output.labels >= image_start
     where = packed.noised_patch
-    targets = packed.noised_picture.nonzero()[:, 0]
+    targets = packed.noised_image.nonzero()[:, 0]
     index = torch.zeros_like(packed.source).index_copy(0, targets, torch.arange(len(targets), device=targets.device))
-    picture = index[packed.picture_of_patch[where]]
-    common = (noised.clean, noised.noise, noised.time, picture, len(targets), config.target, PATHS[config.path])
+    image_index = index[packed.image_of_patch[where]]
+    common = (noised.clean, noised.noise, noised.time, image_index, len(targets), config.target, PATHS[config.path])
     with torch.no_grad():
         error = x_error(output.prediction.detach(), *common)
     return Losses(
@@ -182,19 +182,19 @@ def losses_at(model, noised: Noised, objective: Objective, config) -> Losses:
         w_text=objective.w_text,
         w_flow=objective.w_flow,
         draws=None if torch.is_grad_enabled() else _draws(output, image_start),
-        copied=None if torch.is_grad_enabled() else _copied(output.prediction, noised, picture, targets, config),
+        copied=None if torch.is_grad_enabled() else _copied(output.prediction, noised, image_index, targets, config),
     )
 
 
 def _copied(
-    prediction: Float[Tensor, "k p"], noised: Noised, picture: Int[Tensor, " k"], targets: Int[Tensor, " m"], config
+    prediction: Float[Tensor, "k p"], noised: Noised, image_index: Int[Tensor, " k"], targets: Int[Tensor, " m"], config
 ) -> Float[Tensor, "2"]:
     """See Losses: x_hat - x projected on reference - x, of each edit."""
     packed, clean, path = noised.packed, noised.clean.float(), PATHS[config.path]
     x_hat = estimate(prediction, path.mix(noised.clean, noised.noise, noised.time), noised.time, config.target, path).x
     way = packed.references.float() - clean
     along, length = (
-        clean.new_zeros(len(targets)).index_add(0, picture, (part * way).sum(-1)) for part in (x_hat - clean, way)
+        clean.new_zeros(len(targets)).index_add(0, image_index, (part * way).sum(-1)) for part in (x_hat - clean, way)
     )
     edits = (packed.reference[targets] >= 0) & (packed.time[targets] > LATE) & (length > 0)
     return torch.stack([(along[edits] / length[edits]).sum(), edits.sum().float()])

@@ -34,9 +34,9 @@ class Decoder(Protocol):
         mask: Any,
         modulation: RowModulation | None = None,
         cache: DynamicCache | None = None,
-        picture: Int[Tensor, "b t"] | None = None,
+        image_index: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t d"]:
-        """Give hidden states behind the final norm. cache: keys before these rows, extended by them. picture: which
+        """Give hidden states behind the final norm. cache: keys before these rows, extended by them. image_index: which
         image each row belongs to, -1 on text; None where all rows are text."""
 
 
@@ -44,7 +44,7 @@ class Decoder(Protocol):
 class Images:
     """What the network is told of the images among its rows.
 
-    patches: what stands in the patch rows (`Rows.patch_rows`). time: of each image, as `Rows.picture` numbers them.
+    patches: what stands in the patch rows (`Rows.patch_rows`). time: of each image, as `Rows.image_index` numbers them.
     grid: rows and columns of patches of each noised image; None where nothing is to be predicted. reference: for each
     patch of a noised block, that in the same place of the image that is edited, zeros where there is none; asked for
     by models that `looks_back`.
@@ -87,13 +87,13 @@ class Steps:
         these rows, extended by them."""
         if images is None:
             time = self.embed_time(torch.zeros(0, device=rows.ids.device))
-            embeds, picture = self.embed_tokens(rows.ids), None
+            embeds, image_index = self.embed_tokens(rows.ids), None
         else:
             time = self.embed_time(images.time)
-            reference, picture = self._reference_everywhere(rows, images), rows.picture
+            reference, image_index = self._reference_everywhere(rows, images), rows.image_index
             embeds = self.embed(rows, images.patches, time, reference)
-        modulation = self.modulate_rows(time, rows.picture)
-        hidden = self.backbone(embeds, rows.position, mask, modulation, cache, picture)
+        modulation = self.modulate_rows(time, rows.image_index)
+        hidden = self.backbone(embeds, rows.position, mask, modulation, cache, image_index)
         return StepOutput(hidden, self._predict(hidden, rows, images, time))
 
     # ---- rows in ----
@@ -109,18 +109,18 @@ class Steps:
         self,
         patches: Float[Tensor, "n p"],
         time: Float[Tensor, "m w"] | None,
-        picture: Int[Tensor, " n"],
+        image_index: Int[Tensor, " n"],
         cell: Int[Tensor, "n 2"],
         reference: Float[Tensor, "n p"] | None = None,
     ) -> Float[Tensor, "n d"]:
         """Patch rows, with the position of their cell (where sincos tells it) and their time (`added`); zeros beyond
         the image stream's width."""
-        rows = self.patch_embed(patches, cell, time, picture, reference)
+        rows = self.patch_embed(patches, cell, time, image_index, reference)
         if self.sincos:
             features = sincos(cell, rows.shape[-1], self.config.position_base, self.config.position_wave)
             rows = rows + self.config.position_scale * features
         if self.config.time == "added":
-            rows = rows + time[picture]  # type: ignore[index]  # such a model is told the time
+            rows = rows + time[image_index]  # type: ignore[index]  # such a model is told the time
         return F.pad(rows, (0, self.control_embed.embedding_dim - self.image_width))
 
     def embed(
@@ -130,31 +130,31 @@ class Steps:
         time: Float[Tensor, "m w"] | None,
         reference: Float[Tensor, "n p"] | None = None,
     ) -> Float[Tensor, "b t d"]:
-        """Rows as they enter the decoder: token embeddings, and patches where a row belongs to a picture."""
-        values = self.embed_patches(patches, time, rows.picture_of_patch, rows.cell_of_patch, reference)
+        """Rows as they enter the decoder: token embeddings, and patches where a row belongs to an image."""
+        values = self.embed_patches(patches, time, rows.image_of_patch, rows.cell_of_patch, reference)
         if len(patches) == rows.ids.numel():  # patches everywhere, as at every step of a solver
             return values.to(self.llm.dtype).view(*rows.ids.shape, -1)
         embeds = self.embed_tokens(rows.ids)
         return embeds.flatten(0, 1).index_copy(0, rows.patch_rows, values.to(embeds.dtype)).view_as(embeds)
 
     def embed_time(self, t: Float[Tensor, " m"]) -> Float[Tensor, "m d"] | None:
-        """Time embedding of each picture, fp32; None for a model that is not told the time."""
+        """Time embedding of each image, fp32; None for a model that is not told the time."""
         return None if self.time_embed is None else self.time_embed(t)
 
-    def modulate_rows(self, time: Float[Tensor, "m w"] | None, picture: Int[Tensor, "b t"]) -> RowModulation | None:
-        """What the hooks apply to each row; picture is -1 on text."""
+    def modulate_rows(self, time: Float[Tensor, "m w"] | None, image_index: Int[Tensor, "b t"]) -> RowModulation | None:
+        """What the hooks apply to each row; image is -1 on text."""
         if self.modulation is None:
             return None
         table = self.modulation_table.float()  # type: ignore[union-attr]  # there is one beside every modulation
         vectors = self.modulation(time).transpose(0, 1) + table[:, :, None]
         vectors = F.pad(vectors, (0, self.control_embed.embedding_dim - self.image_width, 1, 0))
-        return RowModulation(vectors, picture.flatten() + 1)
+        return RowModulation(vectors, image_index.flatten() + 1)
 
     # ---- the image that is edited ----
 
     @property
     def looks_back(self) -> bool:
-        """Whether noised patches are looked at beside those of the picture that is edited."""
+        """Whether noised patches are looked at beside those of the image that is edited."""
         return self.patch_embed.reference or self.flow_head.reference
 
     def _reference_everywhere(self, rows: Rows, images: Images) -> Float[Tensor, "n p"] | None:
@@ -173,4 +173,4 @@ class Steps:
             return None
         noised = rows.noised_patch
         seen = Seen(images.patches[noised], images.grid, images.reference)
-        return self.flow_head(hidden[rows.noised][:, : self.image_width], seen, time, rows.picture_of_patch[noised])
+        return self.flow_head(hidden[rows.noised][:, : self.image_width], seen, time, rows.image_of_patch[noised])

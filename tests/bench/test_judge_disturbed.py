@@ -27,9 +27,9 @@ def test_a_disturbance_grows_with_its_strength_and_repeats(one):
     made = [one.done(image, strength, np.random.default_rng(3)) for strength in one.strengths]
     again = [one.done(image, strength, np.random.default_rng(3)) for strength in one.strengths]
     assert all(np.array_equal(first, second) for first, second in zip(made, again))
-    far = [np.abs(picture.astype(float) - image).mean() for picture in made]
+    far = [np.abs(disturbed.astype(float) - image).mean() for disturbed in made]
     assert far == sorted(far) and far[0] < 0.6 * far[-1]
-    assert all(picture.shape == image.shape and picture.dtype == np.uint8 for picture in made)
+    assert all(disturbed.shape == image.shape and disturbed.dtype == np.uint8 for disturbed in made)
 
 
 def test_shifted_colours_are_one_vector_of_the_length_that_is_said():

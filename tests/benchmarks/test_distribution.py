@@ -1,4 +1,4 @@
-"""Distances between sets of pictures: closed forms, tiny networks, what is skipped, and refusals in one line."""
+"""Distances between sets of images: closed forms, tiny networks, what is skipped, and refusals in one line."""
 
 import json
 import math
@@ -61,7 +61,7 @@ def test_kid_is_the_unbiased_mmd_of_the_cubic_kernel():
     assert mean == pytest.approx(expected.item(), abs=1e-10) and spread < 1e-10
 
 
-def test_precision_and_recall_of_pictures_on_a_line():
+def test_precision_and_recall_of_images_on_a_line():
     needs_fidelity()
     true = torch.arange(5.0)[:, None]  # balls to the third neighbour have radii 3, 2, 2, 2, 3
     drawn = torch.tensor([[1.0], [1.1], [1.2], [1.3], [99.0]])  # radii 0.3, 0.2, 0.2, 0.3, 97.8
@@ -69,7 +69,7 @@ def test_precision_and_recall_of_pictures_on_a_line():
     assert precision == pytest.approx(4 / 5) and recall == pytest.approx(
         4 / 5
     )  # true: 1 itself, and 2, 3, 4 only in 99's ball
-    with pytest.raises(ValueError, match="needs 4 pictures on each side, not 3 and 5"):
+    with pytest.raises(ValueError, match="needs 4 images on each side, not 3 and 5"):
         precision_recall(drawn[:3], true)
 
 
@@ -97,7 +97,7 @@ def test_clip_score_is_a_hundredth_of_the_cosine_and_never_below_nothing():
 
 @pytest.fixture
 def folders(tmp_path):
-    """Six drawn pictures in two folders, with prompts; six true ones."""
+    """Six drawn images in two folders, with prompts; six true ones."""
     rng = np.random.default_rng(0)
     for number in range(6):
         for path in (tmp_path / f"drawn/{number % 2}/{number}.png", tmp_path / f"true/{number}.png"):
@@ -118,14 +118,14 @@ def dino(tmp_path):
 
 
 def test_features_do_not_depend_on_the_batch(folders, dino):
-    paths = distribution.pictures_in(folders / "true")
+    paths = distribution.images_in(folders / "true")
     for network in (load_dino(str(dino), "cpu"), load_clip(str(save_clip(folders / "clip")), "cpu").whole):
         rows = features(paths, network, 6)
         torch.testing.assert_close(rows, features(paths, network, 4))
-        assert rows.std(0).min() > 0  # pictures are told apart
+        assert rows.std(0).min() > 0  # images are told apart
 
 
-def test_a_picture_is_squared_whole():
+def test_an_image_is_squared_whole():
     image = Image.new("RGB", (20, 10), (255, 0, 0))
     image.paste((0, 0, 255), (10, 0, 20, 10))
     pixels = squared(image, 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -134,11 +134,11 @@ def test_a_picture_is_squared_whole():
 
 def test_clip_agrees_with_its_own_processor(folders):
     clip = load_clip(str(save_clip(folders / "clip")), "cpu")
-    words, pictures = (
+    words, images = (
         clip.words(["a red cat", "a cat"]),
-        features(distribution.pictures_in(folders / "true")[:2], clip.middle, 2),
+        features(distribution.images_in(folders / "true")[:2], clip.middle, 2),
     )
-    assert torch.allclose(words.norm(dim=-1), torch.ones(2)) and torch.allclose(pictures.norm(dim=-1), torch.ones(2))
+    assert torch.allclose(words.norm(dim=-1), torch.ones(2)) and torch.allclose(images.norm(dim=-1), torch.ones(2))
     assert torch.allclose(clip.words(["a cat"])[0], words[1], atol=1e-6)  # padding is not read
 
 
@@ -160,7 +160,7 @@ def test_cmmd_and_clip_score_of_folders(folders, capsys):
     assert measured(folders, "--against", folders / "true", "--weights", f"clip={clip}") == 0
     found = {row["name"]: row["value"] for row in json.loads((folders / "out.json").read_text())["figures"]}
     both = load_clip(str(clip), "cpu")
-    drawn, true = (distribution.pictures_in(folders / name) for name in ("drawn", "true"))
+    drawn, true = (distribution.images_in(folders / name) for name in ("drawn", "true"))
     assert found["CMMD"] == pytest.approx(cmmd(features(drawn, both.whole, 2), features(true, both.whole, 2)), rel=1e-4)
     texts = both.words([f"the cat {path.stem}" for path in drawn])
     assert found["CLIP score"] == pytest.approx(
@@ -177,7 +177,7 @@ def test_fd_dino_of_folders(folders, dino):
     needs_fidelity()
     assert measured(folders, "--against", folders / "true", "--weights", f"dino={dino}") == 0
     network, (found,) = load_dino(str(dino), "cpu"), json.loads((folders / "out.json").read_text())["figures"]
-    drawn, true = (features(distribution.pictures_in(folders / name), network, 6) for name in ("drawn", "true"))
+    drawn, true = (features(distribution.images_in(folders / name), network, 6) for name in ("drawn", "true"))
     assert found["value"] == pytest.approx(frechet(drawn, true), rel=1e-3) and found["value"] > 0
 
 
@@ -205,14 +205,14 @@ def test_refusals_are_one_line(folders, capsys, monkeypatch):
         (["--weights", "vgg=x"], "--weights vgg=x: give inception=FILE, dino="),
         (["--weights", f"clip={folders}"], "not weights of a CLIP"),
         (["--prompts", folders / "none.jsonl"], "none.jsonl: no prompts"),
-        (["--against", folders / "none"], "none: no pictures there"),
+        (["--against", folders / "none"], "none: no images there"),
         (["--batch", "0"], "--batch is at least 1"),
     ]:
         assert measured(folders, *words) == 1 and said in error(capsys)
     (folders / "drawn/metadata.jsonl").write_text('{"file_name": "0/0.png", "text": "a"}\n[]')
     assert measured(folders) == 1 and "metadata.jsonl, line 2: no prompts" in error(capsys)
     (folders / "drawn/metadata.jsonl").write_text('{"file_name": "0/0.png", "text": "a"}')
-    assert measured(folders) == 1 and "5 of 6 pictures have no prompt, 0/2.png among them" in error(capsys)
+    assert measured(folders) == 1 and "5 of 6 images have no prompt, 0/2.png among them" in error(capsys)
 
 
 def test_a_missing_package_is_one_line(monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from fusion.evaluation.benchmarks import dpg, draw
-from fusion.evaluation.benchmarks.dpg import Answers, pictures, read_prompts, scores
+from fusion.evaluation.benchmarks.dpg import Answers, images, read_prompts, scores
 from fusion.evaluation.benchmarks.dpg_questions import Question, read_questions, share, verdict
 from fusion.evaluation.benchmarks.judges import vqa
 from fusion.evaluation.benchmarks.judges.vqa import ASKED, yes
@@ -75,7 +75,7 @@ def folder(prompts, subject, tmp_path):
     return tmp_path / "images"
 
 
-# ---- prompts and pictures ----
+# ---- prompts and images ----
 
 
 def test_grids_are_named_by_prompts_and_read_in_order(folder, subject):
@@ -83,7 +83,7 @@ def test_grids_are_named_by_prompts_and_read_in_order(folder, subject):
     assert subject.asked == [("a red cat in a hat", seed) for seed in range(4)] + [
         ("a red cat", seed) for seed in range(4, 8)
     ]
-    parts = pictures(folder / "b-2.png", 4)
+    parts = images(folder / "b-2.png", 4)
     alone = judges.Stub().draw(["a red cat"] * 4, range(4, 8), (SIZE, SIZE))
     assert [np.asarray(part).tolist() for part in parts] == [np.asarray(one).tolist() for one in alone]
     grid = Image.open(folder / "b-2.png")
@@ -104,9 +104,9 @@ def test_drawing_goes_on_and_is_shared(folder, prompts, subject, tmp_path):
     assert tree(tmp_path / "parts") == whole
 
 
-def test_one_picture_a_prompt_is_no_grid(prompts, subject, tmp_path, capsys):
+def test_one_image_a_prompt_is_no_grid(prompts, subject, tmp_path, capsys):
     assert drawn(prompts, tmp_path / "one", "--n", "1") == 0
-    assert Image.open(tmp_path / "one/a.png").size == (SIZE, SIZE) and len(pictures(tmp_path / "one/a.png", 1)) == 1
+    assert Image.open(tmp_path / "one/a.png").size == (SIZE, SIZE) and len(images(tmp_path / "one/a.png", 1)) == 1
     assert drawn(prompts, tmp_path / "two", "--n", "2") == 1 and "of one drawing, or of four" in error(capsys)
 
 
@@ -130,7 +130,7 @@ def test_prompts_are_texts_in_a_folder_too(tmp_path):
 )
 def test_bad_prompts_are_refused(tmp_path, lines):
     (tmp_path / "prompts.jsonl").write_text(lines)
-    with pytest.raises(ValueError, match=r"prompts.jsonl: (not DPG's prompts|no prompts|a picture is named)"):
+    with pytest.raises(ValueError, match=r"prompts.jsonl: (not DPG's prompts|no prompts|an image is named)"):
         read_prompts(tmp_path / "prompts.jsonl")
 
 
@@ -186,10 +186,10 @@ def test_an_answer_is_yes_by_its_first_word(answer, right):
     assert yes(answer) == bool(right)
 
 
-def say(*pictures: str) -> list[dict[int, str]]:
-    """Answers about pictures, a letter a question."""
+def say(*images: str) -> list[dict[int, str]]:
+    """Answers about images, a letter a question."""
     return [
-        {number: "yes" if letter == "y" else "no" for number, letter in enumerate(letters, 1)} for letters in pictures
+        {number: "yes" if letter == "y" else "no" for number, letter in enumerate(letters, 1)} for letters in images
     ]
 
 
@@ -199,7 +199,7 @@ def test_averages_by_hand(questions):
         "a": verdict(asked["a"], say("yyy", "nyy", "yny", "yyn")),
         "b-2": verdict(asked["b-2"], say("yy", "yn", "ny", "nn")),
     }
-    assert verdicts["a"].pictures == [1, 0, 1 / 3, 2 / 3] and verdicts["b-2"].pictures == [1, 0.5, 0.5, 0]
+    assert verdicts["a"].images == [1, 0, 1 / 3, 2 / 3] and verdicts["b-2"].images == [1, 0.5, 0.5, 0]
     found = {score.name: score for score in scores(verdicts, asked, official=False)}
     assert found["DPG-Bench"].value == pytest.approx(0.5) and found["DPG-Bench"].count == 2
     # cat: 3 of 4 and 2 of 4; red: 3 of 4 and 2 of 4; hat: 3 of 4; whether parents count is left aside
@@ -215,7 +215,7 @@ def test_averages_by_hand(questions):
     assert official["DPG-Bench"] == pytest.approx(0.5)
     assert (
         official["entity - whole"] == 1 / 2 and official["entity - part"] == 0 and official["entity"] == 1 / 3
-    )  # of the last pictures: yyn and nn
+    )  # of the last images: yyn and nn
 
 
 def test_the_official_code_skips_the_first_question(tmp_path):
@@ -281,7 +281,7 @@ def test_anybodys_answers_are_scored(folder, questions, tmp_path, capsys):
         "count": 2,
         "target": None,
     }
-    assert found["prompts"]["b-2"] == {"value": 0.5, "pictures": [1, 0.5, 0.5, 0]} and not found["official"]
+    assert found["prompts"]["b-2"] == {"value": 0.5, "images": [1, 0.5, 0.5, 0]} and not found["official"]
     assert "judged by another judge: 2 prompts" in capsys.readouterr().out
 
 
@@ -294,7 +294,7 @@ def test_official_leaves_out_a_prompt_whose_first_question_is_missed(folder, que
 
 
 class Parrot:
-    """Says yes about reddish pictures, and remembers what it was asked."""
+    """Says yes about reddish images, and remembers what it was asked."""
 
     name = "parrot"
 
@@ -306,7 +306,7 @@ class Parrot:
         return ["Yes." if image.getpixel((0, 0))[0] > 127 else "no"] * len(questions)
 
 
-def test_a_judge_is_asked_once_about_a_picture(folder, questions, tmp_path, monkeypatch):
+def test_a_judge_is_asked_once_about_an_image(folder, questions, tmp_path, monkeypatch):
     parrot = Parrot()
     monkeypatch.setattr(dpg, "judge_of", lambda name, served, device: parrot)
     assert scored(folder, "--judge", "parrot") == 0
@@ -315,9 +315,7 @@ def test_a_judge_is_asked_once_about_a_picture(folder, questions, tmp_path, monk
     first = json.loads((tmp_path / "results.json").read_text())
     red = [one.getpixel((0, 0))[0] > 127 for one in judges.Stub().draw([""] * 8, range(8), (1, 1))]
     assert (
-        first["prompts"]["a"]["pictures"] == red[:4]
-        and first["prompts"]["b-2"]["pictures"] == red[4:]
-        and 0 < sum(red) < 8
+        first["prompts"]["a"]["images"] == red[:4] and first["prompts"]["b-2"]["images"] == red[4:] and 0 < sum(red) < 8
     )
     (tmp_path / "results.json").unlink()
     assert scored(folder, "--judge", "parrot") == 0 and len(parrot.asked) == 8
@@ -342,7 +340,7 @@ def test_a_model_of_transformers_is_the_judge(folder, questions, tmp_path, capsy
         set(said) == {1, 2, 3} for said in kept["a.png"].answers
     )
     judge = vqa.load_judge(str(tmp_path / "llava"), "cpu")
-    image = pictures(folder / "a.png", 4)[0]
+    image = images(folder / "a.png", 4)[0]
     assert judge.answers(image, [CAT[1]]) + judge.answers(image, [RED[1]]) == judge.answers(image, [CAT[1], RED[1]])
     likely = judge.beginnings(image, [ASKED.format(question=CAT[1]), "Is it?"])
     first = judge.processor.tokenizer.decode(likely[0].argmax(), skip_special_tokens=True)
@@ -357,23 +355,23 @@ def test_a_mistake_is_one_line(folder, questions, tmp_path, capsys):
     assert scored(folder, "--judge", tmp_path / "none") == 1 and "no judge there" in error(capsys)
     assert scored(folder, "--judge", judges.save_clip(tmp_path / "clip")) == 1 and "no judge there" in error(capsys)
     assert scored(folder, "--answers", questions) == 1 and "line 1: no answers" in error(capsys)
-    assert scored(folder, "--answers", answers, "--n", "1") == 1 and "no answers about 1 pictures" in error(capsys)
+    assert scored(folder, "--answers", answers, "--n", "1") == 1 and "no answers about 1 images" in error(capsys)
     dpg.write_answers([Answers("a.png", say("yyy", "yyy", "yyy", "yy")), Answers("b-2.png", say(*["yy"] * 4))], answers)
     assert scored(folder, "--answers", answers) == 1 and "a.png: question 3 was not answered" in error(capsys)
     dpg.write_answers([Answers("a.png", say(*["yyy"] * 4), digest="01")], answers)
-    assert scored(folder, "--answers", answers) == 1 and "another picture, or other questions" in error(capsys)
+    assert scored(folder, "--answers", answers) == 1 and "another image, or other questions" in error(capsys)
     (folder / "cat.png").write_bytes(b"")
     assert scored(folder, "--answers", answers) == 1 and "cat.png: no question is about it" in error(capsys)
     (folder / "cat.png").unlink()
     (folder / "b-2.png").rename(folder / "b-2.jpg")
     assert scored(folder, "--answers", answers) == 1 and "b-2.jpg: no question is about it" in error(capsys)
     (folder / "b-2.jpg").unlink()
-    assert scored(folder, "--answers", answers) == 1 and "1 of 2 pictures are missing, b-2.png" in error(capsys)
+    assert scored(folder, "--answers", answers) == 1 and "1 of 2 images are missing, b-2.png" in error(capsys)
     assert not (tmp_path / "results.json").exists()
 
 
 @pytest.mark.parametrize("size", [(16, 12), (15, 15)])
-def test_a_picture_that_is_no_grid_is_refused(folder, questions, tmp_path, capsys, monkeypatch, size):
+def test_an_image_that_is_no_grid_is_refused(folder, questions, tmp_path, capsys, monkeypatch, size):
     monkeypatch.setattr(dpg, "judge_of", lambda name, served, device: Parrot())
     Image.new("RGB", size).save(folder / "a.png")
     assert scored(folder, "--judge", "parrot") == 1 and f"a.png is {size[0]}x{size[1]}" in error(capsys)

@@ -13,12 +13,12 @@ from fusion.evaluation.subjects import Subject
 from tests.support.judges import error, tree
 
 
-def picture(size, value=0) -> Image.Image:
+def photo(size, value=0) -> Image.Image:
     return Image.new("RGB", size, (value, 200, 30))
 
 
 class Editor(Subject):
-    """Reads every picture at half its size, answers with one colour for each seed, and remembers what it was asked."""
+    """Reads every image at half its size, answers with one colour for each seed, and remembers what it was asked."""
 
     can = frozenset({"edit"})
 
@@ -38,7 +38,7 @@ class Editor(Subject):
 @pytest.fixture
 def editor(monkeypatch):
     stub = Editor()
-    monkeypatch.setattr(edit, "load_subject", lambda model, knobs, device: stub)
+    monkeypatch.setattr(edit, "load_subject", lambda model, params, device: stub)
     return stub
 
 
@@ -46,7 +46,7 @@ def imgedit(tmp_path):
     (tmp_path / "images/animal").mkdir(parents=True)
     rows = {}
     for number, size in enumerate([(16, 8), (16, 8), (8, 8)]):
-        picture(size, number).save(tmp_path / f"images/animal/{number}.jpg")
+        photo(size, number).save(tmp_path / f"images/animal/{number}.jpg")
         rows[str(1082 + number)] = {"id": f"animal/{number}.jpg", "prompt": f"Edit {number}", "edit_type": "add"}
     (tmp_path / "basic_edit.json").write_text(json.dumps(rows))
     return ["imgedit", "--data", str(tmp_path / "basic_edit.json"), "--images", str(tmp_path / "images")]
@@ -62,7 +62,7 @@ def gedit(tmp_path):
     }
     for value in range(2):
         data = io.BytesIO()
-        picture((12, 8), value).save(data, "PNG")
+        photo((12, 8), value).save(data, "PNG")
         rows["input_image_raw"].append({"bytes": data.getvalue(), "path": None})
     table = datasets.Dataset.from_dict(rows).cast_column("input_image_raw", datasets.Image())
     (tmp_path / "set/data").mkdir(parents=True)
@@ -81,7 +81,7 @@ def kris(tmp_path):
         folder.mkdir(parents=True)
         (folder / "annotation.json").write_text(json.dumps({"1": row}))
         for name, size in {"1.jpg": (16, 16), "2.jpg": (8, 16)}.items():
-            picture(size).save(folder / name)
+            photo(size).save(folder / name)
     return ["kris", "--data", str(tmp_path / "KRIS_Bench")]
 
 
@@ -137,7 +137,7 @@ def test_gedit_s_sources_lie_beside_as_they_were(editor, tmp_path):
     words = gedit(tmp_path)
     made(words, tmp_path / "out")
     source = Image.open(tmp_path / "out/stub/fullset/subject-add/cn/k2_SRCIMG.png")
-    assert np.array_equal(np.asarray(source), np.asarray(picture((12, 8), 1)))
+    assert np.array_equal(np.asarray(source), np.asarray(photo((12, 8), 1)))
     made(["gedit", "--data", str(tmp_path / "saved")], tmp_path / "other")
     assert tree(tmp_path / "other") == tree(tmp_path / "out")
 
@@ -160,12 +160,12 @@ def test_a_mistake_is_one_line(editor, tmp_path, capsys):
     for said, line in wrong.items():
         assert made(line, out) == 1 and said in error(capsys)
     assert not out.exists()
-    (tmp_path / "images/animal/2.jpg").write_bytes(b"no picture")
+    (tmp_path / "images/animal/2.jpg").write_bytes(b"no image")
     assert made(words, out) == 1 and "2.jpg" in error(capsys)
     (tmp_path / "basic_edit.json").write_text(json.dumps({"../up": {"id": "animal/0.jpg", "prompt": "Up"}}))
     assert made(words, tmp_path / "elsewhere") == 1 and "outside" in error(capsys)
     editor.can = frozenset({"draw"})
-    assert made(kris(tmp_path), tmp_path / "painter") == 1 and "cannot edit" in error(capsys)
+    assert made(kris(tmp_path), tmp_path / "text_to_image") == 1 and "cannot edit" in error(capsys)
 
 
 def test_a_folder_of_another_run_is_refused(editor, tmp_path, capsys):
@@ -174,13 +174,13 @@ def test_a_folder_of_another_run_is_refused(editor, tmp_path, capsys):
     assert made(words, tmp_path / "out", "--seed", "1") == 1 and "another seed" in error(capsys)
 
 
-def test_the_bundled_model_edits_a_picture_of_any_size(tmp_path):
+def test_the_bundled_model_edits_an_image_of_any_size(tmp_path):
     folder = tmp_path / "KRIS_Bench/compose"
     folder.mkdir(parents=True)
     (folder / "annotation.json").write_text(
         json.dumps({"1": {"ori_img": ["1.png", "2.png"], "ins_en": "Make it blue."}})
     )
     for name, size in {"1.png": (64, 64), "2.png": (130, 50)}.items():
-        picture(size).save(folder / name)
+        photo(size).save(folder / name)
     assert edit.main(["shapes", "kris", "--data", str(folder.parent), "-o", str(tmp_path / "out"), "steps=1"]) == 0
     assert Image.open(tmp_path / "out/shapes/compose/1.jpg").size == (130, 50)

@@ -74,14 +74,14 @@ def test_the_layout_is_the_official_one(prompts, subject, tmp_path):
     assert subject.asked == [(PROMPTS[place // 4]["prompt"], place) for place in range(12)]
 
 
-def test_pictures_depend_on_neither_batches_nor_shards(prompts, subject, tmp_path, capsys):
+def test_images_depend_on_neither_batches_nor_shards(prompts, subject, tmp_path, capsys):
     drawn(prompts, tmp_path / "whole", "--n", "3")
     for words in (["--batch", "1"], ["--shard", "0/2"], ["--shard", "1/2", "--batch", "5"]):
         drawn(prompts, tmp_path / "parts", "--n", "3", *words)
         if words == ["--batch", "1"]:
             (tmp_path / "parts").rename(tmp_path / "one by one")
             (tmp_path / "parts.asked.json").unlink()
-    assert "3 pictures drawn; 6 of 9 are missing" in capsys.readouterr().out
+    assert "3 images drawn; 6 of 9 are missing" in capsys.readouterr().out
     assert tree(tmp_path / "whole") == tree(tmp_path / "one by one") == tree(tmp_path / "parts")
 
 
@@ -116,7 +116,7 @@ def test_a_mistake_in_drawing_is_one_line(prompts, subject, tmp_path, capsys):
     for words, said in [
         (["--seed", "1"], "drawn with another seed"),
         (["--n", "2"], "drawn with another n"),
-        (["steps=3"], "drawn with another knobs"),
+        (["steps=3"], "drawn with another params"),
         (["--n", "0"], "are at least 1"),
         (["--shard", "2/2"], "give i/n"),
         (["steps"], "name=value"),
@@ -135,7 +135,7 @@ def test_a_mistake_in_drawing_is_one_line(prompts, subject, tmp_path, capsys):
     assert tree(out) == before and not (tmp_path / "new").exists()
 
 
-def test_a_picture_of_another_size_is_not_gone_on_with(prompts, subject, tmp_path, capsys):
+def test_an_image_of_another_size_is_not_gone_on_with(prompts, subject, tmp_path, capsys):
     out = tmp_path / "out"
     drawn(prompts, out)
     Image.new("RGB", (8, 8)).save(out / "00001/samples/00001.png")
@@ -170,7 +170,7 @@ def test_a_bad_prompt_is_named_by_its_line(tmp_path, line, said):
 
 @pytest.fixture
 def folder(prompts, subject, tmp_path):
-    """Two pictures of each prompt."""
+    """Two images of each prompt."""
     drawn(prompts, tmp_path / "images", "--n", "2")
     return tmp_path / "images"
 
@@ -179,7 +179,7 @@ def box(score: float, colour: str | None = None) -> Found:
     return Found((1, 1, 9, 9), score, colour)
 
 
-FOUND = {  # the bench in both pictures, the cows in one, a red cake in none
+FOUND = {  # the bench in both images, the cows in one, a red cake in none
     "00000/samples/00000.png": {"bench": [box(0.9)]},
     "00000/samples/00001.png": {"bench": [box(0.4), box(0.2)], "cow": [box(0.5)]},
     "00001/samples/00000.png": {"cow": [box(0.92), box(0.95), box(0.5)]},
@@ -214,7 +214,7 @@ def test_anybodys_detections_are_scored(folder, tmp_path, capsys):
     assert all(score["low"] <= score["value"] <= score["high"] for score in summary["scores"])
     assert [score["count"] for score in summary["scores"]] == [3, 1, 1, 1]  # prompts
     said = capsys.readouterr().out
-    assert "judged by another detector: 6 pictures of 3 prompts" in said and "overall" in said
+    assert "judged by another detector: 6 images of 3 prompts" in said and "overall" in said
 
 
 def test_the_official_summary_reads_the_results(folder, tmp_path):
@@ -228,7 +228,7 @@ def test_the_official_summary_reads_the_results(folder, tmp_path):
     assert len(table.groupby("metadata")) == 3
 
 
-def test_the_overall_score_is_the_mean_over_tags_not_over_pictures():
+def test_the_overall_score_is_the_mean_over_tags_not_over_images():
     rows = [
         {"tag": tag, "metadata": str(number), "correct": right}
         for number, (tag, right) in enumerate([("a", True), *[("b", False)] * 9])
@@ -248,8 +248,8 @@ def break_name(folder):
     (folder / "00001/samples/00001.png").rename(folder / "00001/samples/cow.jpg")
 
 
-def break_picture(folder):
-    (folder / "00001/samples/00001.png").write_bytes(b"not a picture")
+def break_image(folder):
+    (folder / "00001/samples/00001.png").write_bytes(b"not an image")
 
 
 @pytest.mark.parametrize(
@@ -280,9 +280,9 @@ def test_detections_that_cannot_be_used_are_refused(folder, tmp_path, capsys):
     assert scored(folder, "--detector", "somewhere") == 1 and "go together" in error(capsys)
     for line in ("[]", '{"filename": "a"}', '{"filename": "a", "objects": {"cow": [{"box": [1, 2, 3], "score": 1}]}}'):
         file.write_text(line)
-        assert scored(folder, "--detections", file) == 1 and "line 1: not detections of a picture" in error(capsys)
+        assert scored(folder, "--detections", file) == 1 and "line 1: not detections of an image" in error(capsys)
     write_detections([Detections("00000/samples/00000.png", {"cow": [Found((5, 5, 1, 1), 0.5)]})], file)
-    assert scored(folder, "--detections", file) == 1 and "line 1: not detections of a picture" in error(capsys)
+    assert scored(folder, "--detections", file) == 1 and "line 1: not detections of an image" in error(capsys)
     write_detections([Detections(name, objects) for name, objects in list(FOUND.items())[1:]], file)
     assert scored(folder, "--detections", file) == 1 and "00000/samples/00000.png: no detections of it" in error(capsys)
     write_detections([Detections(name, {"cake": [box(0.9)]}) for name in FOUND], file)
@@ -290,7 +290,7 @@ def test_detections_that_cannot_be_used_are_refused(folder, tmp_path, capsys):
         folder, "--detections", file
     ) == 1 and "00002/samples/00000.png: nobody looked at the colour" in error(capsys)
     write_detections([Detections(name, objects, digest="0123") for name, objects in FOUND.items()], file)
-    assert scored(folder, "--detections", file) == 1 and "another picture since" in error(capsys)
+    assert scored(folder, "--detections", file) == 1 and "another image since" in error(capsys)
     assert scored(folder, "--detections", file, "treshold=1") == 1 and "treshold" in error(capsys)
     out.write_text("mine")
     assert (
@@ -310,7 +310,7 @@ def networks(tmp_path_factory):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Pictures are not enlarged to what the real detector sees."""
+    """Images are not enlarged to what the real detector sees."""
     monkeypatch.setattr(detector, "SHORT", 64)
     monkeypatch.setattr(detector, "LONG", 128)
 
@@ -336,8 +336,8 @@ def test_the_whole_command_offline_and_on_again(folder, networks, small, tmp_pat
     assert scored(folder, *words, "bgcolor=original") == 0 and len(looked) == 7  # another judge
 
 
-def test_a_broken_picture_is_named(folder, networks, small, capsys):
-    break_picture(folder)
+def test_a_broken_image_is_named(folder, networks, small, capsys):
+    break_image(folder)
     assert scored(
         folder, "--detector", networks[0], "--clip", networks[1]
     ) == 1 and "00001.png: is not an image" in error(capsys)

@@ -1,4 +1,4 @@
-"""GenEval's rules, on pictures made of detections: all six tags, and every threshold on both of its sides."""
+"""GenEval's rules, on images made of detections: all six tags, and every threshold on both of its sides."""
 
 from collections import Counter
 
@@ -63,7 +63,7 @@ def dog(x: float, y: float, **more) -> dict:
     return {"couch": [at(100, 100)], "dog": [at(100 + x, 100 + y, **more)]}
 
 
-# asked, found, the official reasons; no reason is a right picture
+# asked, found, the official reasons; no reason is a right image
 CASES = {
     "single: there": (SINGLE, BENCH, []),
     "single: nothing there": (SINGLE, {}, ["expected bench>=1, found 0"]),
@@ -193,11 +193,11 @@ def why(asked: dict, found: dict, rules: Rules = RULES) -> list[str]:
 
 
 @pytest.mark.parametrize(("asked", "found", "reasons"), CASES.values(), ids=CASES)
-def test_a_picture_is_judged(asked, found, reasons):
+def test_an_image_is_judged(asked, found, reasons):
     assert why(asked, found) == reasons
 
 
-def test_every_tag_has_right_and_wrong_pictures():
+def test_every_tag_has_right_and_wrong_images():
     judged = Counter((asked["tag"], not reasons) for asked, _, reasons in CASES.values())
     assert set(judged) == {(tag, right) for tag in TAGS for right in (True, False)} and sum(judged.values()) >= 40
 

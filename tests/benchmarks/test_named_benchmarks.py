@@ -64,7 +64,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("benchmark", NAMES)
-def test_pictures_have_the_official_names(benchmark, subject, tmp_path):
+def test_images_have_the_official_names(benchmark, subject, tmp_path):
     words = ["--n", "2"] if benchmark == "t2i" else []
     assert drawn(benchmark, data(tmp_path, benchmark), tmp_path / "out", *words) == 0
     assert sorted(tree(tmp_path / "out")) == NAMES[benchmark]
@@ -83,7 +83,7 @@ def test_only_what_is_missing_is_drawn_again(benchmark, subject, tmp_path):
     assert tree(out) == whole
 
 
-def test_t2i_has_ten_pictures_of_a_prompt_where_nobody_says(subject, tmp_path):
+def test_t2i_has_ten_images_of_a_prompt_where_nobody_says(subject, tmp_path):
     drawn("t2i", data(tmp_path, "t2i"), tmp_path / "out")
     names = [path.name for path in (tmp_path / "out" / "samples").iterdir()]
     # as the official judges take a name apart
@@ -91,10 +91,10 @@ def test_t2i_has_ten_pictures_of_a_prompt_where_nobody_says(subject, tmp_path):
     assert [name.split("_")[0] for name in order] == ["a red cat. A."] * 10 + ["blue and green: two hats"] * 10
 
 
-def test_geneval2_lists_where_each_prompt_s_picture_is(subject, tmp_path):
+def test_geneval2_lists_where_each_prompt_s_image_is(subject, tmp_path):
     out = tmp_path / "out"
     drawn("geneval2", data(tmp_path, "geneval2"), out, "--shard", "0/2")
-    assert not (out / "image_paths.json").exists()  # half of the pictures
+    assert not (out / "image_paths.json").exists()  # half of the images
     drawn("geneval2", data(tmp_path, "geneval2"), out, "--shard", "1/2")
     listed = json.loads((out / "image_paths.json").read_text())
     assert {prompt: Image.open(path).size for prompt, path in listed.items()} == {
@@ -104,7 +104,7 @@ def test_geneval2_lists_where_each_prompt_s_picture_is(subject, tmp_path):
     assert listed["two wooden cats"] == str(out.resolve() / "00001.png")
 
 
-def test_oneig_s_pictures_are_grids_without_loss(subject, tmp_path):
+def test_oneig_s_images_are_grids_without_loss(subject, tmp_path):
     out = tmp_path / "out"
     drawn("oneig", data(tmp_path, "oneig"), out)
     grid = Image.open(out / "human" / "stub" / "000.webp").convert("RGB")
@@ -128,9 +128,9 @@ def test_a_folder_of_another_size_is_refused(benchmark, subject, tmp_path, capsy
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a cat\na snake_case hat\n", "line 2: pictures are named by their prompts, and 'a snake_case hat'"),
-        ("a cat/dog\n", "line 1: pictures are named by their prompts"),
-        ("a" * 250 + "\n", "line 1: pictures are named by their prompts"),
+        ("a cat\na snake_case hat\n", "line 2: images are named by their prompts, and 'a snake_case hat'"),
+        ("a cat/dog\n", "line 1: images are named by their prompts"),
+        ("a" * 250 + "\n", "line 1: images are named by their prompts"),
     ],
 )
 def test_prompts_that_cannot_be_names_are_refused(text, said, tmp_path):
@@ -173,7 +173,7 @@ def test_the_same_prompt_or_number_twice_is_refused(subject, tmp_path, capsys):
     rows.write_text("category,id,prompt_en\nPortrait,001,a man\nPortrait,001,a woman\n")
     assert drawn(
         "oneig", rows, tmp_path / "out"
-    ) == 1 and "two pictures would have one name, human/stub/001.webp" in error(capsys)
+    ) == 1 and "two images would have one name, human/stub/001.webp" in error(capsys)
 
 
 def test_counts_that_a_benchmark_cannot_have_are_refused(subject, tmp_path, capsys):

@@ -51,9 +51,9 @@ def test_answers_are_numbers_or_numbers_in_quotes(tmp_path):
     ("rows", "said"),
     [
         ([{"question_id": 0, "answer": "yes"}], "answer 0: not one of vqa_result.json"),
-        ([{"question_id": 0, "answer": 1}, {"question_id": 0, "answer": 0}], "picture 0 is scored twice"),
-        ([{"question_id": 0, "answer": "nan"}], "picture 0 is scored nan"),
-        ([], "0 pictures are scored"),
+        ([{"question_id": 0, "answer": 1}, {"question_id": 0, "answer": 0}], "image 0 is scored twice"),
+        ([{"question_id": 0, "answer": "nan"}], "image 0 is scored nan"),
+        ([], "0 images are scored"),
         ("[", "not JSON"),
     ],
 )
@@ -61,10 +61,10 @@ def test_answers_that_are_no_scores_are_refused(rows, said, tmp_path, capsys):
     assert said in refused(capsys, tmp_path, "t2i", save(tmp_path / "vqa_result.json", rows))
 
 
-def test_all_pictures_that_were_drawn_are_scored(tmp_path, capsys):
+def test_all_images_that_were_drawn_are_scored(tmp_path, capsys):
     file = save(tmp_path / "color/annotation_blip/vqa_result.json", [{"question_id": 0, "answer": 1}])
     save(tmp_path / "color.asked.json", {"count": 2, "n": 10})
-    assert "1 pictures are scored, and 20 were drawn" in refused(capsys, tmp_path, "t2i", file)
+    assert "1 images are scored, and 20 were drawn" in refused(capsys, tmp_path, "t2i", file)
 
 
 # ---- WISE ----

@@ -70,7 +70,7 @@ def endpoint(monkeypatch):
         one.shutdown()
 
 
-def test_every_question_goes_with_the_picture_and_answers_keep_their_order(endpoint):
+def test_every_question_goes_with_the_image_and_answers_keep_their_order(endpoint):
     judge = Server(endpoint.url + "/")
     questions = [f"Is it {number}?" for number in range(20)]
     assert judge.name == "served seer" and judge.answers(IMAGE, questions) == [

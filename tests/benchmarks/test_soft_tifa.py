@@ -104,7 +104,7 @@ def test_what_was_judged_is_not_judged_again(images, data, judge, tmp_path, monk
         and (tmp_path / "score_lists.json").read_text() == whole
     )
     (tmp_path / "score_lists.json").unlink()
-    Image.new("RGB", (16, 16)).save(images.parent / "00001.png")  # another picture
+    Image.new("RGB", (16, 16)).save(images.parent / "00001.png")  # another image
     assert scored(images, data, judge, tmp_path) == 0 and asked == [["Any hat? Answer in one word."]]
 
 
@@ -112,7 +112,7 @@ def test_a_mistake_is_one_line(images, data, judge, tmp_path, capsys):
     assert scored(data, data, judge, tmp_path) == 1 and "give image_paths.json" in error(capsys)
     assert scored(images, data, str(tmp_path / "none"), tmp_path) == 1 and "no judge there" in error(capsys)
     (images.parent / "00001.png").unlink()
-    assert scored(images, data, judge, tmp_path) == 1 and "1 of 2 prompts have no picture, 'a hat'" in error(capsys)
+    assert scored(images, data, judge, tmp_path) == 1 and "1 of 2 prompts have no image, 'a hat'" in error(capsys)
     data.write_text(json.dumps(ROWS[0] | {"vqa_list": [["How many cats?"], ["Any cats?", "Yes"]]}) + "\n")
     assert scored(images, data, judge, tmp_path) == 1 and "line 1: not one of geneval2_data.jsonl" in error(capsys)
     assert not (tmp_path / "score_lists.json").exists()

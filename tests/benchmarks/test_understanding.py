@@ -29,7 +29,7 @@ A, B, C = (Image.new("RGB", (32, 32), colour) for colour in ("red", "green", "bl
         ("What does <image> mean?", [], ["What does <image> mean?"]),
     ],
 )
-def test_pictures_stand_where_the_text_names_them(text, images, prompt):
+def test_images_stand_where_the_text_names_them(text, images, prompt):
     assert prompt_of(text, images) == prompt
 
 
@@ -48,16 +48,16 @@ COUNT = 16
 
 @pytest.fixture
 def asked(tmp_path):
-    """A file of questions of the built-in world with their answers, and its pictures in a folder beside it."""
-    (tmp_path / "pictures").mkdir()
+    """A file of questions of the built-in world with their answers, and its images in a folder beside it."""
+    (tmp_path / "images").mkdir()
     rows = []
     for number, one in enumerate(evaluation_questions(COUNT)):
-        Image.fromarray(one.image).save(tmp_path / "pictures" / f"{number}.png")
+        Image.fromarray(one.image).save(tmp_path / "images" / f"{number}.png")
         rows.append(
             {
                 "id": number,
                 "text": one.question.text,
-                "images": [f"pictures/{number}.png"],
+                "images": [f"images/{number}.png"],
                 "answer": one.question.answer,
             }
         )
@@ -96,8 +96,8 @@ def test_questions_are_answered_and_gone_on_with(asked, tmp_path, capsys):
     assert out.read_bytes() == whole
     assert run(asked, *words) == 0 and "0 of 16 questions answered; 16 were" in capsys.readouterr().out
 
-    # Nothing of another model, other knobs, other questions or another program is written over.
-    assert run(asked, "max_new_tokens=11", "--batch", 5) == 1 and "another knobs" in capsys.readouterr().err
+    # Nothing of another model, other sampling parameters, other questions or another program is written over.
+    assert run(asked, "max_new_tokens=11", "--batch", 5) == 1 and "another params" in capsys.readouterr().err
     asked.write_text(asked.read_text().replace('"id": 4', '"id": 40'))
     assert run(asked, *words) == 1 and "another questions" in capsys.readouterr().err
     asked.write_text(asked.read_text().replace('"id": 40', '"id": 4'))
@@ -134,13 +134,13 @@ def test_bad_lines_are_named_before_anything_is_asked(asked, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_picture_is_named_with_its_line_and_what_came_before_stays(asked, tmp_path, capsys):
-    (tmp_path / "pictures" / "2.png").write_bytes(b"no picture")
+def test_a_damaged_image_is_named_with_its_line_and_what_came_before_stays(asked, tmp_path, capsys):
+    (tmp_path / "images" / "2.png").write_bytes(b"no image")
     rows = asked.read_text().splitlines(keepends=True)
     asked.write_text("\n" + "".join(rows[:4]))
     assert run(asked, "max_new_tokens=2", "--batch", 1) == 1
     assert "line 4: " in (error := capsys.readouterr().err.splitlines()[-1]) and "2.png: is not an image" in error
-    Image.fromarray(evaluation_questions(3)[2].image).save(tmp_path / "pictures" / "2.png")
+    Image.fromarray(evaluation_questions(3)[2].image).save(tmp_path / "images" / "2.png")
     assert run(asked, "max_new_tokens=2") == 0 and "2 of 4 questions answered; 2 were there" in capsys.readouterr().out
 
 
@@ -148,12 +148,12 @@ def test_a_damaged_picture_is_named_with_its_line_and_what_came_before_stays(ask
     ("words", "said"),
     [
         (["guidance=2"], "answers are words"),
-        (["temperature=hot"], "knobs of words are numbers"),
+        (["temperature=hot"], "sampling parameters of words are numbers"),
         (["top_p=0"], "top_p"),
         (["--batch", 0], "--batch"),
     ],
 )
-def test_knobs_of_pictures_and_bad_ones_are_refused(asked, words, said, capsys):
+def test_params_of_images_and_bad_ones_are_refused(asked, words, said, capsys):
     assert run(asked, *words) == 1 and said in capsys.readouterr().err
 
 

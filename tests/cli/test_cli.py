@@ -42,7 +42,7 @@ def folders(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    """An empty working folder with two pictures in it."""
+    """An empty working folder with two images in it."""
     monkeypatch.chdir(tmp_path)
     scene(1).save("cat.png")
     scene(2, (48, 32)).save("wide.png")
@@ -118,34 +118,34 @@ def test_every_command_explains_itself_with_an_example(command, capsys):
     assert exit.value.code == 0 and f"  fusion {command} " in words and len(words.splitlines()) > 12
 
 
-def test_every_knob_of_sampling_has_an_option():
-    given = [f"--{name.replace('_', '-')}" for name in parser.KNOBS]
+def test_every_param_of_sampling_has_an_option():
+    given = [f"--{name.replace('_', '-')}" for name in parser.SAMPLING_PARAMETERS]
     words = ["1", "0.5", "0.9", "7", "2", "64x48", "3", "heun", "2", "4", "1.5", "0.1,0.9", "blurry", "fast"]
     line = [word for name, value in zip(given, words) for word in (name, *value.split(","))]
-    knobs = commands._knobs(parser.parser().parse_args(["generate", "m", "hi", *line]))
-    settings = fusion.Sampling(**{name: value for name, value in knobs.items() if name not in ("seed", "preset")})
-    assert set(parser.KNOBS) - {"seed", "preset"} == set(vars(settings)) and knobs["preset"] == "fast"
+    params = commands._params(parser.parser().parse_args(["generate", "m", "hi", *line]))
+    settings = fusion.Sampling(**{name: value for name, value in params.items() if name not in ("seed", "preset")})
+    assert set(parser.SAMPLING_PARAMETERS) - {"seed", "preset"} == set(vars(settings)) and params["preset"] == "fast"
     assert (settings.image_size, settings.guidance_interval, settings.solver) == ((64, 48), (0.1, 0.9), "heun")
 
 
 def test_options_that_are_not_given_leave_the_defaults_to_the_library():
-    assert commands._knobs(parser.parser().parse_args(["generate", "m", "hi"])) == {}
+    assert commands._params(parser.parser().parse_args(["generate", "m", "hi"])) == {}
 
 
 # ---- commands ----
 
 
 def test_generate_says_what_the_library_says(run, here, folders):
-    knobs = {"max_new_tokens": 12, "max_images": 0}
+    params = {"max_new_tokens": 12, "max_images": 0}
     status, out, _ = run("generate", "model", "Draw", "@cat.png", "now", "--max-new-tokens", "12", "--max-images", "0")
-    expected = "".join(fusion.load(folders / "model").generate(["Draw", scene(1), "now"], **knobs))
+    expected = "".join(fusion.load(folders / "model").generate(["Draw", scene(1), "now"], **params))
     assert status == 0 and expected and "\n".join(out).strip() == expected
 
 
 def test_several_answers_are_those_of_their_seeds(run, here):
-    knobs = ("--max-new-tokens", "8", "--temperature", "1.5", "--max-images", "0")
-    _, several, _ = run("generate", "model", "hi", "-n", "2", "--seed", "5", *knobs)
-    _, second, _ = run("generate", "model", "hi", "--seed", "6", *knobs)
+    params = ("--max-new-tokens", "8", "--temperature", "1.5", "--max-images", "0")
+    _, several, _ = run("generate", "model", "hi", "-n", "2", "--seed", "5", *params)
+    _, second, _ = run("generate", "model", "hi", "--seed", "6", *params)
     text = "\n".join(several)
     assert text.startswith("seed 5:") and text.partition("seed 6:\n")[2] == "\n".join(second)
 
@@ -173,7 +173,7 @@ def test_inspect_draws_a_document_for_a_model_and_for_its_llm(run, here):
     assert run("inspect", "llm", "A cat:", "@cat.png")[1] == [summary, "inspect-2.png"]
     assert Path("inspect.png").read_bytes() == Path("inspect-2.png").read_bytes()
     assert "0 noised blocks" in run("inspect", "model", "A cat:", "@cat.png", "--prompt")[1][0]
-    assert "16 patches of 1 clean pictures" in run("inspect", "model", "A cat:", "@cat.png", "--tail")[1][0]
+    assert "16 patches of 1 clean images" in run("inspect", "model", "A cat:", "@cat.png", "--tail")[1][0]
     assert "4 of 1 noised blocks" in run("inspect", "llm", "@cat.png", "--stride", "16")[1][0]
 
 
@@ -185,13 +185,11 @@ def test_messages_come_from_a_file(run, here):
         {"role": "assistant", "content": [image]},
     ]
     Path("talk/messages.json").write_text(json.dumps({"messages": turns}))
-    assert (
-        "16 patches of 1 clean pictures, 16 of 1 noised blocks" in run("inspect", "model", "@talk/messages.json")[1][0]
-    )
+    assert "16 patches of 1 clean images, 16 of 1 noised blocks" in run("inspect", "model", "@talk/messages.json")[1][0]
     Path("talk/prompt.json").write_text(json.dumps(turns[:1]))
-    knobs = ("--max-new-tokens", "6", "--max-images", "0")
-    assert run("generate", "model", "@talk/prompt.json", *knobs) == run(
-        "generate", "model", "@cat.png", "Again.", *knobs
+    params = ("--max-new-tokens", "6", "--max-images", "0")
+    assert run("generate", "model", "@talk/prompt.json", *params) == run(
+        "generate", "model", "@cat.png", "Again.", *params
     )
 
 
@@ -254,8 +252,8 @@ class Scripted:
     def __init__(self, *answers):
         self.answers, self.asked = list(answers), []
 
-    def stream(self, messages, seed, previews, **knobs):
-        self.asked.append((messages, seed, previews, knobs))
+    def stream(self, messages, seed, previews, **params):
+        self.asked.append((messages, seed, previews, params))
         for event in self.answers.pop(0):
             if isinstance(event, BaseException):
                 raise event

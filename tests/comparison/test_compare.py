@@ -17,7 +17,7 @@ from fusion.comparison import contenders as comparison
 from fusion.comparison.contenders import Contender, Record, resolve
 from fusion.diffusion.networks.conditioning import Conditioning
 from fusion.diffusion.text_encoders import EncoderConfig
-from fusion.diffusion.text_to_image import make_painter
+from fusion.diffusion.text_to_image import make_text_to_image
 from fusion.generation.cost import flops, parameters
 from fusion.testing import tiny_runs as training
 
@@ -34,7 +34,7 @@ CONTENDERS = (
 
 def words(llm: Path, folder: Path) -> list[str]:
     short = ("minutes=null", "documents=24", "validate_every=1", "precision=fp32")
-    end = [f"{kind}.training.{word}" for kind in ("painter", "unified") for word in short]
+    end = [f"{kind}.training.{word}" for kind in ("text_to_image", "unified") for word in short]
     return [
         f"out={folder}/out",
         f"records={folder}/records",
@@ -42,10 +42,10 @@ def words(llm: Path, folder: Path) -> list[str]:
         "seeds=[3,5]",
         "target=4e5",
         *end,
-        f"painter.painter.texts=[{{path: {llm}}}]",
+        f"text_to_image.text_to_image.texts=[{{path: {llm}}}]",
         f"unified.model.llm={llm}",
-        "painter.pairing.rows=8",
-        "painter.validation.documents=8",
+        "text_to_image.pairing.rows=8",
+        "text_to_image.validation.documents=8",
         "unified.validation.documents=4",
         "unified.packing.lookahead=8",
         "unified.packing.rows=2",
@@ -132,7 +132,7 @@ def test_a_record_is_of_the_weights_of_a_language_model_and_not_of_its_place(don
             moved = load_config(
                 comparison.Comparison,
                 argv[0],
-                [*argv[1:], f"unified.model.llm={copy}", f"painter.painter.texts=[{{path: {copy}}}]"],
+                [*argv[1:], f"unified.model.llm={copy}", f"text_to_image.text_to_image.texts=[{{path: {copy}}}]"],
             )
             prints.append(comparison.fingerprint(resolve(moved, contender, 3), moved.scored))
         assert prints[0] == prints[1] != prints[2]
@@ -156,21 +156,23 @@ def test_the_page_shows_all_of_it(done):
 def test_contenders_are_of_the_size_that_is_asked_for(llm, tmp_path, root, kind, target):
     sized = [*words(llm, tmp_path), f"match={kind}", f"target={target}"]
     settings = load_config(comparison.Comparison, root / "configs" / "compare" / "shapes.yaml", sized)
-    reader = replace(settings.painter.painter, texts=[EncoderConfig(str(llm), layers=[1])])
-    settings = replace(settings, painter=replace(settings.painter, painter=reader))
+    reader = replace(settings.text_to_image.text_to_image, texts=[EncoderConfig(str(llm), layers=[1])])
+    settings = replace(settings, text_to_image=replace(settings.text_to_image, text_to_image=reader))
     for architecture in ("dit", "mmdit", "hidream"):
         single = {"single": 1} if architecture == "hidream" else {}
-        painter = make_painter(
+        text_to_image = make_text_to_image(
             resolve(
                 settings, Contender("x", architecture, {"layers": 1, "heads": 2, "patch_size": 8} | single), 0
-            ).painter
+            ).text_to_image
         )
         layers = torch.zeros(1, 1, comparison.TOKENS, 64) if architecture == "hidream" else None
         cond = Conditioning(torch.zeros(1, comparison.TOKENS, 64), pooled=torch.zeros(1, 64), layers=layers)
         size = {
-            "parameters": parameters(painter.network),
+            "parameters": parameters(text_to_image.network),
             "flops": flops(
-                lambda painter=painter, cond=cond: painter.network(torch.zeros(1, 3, 32, 32), torch.ones(1), cond)
+                lambda text_to_image=text_to_image, cond=cond: text_to_image.network(
+                    torch.zeros(1, 3, 32, 32), torch.ones(1), cond
+                )
             ),
         }
         assert size[kind] == pytest.approx(target, rel=0.1)

@@ -1,4 +1,4 @@
-"""The data check: counts what is there, names what is broken, and finds pictures on both sides of the split."""
+"""The data check: counts what is there, names what is broken, and finds images on both sides of the split."""
 
 import json
 import shutil
@@ -22,12 +22,12 @@ def write_rows(path, rows):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twenty captioned pictures, two of them wide; number 3 is broken, and 5 has no caption."""
+    """Twenty captioned images, two of them wide; number 3 is broken, and 5 has no caption."""
     for number in range(20):
         size = (8, 16) if number in (7, 8) else (8, 8)
         values = np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
         Image.fromarray(values).save(tmp_path / f"{number}.png")
-    (tmp_path / "3.png").write_bytes(b"no picture")
+    (tmp_path / "3.png").write_bytes(b"no image")
     write_rows(
         tmp_path / "metadata.jsonl",
         [{"file_name": f"{n}.png", "text": "x" * (n + 1) if n != 5 else ""} for n in range(20)],
@@ -51,7 +51,7 @@ def test_the_report_counts_what_is_there(folder):
     assert findings.leaks == [] and report.repeats == 0
 
 
-def test_the_same_picture_on_both_sides_is_a_leak(folder):
+def test_the_same_image_on_both_sides_is_a_leak(folder):
     train = next(n for n in range(9, 20) if split_of(str(n)) == "train")
     validation = next(n for n in range(100, 999) if split_of(str(n)) == "validation")
     shutil.copy(folder / f"{train}.png", folder / f"{validation}.png")

@@ -12,7 +12,7 @@ TONES = ("1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff")
 
 
 def draw(path, size, colour):
-    """A coloured square in the middle of a transparent picture."""
+    """A coloured square in the middle of a transparent image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("RGBA", size)
     image.paste(colour, (size[0] // 4, size[1] // 4, size[0] * 3 // 4, size[1] * 3 // 4))
@@ -52,7 +52,7 @@ def test_captions_and_files(clones, tmp_path):
     assert files == set(captions)
 
 
-def test_pictures_are_small_square_and_over_white(clones, tmp_path):
+def test_images_are_small_square_and_over_white(clones, tmp_path):
     build(*clones, tmp_path / "emoji")
     for name, colour in (("noto/1f487", (255, 0, 0)), ("fluent/1f487", (0, 0, 255)), ("noto/1f6bd", (255, 0, 0))):
         image = Image.open(tmp_path / f"emoji/images/{name}.png")
@@ -111,7 +111,7 @@ def test_nothing_half_built_is_left_in_place(clones, tmp_path, monkeypatch):
     assert not (tmp_path / "emoji.partial").exists()
 
 
-def test_a_broken_picture_is_named_and_left_out(clones, tmp_path, capsys):
+def test_a_broken_image_is_named_and_left_out(clones, tmp_path, capsys):
     broken = clones[1] / "assets/1f6bd_3d.png"
     broken.write_bytes(broken.read_bytes()[:100])
     assert build(*clones, tmp_path / "emoji") == (14, 46)
@@ -122,7 +122,7 @@ def test_a_broken_picture_is_named_and_left_out(clones, tmp_path, capsys):
 def test_the_command(clones, tmp_path, capsys):
     arguments = [str(clones[0]), str(clones[1]), str(tmp_path / "emoji")]
     assert main(arguments) == 0
-    assert "15 pictures, 48 edit pairs" in capsys.readouterr().out
+    assert "15 images, 48 edit pairs" in capsys.readouterr().out
     assert main(arguments) == 2
     assert "is there already" in capsys.readouterr().err
     assert main([arguments[1], arguments[0], str(tmp_path / "other")]) == 2

@@ -13,7 +13,7 @@ from fusion.data.formats.plain_text import cut
 from fusion.sequence.images import open_image
 
 
-def picture(path, seed, size=(16, 16)):
+def save_photo(path, seed, size=(16, 16)):
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
     Image.fromarray(values).save(path)
@@ -36,7 +36,7 @@ def shape(messages):
 @pytest.fixture
 def folder(tmp_path):
     for number in range(6):
-        picture(tmp_path / "images" / f"{number}.png", number)
+        save_photo(tmp_path / "images" / f"{number}.png", number)
     write_rows(
         tmp_path / "metadata.jsonl", [{"file_name": f"images/{n}.png", "text": f" thing {n} "} for n in range(6)]
     )
@@ -47,7 +47,7 @@ def folder(tmp_path):
 # -------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_caption_becomes_a_request_and_a_picture(folder):
+def test_a_caption_becomes_a_request_and_an_image(folder):
     sample = ImageFolder(folder)[3]
     assert shape(sample.messages) == [("user", ["text"]), ("assistant", ["image"])]
     assert sample.messages[0]["content"][0]["text"] == "draw thing 3"
@@ -121,7 +121,7 @@ def test_captions_in_text_files_beside_the_images(folder):
 
 
 def test_images_are_fitted(folder):
-    picture(folder / "images/0.png", 0, (100, 52))
+    save_photo(folder / "images/0.png", 0, (100, 52))
     image = ImageFolder(folder, fit=Fit(stride=8, max_pixels=1024))[0].messages[1]["content"][0]["image"]
     assert (
         image.width % 8 == image.height % 8 == 0 and image.width * image.height <= 1024 and image.width > image.height

@@ -19,7 +19,7 @@ from fusion.testing import tiny_llms as families
 PACKING = Packing(length=128, rows=4, lookahead=24)
 
 
-def picture(rng: random.Random, width: int, height: int) -> PIL.Image.Image:
+def photo(rng: random.Random, width: int, height: int) -> PIL.Image.Image:
     return PIL.Image.new("RGB", (width, height), tuple(rng.randrange(256) for _ in range(3)))
 
 
@@ -50,10 +50,10 @@ class Tasks:
         if index % self.bad == self.bad - 1:
             raise BadSample(key, "cannot be read")
         words = " ".join(rng.choice(("red", "circle", "left of", "square")) for _ in range(rng.randint(1, 12)))
-        made = picture(rng, 8 * rng.randint(1, 4), 8 * rng.randint(1, 4))
+        made = photo(rng, 8 * rng.randint(1, 4), 8 * rng.randint(1, 4))
         turns = {
             0: [[text(words)], [image(made)]],
-            1: [[image(made), text(words)], [image(picture(rng, *made.size))]],
+            1: [[image(made), text(words)], [image(photo(rng, *made.size))]],
             2: [[image(made)], [text(words)]],
         }
         if index % 4 == 3 and self.pages:
@@ -84,7 +84,7 @@ def fingerprint(batch) -> tuple:
         packed.doc,
         packed.order,
         packed.block,
-        packed.picture,
+        packed.image_index,
         packed.position,
         packed.source,
     )
@@ -155,7 +155,7 @@ def test_guidance_drops_text_then_context_images(processor):
     assert (edit[0].rows.labels != IGNORE).any() and not any(
         (document.rows.labels != IGNORE).any() for document in edit[1:]
     )
-    assert all(document.noised_picture[-1] for document in edit)
+    assert all(document.noised_image[-1] for document in edit)
     draw = [drops(processor, packing, index=0) for packing in (whole, no_text, nothing)]
     assert len(draw[1]) < len(draw[0]) == len(draw[2])  # without a context image there is no second kind of drop
     for index in (2, 3):  # nothing is drawn, so nothing is dropped
@@ -177,8 +177,8 @@ def test_drops_and_tails_come_as_often_as_asked(processor):
                 continue
             silent = not (packed.labels[row][here] != IGNORE).any()
             dropped, learned = dropped + silent, learned + (not silent)
-            pictures = packed.picture[row][here & (packed.picture[row] >= 0)].unique().tolist()
-            shown = Counter(int(packed.source[m]) for m in pictures)
+            images = packed.image_index[row][here & (packed.image_index[row] >= 0)].unique().tolist()
+            shown = Counter(int(packed.source[m]) for m in images)
             clean += not silent and max(shown.values()) == 2
     total = learned + dropped
     assert total > 300
@@ -188,16 +188,14 @@ def test_drops_and_tails_come_as_often_as_asked(processor):
 
 def test_a_page_longer_than_a_row_is_cut_between_its_parts(processor):
     rng = random.Random(0)
-    content = [
-        block for i in range(8) for block in (text(f"picture {i} is a red circle. "), image(picture(rng, 32, 32)))
-    ]
+    content = [block for i in range(8) for block in (text(f"image {i} is a red circle. "), image(photo(rng, 32, 32)))]
     page = Sample(None, content, "pages", "page:1")
     cuts = documents(page, processor, Packing(length=128, tail=0), rng, guidance=False)
     assert len(cuts) > 1 and all(len(cut) <= PACKING.length for cut in cuts)
-    assert sum(sum(cut.noised_picture) for cut in cuts) == 8
+    assert sum(sum(cut.noised_image) for cut in cuts) == 8
     (whole,) = documents(page, processor, Packing(length=1024, tail=0), rng, guidance=False)
-    words = [int(i) for cut in cuts for i in cut.rows.ids[cut.rows.picture < 0] if i < families.VOCAB]
-    assert words == [int(i) for i in whole.rows.ids[whole.rows.picture < 0] if i < families.VOCAB]
+    words = [int(i) for cut in cuts for i in cut.rows.ids[cut.rows.image_index < 0] if i < families.VOCAB]
+    assert words == [int(i) for i in whole.rows.ids[whole.rows.image_index < 0] if i < families.VOCAB]
 
 
 @pytest.mark.parametrize("copies", [1, 2, 4])
@@ -206,12 +204,12 @@ def test_a_page_is_cut_so_that_every_noised_copy_fits(processor, copies):
     rng = random.Random(0)
     page = Sample(
         None,
-        [block for _ in range(4) for block in (text("a red circle"), image(picture(rng, 32, 32)))],
+        [block for _ in range(4) for block in (text("a red circle"), image(photo(rng, 32, 32)))],
         "pages",
         "page:1",
     )
     cuts = documents(page, processor, Packing(length=128, tail=0, noised_copies=copies), rng, guidance=False)
-    assert all(len(cut) <= 128 for cut in cuts) and sum(sum(cut.noised_picture) for cut in cuts) == 4 * copies
+    assert all(len(cut) <= 128 for cut in cuts) and sum(sum(cut.noised_image) for cut in cuts) == 4 * copies
 
 
 def test_a_long_text_is_cut_inside(processor):
@@ -224,7 +222,7 @@ def test_a_long_text_is_cut_inside(processor):
 def test_a_conversation_that_does_not_fit_is_named(processor):
     messages = [
         {"role": "user", "content": [text("draw")]},
-        {"role": "assistant", "content": [image(picture(random.Random(0), 512, 64))]},
+        {"role": "assistant", "content": [image(photo(random.Random(0), 512, 64))]},
     ]
     with pytest.raises(BadSample, match=r"^chat:7: \d+ tokens do not fit a row of 128: raise length"):
         documents(Sample(messages, None, "chat", "chat:7"), processor, PACKING, random.Random(0))
@@ -313,10 +311,10 @@ def test_held_out_documents_keep_their_tails_each_by_a_draw_of_its_own(processor
 def _clean_copies(packed) -> list[int]:
     """Clean images of each document, in row order."""
     counts = []
-    for row, doc in zip(packed.picture, packed.doc, strict=True):
+    for row, doc in zip(packed.image_index, packed.doc, strict=True):
         for index in range(int(doc.max()) + 1):
-            pictures = row[(doc == index) & (row >= 0)].unique()
-            counts.append(int((~packed.noised_picture[pictures]).sum()))
+            images = row[(doc == index) & (row >= 0)].unique()
+            counts.append(int((~packed.noised_image[images]).sum()))
     return counts
 
 

@@ -1,4 +1,4 @@
-"""Pairs of texts and pictures: what is one, batches of one size, nothing lost, and exact resume."""
+"""Pairs of texts and images: what is one, batches of one size, nothing lost, and exact resume."""
 
 import itertools
 from collections import Counter
@@ -25,7 +25,7 @@ def taken(loader: Loader, count: int) -> list:
     return list(itertools.islice(loader, count))
 
 
-def test_a_request_and_its_picture_are_a_pair():
+def test_a_request_and_its_image_are_a_pair():
     found = pair(Sample([turn("user", "draw red"), turn("assistant", RED)], None, "s", "k"))
     assert found.text == "draw red" and found.pixels.shape == (3, 8, 16)
     assert found.pixels[:, 0, 0].tolist() == [1, -1, -1]
@@ -44,13 +44,13 @@ def test_a_request_and_its_picture_are_a_pair():
     ],
 )
 def test_anything_else_is_left_out_by_name(sample):
-    with pytest.raises(BadSample, match=r"^k7: is not a text with the one picture it asks for"):
+    with pytest.raises(BadSample, match=r"^k7: is not a text with the one image it asks for"):
         pair(sample)
     batches = fixed_pairs([sample, Sample([turn("user", "red"), turn("assistant", RED)], None, "s", "good")], 1, 4)
     assert [batch.keys for batch in batches] == [("good",)] and batches[0].skipped[0][0] == "k7"
 
 
-def test_a_batch_has_one_size_and_no_picture_comes_twice_or_never():
+def test_a_batch_has_one_size_and_no_image_comes_twice_or_never():
     batches = taken(Loader(PairBatches(open_samples, 8, Pairing(rows=6, drop_text=0.0))), 40)
     assert all(len(batch.texts) == len(batch.keys) == len(batch.pixels) <= 6 for batch in batches)
     assert len({batch.pixels.shape[1:] for batch in batches}) > 2, "the world has several sizes"

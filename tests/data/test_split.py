@@ -18,7 +18,7 @@ def write_rows(path, rows):
 
 
 def test_the_split_is_the_same_on_every_machine():
-    # Written down once: a change of these would move pictures that somebody trained on into validation.
+    # Written down once: a change of these would move images that somebody trained on into validation.
     assert [n for n in range(100) if split_of(str(n)) == "validation"] == [4, 13, 28, 41]
     assert fraction("split", 0, "cat") == pytest.approx(0.635146, abs=1e-6)
 

@@ -40,8 +40,8 @@ def saved(tmp_path_factory):
         if case not in made:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                build, knobs = CASES[case]
-                made[case] = build(**knobs), tmp_path_factory.mktemp("pipeline")
+                build, params = CASES[case]
+                made[case] = build(**params), tmp_path_factory.mktemp("pipeline")
             made[case][0].save_pretrained(made[case][1])
         return made[case]
 

@@ -92,7 +92,7 @@ def test_watching_a_network_leaves_it_as_it_was():
     copy.deepcopy(model)
 
 
-def test_their_way_of_inference_gives_the_same_picture():
+def test_their_way_of_inference_gives_the_same_image():
     theirs = REFERENCES["hidream"].build()
     x, t = torch.randn(2, 4, 8, 12), torch.rand(2)
     cond = condition(SMALL["hidream"](), 2)
@@ -116,7 +116,7 @@ def test_what_the_mask_of_layers_hides_changes_nothing():
     assert torch.equal(plain(x, t, cond), plain(x, t, replace(cond, mask=None, layers_mask=None)))
 
 
-def test_only_pictures_that_are_not_square_are_filled_up(tmp_path):
+def test_only_images_that_are_not_square_are_filled_up(tmp_path):
     config = replace(SMALL["hidream"]().config, text_mask=False)
     model, filled = HiDream(config), HiDream(replace(config, largest=(8, 8)))
     stir(model)
@@ -126,9 +126,9 @@ def test_only_pictures_that_are_not_square_are_filled_up(tmp_path):
     for x in (square, whole):
         assert torch.equal(model(x, t, cond), filled(x, t, cond))
     assert not torch.allclose(model(wide, t, cond), filled(wide, t, cond))
-    with pytest.raises(ValueError, match="2 x 10 patches, and this network fills such pictures up to 16"):
+    with pytest.raises(ValueError, match="2 x 10 patches, and this network fills such images up to 16"):
         filled(wider, t, cond)
-    with pytest.raises(ValueError, match="fills up pictures that are not square"):
+    with pytest.raises(ValueError, match="fills up images that are not square"):
         save_diffusers(model, tmp_path / "here")
     save_diffusers(filled, tmp_path / "here")
     assert load(tmp_path / "here").config == filled.config

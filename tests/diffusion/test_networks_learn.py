@@ -18,8 +18,8 @@ from fusion.worlds.shapes import Options, World
 
 STEPS, LEAST = 300, 0.5  # of training, and the least time in it
 FEWER = {"hidream": 220}  # where steps are dear
-SMALLER = {"unet": 4}  # convolutions of every pixel are dear on a CPU: by so much its pictures are smaller
-LATE = 0.95  # nearly nothing is left of the picture: what is known of it, the text has told
+SMALLER = {"unet": 4}  # convolutions of every pixel are dear on a CPU: by so much its images are smaller
+LATE = 0.95  # nearly nothing is left of the image: what is known of it, the text has told
 
 OPTIONS = Options(
     tasks={"text_to_image": 1.0}, counts={1: 1.0}, sizes={"32x32": 1.0}, colours={"red": 1.0, "blue": 1.0}
@@ -40,7 +40,7 @@ def texts(tmp_path_factory) -> TextEncoders:
 
 @pytest.fixture(scope="module")
 def batches(texts) -> list:
-    """(pictures, their conditions), the last for trying what was learned."""
+    """(images, their conditions), the last for trying what was learned."""
     loader = Loader(PairBatches(open_samples, 8, Pairing(rows=32, drop_text=0.0)))
     return [(batch.pixels, texts(batch.texts)) for batch in itertools.islice(loader, 72)]
 
@@ -71,15 +71,15 @@ def test_it_learns_what_captions_say(name, texts, batches):
     z = gain.mean() / (gain.std() / len(gain) ** 0.5)
     print(
         f"{name}: own {late.mean():.3f}, others' {others.mean():.3f} (z {z:.1f}); usual times {usual.mean():.3f}, mean "
-        f"picture {mean.mean():.3f}"
+        f"image {mean.mean():.3f}"
     )
     assert z > 4 and usual.mean() < 0.8 * mean.mean()
 
 
 @torch.no_grad()
 def errors(model, batches) -> list[torch.Tensor]:
-    """Of held-out pictures: late, with their own captions and with those of the next picture; at usual times; and that
-    of the mean picture."""
+    """Of held-out images: late, with their own captions and with those of the next image; at usual times; and that
+    of the mean image."""
     average = torch.cat([pixels for pixels, _ in batches[:-8]]).mean(0)
     found = []
     for pixels, cond in batches[-8:]:

@@ -91,7 +91,7 @@ def test_long_skips_join_partners():
         assert seen["out", number][0][2] is seen["in", 1 - number][1]
 
 
-def test_a_smaller_picture_has_the_middle_of_the_positions():
+def test_a_smaller_image_has_the_middle_of_the_positions():
     model = UViT(UViTConfig(**ODD, size=(4, 6), classes=10))
     extras, patches = model.positions[:2], model.positions[2:].view(4, 6, -1)
     assert torch.equal(model.placed((2, 4)), torch.cat([extras, patches[1:3, 1:5].reshape(8, -1)]))
@@ -113,7 +113,7 @@ def test_what_dit_air_saves_against_an_mmdit(shared, share):
 
 
 @torch.no_grad()
-def test_a_dit_air_that_shares_nothing_is_a_dit_over_text_and_picture():
+def test_a_dit_air_that_shares_nothing_is_a_dit_over_text_and_image():
     torch.manual_seed(0)
     free = {"qk_norm": False, "share_modulation": False}
     air = DiTAir(DiTAirConfig(channels=4, **SIZES, **WIDTHS, **free))

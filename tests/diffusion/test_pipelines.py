@@ -141,22 +141,22 @@ def test_flux_draws_what_diffusers_draws(saved, case):
 @pytest.mark.parametrize("steps", [5, 7, 16])
 def test_sana_draws_what_diffusers_draws(saved, steps):
     theirs, folder = saved("sana")
-    knobs = {
+    params = {
         "negative_prompt": "blur",
         "guidance_scale": 4.0,
         "use_resolution_binning": False,
         "height": 32,
         "width": 64,
     }
-    latents = theirs(PROMPTS, num_inference_steps=steps, generator=noise(3), output_type="latent", **knobs).images
+    latents = theirs(PROMPTS, num_inference_steps=steps, generator=noise(3), output_type="latent", **params).images
     assert difference(pipeline(folder).sample(PROMPTS, size=(64, 32), seed=3, steps=steps, **WORDS), latents) < 1e-4
 
 
 @pytest.mark.parametrize("case", ["lumina2", "lumina2, shift by size"])
 def test_lumina2_draws_what_diffusers_draws(saved, case):
     theirs, folder = saved(case)
-    knobs = {"negative_prompt": ["blur"] * 2, "guidance_scale": 4.0, "height": 64, "width": 96}
-    latents = theirs(PROMPTS, num_inference_steps=5, generator=noise(3), output_type="latent", **knobs).images
+    params = {"negative_prompt": ["blur"] * 2, "guidance_scale": 4.0, "height": 64, "width": 96}
+    latents = theirs(PROMPTS, num_inference_steps=5, generator=noise(3), output_type="latent", **params).images
     assert difference(pipeline(folder).sample(PROMPTS, size=(96, 64), seed=3, steps=5, **WORDS), latents) < 1e-4
 
 
@@ -183,8 +183,8 @@ def test_flux2_draws_what_diffusers_draws(saved, case, steps):
 def test_hidream_draws_what_diffusers_draws(saved, case, size):
     theirs, folder = saved(case)
     theirs.default_sample_size = 8  # it draws every size at this area
-    knobs = {"negative_prompt": "blur", "guidance_scale": 4.0, "width": size[0], "height": size[1]}
-    latents = theirs(PROMPTS, num_inference_steps=5, generator=noise(3), output_type="latent", **knobs).images
+    params = {"negative_prompt": "blur", "guidance_scale": 4.0, "width": size[0], "height": size[1]}
+    latents = theirs(PROMPTS, num_inference_steps=5, generator=noise(3), output_type="latent", **params).images
     assert difference(pipeline(folder).sample(PROMPTS, size=size, seed=3, steps=5, **WORDS), latents) < 1e-4
 
 
@@ -192,9 +192,9 @@ def test_hidream_draws_what_diffusers_draws(saved, case, size):
 @pytest.mark.parametrize("steps", [5, 7])
 def test_pixart_draws_what_diffusers_draws_by_ddim_and_dpm_solver(saved, case, solver, steps):
     theirs, folder = saved(case)
-    knobs = {"negative_prompt": "blur", "guidance_scale": 4.0, "use_resolution_binning": False}
+    params = {"negative_prompt": "blur", "guidance_scale": 4.0, "use_resolution_binning": False}
     latents = theirs(
-        PROMPTS, num_inference_steps=steps, generator=noise(3), output_type="latent", **knobs, **SIZE
+        PROMPTS, num_inference_steps=steps, generator=noise(3), output_type="latent", **params, **SIZE
     ).images
     assert (
         difference(
@@ -216,19 +216,19 @@ def test_dit_draws_what_diffusers_draws_by_ddim_and_dpm_solver(saved, monkeypatc
 
 
 @pytest.mark.parametrize("case", ["sd3", "flux"])
-def test_pictures_are_diffusers_to_a_level(saved, case):
+def test_images_are_diffusers_to_a_level(saved, case):
     theirs, folder = saved(case)
     given = theirs(
         PROMPTS[0], num_images_per_prompt=2, num_inference_steps=2, guidance_scale=3.0, generator=noise(3), **SIZE
     ).images
     ours = pipeline(folder).draw(PROMPTS[0], n=2, size=(24, 16), seed=3, steps=2, guidance=3.0)
     assert len(ours) == 2 and ours[0].size == (24, 16)
-    for mine, picture in zip(ours, given, strict=True):
-        pair = [torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).int() for image in (mine, picture)]
+    for mine, expected in zip(ours, given, strict=True):
+        pair = [torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).int() for image in (mine, expected)]
         assert (pair[0] - pair[1]).abs().max() <= 1 and pair[1].float().std() > 1
 
 
-def test_without_knobs_a_pipeline_draws_as_is_usual_for_it(copied):
+def test_without_params_a_pipeline_draws_as_is_usual_for_it(copied):
     folder = copied("pixart")
     pixart = pipeline(folder)
     latents = pixart.sample("a red cat")

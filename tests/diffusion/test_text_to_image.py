@@ -8,11 +8,11 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from fusion.codecs.codec import load_codec
-from fusion.diffusion import load_painter, make_painter
+from fusion.diffusion import load_text_to_image, make_text_to_image
 from fusion.diffusion import text_encoders as encoders
 from fusion.diffusion.registry import Sees
 from fusion.diffusion.text_encoders import EncoderConfig, TextEncoders, load_encoder
-from fusion.diffusion.text_to_image import Painter, PainterConfig
+from fusion.diffusion.text_to_image import TextToImage, TextToImageConfig
 from fusion.testing import tiny_llms as families
 from fusion.testing import tiny_runs as training
 from fusion.testing.reference_networks import LEARNERS, stir
@@ -52,16 +52,16 @@ def clip(tmp_path_factory):
     return folder
 
 
-def config(llm, **changes) -> PainterConfig:
+def config(llm, **changes) -> TextToImageConfig:
     network = {"patch_size": 8, "width": 48, "layers": 2, "heads": 4}
-    return PainterConfig(
+    return TextToImageConfig(
         **{"architecture": "mmdit", "network": network, "texts": [EncoderConfig(str(llm))], "size": [16, 24]} | changes
     )
 
 
-def painter(llm, **changes):
+def text_to_image(llm, **changes):
     torch.manual_seed(0)
-    made = make_painter(config(llm, **changes))
+    made = make_text_to_image(config(llm, **changes))
     stir(made.network)
     return made.eval()
 
@@ -186,12 +186,12 @@ def test_a_text_that_is_too_long_is_named(llm):
         encoder(["a", "a very long text of many more words than that"])
 
 
-# ---- painters ----
+# ---- text-to-image models ----
 
 
 @pytest.mark.parametrize("architecture", ["dit", "mmdit"])
-def test_pictures_depend_on_their_own_text_and_seed_alone(llm, architecture):
-    made = painter(llm, architecture=architecture)
+def test_images_depend_on_their_own_text_and_seed_alone(llm, architecture):
+    made = text_to_image(llm, architecture=architecture)
     together = made.images(TEXTS[:2], seed=3, steps=3)
     assert together[0].size == (16, 24)
     assert together[1] == made.images(TEXTS[1:2], seed=4, steps=3)[0]
@@ -207,18 +207,18 @@ def test_pictures_depend_on_their_own_text_and_seed_alone(llm, architecture):
     )
 
 
-def test_a_folder_gives_the_same_pictures(llm, t5, tmp_path):
-    made = painter(llm, texts=[EncoderConfig(str(llm), layer=1), EncoderConfig(str(t5), pooled="last")])
-    made.save_pretrained(tmp_path / "painter")
-    assert load_painter(tmp_path / "painter").images(TEXTS, steps=2) == made.images(TEXTS, steps=2)
-    description = tmp_path / "painter" / "painter.json"
+def test_a_folder_gives_the_same_images(llm, t5, tmp_path):
+    made = text_to_image(llm, texts=[EncoderConfig(str(llm), layer=1), EncoderConfig(str(t5), pooled="last")])
+    made.save_pretrained(tmp_path / "text_to_image")
+    assert load_text_to_image(tmp_path / "text_to_image").images(TEXTS, steps=2) == made.images(TEXTS, steps=2)
+    description = tmp_path / "text_to_image" / "painter.json"
     settings = json.loads(description.read_text())
     description.write_text(json.dumps(settings | {"architecture": "dit"}))
     with pytest.raises(ValueError, match="does not hold the weights of the dit"):
-        load_painter(tmp_path / "painter")
+        load_text_to_image(tmp_path / "text_to_image")
     description.unlink()
-    with pytest.raises(ValueError, match="no painter there"):
-        load_painter(tmp_path / "painter")
+    with pytest.raises(ValueError, match="no text-to-image model there"):
+        load_text_to_image(tmp_path / "text_to_image")
 
 
 @pytest.mark.parametrize(
@@ -231,18 +231,18 @@ def test_a_folder_gives_the_same_pictures(llm, t5, tmp_path):
         ({"target": "u"}, "target='u'"),
     ],
 )
-def test_a_painter_that_cannot_be_is_refused_in_one_line(llm, changes, said):
+def test_a_text_to_image_model_that_cannot_be_is_refused_in_one_line(llm, changes, said):
     with pytest.raises(ValueError, match=said):
-        make_painter(config(llm, **changes))
+        make_text_to_image(config(llm, **changes))
 
 
 @pytest.mark.parametrize(
-    "knobs, said",
+    "params, said",
     [({"size": (16, 20)}, "multiples of 8"), ({"solver": "rk45"}, "choose one of euler"), ({"steps": 0}, "too few")],
 )
-def test_a_picture_that_cannot_be_is_refused_in_one_line(llm, knobs, said):
+def test_an_image_that_cannot_be_is_refused_in_one_line(llm, params, said):
     with pytest.raises(ValueError, match=said):
-        painter(llm).draw(TEXTS[0], **knobs)
+        text_to_image(llm).draw(TEXTS[0], **params)
 
 
 @pytest.mark.parametrize("name", LEARNERS)
@@ -250,14 +250,14 @@ def test_every_architecture_is_saved_and_loaded(llm, tmp_path, name):
     texts = TextEncoders([load_encoder(EncoderConfig(str(llm), layer=1, layers=[0, 1, 2]))])
     network = LEARNERS[name](Sees(3, **texts.sees))
     stir(network)
-    settings = PainterConfig(
+    settings = TextToImageConfig(
         architecture=name.split(",")[0].split("-")[0], texts=[EncoderConfig(str(llm), layer=1, layers=[0, 1, 2])]
     )
     seen = ("channels", "text_width", "pooled_width", "layer_width")  # what is filled in when it is built
     settings.network = {key: value for key, value in asdict(network.config).items() if key not in seen}
-    painter = Painter(network.eval(), texts, load_codec("pixel"), settings)
-    painter.save_pretrained(tmp_path)
-    loaded = load_painter(tmp_path)
+    text_to_image = TextToImage(network.eval(), texts, load_codec("pixel"), settings)
+    text_to_image.save_pretrained(tmp_path)
+    loaded = load_text_to_image(tmp_path)
     for tensor, other in zip(network.state_dict().values(), loaded.network.state_dict().values(), strict=True):
         assert torch.equal(tensor, other)
     held = sum(p.numel() for p in network.parameters())

@@ -18,7 +18,7 @@ from fusion.common.statistics import Measured
 from fusion.data.formats import Sample
 from fusion.doctor import checks as visit
 from fusion.doctor import doctor as program
-from fusion.doctor import image_checks as pictures
+from fusion.doctor import image_checks as images
 from fusion.doctor import image_statistics as looks
 from fusion.doctor import page
 from fusion.doctor import run_checks as course
@@ -89,13 +89,13 @@ def test_of_two_findings_the_worse_counts_with_the_evidence_of_both():
 
 
 def test_what_follows_from_another_illness_says_so_only_where_both_were_found():
-    deaf, copies = words.DEAF.judge(Measured(0.5), "deaf"), pictures.COPY.judge(Measured(1.0), "copies")
+    deaf, copies = words.DEAF.judge(Measured(0.5), "deaf"), images.COPY.judge(Measured(1.0), "copies")
     assert [finding.follows for finding in visit.in_context([deaf, copies])] == [None, words.DEAF.illness]
     hears = words.DEAF.judge(Measured(1.0), "hears")
     assert [finding.follows for finding in visit.in_context([hears, copies])] == [None, None]
 
 
-# ---- pictures ----
+# ---- images ----
 
 
 def test_blur_takes_detail_and_grey_takes_saturation():
@@ -114,10 +114,10 @@ def test_a_copy_has_not_moved_and_the_true_edit_has(monkeypatch):
         patient = SimpleNamespace(
             count=20, edits=[task] * 10, draw=lambda tasks, copies, drawn=drawn: [[drawn] * copies for _ in tasks]
         )
-        finding = pictures.copying(patient)
-        assert finding.verdict == verdict and "of 20 edits of 10 pictures" in finding.said
+        finding = images.copying(patient)
+        assert finding.verdict == verdict and "of 20 edits of 10 images" in finding.said
     patient = SimpleNamespace(count=10, edits=[SimpleNamespace(source=source, truth=source, words="")] * 10)
-    assert pictures.copying(patient).measured is None
+    assert images.copying(patient).measured is None
 
 
 def test_a_few_copies_among_edits_are_found(monkeypatch):
@@ -129,11 +129,11 @@ def test_a_few_copies_among_edits_are_found(monkeypatch):
     def draw(tasks, copies):
         return [[source if number % 4 == 0 else truth] * copies for number in range(len(tasks))]
 
-    finding = pictures.copying(SimpleNamespace(count=96, edits=[task] * 48, draw=draw))
+    finding = images.copying(SimpleNamespace(count=96, edits=[task] * 48, draw=draw))
     assert finding.verdict == MILD and finding.measured.value == 0.25 and finding.figures["median"] == 1.0
 
 
-def test_blur_is_seen_in_the_pictures_of_what_the_codec_gives_back():
+def test_blur_is_seen_in_the_images_of_what_the_codec_gives_back():
     rng = np.random.default_rng(0)
     sharp = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(16)]
     tasks = [SimpleNamespace(truth=image, words="") for image in sharp]
@@ -145,7 +145,7 @@ def test_blur_is_seen_in_the_pictures_of_what_the_codec_gives_back():
         patient = SimpleNamespace(
             draw=lambda _: [[soft(image, radius)] for image in sharp], given_back=lambda image: soft(image, codec)
         )
-        return pictures._soft(patient, tasks).verdict
+        return images._soft(patient, tasks).verdict
 
     assert [verdict(0.0), verdict(0.5), verdict(0.8), verdict(0.8, codec=0.8)] == [WELL, MILD, SEVERE, WELL]
 
@@ -154,9 +154,9 @@ def test_too_much_guidance_is_told_from_little(llm, tmp_path):
     patient = Patient(
         bundled_run(tmp_path / "run", llm, "guided-12"), ["samples.guidance=20", "samples.steps=6"], count=48
     )
-    assert pictures.over_guided(patient).ill
+    assert images.over_guided(patient).ill
     patient.config.samples.guidance = 2.0
-    assert pictures.over_guided(patient).verdict == WELL
+    assert images.over_guided(patient).verdict == WELL
 
 
 # ---- documents ----
@@ -174,7 +174,7 @@ def turns(*parts: tuple[str, list]) -> list[dict]:
     return [{"role": role, "content": content} for role, content in parts]
 
 
-def test_a_task_ends_with_the_last_picture_that_is_asked_for():
+def test_a_task_ends_with_the_last_image_that_is_asked_for():
     chat = turns(
         ("user", [text("draw")]),
         ("assistant", [drawn(1)]),
@@ -287,13 +287,13 @@ def test_a_stage_that_was_not_reached_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(("leaks", "verdict"), [(0.0, WELL), (0.5, SEVERE)])
-def test_pictures_that_come_again_under_another_name_are_found(tmp_path, leaks, verdict):
+def test_images_that_come_again_under_another_name_are_found(tmp_path, leaks, verdict):
     write_folder(tmp_path / "data", leaks)
     finding = course.leaking(Patient(logged(tmp_path, [{"step": 1, "seen": 1}], name="leaks-half")))
     assert finding.verdict == verdict
     if leaks:
         again = len(list((tmp_path / "data" / "images").glob("again*")))
-        assert 0.25 * again < finding.figures["pictures"] < 0.5 * again  # one of both is held out
+        assert 0.25 * again < finding.figures["images"] < 0.5 * again  # one of both is held out
 
 
 # ---- the program ----
@@ -365,12 +365,12 @@ def test_runs_of_another_seed_are_not_taken_for_this_one(tmp_path, capsys):
     assert "was made with seed 0: give another folder for seed 3" in capsys.readouterr().err
 
 
-def test_a_painter_is_examined_too(tmp_path, root, capsys):
+def test_a_text_to_image_model_is_examined_too(tmp_path, root, capsys):
     llm, run = training.save_llm(tmp_path / "llm"), tmp_path / "run"
     settings = [
         f"run={run}",
-        f"painter.texts=[{{path: {llm}}}]",
-        "painter.network={patch_size: 8, width: 32, layers: 2, heads: 2}",
+        f"text_to_image.texts=[{{path: {llm}}}]",
+        "text_to_image.network={patch_size: 8, width: 32, layers: 2, heads: 2}",
         "pairing.rows=8",
         "training.minutes=null",
         "training.documents=100",
@@ -386,14 +386,12 @@ def test_a_painter_is_examined_too(tmp_path, root, capsys):
     ]
     assert train_diffusion([str(root / "configs" / "dit.yaml"), *settings]) == 0
     findings = {finding.illness: finding for finding in program.diagnose(run, count=16)}
-    assert findings[pictures.NOISE.illness].ill, "a painter of a hundred pictures draws nothing but noise"
+    assert findings[images.NOISE.illness].ill, "a text-to-image model of a hundred images draws nothing but noise"
     assert (
         "can do nothing but draw" in findings[words.SILENT.illness].said
         and "does not write" in findings[words.FORGETFUL.illness].said
     )
-    assert (
-        findings[pictures.COLLAPSED.illness].measured is not None and findings[words.DEAF.illness].measured is not None
-    )
+    assert findings[images.COLLAPSED.illness].measured is not None and findings[words.DEAF.illness].measured is not None
 
 
 @pytest.mark.parametrize(("name", "check"), [("silent-most", words.silent), ("leaks-half", course.leaking)])

@@ -14,7 +14,7 @@ from fusion.evaluation.subjects import Subject, load_subject
 from fusion.evaluation.suite import SPLITS, Row
 from fusion.evaluation.suites import SUITES, Edits, copied, kinds_in, overlap
 from fusion.testing import tiny_runs as training
-from fusion.worlds.shapes import picture, render
+from fusion.worlds.shapes import render, scene_image
 from fusion.worlds.shapes.vision import read
 from tests.evaluation.test_eval_shapes import as_asked
 from tests.support import pipelines
@@ -34,13 +34,13 @@ def few(monkeypatch, unchecked):
 
 
 def key(pairs, source):
-    """Pictures as bytes, scenes rendered."""
+    """Images as bytes, scenes rendered."""
     shown = [one for pair in pairs for one in pair] + [source]
-    return tuple((one if isinstance(one, Image.Image) else picture(one)).tobytes() for one in shown)
+    return tuple((one if isinstance(one, Image.Image) else scene_image(one)).tobytes() for one in shown)
 
 
 class Perfect(Subject):
-    """Has seen every item and its answer; reads pictures as the judge does."""
+    """Has seen every item and its answer; reads images as the judge does."""
 
     can = frozenset({"draw", "edit", "follow", "answer", "decide", "describe", "tell"})
 
@@ -60,7 +60,9 @@ class Perfect(Subject):
             for item in stories
         }
         self.followed = {
-            key(shown.pairs, shown.source): picture(shown.after) for one in examples for shown in (one.shown, one.other)
+            key(shown.pairs, shown.source): scene_image(shown.after)
+            for one in examples
+            for shown in (one.shown, one.other)
         }
         self.replies = {(item.image.tobytes(), item.question.text): item.question.answer for item in questions}
         self.draws = {suites.said(item.message): item.draw for item in intents}
@@ -114,7 +116,7 @@ class Ignorant(Perfect):
 
 
 def evaluated(monkeypatch, out, subject, **how):
-    monkeypatch.setattr(run, "load_subject", lambda model, knobs, device: subject)
+    monkeypatch.setattr(run, "load_subject", lambda model, params, device: subject)
     return run.evaluate(subject.kind, out, **how)
 
 
@@ -142,21 +144,21 @@ def test_what_knows_everything_scores_one_and_what_knows_nothing_zero(monkeypatc
 
 def test_what_a_story_does_not_speak_of_has_to_stay():
     (item, *_) = [one for one in suites.Stories().items(COUNT, 0) if one.first.wanted[0].shape]
-    pictures = [Image.fromarray(part) for part in item.told if not isinstance(part, str)]
-    blank = Image.new("RGB", pictures[0].size, "white")
+    images = [Image.fromarray(part) for part in item.told if not isinstance(part, str)]
+    blank = Image.new("RGB", images[0].size, "white")
     words = [part for part in item.told if isinstance(part, str)]
 
     def values(*parts):
         row, _ = suites.Stories()._answer(suite.Numbered(0, 0, item), parts)
         return row.values
 
-    assert values(words[0], pictures[0], "and then", pictures[0])["right"] == 1
-    assert values(words[0], pictures[0], "and then", blank) == {"first": 1, "several": 1, "kept": 0, "right": 0}
-    assert values(words[0], blank, "and then", pictures[0])["first"] == 0
-    assert values(words[0], pictures[0])["several"] == values(words[0])["first"] == 0
-    seen = {kind[0] for kind in (one.kind for one in read(pictures[0]).objects)}
+    assert values(words[0], images[0], "and then", images[0])["right"] == 1
+    assert values(words[0], images[0], "and then", blank) == {"first": 1, "several": 1, "kept": 0, "right": 0}
+    assert values(words[0], blank, "and then", images[0])["first"] == 0
+    assert values(words[0], images[0])["several"] == values(words[0])["first"] == 0
+    seen = {kind[0] for kind in (one.kind for one in read(images[0]).objects)}
     gone = " ".join(f"the {shape} leaves," for shape in seen)
-    assert values(words[0], pictures[0], gone, blank)["right"] == 1
+    assert values(words[0], images[0], gone, blank)["right"] == 1
 
 
 def test_what_does_not_look_at_examples_cannot_follow_two_rules_at_once():
@@ -175,7 +177,7 @@ def test_what_does_not_look_at_examples_cannot_follow_two_rules_at_once():
     }
 
 
-def test_blank_pictures_follow_no_rule():
+def test_blank_images_follow_no_rule():
     examples, blank = suites.Examples(), Perfect()
     blank.follow = lambda examples, images, seeds: [Image.new("RGB", image.size, "white") for image in images]
     rows = [row for batch in examples.answers(blank, examples.numbered(COUNT, 0)) for row, _ in batch]
@@ -187,7 +189,7 @@ class Guessing(Subject):
 
     def __init__(self, items):
         super().__init__("guessing", {})
-        self.after = {key((), item.shown.source): picture(item.shown.after) for item in items}
+        self.after = {key((), item.shown.source): scene_image(item.shown.after) for item in items}
 
     def follow(self, examples, images, seeds):
         return [self.after[key((), image)] for image in images]
@@ -216,7 +218,7 @@ def test_it_goes_on_where_it_was_stopped_and_shares_its_work(monkeypatch, tmp_pa
 def test_nothing_is_written_over(monkeypatch, tmp_path):
     evaluated(monkeypatch, tmp_path / "out", Perfect())
     with pytest.raises(ValueError, match="results of another model or other settings"):
-        evaluated(monkeypatch, tmp_path / "out", Perfect(), knobs={"steps": 3})
+        evaluated(monkeypatch, tmp_path / "out", Perfect(), params={"steps": 3})
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("keep")
     with pytest.raises(ValueError, match="holds something else"):
@@ -230,11 +232,11 @@ def test_nothing_is_written_over(monkeypatch, tmp_path):
 
 
 def test_results_say_all_that_they_depend_on(monkeypatch, tmp_path):
-    evaluated(monkeypatch, tmp_path / "out", Perfect(), knobs={"guidance": 2.0})
+    evaluated(monkeypatch, tmp_path / "out", Perfect(), params={"guidance": 2.0})
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {"model", "kind", "commit", "versions", "prompts", "seed", "split", "device"} <= found.keys()
     assert (
-        found["knobs"] == {"steps": 20, "guidance": 2.0}
+        found["params"] == {"steps": 20, "guidance": 2.0}
         and {"low", "high", "count", "suite"} <= found["figures"][0].keys()
     )
     assert found["prompts"] != run.settings_of("perfect", "quick", "development", {}).prompts
@@ -299,7 +301,7 @@ def test_a_unified_model_from_the_command_line(folders, tmp_path, capsys):
 
 
 def test_a_pipeline_draws_and_does_no_more(folders, tmp_path):
-    found = run.evaluate(str(folders / "pixart"), tmp_path / "out", knobs={"steps": 1})
+    found = run.evaluate(str(folders / "pixart"), tmp_path / "out", params={"steps": 1})
     assert set(found.scores) == {"drawing"} and found.facts["kind"] == "PixArtAlphaPipeline"
     assert Image.open(tmp_path / "out" / found.rows["drawing"][0].images[0]).size == (32, 32)
 
@@ -313,9 +315,9 @@ def test_rows_draw_with_seeds_of_their_own(folders):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["nowhere", "-o", "OUT"], "nor is it a painter's folder"),
-        (["MODEL", "-o", "OUT", "steps"], "knobs are given as name=value"),
-        (["MODEL", "-o", "OUT", "stepz=3"], "stepz: no such knob"),
+        (["nowhere", "-o", "OUT"], "nor is it a text-to-image model's folder"),
+        (["MODEL", "-o", "OUT", "steps"], "sampling parameters are given as name=value"),
+        (["MODEL", "-o", "OUT", "stepz=3"], "stepz: no such sampling parameter"),
         (["MODEL", "-o", "OUT", "preset=fast"], "this model has no presets"),
         (["MODEL", "-o", "OUT", "--shard", "2/2"], "give i/n with i from 0 to n - 1"),
         (["MODEL", "-o", "OUT", "--against", "nowhere"], "no finished evaluation there"),

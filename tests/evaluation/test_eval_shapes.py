@@ -49,25 +49,25 @@ def folder(tmp_path_factory):
 
 
 class Scripted:
-    """Stands where a Fusion does, and gives the pictures, replies and decisions that it is told to give."""
+    """Stands where a Fusion does, and gives the images, replies and decisions that it is told to give."""
 
     def __init__(self, images: list, replies: list[str], draws: list[bool]):
         self.images, self.replies, self.draws = images, iter(replies), iter(draws)
 
-    def _images(self, prompts, seed, knobs):
+    def _images(self, prompts, seed, params):
         return [self.images.pop(prompt if isinstance(prompt[0], str) else prompt[1:]) for prompt in prompts]
 
-    def generate(self, prompts, seed, **knobs):
+    def generate(self, prompts, seed, **params):
         return [[next(self.replies)] for _ in prompts]
 
-    def _events(self, prompts, seed, knobs, only_image):
+    def _events(self, prompts, seed, params, only_image):
         return iter(
             [ImageDone(row, Image.new("RGB", (32, 32))) for row, draw in zip(range(len(prompts)), self.draws) if draw]
         )
 
 
-class Pictures:
-    """Pictures by their words; prompts that are repeated get theirs in turn."""
+class Images:
+    """Images by their words; prompts that are repeated get theirs in turn."""
 
     def __init__(self, pairs):
         self.waiting = list(pairs)
@@ -78,7 +78,7 @@ class Pictures:
 
 
 def as_asked(expectation: Expectation) -> Image.Image:
-    """A picture of exactly what is asked for."""
+    """An image of exactly what is asked for."""
     rng, wanted = np.random.default_rng(0), expectation.wanted
     layout, places = {1: ("single", ("middle",)), 2: ("row", ("left", "right"))}.get(
         len(wanted), ("grid", ("top left", "top right", "bottom left", "bottom right"))
@@ -99,7 +99,7 @@ def scripted(right: bool, seed: int = 0) -> Scripted:
     edited = [(one.instruction, Image.fromarray(render(one.after) if right else 255 - one.image)) for one in edits]
     replies = [one.question.answer if right else "perhaps" for one in evaluation_questions(COUNT, seed)]
     draws = [one.draw == right for one in evaluation_intents(COUNT // 2, seed)]
-    return Scripted(Pictures(drawn + edited), replies, draws)
+    return Scripted(Images(drawn + edited), replies, draws)
 
 
 def scored(model: Scripted) -> scorecard.Scorecard:

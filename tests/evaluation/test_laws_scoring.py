@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 import fusion
-from fusion.diffusion import load_painter, make_painter
+from fusion.diffusion import load_text_to_image, make_text_to_image
 from fusion.diffusion.text_encoders import EncoderConfig
-from fusion.diffusion.text_to_image import PainterConfig
+from fusion.diffusion.text_to_image import TextToImageConfig
 from fusion.evaluation import run, scorecard, suite
 from fusion.evaluation.subjects import Subject, Unified
 from fusion.evaluation.suite import SPLITS
@@ -113,7 +113,7 @@ def test_a_longer_list_begins_with_the_shorter_one(one, whole):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A unified model and a painter whose weights are random, so that images of two seeds differ."""
+    """A unified model and a text-to-image model whose weights are random, so that images of two seeds differ."""
     root = tmp_path_factory.mktemp("scored")
     torch.manual_seed(0)
     model = fusion.from_llm(training.save_llm(root / "llm"), dtype=torch.float32, max_side=64)
@@ -122,10 +122,10 @@ def folder(tmp_path_factory):
             torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(root / "model")
     network = {"width": 32, "layers": 1, "heads": 2, "patch_size": 8}
-    painter = make_painter(PainterConfig("dit", network, [EncoderConfig(str(root / "llm"))]))
-    for parameter in painter.network.parameters():
+    text_to_image = make_text_to_image(TextToImageConfig("dit", network, [EncoderConfig(str(root / "llm"))]))
+    for parameter in text_to_image.network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    painter.save_pretrained(root / "painter")
+    text_to_image.save_pretrained(root / "text_to_image")
     return root
 
 
@@ -149,24 +149,31 @@ def test_the_demo_and_eval_run_say_the_same_of_a_model(folder, few, tmp_path, mo
     scoring = demo.Scoring(count=COUNT, split="development", steps=2, guidance=2.0)
     card = demo.score(scoring, fusion.load(folder / "model", dtype=torch.float32))
     monkeypatch.setattr(suite, "BATCH", 5)
-    knobs = {"steps": 2, "guidance": 2.0}
-    agree(card, run.evaluate(str(folder / "model"), tmp_path / "whole", suite="demo", split="development", knobs=knobs))
+    params = {"steps": 2, "guidance": 2.0}
+    agree(
+        card, run.evaluate(str(folder / "model"), tmp_path / "whole", suite="demo", split="development", params=params)
+    )
     for shard in ((0, 2), (1, 2)):
         run.evaluate(
-            str(folder / "model"), tmp_path / "parts", suite="demo", split="development", knobs=knobs, shard=shard
+            str(folder / "model"), tmp_path / "parts", suite="demo", split="development", params=params, shard=shard
         )
-    agree(card, run.evaluate(str(folder / "model"), tmp_path / "parts", suite="demo", split="development", knobs=knobs))
+    agree(
+        card, run.evaluate(str(folder / "model"), tmp_path / "parts", suite="demo", split="development", params=params)
+    )
     assert len({images[-1].tobytes() for _, images in card.answers["drawing"]}) == COUNT
     assert all(images[0].size == images[1].size for _, images in card.answers["edits"])
 
 
-def test_a_painter_s_run_and_eval_run_say_the_same_of_it(folder, few, tmp_path, monkeypatch):
+def test_a_text_to_image_model_s_run_and_eval_run_say_the_same_of_it(folder, few, tmp_path, monkeypatch):
     scoring = diffusion.Scoring(count=COUNT, split="development")
-    config = diffusion.Diffusion(scoring=scoring, samples=diffusion.PainterSamples(steps=2, guidance=2.0))
-    card = diffusion.score(config, load_painter(folder / "painter"))
+    config = diffusion.Diffusion(scoring=scoring, samples=diffusion.TextToImageSamples(steps=2, guidance=2.0))
+    card = diffusion.score(config, load_text_to_image(folder / "text_to_image"))
     monkeypatch.setattr(suite, "BATCH", 5)
-    knobs = {"steps": 2, "guidance": 2.0}
-    agree(card, run.evaluate(str(folder / "painter"), tmp_path / "out", suite="demo", split="development", knobs=knobs))
+    params = {"steps": 2, "guidance": 2.0}
+    agree(
+        card,
+        run.evaluate(str(folder / "text_to_image"), tmp_path / "out", suite="demo", split="development", params=params),
+    )
 
 
 def test_the_bundled_model_s_verdicts_do_not_depend_on_batches(monkeypatch):

@@ -13,18 +13,18 @@ from fusion.testing.tiny_runs import save_llm
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
     draw = np.random.default_rng(0)
     for number in range(12):
         Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{number}.png")
-    rows = [json.dumps({"file_name": f"{number}.png", "text": f"picture {number}"}) for number in range(12)]
+    rows = [json.dumps({"file_name": f"{number}.png", "text": f"image {number}"}) for number in range(12)]
     (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n")
     return folder
 
 
 @pytest.fixture(scope="module")
-def two(pictures, tmp_path_factory):
+def two(images, tmp_path_factory):
     """Two tiny runs, of two modes."""
     place = tmp_path_factory.mktemp("runs")
     llm = save_llm(place / "llm")
@@ -33,7 +33,7 @@ def two(pictures, tmp_path_factory):
             f"run={place / mode}",
             f"model.llm={llm}",
             f"model.mode={mode}",
-            f"data.path={pictures}",
+            f"data.path={images}",
             "data.sources=[{kind: images}]",
             "data.held_out=0.3",
             "packing.length=64",

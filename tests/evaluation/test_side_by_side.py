@@ -15,7 +15,7 @@ from fusion.evaluation.suites import SUITES
 from tests.evaluation.test_eval_run import COUNT, Ignorant, Perfect, evaluated
 
 
-class Painter(Perfect):
+class TextToImage(Perfect):
     """Only draws, and every other prompt right."""
 
     can = frozenset({"draw"})
@@ -30,7 +30,7 @@ class Painter(Perfect):
 def evaluations(tmp_path_factory):
     """Finished ones, small."""
     folder = tmp_path_factory.mktemp("evaluations")
-    subjects = {"all": Perfect(), "nothing": Ignorant(), "half": Painter(), "other": Perfect(SPLITS["development"])}
+    subjects = {"all": Perfect(), "nothing": Ignorant(), "half": TextToImage(), "other": Perfect(SPLITS["development"])}
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)  # as in tests/evaluation/test_eval_run.py
     with pytest.MonkeyPatch.context() as patch:

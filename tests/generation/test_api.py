@@ -110,12 +110,12 @@ def test_dynamic_rotary_positions_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("knob", "value"),
+    ("param", "value"),
     [("time", "sometimes"), ("positions", "nowhere"), ("target", "y"), ("path", "winding"), ("head", "bald")],
 )
-def test_unknown_choices_are_refused(llm, knob, value):
-    with pytest.raises(ValueError, match=rf"^{knob}='{value}': choose one of "):
-        fusion.from_llm(llm, **{knob: value})
+def test_unknown_choices_are_refused(llm, param, value):
+    with pytest.raises(ValueError, match=rf"^{param}='{value}': choose one of "):
+        fusion.from_llm(llm, **{param: value})
 
 
 def test_pixels_get_the_convolutional_head_unless_told_otherwise(llm):
@@ -130,7 +130,7 @@ def test_a_config_from_before_the_waves_of_positions_were_a_choice_keeps_its_pos
 
 
 @pytest.mark.parametrize("max_side, base", [(64, 16.0), (1024, 64.0)])
-def test_the_waves_of_positions_span_the_widest_picture_twice(llm, max_side, base):
+def test_the_waves_of_positions_span_the_widest_image_twice(llm, max_side, base):
     config = fusion.from_llm(llm, patch_size=16, max_side=max_side).model.config
     assert (config.position_wave, config.position_base) == (2.0, base)
 
@@ -175,9 +175,9 @@ def test_rows_of_a_batch_are_what_each_is_alone(model):
         ["hi"],
         [photo(16, 16, 1), photo(8, 24, 2), "and now?"],
     ]
-    knobs = QUICK | {"temperature": 1.0, "guidance": 2.0, "image_guidance": 1.5, "image_size": None, "max_images": 2}
-    together = model.generate(prompts, seed=3, **knobs)
-    alone = [model.generate(prompt, seed=3 + row, **knobs) for row, prompt in enumerate(prompts)]
+    params = QUICK | {"temperature": 1.0, "guidance": 2.0, "image_guidance": 1.5, "image_size": None, "max_images": 2}
+    together = model.generate(prompts, seed=3, **params)
+    alone = [model.generate(prompt, seed=3 + row, **params) for row, prompt in enumerate(prompts)]
     assert [[part if isinstance(part, str) else part.size for part in out] for out in together] == [
         [part if isinstance(part, str) else part.size for part in out] for out in alone
     ]
@@ -188,7 +188,7 @@ def test_rows_of_a_batch_are_what_each_is_alone(model):
 
 
 def off_by(a: Image.Image, b: Image.Image) -> int:
-    """The largest difference of two pictures, of 255."""
+    """The largest difference of two images, of 255."""
     one, other = (torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).int() for image in (a, b))
     return int((one - other).abs().max())
 
@@ -215,9 +215,9 @@ def test_control_tokens_that_people_type_stay_text(model):
 
 
 @pytest.mark.parametrize(
-    ("knobs", "message"),
+    ("params", "message"),
     [
-        ({"stpes": 3}, "stpes: no such knob; the knobs are guidance, guidance_interval, "),
+        ({"stpes": 3}, "stpes: no such sampling parameter; the sampling parameters are guidance, guidance_interval, "),
         ({"image_size": (30, 16)}, "image_size (30, 16): sides must be multiples of 8 up to 64, at most 4096 patches"),
         ({"image_size": (128, 16)}, "image_size (128, 16): sides must be multiples of 8 up to 64"),
         ({"image_size": (0, 0)}, "image_size (0, 0): sides must be multiples of 8 up to 64"),
@@ -227,9 +227,9 @@ def test_control_tokens_that_people_type_stay_text(model):
         ({"guidance_interval": (0.5, 2.0)}, "guidance interval (0.5, 2.0) is not within [0, 1]"),
     ],
 )
-def test_knobs_that_make_no_sense_are_refused_in_one_line(model, knobs, message):
+def test_params_that_make_no_sense_are_refused_in_one_line(model, params, message):
     with pytest.raises((ValueError, TypeError)) as error:
-        model.draw("a red circle", **knobs)
+        model.draw("a red circle", **params)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -353,8 +353,8 @@ def test_another_format_is_refused_in_one_line(model, llm, tmp_path):
 def test_a_bundled_model_is_found_by_its_name_and_draws():
     model = fusion.load("shapes")
     assert sum(p.numel() * p.element_size() for p in model.model.parameters()) <= 8_000_000
-    (picture,) = model.draw("draw a red circle", image_size=(32, 32), steps=2, seed=0)
-    assert picture.size == (32, 32)
+    (image,) = model.draw("draw a red circle", image_size=(32, 32), steps=2, seed=0)
+    assert image.size == (32, 32)
     with pytest.raises(ValueError, match=r"^triangles: no fusion model there .* or a bundled name \(shapes\)$"):
         fusion.load("triangles")
     written = "".join(path.read_text() for path in (api.BUNDLED / "shapes").rglob("*.json"))

@@ -10,7 +10,7 @@ from fusion.generation.interleaved import Generator, ImageDone, ImagePreview, Te
 from fusion.generation.prefix import Prefix
 from fusion.generation.sampling import Sampling
 from fusion.sequence.images import to_pixels
-from fusion.sequence.packed import Picture
+from fusion.sequence.packed import ImagePiece
 from fusion.sequence.processor import FusionProcessor
 from fusion.testing.mixed_documents import assert_close, stirred, watched
 from fusion.testing.tiny_llms import tiny_llm, tiny_tokenizer
@@ -155,11 +155,11 @@ def test_a_finished_image_is_read_as_its_png_would_be(eager_to_draw, monkeypatch
     prefix = made[0]
     fresh = Prefix(app.model, app.processor.control, 1)
     shown = [
-        Picture(to_pixels(image), app.processor.size_ids(*image.size), (image.height // PATCH, image.width // PATCH))
+        ImagePiece(to_pixels(image), app.processor.size_ids(*image.size), (image.height // PATCH, image.width // PATCH))
         for image in images
     ]
     fresh.write(0, [*pieces, *shown])
-    fresh.read([generator._patches(picture.pixels) for picture in shown])
+    fresh.read([generator._patches(piece.pixels) for piece in shown])
     images_end = fresh.encoded
     assert len(images) == 2 and "".join(text)
     for layer, again in zip(prefix.cache.layers, fresh.cache.layers, strict=True):
@@ -177,7 +177,7 @@ def test_rows_of_a_batch_do_not_influence_each_other(app):
         ["one", to_image_of(4, 4, 1), "two"],
         ["a red circle " * 4],
     ]
-    knobs = {
+    params = {
         "temperature": 1.0,
         "max_images": 1,
         "max_new_tokens": 8,
@@ -185,9 +185,9 @@ def test_rows_of_a_batch_do_not_influence_each_other(app):
         "guidance": 2.0,
         "image_guidance": 1.5,
     }
-    together = app.generate(prompts, seed=4, **knobs)
+    together = app.generate(prompts, seed=4, **params)
     for row, prompt in enumerate(prompts):
-        alone = app.generate(prompt, seed=4 + row, **knobs)
+        alone = app.generate(prompt, seed=4 + row, **params)
         assert [part for part in alone if isinstance(part, str)] == [
             part for part in together[row] if isinstance(part, str)
         ]
@@ -200,12 +200,12 @@ def test_rows_of_a_batch_do_not_influence_each_other(app):
 
 @torch.no_grad()
 def test_a_negative_prompt_takes_the_place_of_the_text(llama):
-    knobs = {"image_size": (24, 16), "steps": 3, "guidance": 4.0}
+    params = {"image_size": (24, 16), "steps": 3, "guidance": 4.0}
     plain, negative, same = (
-        llama.draw("a red circle", negative_prompt=words, **knobs)[0]
+        llama.draw("a red circle", negative_prompt=words, **params)[0]
         for words in (None, "a blue square", "a red circle")
     )
-    unguided = llama.draw("a red circle", **knobs | {"guidance": 1.0})[0]
+    unguided = llama.draw("a red circle", **params | {"guidance": 1.0})[0]
     assert plain.tobytes() != negative.tobytes()
     assert (to_pixels(same) - to_pixels(unguided)).abs().max() <= 1.01 * 2 / 255, (
         "guided away from itself, nothing changes"

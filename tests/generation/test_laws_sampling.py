@@ -11,7 +11,7 @@ from fusion.flow.solvers import SOLVERS, schedule, steps
 from fusion.generation.drawing import Canvas, draw
 from fusion.generation.prefix import Prefix
 from fusion.generation.sampling import Sampling
-from fusion.sequence.packed import IGNORE, Picture, Piece, Tokens, layout, pack
+from fusion.sequence.packed import IGNORE, ImagePiece, Piece, Tokens, layout, pack
 from fusion.testing.mixed_documents import (
     CASES,
     CONTROL,
@@ -20,8 +20,8 @@ from fusion.testing.mixed_documents import (
     answer,
     assert_close,
     drawing,
+    image_piece,
     packed_rows,
-    picture,
     prose,
     routing_margins,
     story,
@@ -38,15 +38,15 @@ UNGUIDED = Sampling(steps=3, guidance=1.0)
 GUIDED = Sampling(steps=3, guidance=3.0, image_guidance=1.5)
 
 
-def patches_of(piece: Picture) -> torch.Tensor:
+def patches_of(piece: ImagePiece) -> torch.Tensor:
     return latents(pack([[layout([piece], CONTROL)]]), Pixel(), PATCH).patches[: piece.grid[0] * piece.grid[1]]
 
 
-def targets_of(pieces: list[Piece]) -> list[Picture]:
-    return [piece for piece in pieces if isinstance(piece, Picture) and piece.target]
+def targets_of(pieces: list[Piece]) -> list[ImagePiece]:
+    return [piece for piece in pieces if isinstance(piece, ImagePiece) and piece.target]
 
 
-def noise(piece: Picture) -> torch.Tensor:
+def noise(piece: ImagePiece) -> torch.Tensor:
     return torch.randn(patches_of(piece).shape, generator=torch.Generator().manual_seed(sum(piece.size_ids)))
 
 
@@ -59,7 +59,7 @@ def uncached(model, pieces: list[Piece]):
     def velocity(x, t):
         patches = packed.patches.clone()
         patches[packed.noised_patch] = x
-        prediction = model(packed=packed.with_patches(patches, packed.noised_picture * t)).prediction
+        prediction = model(packed=packed.with_patches(patches, packed.noised_image * t)).prediction
         return estimate(prediction, x, t, config.target, PATHS[config.path]).velocity
 
     return velocity
@@ -106,7 +106,7 @@ def grown(model, pieces: list[Piece], noises: list[torch.Tensor], settings: Samp
         if piece.target:
             canvas = Canvas({"full": (prefix, 0)}, piece.grid, next(noises))
             drawn.append([step.x_hat[0] for step in draw(model, [canvas], settings)])
-        prefix.writers[0].clean_picture(0, piece.grid)
+        prefix.writers[0].clean_image(0, piece.grid)
         prefix.read([patches_of(piece)])
         hidden.append(prefix.last)
         ends.append(ends[-1] + 1)
@@ -115,7 +115,7 @@ def grown(model, pieces: list[Piece], noises: list[torch.Tensor], settings: Samp
 
 def texts_of(packed) -> torch.Tensor:
     """The clean text rows of a batch of one row."""
-    return ((packed.picture[0] < 0) & ~packed.noised[0]).nonzero()[:, 0]
+    return ((packed.image_index[0] < 0) & ~packed.noised[0]).nonzero()[:, 0]
 
 
 @cases
@@ -158,7 +158,7 @@ def test_the_objective_trains_what_the_sampler_computes(case):
     hook.remove()
     packed, output = asked[0]
     assert (found.time == 1).all() and len(found.time) == 2
-    noises = packed.patches[packed.noised_patch].split(packed.grid[packed.noised_picture].prod(-1).tolist())
+    noises = packed.patches[packed.noised_patch].split(packed.grid[packed.noised_image].prod(-1).tolist())
     sampled = grown(model, pieces, list(noises), Sampling(steps=1, guidance=1.0))
     assert_close(torch.cat([steps[0] for steps in sampled.drawn]), output.prediction)
     assert found.x_error.tolist() == pytest.approx(
@@ -186,7 +186,7 @@ def test_documents_read_together_are_read_as_if_alone(case):
         new = [pieces[turn : turn + 1] for pieces in documents]
         for row, pieces in enumerate(new):
             prefix.write(row, pieces)
-        prefix.read([patches_of(piece) for pieces in new for piece in pieces if isinstance(piece, Picture)])
+        prefix.read([patches_of(piece) for pieces in new for piece in pieces if isinstance(piece, ImagePiece)])
         last.append(prefix.last)
     for row, pieces in enumerate(documents):
         expected = answer(model, packed_rows([[pieces]]))
@@ -199,24 +199,24 @@ def test_documents_read_together_are_read_as_if_alone(case):
 
 
 def canvas_of(model, requests: list[list[Piece]]) -> dict[str, tuple[Prefix, int]]:
-    """Prefixes up to the size of the picture that ends each request, by the names of guidance's branches."""
+    """Prefixes up to the size of the image that ends each request, by the names of guidance's branches."""
     prefixes = {}
     for name, pieces in zip(("full", "image", "none"), requests, strict=True):
         prefix = Prefix(model, CONTROL, 1)
         prefix.write(0, pieces[:-1])
-        prefix.writers[0].open_picture(pieces[-1].size_ids)
-        prefix.read([patches_of(piece) for piece in pieces[:-1] if isinstance(piece, Picture)])
+        prefix.writers[0].open_image(pieces[-1].size_ids)
+        prefix.read([patches_of(piece) for piece in pieces[:-1] if isinstance(piece, ImagePiece)])
         prefixes[name] = (prefix, 0)
     return prefixes
 
 
-def branches(before: Tokens, context: Picture, drawn: Picture) -> list[list[Piece]]:
+def branches(before: Tokens, context: ImagePiece, drawn: ImagePiece) -> list[list[Piece]]:
     return [[context, before, drawn], [context, drawn], [drawn]]
 
 
 REQUESTS = [
-    branches(text(19, 1), picture(5, 4, 4, target=False), picture(5, 4, 2, clean=False)),
-    branches(text(3, 8), picture(4, 4, 5, target=False), picture(1, 3, 9, clean=False)),
+    branches(text(19, 1), image_piece(5, 4, 4, target=False), image_piece(5, 4, 2, clean=False)),
+    branches(text(3, 8), image_piece(4, 4, 5, target=False), image_piece(1, 3, 9, clean=False)),
 ]
 
 
@@ -237,7 +237,7 @@ def drawn_together_as_if_alone(model, settings: Sampling) -> list[tuple[int, int
 
 @cases
 @torch.no_grad()
-def test_pictures_drawn_together_with_guidance_are_drawn_as_if_alone_branch_by_branch(case):
+def test_images_drawn_together_with_guidance_are_drawn_as_if_alone_branch_by_branch(case):
     """Three branches of two images, nothing but patches."""
     assert drawn_together_as_if_alone(tiny_fusion(*case), GUIDED) == [(6, 20)] * GUIDED.steps
 

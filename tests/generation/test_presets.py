@@ -23,8 +23,8 @@ GIVEN = {
     "best": {"steps": 3, "shift": 2.0},
 }
 USED = {
-    name: {knob: tuple(value) if isinstance(value, list) else value for knob, value in knobs.items()}
-    for name, knobs in GIVEN.items()
+    name: {param: tuple(value) if isinstance(value, list) else value for param, value in params.items()}
+    for name, params in GIVEN.items()
 }
 SIZE = {"image_size": (16, 16)}
 
@@ -100,25 +100,25 @@ def test_written_into_a_folder_they_change_nothing_else(llm, tmp_path, monkeypat
 
 
 def drawn(monkeypatch) -> list[int]:
-    """How many pictures' passes each evaluation runs, from now on."""
+    """How many images' passes each evaluation runs, from now on."""
     counted, real = [], drawing._Block._predict
     monkeypatch.setattr(drawing._Block, "_predict", lambda block, x, t: (counted.append(len(x)), real(block, x, t))[1])
     return counted
 
 
 def test_every_way_to_draw_takes_them(model):
-    photo, knobs = Image.new("RGB", (16, 16), "red"), USED["fast"]
+    photo, params = Image.new("RGB", (16, 16), "red"), USED["fast"]
     assert pixels(model.draw("a cat", preset="fast", **SIZE)) == pixels(
-        model.draw("a cat", **{**knobs, "image_guidance": 1.0}, **SIZE)
+        model.draw("a cat", **{**params, "image_guidance": 1.0}, **SIZE)
     )
-    assert pixels([model.edit(photo, "bluer", preset="fast")]) == pixels([model.edit(photo, "bluer", **knobs)])
+    assert pixels([model.edit(photo, "bluer", preset="fast")]) == pixels([model.edit(photo, "bluer", **params)])
     assert pixels([model.edit(photo, "bluer", preset="fast")]) != pixels([model.edit(photo, "bluer")])
     limits = {"max_new_tokens": 4, "max_images": 1, **SIZE}
     assert pixels(model.generate([photo, "more"], preset="fast", **limits)) == pixels(
-        model.generate([photo, "more"], **knobs, **limits)
+        model.generate([photo, "more"], **params, **limits)
     )
     streamed = [type(event) for event in model.stream("a", preset="fast", **limits)]
-    assert streamed == [type(event) for event in model.stream("a", **knobs, **limits)]
+    assert streamed == [type(event) for event in model.stream("a", **params, **limits)]
 
 
 def pixels(parts: list) -> list:
@@ -141,11 +141,11 @@ def test_the_passes_that_are_counted_are_those_that_run(model, monkeypatch):
         {"solver": "dpmpp_2m", "guidance": 1.0},
         {"image_guidance": 1.5},
     ]
-    for knobs in ({"steps": 4, **one} for one in shapes):
-        model.edit(photo, "bluer", **knobs)
-        assert sum(counted) == passes(Sampling(**knobs)), knobs
+    for params in ({"steps": 4, **one} for one in shapes):
+        model.edit(photo, "bluer", **params)
+        assert sum(counted) == passes(Sampling(**params)), params
         counted.clear()
-    model.draw("a cat", n=3, preset="fast", **SIZE)  # which is guided by pictures, and there is none
+    model.draw("a cat", n=3, preset="fast", **SIZE)  # which is guided by images, and there is none
     assert (
         sum(counted)
         == 3 * passes(Sampling(**USED["fast"] | {"image_guidance": 1.0}))
@@ -157,12 +157,12 @@ def test_the_command_line_and_the_evaluation_take_them(model, folder, tmp_path, 
     counted = drawn(monkeypatch)
     Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
     monkeypatch.chdir(tmp_path)
-    for words, knobs in (
+    for words, params in (
         ([], USED["fast"]),
         (["--steps", "1", "--guidance", "1"], USED["fast"] | {"steps": 1, "guidance": 1.0}),
     ):
         assert cli.main(["edit", str(folder), "red.png", "bluer", "--preset", "fast", *words]) == 0
-        assert sum(counted) == passes(Sampling(**knobs))
+        assert sum(counted) == passes(Sampling(**params))
         counted.clear()
     assert cli.main(["edit", str(folder), "red.png", "bluer", "--preset", "quick"]) == 2
     assert capsys.readouterr().err == "fusion: error: preset='quick': this model has best, fast\n"
@@ -180,21 +180,26 @@ def test_a_model_without_presets_says_how_to_get_them(llm):
         match=r"^preset='fast': this model has no presets; `fusion tune MODEL -o OUT --save` finds some",
     ):
         made.draw("a cat", preset="fast")
-    with pytest.raises(TypeError, match=r"^prest: no such knob; the knobs are .*, preset, "):
+    with pytest.raises(
+        TypeError, match=r"^prest: no such sampling parameter; the sampling parameters are .*, preset, "
+    ):
         made.draw("a cat", prest="fast")
 
 
 @pytest.mark.parametrize(
     ("wrong", "line"),
     [
-        ([], "presets are knobs by name, by the preset's name, and not list"),
-        ({"fast": 3}, "preset 'fast' is int and not knobs by name"),
+        ([], "presets are sampling parameters by name, by the preset's name, and not list"),
+        ({"fast": 3}, "preset 'fast' is int and not sampling parameters by name"),
         (
             {"fast": {"negative_prompt": "blurry"}},
             "preset 'fast': negative_prompt cannot be set by a preset; what can is steps, ",
         ),
         ({"fast": {"steps": 0}}, "preset 'fast': steps is at least 1, not 0"),
-        ({"fast": {"steps": "many"}}, 'preset \'fast\': {"steps": "many"} are not values that the knobs can have'),
+        (
+            {"fast": {"steps": "many"}},
+            'preset \'fast\': {"steps": "many"} are not values that the sampling parameters can have',
+        ),
         ({"fast": {"solver": ["euler"]}}, "preset 'fast': "),
         ({"fast": {"guidance_interval": [0.5]}}, "preset 'fast': "),
         ({"fast": {"guidance_interval": [0.5, 2]}}, "preset 'fast': guidance interval "),

@@ -1,4 +1,4 @@
-"""conv.py: what looks at whole pictures sees one at a time, where its pixels are, and changes nothing at the start."""
+"""conv.py: what looks at whole images sees one at a time, where its pixels are, and changes nothing at the start."""
 
 from dataclasses import replace
 
@@ -13,20 +13,20 @@ from tests.nn.test_layers import seen, wake
 GRIDS = torch.tensor([[1, 2], [2, 2], [1, 2], [3, 1], [1, 1]])
 COUNTS = GRIDS.prod(-1).tolist()
 CELL = torch.cat([cells(grid) for grid in GRIDS.tolist()])
-PICTURE = torch.arange(len(GRIDS)).repeat_interleave(GRIDS.prod(-1))
+IMAGE_INDEX = torch.arange(len(GRIDS)).repeat_interleave(GRIDS.prod(-1))
 
 
 def test_grids_are_read_off_the_cells_and_cells_off_the_grids():
-    picture, grid = grids(CELL)
-    assert torch.equal(picture, PICTURE) and torch.equal(grid, GRIDS)
-    for found, known in zip(places(GRIDS, len(CELL)), (CELL, PICTURE), strict=True):
+    image_index, grid = grids(CELL)
+    assert torch.equal(image_index, IMAGE_INDEX) and torch.equal(grid, GRIDS)
+    for found, known in zip(places(GRIDS, len(CELL)), (CELL, IMAGE_INDEX), strict=True):
         assert torch.equal(found, known)
-    picture, grid = grids(CELL[:0])
-    assert picture.shape == (0,) and grid.shape == (0, 2)
+    image_index, grid = grids(CELL[:0])
+    assert image_index.shape == (0,) and grid.shape == (0, 2)
 
 
-def test_pictures_are_arranged_by_size():
-    found = {part.size: (part.cells, part.patches.tolist()) for part in Cells(3, 8).arranged(CELL, PICTURE, GRIDS)}
+def test_images_are_arranged_by_size():
+    found = {part.size: (part.cells, part.patches.tolist()) for part in Cells(3, 8).arranged(CELL, IMAGE_INDEX, GRIDS)}
     assert found == {
         (1, 2): ((4, 8), [0, 1, 6, 7]),
         (2, 2): ((8, 8), [2, 3, 4, 5]),
@@ -37,27 +37,27 @@ def test_pictures_are_arranged_by_size():
 
 def test_the_convolutional_embedding_starts_as_the_linear_one_and_then_looks_around():
     embed, patches, time = ConvEmbed(3, 8, 16, 8, inner=8), torch.randn(12, 192), torch.randn(5, 8)
-    rows = embed(patches, CELL, time, PICTURE)
+    rows = embed(patches, CELL, time, IMAGE_INDEX)
     assert torch.equal(rows, PatchEmbed.forward(embed, patches))
     rows.square().sum().backward()
     assert embed.out.weight.grad.abs().max() > 0
     wake(embed)
-    before = embed(patches, CELL, time, PICTURE)
+    before = embed(patches, CELL, time, IMAGE_INDEX)
     changed = patches.clone()
-    changed[0, -1] += 1  # the right lower corner of the left patch of the first picture
-    moved = (embed(changed, CELL, time, PICTURE) - before).abs().amax(-1) > 0
+    changed[0, -1] += 1  # the right lower corner of the left patch of the first image
+    moved = (embed(changed, CELL, time, IMAGE_INDEX) - before).abs().amax(-1) > 0
     assert moved.tolist() == [True, True] + 10 * [False]
 
 
-def test_the_convolutional_embedding_sees_one_picture_at_a_time_and_its_time():
+def test_the_convolutional_embedding_sees_one_image_at_a_time_and_its_time():
     embed, patches, time = wake(ConvEmbed(3, 8, 16, 8, inner=8)), torch.randn(12, 192), 10 * torch.randn(5, 8)
-    together = embed(patches, CELL, time, PICTURE).split(COUNTS)
+    together = embed(patches, CELL, time, IMAGE_INDEX).split(COUNTS)
     for index, (own, cell, out) in enumerate(zip(patches.split(COUNTS), CELL.split(COUNTS), together, strict=True)):
         torch.testing.assert_close(out, embed(own, cell, time, torch.full((len(own),), index)))
-    later = embed(patches, CELL, time + torch.tensor([0, 0, 0, 5.0, 0])[:, None], PICTURE)
+    later = embed(patches, CELL, time + torch.tensor([0, 0, 0, 5.0, 0])[:, None], IMAGE_INDEX)
     changed = (later - torch.cat(together)).abs().amax(-1) > 0
-    assert changed.tolist() == (PICTURE == 3).tolist()
-    assert embed(patches[:0], CELL[:0], time, PICTURE[:0]).shape == (0, 16)
+    assert changed.tolist() == (IMAGE_INDEX == 3).tolist()
+    assert embed(patches[:0], CELL[:0], time, IMAGE_INDEX[:0]).shape == (0, 16)
 
 
 def test_an_embedding_that_is_not_told_the_time_does_not_ask_for_it():
@@ -70,10 +70,10 @@ def test_a_bf16_embedding_gives_bf16_rows_from_fp32_convolutions():
     embed = wake(ConvEmbed(3, 8, 16, 8, inner=8)).bfloat16()
     patches, time = torch.randn(12, 192), torch.randn(5, 8)
     with torch.autocast("cpu", torch.bfloat16):
-        rows = embed(patches, CELL, time, PICTURE)
+        rows = embed(patches, CELL, time, IMAGE_INDEX)
     assert rows.dtype == torch.bfloat16
     wide = embed.float()
-    torch.testing.assert_close(rows.float(), wide(patches, CELL, time, PICTURE), atol=0.02, rtol=0.02)
+    torch.testing.assert_close(rows.float(), wide(patches, CELL, time, IMAGE_INDEX), atol=0.02, rtol=0.02)
 
 
 def test_the_convolutional_head_starts_at_zero_and_then_looks_at_the_noised_patches():
@@ -99,8 +99,8 @@ def test_a_resting_convolutional_head_is_the_linear_one_and_nothing_else_learns(
     assert head.out.weight.grad is not None and head.drawn.weight.grad is None and head.told.weight.grad is None
 
 
-def test_the_convolutional_head_sees_one_picture_at_a_time_whatever_stands_beside_it():
-    """Pictures of three sizes, in any order: each comes out as it does alone, and a patch changes with its neighbours'
+def test_the_convolutional_head_sees_one_image_at_a_time_whatever_stands_beside_it():
+    """Images of three sizes, in any order: each comes out as it does alone, and a patch changes with its neighbours'
     pixels."""
     head = wake(ConvHead(16, 3, 8, 8, inner=8))
     grid = torch.tensor([[1, 2], [2, 2], [1, 2], [3, 1]])
@@ -113,20 +113,20 @@ def test_the_convolutional_head_sees_one_picture_at_a_time_whatever_stands_besid
     ):
         torch.testing.assert_close(out, head(rows, seen(own, grid[index : index + 1]), time[index : index + 1]))
     changed = patches.clone()
-    changed[0, -1] += 1  # the right lower corner of the left patch of the first picture
+    changed[0, -1] += 1  # the right lower corner of the left patch of the first image
     after = head(h, seen(changed, grid), time, image)
     moved = (after - torch.cat(together)).abs().amax(-1) > 0
     assert moved.tolist() == [True, True] + 9 * [False]
 
 
-def test_one_strip_of_all_pictures_gives_what_pictures_of_one_size_do(monkeypatch):
+def test_one_strip_of_all_images_gives_what_images_of_one_size_do(monkeypatch):
     """As on a GPU: what comes out and what is learned stays."""
     embed, head = wake(ConvEmbed(3, 8, 16, 8, inner=8)), wake(ConvHead(16, 3, 8, 8, inner=8))
     h, patches, time = torch.randn(12, 16), torch.randn(12, 192), torch.randn(5, 8)
     found = []
     for arranged in (Cells.arranged, lambda *where: [Cells.strip(*where)]):
         monkeypatch.setattr(Cells, "arranged", arranged)
-        outs = embed(patches, CELL, time, PICTURE), head(h, seen(patches, GRIDS), time, PICTURE)
+        outs = embed(patches, CELL, time, IMAGE_INDEX), head(h, seen(patches, GRIDS), time, IMAGE_INDEX)
         parameters = [p for part in (embed, head) for p in part.parameters()]
         found.append(
             [*outs, *torch.autograd.grad(sum(out.square().sum() for out in outs), parameters, allow_unused=True)]
@@ -144,7 +144,7 @@ def test_heights_of_strips_are_rounded_up_so_that_few_remain():
 
 @pytest.mark.parametrize("part", ["noised", "reference"])
 def test_the_cells_of_the_convolutional_head_lie_where_the_pixels_do(part):
-    """With convolutions that copy one place and nothing else at work, the head gives back the picture it looked at, or
+    """With convolutions that copy one place and nothing else at work, the head gives back the image it looked at, or
     moves it."""
     head = ConvHead(16, 3, 8, None, reference=True, inner=12, blocks=0)
     for weight in head.parameters():

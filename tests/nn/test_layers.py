@@ -20,11 +20,11 @@ from fusion.nn.layers import (
     timestep_features,
 )
 
-GRID = torch.tensor([[1, 3], [2, 1]])  # pictures of three patches and of two
+GRID = torch.tensor([[1, 3], [2, 1]])  # images of three patches and of two
 
 
 def seen(patches, grid=GRID):
-    """What a head may look at, where no picture is edited."""
+    """What a head may look at, where no image is edited."""
     return Seen(patches, grid, torch.zeros_like(patches))
 
 

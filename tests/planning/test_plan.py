@@ -81,7 +81,7 @@ def test_parameters_are_those_of_the_model_that_is_trained(llm, words):
     parts = parameters(subject)
     assert sum(count for count, _ in parts.values()) == sum(p.numel() for p in real.parameters())
     assert sum(trained for _, trained in parts.values()) == sum(p.numel() for p in real.parameters() if p.requires_grad)
-    assert ("LoRA" in parts) == bool(config.model.lora) and ("weights for pictures" in parts) == (
+    assert ("LoRA" in parts) == bool(config.model.lora) and ("weights for images" in parts) == (
         config.model.mode != "shared"
     )
     assert parts["LLM layers"][0] == sum(
@@ -221,7 +221,7 @@ def test_the_config_of_an_llm_suffices(plan, bare):
         "run.yaml", f"model.llm={bare}", "--gpus", "8", "--price", "2.5", "--mfu", "0.3", "--device", "h200"
     )
     assert status == 0 and "assumed" in out and "8 x H200 SXM, at 30% (assumed) of 989 TFLOP/s" in out and "fits" in out
-    assert {"LLM embeddings", "pictures out", "optimizer (adamw)", "kept for the backward pass", "padding"} <= {
+    assert {"LLM embeddings", "images out", "optimizer (adamw)", "kept for the backward pass", "padding"} <= {
         line.strip().split("  ")[0] for line in out.splitlines()
     }
 

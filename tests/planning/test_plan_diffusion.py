@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPTextModelWithProjection, T5Config, T5En
 
 from fusion.codecs.codec import load_codec
 from fusion.common.config import load_config
-from fusion.diffusion import make_painter
+from fusion.diffusion import make_text_to_image
 from fusion.diffusion.networks.experts import evenly
 from fusion.diffusion.registry import ARCHITECTURES
 from fusion.planning.fake_step import follow
@@ -44,9 +44,13 @@ def llm(tmp_path_factory) -> Path:
 
 def config_of(llm: Path, *words: str, architecture: str = "dit") -> diffusion.Diffusion:
     reads = ", layers: [1, 2]" if architecture == "hidream" else ""
-    words = [f"painter.architecture={architecture}", f"painter.network={NETWORKS.get(architecture, OTHERS)}", *words]
     words = [
-        f"painter.texts=[{{path: {llm}{reads}}}]",
+        f"text_to_image.architecture={architecture}",
+        f"text_to_image.network={NETWORKS.get(architecture, OTHERS)}",
+        *words,
+    ]
+    words = [
+        f"text_to_image.texts=[{{path: {llm}{reads}}}]",
         "stages=[{tasks: {text_to_image: 1.0}}]",
         "pairing.rows=8",
         "training.workers=0",
@@ -56,9 +60,9 @@ def config_of(llm: Path, *words: str, architecture: str = "dit") -> diffusion.Di
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_parameters_are_those_of_the_painter_that_is_trained(llm, architecture):
+def test_parameters_are_those_of_the_text_to_image_that_is_trained(llm, architecture):
     config = config_of(llm, architecture=architecture)
-    told, real = forecast(config), make_painter(config.painter)
+    told, real = forecast(config), make_text_to_image(config.text_to_image)
     Optimizers(real, config.training.optim)
     named = {name: (p.shape, p.requires_grad) for name, p in real.named_parameters()}
     assert {name: (p.shape, p.requires_grad) for name, p in told.subject.model.named_parameters()} == named
@@ -83,23 +87,26 @@ def test_parameters_are_those_of_the_painter_that_is_trained(llm, architecture):
 def test_memory_is_that_of_a_real_step(llm, architecture, words):
     """To the byte."""
     if trained := "trained" in words:
-        words = [*words[:-1], f"painter.texts=[{{path: {llm}, trained: true}}]"]
+        words = [*words[:-1], f"text_to_image.texts=[{{path: {llm}, trained: true}}]"]
     config = config_of(llm, *words, architecture=architecture)
-    told, painter = forecast(config), make_painter(config.painter).train()
-    learner = diffusion.PainterLearner(painter)
+    told, text_to_image = forecast(config), make_text_to_image(config.text_to_image).train()
+    learner = diffusion.TextToImageLearner(text_to_image)
     batch = max(
-        islice(iter(diffusion.batches(config, painter.stride)), 4), key=lambda batch: told.subject._counts(batch)[0]
+        islice(iter(diffusion.batches(config, text_to_image.stride)), 4),
+        key=lambda batch: told.subject._counts(batch)[0],
     )
 
     def loss() -> torch.Tensor:
-        with evenly(painter.network):
+        with evenly(text_to_image.network):
             return learner.losses(batch, config.objective, torch.Generator().manual_seed(0)).total(1, 1)
 
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=told.precision == "bf16")
-    with recomputed(diffusion.blocks_of(painter.network)) if config.training.recompute else nullcontext():
-        assert told.memory == follow(painter, painter.codec, [batch.pixels], loss, config.training, autocast)
+    with recomputed(diffusion.blocks_of(text_to_image.network)) if config.training.recompute else nullcontext():
+        assert told.memory == follow(
+            text_to_image, text_to_image.codec, [batch.pixels], loss, config.training, autocast
+        )
     assert (told.reading == 0) == trained and told.memory.gradients == 4 * sum(
-        p.numel() for p in painter.parameters() if p.requires_grad
+        p.numel() for p in text_to_image.parameters() if p.requires_grad
     )
 
 
@@ -110,7 +117,8 @@ def test_texts_may_be_read_by_several(llm, tmp_path):
     CLIPConfig(text_config=sizes).save_pretrained(tmp_path / "clip")
     told = forecast(
         config_of(
-            llm, f"painter.texts=[{{path: {llm}}}, {{path: {tmp_path}/t5}}, {{path: {tmp_path}/clip, pooled: own}}]"
+            llm,
+            f"text_to_image.texts=[{{path: {llm}}}, {{path: {tmp_path}/t5}}, {{path: {tmp_path}/clip, pooled: own}}]",
         )
     )
     t5 = T5EncoderModel(T5Config.from_pretrained(tmp_path / "t5"))
@@ -129,7 +137,7 @@ def test_an_autoencoder_counts_too(llm, tmp_path):
     diffusers.AutoencoderKL(**blocks, norm_num_groups=4, layers_per_block=1, latent_channels=4).save_pretrained(
         tmp_path
     )
-    told = forecast(config_of(llm, f"painter.codec={tmp_path}", "painter.network.patch_size=4"))
+    told = forecast(config_of(llm, f"text_to_image.codec={tmp_path}", "text_to_image.network.patch_size=4"))
     assert (
         told.memory.codec == sum(p.nbytes for p in load_codec(tmp_path).parameters())
         and "target v" in told.subject.title
@@ -164,7 +172,7 @@ def test_rows_are_counted_by_what_they_are(llm):
 def plan(capsys, tmp_path, monkeypatch):
     """`plan(words...)` of a YAML file that is based on another: exit status, output, errors."""
     monkeypatch.chdir(tmp_path)
-    Path("base.yaml").write_text(f"painter: {{architecture: dit, network: {OTHERS}}}\n")
+    Path("base.yaml").write_text(f"text_to_image: {{architecture: dit, network: {OTHERS}}}\n")
     Path("run.yaml").write_text("base: base.yaml\npairing: {rows: 4}\n")
     return partial(commands.planned, capsys)
 
@@ -174,7 +182,13 @@ def test_the_config_of_an_llm_suffices(plan, llm, tmp_path):
     bare.mkdir()
     (bare / "config.json").write_bytes((llm / "config.json").read_bytes())
     status, out, _ = plan(
-        "run.yaml", f"painter.texts=[{{path: {bare}}}]", "painter.size=[64, 32]", "--gpus", "8", "--price", "2"
+        "run.yaml",
+        f"text_to_image.texts=[{{path: {bare}}}]",
+        "text_to_image.size=[64, 32]",
+        "--gpus",
+        "8",
+        "--price",
+        "2",
     )
     assert (
         status == 0
@@ -183,12 +197,16 @@ def test_the_config_of_an_llm_suffices(plan, llm, tmp_path):
         and "reading texts, on top" in out
     )
     noised = next(line for line in out.splitlines() if "noised" in line)
-    assert noised.split()[4] == f"{8 * 4 * 8 * 4:,}"  # pictures of 8 x 4 patches, 4 for each of 8 devices
+    assert noised.split()[4] == f"{8 * 4 * 8 * 4:,}"  # images of 8 x 4 patches, 4 for each of 8 devices
 
 
 def test_pairs_are_drawn(plan, llm):
     status, out, _ = plan(
-        "run.yaml", f"painter.texts=[{{path: {llm}}}]", "stages=[{tasks: {text_to_image: 1.0}}]", "--out", "pairs.png"
+        "run.yaml",
+        f"text_to_image.texts=[{{path: {llm}}}]",
+        "stages=[{tasks: {text_to_image: 1.0}}]",
+        "--out",
+        "pairs.png",
     )
     assert status == 0 and out.splitlines()[-1] == "pairs.png" and Path("pairs.png").stat().st_size > 1000
 
@@ -196,25 +214,32 @@ def test_pairs_are_drawn(plan, llm):
 def test_whose_config_it_is(plan):
     Path("other.yaml").write_text("model: {llm: x}\n")
     assert kind_of("run.yaml", []) is diffusion.Diffusion and kind_of("other.yaml", []) is Unified
-    assert kind_of("other.yaml", ["painter.codec=pixel"]) is diffusion.Diffusion
+    assert kind_of("other.yaml", ["text_to_image.codec=pixel"]) is diffusion.Diffusion
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["run.yaml"], "no text encoder: give at least one"),
-        (["run.yaml", "painter.texts=[{path: nowhere/at_all}]"], "nowhere/at_all: no text encoder can be loaded"),
-        (["run.yaml", "TEXTS", "painter.architecture=abacus"], "architecture 'abacus': choose one of"),
-        (["run.yaml", "TEXTS", "painter.network.depth=3"], "dit has no setting 'depth'"),
-        (["run.yaml", "TEXTS", "painter.codec=nowhere"], "nowhere"),
+        (["run.yaml", "text_to_image.texts=[{path: nowhere/at_all}]"], "nowhere/at_all: no text encoder can be loaded"),
+        (["run.yaml", "TEXTS", "text_to_image.architecture=abacus"], "architecture 'abacus': choose one of"),
+        (["run.yaml", "TEXTS", "text_to_image.network.depth=3"], "dit has no setting 'depth'"),
+        (["run.yaml", "TEXTS", "text_to_image.codec=nowhere"], "nowhere"),
         (["run.yaml", "TEXTS", "training.sharded=true"], "one device has nobody to share with"),
         (["run.yaml", "TEXTS", "paintr.codec=pixel"], "paintr"),
         (
-            ["run.yaml", "TEXTS", "painter.architecture=hidream", "painter.network={heads: 2, width: 32, layers: 1}"],
+            [
+                "run.yaml",
+                "TEXTS",
+                "text_to_image.architecture=hidream",
+                "text_to_image.network={heads: 2, width: 32, layers: 1}",
+            ],
             "layers",
         ),
     ],
 )
 def test_mistakes_are_one_line(plan, llm, words, said):
-    status, out, errors = plan(*(f"painter.texts=[{{path: {llm}}}]" if word == "TEXTS" else word for word in words))
+    status, out, errors = plan(
+        *(f"text_to_image.texts=[{{path: {llm}}}]" if word == "TEXTS" else word for word in words)
+    )
     assert (status, out, len(errors)) == (2, "", 1) and errors[0].startswith("fusion: error: ") and said in errors[0]

@@ -20,7 +20,7 @@ from fusion.recipes.codec import (
     Network,
     build,
     losses,
-    open_pictures,
+    open_images,
     psnr,
     reconstruct,
 )
@@ -35,8 +35,8 @@ def tiny(path, **settings):
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """Forty smooth pictures of four kinds of file, one broken one among them."""
-    root = tmp_path_factory.mktemp("pictures")
+    """Forty smooth images of four kinds of file, one broken one among them."""
+    root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(40):
         small = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
@@ -84,14 +84,14 @@ def test_the_saved_codec_has_latents_of_unit_scale_and_reaches_the_figure(run):
     assert config["shift_factor"] == pytest.approx(result.mean) and config["scaling_factor"] == pytest.approx(
         1 / result.std
     )
-    pictures = open_pictures(settings.data, settings.seed)
-    latents = codec.encode(pictures.held_out)
+    images = open_images(settings.data, settings.seed)
+    latents = codec.encode(images.held_out)
     assert abs(latents.mean()) < 0.3 and 0.7 < latents.std() < 1.3, "held-out images, so only about"
     made = codec.decode(latents)
     torch.testing.assert_close(
-        reconstruct(codec.vae, pictures.held_out), fusion.recipes.codec.round8(made), atol=1.01 * 2 / 255, rtol=0
+        reconstruct(codec.vae, images.held_out), fusion.recipes.codec.round8(made), atol=1.01 * 2 / 255, rtol=0
     )
-    assert psnr(fusion.recipes.codec.round8(made), pictures.held_out) == pytest.approx(result.psnr, abs=0.01)
+    assert psnr(fusion.recipes.codec.round8(made), images.held_out) == pytest.approx(result.psnr, abs=0.01)
 
 
 def test_the_same_seed_gives_the_same_codec(folder, tmp_path):
@@ -102,9 +102,9 @@ def test_the_same_seed_gives_the_same_codec(folder, tmp_path):
 
 def test_the_built_in_world(tmp_path):
     data = Images(size=32, crop=16, validate=4)
-    pictures = open_pictures(data, seed=0)
-    assert pictures.held_out.shape == (4, 3, 32, 32) and pictures.held_out.unique().numel() > 4
-    assert not torch.equal(next(pictures.train), pictures.held_out[0])
+    images = open_images(data, seed=0)
+    assert images.held_out.shape == (4, 3, 32, 32) and images.held_out.unique().numel() > 4
+    assert not torch.equal(next(images.train), images.held_out[0])
     result = fusion.recipes.codec.train(tiny("shapes", data=data, out=str(tmp_path), images=16))
     assert result.images == 16 and math.isfinite(result.psnr)
 
@@ -113,15 +113,15 @@ def test_the_world_in_its_own_sizes_through_a_conv_autoencoder(tmp_path):
     network, data = Network("conv", channels=(8, 16), latent_channels=3), Images(size=None, crop=32, validate=8)
     settings = CodecRun(str(tmp_path), data=data, network=network, batch=8, images=1600, device="cpu", edge=0.0)
     settings.optim.optimizer, settings.optim.warmup = "muon", 10
-    pictures = open_pictures(data, seed=0)
-    assert pictures.held_out.shape == (8, 3, 32, 32)
-    assert len({tuple(image.shape) for image in islice(pictures.train, 40)}) > 1
+    images = open_images(data, seed=0)
+    assert images.held_out.shape == (8, 3, 32, 32)
+    assert len({tuple(image.shape) for image in islice(images.train, 40)}) > 1
     result = fusion.recipes.codec.train(settings)
     first, last = (row["loss/l1"] for row in [read(tmp_path / "metrics.jsonl")[i] for i in (0, -2)])
     assert last < 0.5 * first and result.psnr > 16
     codec = load_codec(tmp_path / "codec")
     assert (codec.channels, codec.downsample) == (3, 8)
-    assert 0.7 < codec.encode(pictures.held_out).std() < 1.3
+    assert 0.7 < codec.encode(images.held_out).std() < 1.3
 
 
 def test_noise_on_latents_is_up_to_what_is_set_and_unit_scale_costs_nothing():
@@ -145,7 +145,7 @@ def test_subjects_are_held_out_whole(tmp_path):
     subjects = {side: {path.stem.split("_")[0] for path in paths} for side, paths in sides.items()}
     assert len(sides["train"]) + len(sides["validation"]) == 60
     assert not subjects["train"] & subjects["validation"]
-    assert len({"0", "1"} & subjects["train"]) in (0, 2), "an edit ties its two pictures together"
+    assert len({"0", "1"} & subjects["train"]) in (0, 2), "an edit ties its two images together"
 
 
 def test_a_signal_ends_training_with_a_saved_codec(folder, tmp_path, monkeypatch):
@@ -193,7 +193,7 @@ def test_psnr():
         (["network.channels=[16,30]"], "multiple of network.groups"),
         (["network.kind=vq"], "choose one of kl, conv"),
         (["network.kind=conv", "data.size=40"], "downsample 16 does not divide it"),
-        (["data.size=null", "data.path=pictures"], "choose one for a folder of images"),
+        (["data.size=null", "data.path=images"], "choose one for a folder of images"),
         (["data.size=null", "data.crop=64"], "at most 32"),
         (["network.chanels=[8]"], "chanels"),
         (["optim.optimizer=sgd"], "adamw"),
@@ -207,10 +207,10 @@ def test_settings_that_cannot_work_are_one_line(root, words, says):
 
 def test_folders_that_cannot_work_are_one_line(tmp_path):
     with pytest.raises(ValueError, match="no such folder"):
-        open_pictures(Images(path=str(tmp_path / "none")), 0)
+        open_images(Images(path=str(tmp_path / "none")), 0)
     with pytest.raises(ValueError, match="none of its 0 images"):
-        open_pictures(Images(path=str(tmp_path)), 0)
+        open_images(Images(path=str(tmp_path)), 0)
     for i in range(40):
         (tmp_path / f"{i}.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"none of \d+ images can be used; the first: .*\.png"):
-        open_pictures(Images(path=str(tmp_path), held_out=0.5), 0)
+        open_images(Images(path=str(tmp_path), held_out=0.5), 0)

@@ -14,7 +14,7 @@ from transformers import GPT2Tokenizer, LlamaConfig, LlamaForCausalLM
 
 import fusion
 from fusion.common.config import load_config
-from fusion.diffusion import make_painter
+from fusion.diffusion import make_text_to_image
 from fusion.diffusion.registry import ARCHITECTURES
 from fusion.recipes import unified
 from fusion.recipes.diffusion import Diffusion
@@ -108,7 +108,7 @@ def vae(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Captioned pictures, edit pairs of two kinds, and pages longer than a row."""
+    """Captioned images, edit pairs of two kinds, and pages longer than a row."""
     root, rng = tmp_path_factory.mktemp("data"), random.Random(0)
     rows, pairs, pages = [], [], []
     for subject in range(20):
@@ -200,23 +200,23 @@ def test_two_steps_on_the_real_data(name, data, tiny, shared_data, tmp_path):
         f"data.path={shared_data / data}",
         "training.documents=40",
         "evaluation=null",
-    ]  # most pages have no picture
+    ]  # most pages have no image
     size = "data.size=[16,16]" if name == "emoji" else "data.max_side=32"
     assert two_steps(name, tmp_path / "run", size, *words).processor.stride == 8
 
 
-PAINTERS = [name for name in NAMES if "train.diffusion" in (CONFIGS / f"{name}.yaml").read_text()]
+TEXT_TO_IMAGE_MODELS = [name for name in NAMES if "train.diffusion" in (CONFIGS / f"{name}.yaml").read_text()]
 
 
-@pytest.mark.parametrize("name", PAINTERS)
+@pytest.mark.parametrize("name", TEXT_TO_IMAGE_MODELS)
 def test_every_architecture_has_a_config_that_builds_it(name, tiny):
     config = load_config(Diffusion, CONFIGS / f"{name}.yaml")
-    texts = [replace(one, path=str(tiny), layers=[0, 1, 2] if one.layers else []) for one in config.painter.texts]
-    painter = make_painter(replace(config.painter, texts=texts))
-    assert config.run == f"out/{name}" and config.painter.architecture == name
-    assert 1.5e6 < sum(p.numel() for p in painter.network.parameters()) < 5e6
-    assert painter.draw("draw a red circle", steps=1)[0].size == (32, 32)
+    texts = [replace(one, path=str(tiny), layers=[0, 1, 2] if one.layers else []) for one in config.text_to_image.texts]
+    text_to_image = make_text_to_image(replace(config.text_to_image, texts=texts))
+    assert config.run == f"out/{name}" and config.text_to_image.architecture == name
+    assert 1.5e6 < sum(p.numel() for p in text_to_image.network.parameters()) < 5e6
+    assert text_to_image.draw("draw a red circle", steps=1)[0].size == (32, 32)
 
 
 def test_every_architecture_has_a_config():
-    assert set(PAINTERS) == set(ARCHITECTURES)
+    assert set(TEXT_TO_IMAGE_MODELS) == set(ARCHITECTURES)

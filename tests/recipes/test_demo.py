@@ -88,7 +88,7 @@ def test_the_demo_from_nothing_to_a_report_with_an_interruption(tmp_path, monkey
         "Samples on the way",
         "Scores",
         "Drawn on request",
-        "Scored pictures",
+        "Scored images",
         "Edits",
         "Descriptions",
         "Questions",
@@ -124,7 +124,7 @@ def test_a_codec_half_trained_is_nothing_to_go_on_with(tmp_path, monkeypatch, ca
     assert (out / "llm").is_dir() and not (out / "codec").exists()
     config = load_config(demo.Demo, CONFIG, [f"out={out}", *TINY])
     assert demo.autoencoder(config) is None and (out / "codec" / demo.CODEC).is_file()
-    assert "PSNR of held-out pictures" in capsys.readouterr().out
+    assert "PSNR of held-out images" in capsys.readouterr().out
     assert demo.autoencoder(config) is None and "the codec is there" in capsys.readouterr().out
     assert demo.autoencoder(replace(config, codec=None)) is None
 

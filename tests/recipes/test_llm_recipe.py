@@ -89,7 +89,7 @@ def test_every_text_comes_back(tokenizer):
         assert len(ids) == 0 or max(ids) < len(tokenizer) <= 600
 
 
-def test_words_and_sides_of_pictures_are_single_tokens(tokenizer):
+def test_words_and_sides_of_images_are_single_tokens(tokenizer):
     for word in WORDS:
         assert len(tokenizer.encode(f" {word}")) == 1, word
     assert [tokenizer.decode([i]) for i in tokenizer.encode("32x64")] == ["32", "x", "64"]

@@ -27,14 +27,14 @@ def llm(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A folder of captioned pictures and edit pairs; one picture is broken."""
+    """A folder of captioned images and edit pairs; one image is broken."""
     root, rng = tmp_path_factory.mktemp("data"), random.Random(0)
     colours = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0)}
     rows, pairs = [], []
     for number in range(24):
         name = rng.choice(sorted(colours))
         Image.new("RGB", (rng.choice((16, 24)), 16), colours[name]).save(root / f"{number}.png")
-        rows.append({"file_name": f"{number}.png", "text": f"a {name} picture"})
+        rows.append({"file_name": f"{number}.png", "text": f"a {name} image"})
         if number % 2:
             pairs.append(
                 {
@@ -70,7 +70,7 @@ def words(llm: Path, folder: Path, run: Path) -> list[str]:
         "samples.held_out=2",
         "samples.steps=2",
         "samples.max_new_tokens=4",
-        "samples.prompts=[draw a red picture]",
+        "samples.prompts=[draw a red image]",
     ]
 
 
@@ -89,7 +89,7 @@ def test_from_a_config_to_a_report(llm, folder, tmp_path, capsys, root):
     assert "0.png" in (run / "skipped.txt").read_text()
     model = fusion.load(run / "model")
     assert all(
-        isinstance(part, str | Image.Image) for part in model.generate("draw a red picture", steps=2, max_new_tokens=4)
+        isinstance(part, str | Image.Image) for part in model.generate("draw a red image", steps=2, max_new_tokens=4)
     )
     assert unified.main(argv) == 1  # a second run does not write over the first
     assert "resume=true" in capsys.readouterr().err

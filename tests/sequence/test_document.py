@@ -21,14 +21,14 @@ def block(item):
     return {"type": "text", "text": item} if isinstance(item, str) else {"type": "image", "image": item}
 
 
-PICTURE, DRAWN = object(), object()
+IMAGE_INDEX, DRAWN = object(), object()
 
 
 def test_assistant_turns_and_what_closes_them_are_learned():
-    document = from_messages([user(PICTURE, "make it red"), assistant("done", DRAWN), user("thanks")], render)
+    document = from_messages([user(IMAGE_INDEX, "make it red"), assistant("done", DRAWN), user("thanks")], render)
     assert document == (
         Text("[user]", template=True),
-        Image(PICTURE),
+        Image(IMAGE_INDEX),
         Text("make it red"),
         Text("[stop]\n[assistant]", template=True),
         Text("done", loss=True),
@@ -68,7 +68,7 @@ def test_parts_keep_the_place_that_the_template_gives_them():
 
 
 def test_empty_text_leaves_no_part():
-    assert from_messages([user("", PICTURE)], render)[1] == Image(PICTURE)
+    assert from_messages([user("", IMAGE_INDEX)], render)[1] == Image(IMAGE_INDEX)
 
 
 def test_a_template_that_leaves_a_message_out_is_refused():

@@ -19,7 +19,7 @@ from fusion.testing import tiny_llms as families
 from fusion.testing import tiny_runs as training
 from fusion.training.log import LeftOut
 from tests.support import fuzzing
-from tests.support.fuzzing import CAPTIONS, INJECTED, NO_PICTURE, NO_ROW, NO_TEXT, Bad, Good
+from tests.support.fuzzing import CAPTIONS, INJECTED, NO_IMAGE, NO_ROW, NO_TEXT, Bad, Good
 
 PACKING = Packing(length=256, rows=8, drop_text=0.0, drop_all=0.0, tail=0.0, lookahead=32)
 
@@ -61,15 +61,15 @@ class Watched:
 
 
 def arrived(batch, processor):
-    """(key, text with the size text behind it, number of control tokens, values of the picture) of each document of a
+    """(key, text with the size text behind it, number of control tokens, values of the image) of each document of a
     batch."""
     packed, keys = batch.packed, iter(batch.keys)
     for row in range(len(packed.ids)):
         for document in range(int(packed.doc[row].max()) + 1):
             here = packed.doc[row] == document
-            ids = packed.ids[row][here & (packed.picture[row] < 0)].tolist()
-            (picture,) = packed.picture[row][here & (packed.picture[row] >= 0)].unique().tolist()
-            values = np.asarray(to_image(packed.pixels[packed.source[picture]]))
+            ids = packed.ids[row][here & (packed.image_index[row] < 0)].tolist()
+            (image_index,) = packed.image_index[row][here & (packed.image_index[row] >= 0)].unique().tolist()
+            values = np.asarray(to_image(packed.pixels[packed.source[image_index]]))
             control = sum(index in processor.text.special for index in ids)
             yield next(keys), processor.decode(ids, skip_special_tokens=True), control, values
 
@@ -113,9 +113,9 @@ def test_the_check_finds_what_training_leaves_out(processor, tmp_path):
 
 
 def test_a_file_cut_anywhere_is_refused_or_whole(tmp_path):
-    """No prefix of a picture's file becomes another picture."""
+    """No prefix of an image's file becomes another image."""
     rng = np.random.default_rng(3)
-    for number, make in enumerate(fuzzing.PICTURES):
+    for number, make in enumerate(fuzzing.IMAGES):
         data, suffix, values = make(rng)
         places = sorted({0, 1, len(data) - 1, *rng.integers(0, len(data), 25).tolist()})
         rows = []
@@ -131,7 +131,7 @@ def test_a_file_cut_anywhere_is_refused_or_whole(tmp_path):
                 refused += 1
             else:
                 assert np.array_equal(np.asarray(image), values), (
-                    f"picture {number}, cut at {places[index]} of {len(data)}"
+                    f"image {number}, cut at {places[index]} of {len(data)}"
                 )
         assert refused >= len(places) // 8, "of an animation, the first frame may be whole"
 
@@ -182,8 +182,8 @@ def write_lines(path: Path, rows: list) -> Path:
 
 @pytest.fixture
 def drawn(tmp_path):
-    """`drawn()`: the name of a picture, and its values as lists."""
-    stream = fuzzing.pictures(tmp_path, np.random.default_rng(1))
+    """`drawn()`: the name of an image, and its values as lists."""
+    stream = fuzzing.images(tmp_path, np.random.default_rng(1))
     return lambda: (lambda name, values: (name, values.tolist()))(*next(stream))
 
 
@@ -194,7 +194,7 @@ def test_fuzzed_edits(tmp_path, drawn):
         (before, first), (after, second) = drawn(), drawn()
         rows.append({"input_image": before, "edit_prompt": text, "edited_image": after})
         fates.append([first, text, second])
-    for value, reason in NO_PICTURE:
+    for value, reason in NO_IMAGE:
         for column in ("input_image", "edited_image"):
             rows.append({"input_image": good, "edit_prompt": "a", "edited_image": good} | {column: value})
             fates.append(reason.replace("metadata", "edits"))
@@ -230,7 +230,7 @@ def test_fuzzed_pages_and_chats(tmp_path, drawn):
     wrong += [(7, "int"), ({"type": "text"}, "dict"), (None, "")]
     wrong += [
         ([text("a"), image(value)], reason if value else "is a folder")
-        for value, reason in NO_PICTURE
+        for value, reason in NO_IMAGE
         if value is not None
     ]
     rows = [{"content": content} for content in contents + [content for content, _ in wrong]] + list(NO_ROW)
@@ -315,7 +315,7 @@ def test_fuzzed_parquet(tmp_path):
     from pyarrow import parquet
 
     rng = np.random.default_rng(2)
-    made = [make(rng) for make in fuzzing.PICTURES]
+    made = [make(rng) for make in fuzzing.IMAGES]
     cells = [({"bytes": data, "path": None}, "a") for data, _, _ in made]
     cells += [({"bytes": make(rng), "path": f"{name}.png"}, "a") for name, make in fuzzing.BROKEN.items()]
     cells += [({"bytes": None, "path": None}, "a"), (None, "a"), (cells[0][0], ""), (cells[0][0], None)]

@@ -51,21 +51,21 @@ def test_the_order_of_rows_does_not_matter(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_clean_stream_is_causal_but_for_its_pictures(seed):
+def test_the_clean_stream_is_causal_but_for_its_images(seed):
     packed = pack([[random_layout(random.Random(seed))]])
     seen, clean = visible(packed, packed)[0], ~packed.noised[0]
-    picture = packed.picture[0]
-    same_picture = (picture[:, None] == picture[None, :]) & (picture[:, None] >= 0)
+    image_index = packed.image_index[0]
+    same_image = (image_index[:, None] == image_index[None, :]) & (image_index[:, None] >= 0)
     lower = torch.ones_like(seen).tril()
-    assert torch.equal(seen[clean][:, clean], (lower.bool() | same_picture)[clean][:, clean])
+    assert torch.equal(seen[clean][:, clean], (lower.bool() | same_image)[clean][:, clean])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nobody_outside_a_noised_block_sees_it(seed):
     packed = pack([[random_layout(random.Random(seed)) for _ in range(3)]])
-    seen, picture = visible(packed, packed)[0], packed.picture[0]
-    for number in packed.noised_picture.nonzero().flatten():
-        own = picture == number
+    seen, image_index = visible(packed, packed)[0], packed.image_index[0]
+    for number in packed.noised_image.nonzero().flatten():
+        own = image_index == number
         assert seen[own][:, own].all() and not seen[~own][:, own].any()
 
 
@@ -77,7 +77,7 @@ def test_noised_blocks_use_up_nothing_of_a_window(seed):
     one = mask_of(with_blocks, window=5)[:clean, :clean]
     rows = pack([[with_blocks]]).map(lambda column: column[..., :clean])
     assert torch.equal(one, visible(rows, rows, 5)[0])
-    text = with_blocks.rows.picture[:clean] < 0
+    text = with_blocks.rows.image_index[:clean] < 0
     for query in range(clean):
         reach = [key for key in range(clean) if one[query, key] and text[key]]
         assert not reach or not text[query] or query - min(reach) < 5

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fusion.sequence.packed import IGNORE, Packed, Picture, Tokens, Writer, drop_all, drop_text, finish, layout, pack
+from fusion.sequence.packed import IGNORE, ImagePiece, Packed, Tokens, Writer, drop_all, drop_text, finish, layout, pack
 from fusion.sequence.rows import Column
-from tests.support.documents import CONTROL, picture, random_layout, random_pieces, rows_of
+from tests.support.documents import CONTROL, image_piece, random_layout, random_pieces, rows_of
 
 SEEDS = range(60)
 TEMPLATE = Tokens((1, 2), template=True)
@@ -19,8 +19,8 @@ ANSWER = Tokens((6, 7), loss=True)
 STOP = Tokens((8,), loss=True, template=True)
 
 
-def shown(target: bool, rows: int = 1, columns: int = 2, size: tuple[int, ...] = (20, 21)) -> Picture:
-    return Picture(torch.zeros(3, 2 * rows, 2 * columns), size, (rows, columns), target=target)
+def shown(target: bool, rows: int = 1, columns: int = 2, size: tuple[int, ...] = (20, 21)) -> ImagePiece:
+    return ImagePiece(torch.zeros(3, 2 * rows, 2 * columns), size, (rows, columns), target=target)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -31,7 +31,7 @@ def test_rows_positions_and_copies_are_those_of_the_design(seed):
     assert laid.rows.order.tolist() == [row.first for row in rows]
     assert laid.rows.noised.tolist() == [row.noised for row in rows]
     assert laid.rows.position.T.tolist() == [list(row.position) for row in rows]
-    assert [number >= 0 for number in laid.rows.picture] == [row.picture is not None for row in rows]
+    assert [number >= 0 for number in laid.rows.image_index] == [row.image_index is not None for row in rows]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -41,15 +41,15 @@ def test_each_learned_token_is_the_label_of_the_text_row_before_it(seed):
     clean = [row for row in rows if not row.noised]
     labels = [IGNORE] * len(rows)
     for before, row in pairwise(clean):
-        if row.learned and before.picture is None:
+        if row.learned and before.image_index is None:
             labels[before.at] = row.token
     for row in rows:
         if row.noised:
-            labels[row.first - 1] = CONTROL.image_patch  # the last size token opens the picture
+            labels[row.first - 1] = CONTROL.image_patch  # the last size token opens the image
     assert layout(pieces, CONTROL).rows.labels.tolist() == labels
 
 
-def test_labels_of_a_drawn_picture_word_by_word():
+def test_labels_of_a_drawn_image_word_by_word():
     laid = layout([TEMPLATE, QUESTION, ANSWER, shown(target=True), STOP], CONTROL)
     #                1, 2,            3, 4, 5,          6, 7
     expected = [IGNORE] * 4 + [6, 7, CONTROL.image_start, 20, 21, CONTROL.image_patch]
@@ -57,10 +57,10 @@ def test_labels_of_a_drawn_picture_word_by_word():
     assert laid.rows.labels.tolist() == expected
 
 
-def test_a_context_picture_is_never_learned():
+def test_a_context_image_is_never_learned():
     laid = layout([TEMPLATE, shown(target=False), ANSWER], CONTROL)
     assert laid.rows.labels.tolist() == [IGNORE] * 2 + [IGNORE] * 3 + [IGNORE] * 2 + [6, 7, IGNORE]
-    assert not laid.rows.noised.any() and laid.noised_picture == (False,)
+    assert not laid.rows.noised.any() and laid.noised_image == (False,)
 
 
 def test_nothing_predicts_the_first_token_and_no_label_is_the_end_of_an_image():
@@ -72,11 +72,11 @@ def test_nothing_predicts_the_first_token_and_no_label_is_the_end_of_an_image():
 @pytest.mark.parametrize("noised", [False, True])
 def test_a_patch_row_never_has_a_label_whatever_is_written_behind_it(noised):
     writer = Writer(CONTROL)
-    writer.open_picture((20, 21), learned=True)
+    writer.open_image((20, 21), learned=True)
     writer.patches(0, (2, 2), noised, writer.order, writer.position)
     writer.text(QUESTION.ids, learned=True)
-    ids, labels, *_, pictures = writer.take()
-    assert (labels[pictures >= 0] == IGNORE).all()
+    ids, labels, *_, images = writer.take()
+    assert (labels[images >= 0] == IGNORE).all()
     assert labels[ids == 21].tolist() == [CONTROL.image_patch] and labels[-3:].tolist() == [4, 5, IGNORE]
 
 
@@ -86,7 +86,7 @@ def test_learn_text_false_leaves_no_label():
 
 def test_a_noised_block_shares_positions_with_its_clean_copy():
     laid = layout([QUESTION, shown(target=True, rows=2, columns=3), ANSWER], CONTROL)
-    clean, noised = (laid.rows.position[:, laid.rows.picture == number] for number in (0, 1))
+    clean, noised = (laid.rows.position[:, laid.rows.image_index == number] for number in (0, 1))
     assert torch.equal(clean, noised)
     p = 3 + 3  # question, image start, two size tokens
     assert clean.T.tolist() == [[p, p + row, p + column] for row in range(2) for column in range(3)]
@@ -97,16 +97,16 @@ def test_a_noised_block_shares_positions_with_its_clean_copy():
 def test_every_row_of_a_block_and_no_other_row_has_its_number():
     laid = layout([QUESTION, shown(True), ANSWER, shown(False), shown(True)], CONTROL)
     for number in set(laid.rows.block.tolist()):
-        of_block = laid.rows.picture[laid.rows.block == number]
+        of_block = laid.rows.image_index[laid.rows.block == number]
         assert len(of_block) == 1 or ((of_block >= 0).all() and len(set(of_block.tolist())) == 1)
-    assert len({int(laid.rows.block[laid.rows.picture == number][0]) for number in range(5)}) == 5
+    assert len({int(laid.rows.block[laid.rows.image_index == number][0]) for number in range(5)}) == 5
 
 
 def test_an_empty_run_of_text_leaves_no_rows():
     assert layout([QUESTION, Tokens(()), ANSWER], CONTROL).rows.ids.tolist() == [3, 4, 5, 6, 7]
 
 
-# Copies of a last picture
+# Copies of a last image
 
 
 def test_a_document_ends_at_the_noised_block_of_its_last_target():
@@ -114,14 +114,14 @@ def test_a_document_ends_at_the_noised_block_of_its_last_target():
     assert finished[:3] == [QUESTION, finished[1], ANSWER] and len(finished) == 4
     assert finished[1].clean and finished[3].target and not finished[3].clean
     laid = layout(finished, CONTROL)
-    assert (laid.rows.ids == CONTROL.image_end).sum() == 1 and laid.noised_picture == (False, True, True)
+    assert (laid.rows.ids == CONTROL.image_end).sum() == 1 and laid.noised_image == (False, True, True)
 
 
 @pytest.mark.parametrize(
     "pieces",
     [
-        [QUESTION, shown(True), ANSWER, STOP],  # text is learned after the picture
-        [QUESTION, shown(True), shown(False)],  # the last picture is context
+        [QUESTION, shown(True), ANSWER, STOP],  # text is learned after the image
+        [QUESTION, shown(True), shown(False)],  # the last image is context
         [QUESTION, ANSWER, STOP],
     ],
 )
@@ -138,7 +138,7 @@ def test_finish_keeps_the_tail_when_told_to():
 # Guidance drops
 
 
-def test_drop_text_keeps_template_and_pictures_and_learns_no_text():
+def test_drop_text_keeps_template_and_images_and_learns_no_text():
     context, drawn = shown(False), shown(True)
     assert drop_text([TEMPLATE, QUESTION, context, ANSWER, drawn, STOP]) == [
         TEMPLATE,
@@ -154,7 +154,7 @@ def test_drop_all_keeps_template_and_the_last_target():
     silent = replace(STOP, loss=False)
     assert kept == [TEMPLATE, silent, TEMPLATE, last, silent]
     laid = layout(kept, CONTROL)
-    assert (laid.rows.ids == CONTROL.image_start).sum() == 1, "dropped pictures leave no tokens"
+    assert (laid.rows.ids == CONTROL.image_start).sum() == 1, "dropped images leave no tokens"
     assert laid.rows.position[0, 2 + 1 + 2] == 5, "positions are counted anew"
 
 
@@ -184,60 +184,58 @@ def test_packing_lays_documents_side_by_side(seed):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_patch_rows_name_their_picture_and_pictures_their_pixels(seed):
+def test_patch_rows_name_their_image_and_images_their_pixels(seed):
     rng = random.Random(seed)
     documents = [random_layout(rng) for _ in range(6)]
     packed = pack([documents[:2], documents[2:]])
-    assert (
-        len(packed.source) == len(packed.grid) == len(packed.noised_picture) == sum(len(doc.grid) for doc in documents)
-    )
+    assert len(packed.source) == len(packed.grid) == len(packed.noised_image) == sum(len(doc.grid) for doc in documents)
     shown_pixels = [doc.pixels[source] for doc in documents for source in doc.source]
-    counts = torch.bincount(packed.picture_of_patch, minlength=len(packed.grid))
+    counts = torch.bincount(packed.image_of_patch, minlength=len(packed.grid))
     assert counts.tolist() == packed.grid.prod(dim=1).tolist()
     for number, pixels in enumerate(shown_pixels):
         assert packed.pixels[packed.source[number]] is pixels
         height, width = pixels.shape[1:]
         assert packed.grid[number].tolist() == [height // 2, width // 2]
-        cells = packed.cell_of_patch[packed.picture_of_patch == number].tolist()
+        cells = packed.cell_of_patch[packed.image_of_patch == number].tolist()
         assert cells == [[r, c] for r in range(height // 2) for c in range(width // 2)]
-    assert packed.picture_of_patch.tolist() == sorted(packed.picture_of_patch.tolist()), "patches come in picture order"
-    assert torch.equal(packed.noised_patch, packed.noised[packed.picture >= 0])
+    assert packed.image_of_patch.tolist() == sorted(packed.image_of_patch.tolist()), "patches come in image order"
+    assert torch.equal(packed.noised_patch, packed.noised[packed.image_index >= 0])
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_noised_block_refers_to_the_last_clean_picture_of_its_size_before_it(seed):
+def test_a_noised_block_refers_to_the_last_clean_image_of_its_size_before_it(seed):
     rng = random.Random(seed)
     documents = [random_pieces(rng) for _ in range(6)]
     laid = [layout(pieces, CONTROL, noised_copies=2) for pieces in documents]
     packed = pack([laid[:2], laid[2:]])
-    packed = packed.with_patches(torch.randn(len(packed.picture_of_patch), 5), torch.zeros(len(packed.grid)))
-    expected, first, references = [], 0, packed.references.split(packed.grid[packed.noised_picture].prod(-1).tolist())
+    packed = packed.with_patches(torch.randn(len(packed.image_of_patch), 5), torch.zeros(len(packed.grid)))
+    expected, first, references = [], 0, packed.references.split(packed.grid[packed.noised_image].prod(-1).tolist())
     for pieces, one in zip(documents, laid, strict=True):
-        pictures = [piece for piece in pieces if isinstance(piece, Picture)]
-        clean = {one.source[i]: first + i for i in range(len(one.source)) if not one.noised_picture[i]}
+        images = [piece for piece in pieces if isinstance(piece, ImagePiece)]
+        clean = {one.source[i]: first + i for i in range(len(one.source)) if not one.noised_image[i]}
         for i, number in enumerate(one.source):
-            before = [clean[k] for k in range(number) if k in clean and pictures[k].grid == pictures[number].grid]
-            expected.append(before[-1] if one.noised_picture[i] and before else -1)
+            before = [clean[k] for k in range(number) if k in clean and images[k].grid == images[number].grid]
+            expected.append(before[-1] if one.noised_image[i] and before else -1)
         first += len(one.source)
     assert packed.reference.tolist() == expected
-    for picture_number, rows in zip(packed.noised_picture.nonzero()[:, 0].tolist(), references, strict=True):
-        reference = expected[picture_number]
-        there = packed.patches[packed.picture_of_patch == reference] if reference >= 0 else torch.zeros_like(rows)
+    for image_number, rows in zip(packed.noised_image.nonzero()[:, 0].tolist(), references, strict=True):
+        reference = expected[image_number]
+        there = packed.patches[packed.image_of_patch == reference] if reference >= 0 else torch.zeros_like(rows)
         assert torch.equal(rows, there)
 
 
-def test_an_edit_refers_to_the_picture_that_is_edited_and_a_first_picture_to_none():
+def test_an_edit_refers_to_the_image_that_is_edited_and_a_first_image_to_none():
     edited = layout(
         [shown(False), QUESTION, shown(True), STOP, QUESTION, shown(True, 2, 2), STOP, QUESTION, shown(True)], CONTROL
     )
-    assert edited.noised_picture == (False, False, False, False, True, True, True)
+    assert edited.noised_image == (False, False, False, False, True, True, True)
     assert edited.reference == (-1, -1, -1, -1, 0, -1, 1)
 
 
 def test_an_image_with_two_copies_is_held_once():
     packed = pack([[layout([QUESTION, shown(True), ANSWER], CONTROL)]])
     assert (
-        len(packed.pixels) == 1 and packed.source.tolist() == [0, 0] and packed.noised_picture.tolist() == [False, True]
+        len(packed.pixels) == 1 and packed.source.tolist() == [0, 0] and packed.noised_image.tolist() == [False, True]
     )
 
 
@@ -247,8 +245,8 @@ def test_a_row_that_does_not_fit_is_refused_in_one_line():
 
 
 def test_to_moves_everything_and_with_patches_fills_the_patch_rows():
-    packed = pack([[layout([QUESTION, picture(random.Random(0), target=True)], CONTROL)]])
-    filled = packed.with_patches(torch.ones(len(packed.picture_of_patch), 12), torch.rand(len(packed.grid)))
+    packed = pack([[layout([QUESTION, image_piece(random.Random(0), target=True)], CONTROL)]])
+    filled = packed.with_patches(torch.ones(len(packed.image_of_patch), 12), torch.rand(len(packed.grid)))
     moved = filled.to("meta")
     tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)] + list(moved.pixels)
     assert all(tensor.device.type == "meta" for tensor in tensors) and isinstance(moved, Packed)
@@ -257,7 +255,9 @@ def test_to_moves_everything_and_with_patches_fills_the_patch_rows():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_written_step_by_step_as_a_sampler_does_equals_laid_out_at_once(seed):
-    pieces = [p for p in random_pieces(random.Random(seed)) if not (isinstance(p, Picture) and p.target)] or [QUESTION]
+    pieces = [p for p in random_pieces(random.Random(seed)) if not (isinstance(p, ImagePiece) and p.target)] or [
+        QUESTION
+    ]
     writer, taken, source = Writer(CONTROL), [], 0
     for piece in pieces:
         if isinstance(piece, Tokens):
@@ -265,9 +265,9 @@ def test_written_step_by_step_as_a_sampler_does_equals_laid_out_at_once(seed):
                 writer.text((token,))
                 taken.append(writer.take())
             continue
-        writer.open_picture(piece.size_ids)
+        writer.open_image(piece.size_ids)
         taken.append(writer.take())
-        writer.clean_picture(source, piece.grid)
+        writer.clean_image(source, piece.grid)
         taken.append(writer.take())
         source += 1
     stepwise, laid = np.concatenate(taken, axis=1), layout(pieces, CONTROL).table

@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 
 from fusion.sequence.document import Image, Text
 from fusion.sequence.images import to_image, to_pixels
-from fusion.sequence.packed import Picture, Tokens, layout
+from fusion.sequence.packed import ImagePiece, Tokens, layout
 from fusion.sequence.processor import CHAT_TOKENS, IMAGE_TOKENS, FusionProcessor, clean_length
 from tests.support.spellings import CHATML, LLAMA2, TOKENIZERS
 
@@ -153,13 +153,13 @@ def test_a_prompt_is_the_beginning_of_what_is_learned(any_processor):
         prompt = pieces_of(any_processor, messages, prompt=True)
         whole = pieces_of(any_processor, [*messages, turn("assistant", "a circle", photo())])
         assert ids_of(whole)[: len(ids_of(prompt))] == ids_of(prompt)
-        assert not any(p.target if isinstance(p, Picture) else p.loss for p in prompt)
+        assert not any(p.target if isinstance(p, ImagePiece) else p.loss for p in prompt)
 
 
 def test_a_prompt_of_strings_and_images_is_one_user_turn(processor):
-    picture = photo()
-    flat = processor.document([picture, "make it red"], prompt=True)
-    assert flat == processor.document([turn("user", picture, "make it red")], prompt=True)
+    piece = photo()
+    flat = processor.document([piece, "make it red"], prompt=True)
+    assert flat == processor.document([turn("user", piece, "make it red")], prompt=True)
     assert processor.document("draw", prompt=True) == processor.document([turn("user", "draw")], prompt=True)
     assert flat[-1] == Text("<|end|><|assistant|>", template=True)
 
@@ -171,10 +171,10 @@ def test_a_page_begins_and_ends_as_texts_of_the_tokenizer_do(any_processor):
     beginning = [((tokenizer.bos_token_id,), False)] if tokenizer.bos_token else []
     ends = [(p.ids, p.loss) for p in pieces if isinstance(p, Tokens) and p.template]
     assert ends == [*beginning, ((tokenizer.eos_token_id,), True)]
-    assert all(p.target if isinstance(p, Picture) else p.loss for p in pieces[len(beginning) :])
+    assert all(p.target if isinstance(p, ImagePiece) else p.loss for p in pieces[len(beginning) :])
     prompt = pieces_of(any_processor, page, prompt=True)
     assert ids_of(prompt) == ids_of(pieces)[:-1], "a page to go on with has no end"
-    assert not any(p.target if isinstance(p, Picture) else p.loss for p in prompt)
+    assert not any(p.target if isinstance(p, ImagePiece) else p.loss for p in prompt)
 
 
 def test_without_an_end_of_text_a_page_ends_with_ours():
@@ -261,30 +261,30 @@ def test_a_file_name_is_never_read_as_text(processor, tmp_path):
     assert "\n" not in str(error.value)
 
 
-# Pictures
+# Images
 
 
-def test_pictures_carry_pixels_grid_and_size(processor):
+def test_images_carry_pixels_grid_and_size(processor):
     image = photo(24, 16)
-    (picture,) = [p for p in pieces_of(processor, [image, "a"]) if isinstance(p, Picture)]
-    assert torch.equal(picture.pixels, to_pixels(image)) and picture.grid == (2, 3)
-    assert processor.decode(picture.size_ids) == "24x16" and processor.sizes.parse(picture.size_ids) == (24, 16)
+    (piece,) = [p for p in pieces_of(processor, [image, "a"]) if isinstance(p, ImagePiece)]
+    assert torch.equal(piece.pixels, to_pixels(image)) and piece.grid == (2, 3)
+    assert processor.decode(piece.size_ids) == "24x16" and processor.sizes.parse(piece.size_ids) == (24, 16)
 
 
 @pytest.mark.parametrize(
     "source", [lambda i: np.asarray(i), to_pixels, lambda i: i.convert("RGBA"), lambda i: i.copy()]
 )
-def test_pictures_come_as_anything_that_images_opens(processor, source):
+def test_images_come_as_anything_that_images_opens(processor, source):
     image = photo(16, 16)
-    (picture,) = [p for p in pieces_of(processor, [source(image), "a"]) if isinstance(p, Picture)]
-    assert to_image(picture.pixels).tobytes() == image.tobytes()
+    (piece,) = [p for p in pieces_of(processor, [source(image), "a"]) if isinstance(p, ImagePiece)]
+    assert to_image(piece.pixels).tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize("size", [(17, 24), (640, 480), (64, 64), (3, 200)])
 def test_a_size_that_is_not_allowed_is_fitted_or_refused(processor, size):
-    (picture,) = [p for p in pieces_of(processor, [photo(*size), "a"]) if isinstance(p, Picture)]
-    height, width = picture.pixels.shape[1:]
-    assert (width, height) in processor.sizes and processor.sizes.parse(picture.size_ids) == (width, height)
+    (piece,) = [p for p in pieces_of(processor, [photo(*size), "a"]) if isinstance(p, ImagePiece)]
+    height, width = piece.pixels.shape[1:]
+    assert (width, height) in processor.sizes and processor.sizes.parse(piece.size_ids) == (width, height)
     with pytest.raises(
         ValueError,
         match=rf"^the image is {size[0]}x{size[1]}: its sides must be multiples of 8 up to 64, with at most 48 "

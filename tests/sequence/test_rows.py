@@ -15,7 +15,7 @@ from tests.support.documents import CONTROL, random_layout, random_pieces
 def test_columns_have_the_names_that_rows_have():
     table = torch.arange(10)[:, None, None].expand(10, 2, 3)
     rows = Rows.of(table)
-    named = {"ids": 0, "labels": 1, "doc": 2, "order": 3, "block": 4, "picture": 9}
+    named = {"ids": 0, "labels": 1, "doc": 2, "order": 3, "block": 4, "image_index": 9}
     assert all(torch.equal(getattr(rows, name), table[number]) for name, number in named.items())
     assert rows.noised.all() and rows.position[:, 0, 0].tolist() == [Column.TIME, Column.ROW, Column.COLUMN]
     assert len(rows) == 3
@@ -23,7 +23,7 @@ def test_columns_have_the_names_that_rows_have():
 
 def test_padding_is_of_no_document_and_learns_nothing():
     rows = Rows.of(torch.from_numpy(padding(2, 5, start=7, pad_id=3)))
-    for column, value in ((rows.ids, 3), (rows.labels, IGNORE), (rows.doc, -1), (rows.picture, -1)):
+    for column, value in ((rows.ids, 3), (rows.labels, IGNORE), (rows.doc, -1), (rows.image_index, -1)):
         assert (column == value).all()
     assert not rows.noised.any() and not rows.position.any() and not rows.order.any()
 
@@ -46,5 +46,5 @@ def test_a_packed_batch_and_a_prefix_lay_a_document_out_alike():
     packed, read = pack([[one] for one in laid]), arranged([one.table for one in laid], 0, torch.device("cpu"))
     for name in ("ids", "labels", "doc", "order", "block", "noised", "position"):
         assert torch.equal(getattr(packed, name), getattr(read, name)), name
-    assert torch.equal(packed.picture >= 0, read.picture == 0)
+    assert torch.equal(packed.image_index >= 0, read.image_index == 0)
     assert torch.equal(packed.cell_of_patch, read.cell_of_patch)

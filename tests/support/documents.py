@@ -5,18 +5,18 @@ from dataclasses import dataclass
 
 import torch
 
-from fusion.sequence.packed import Control, Layout, Picture, Piece, Tokens, finish, layout
+from fusion.sequence.packed import Control, ImagePiece, Layout, Piece, Tokens, finish, layout
 
 CONTROL = Control(image_start=900, image_patch=901, image_end=902)
 STRIDE = 2
 
 
-def picture(rng: random.Random, target: bool | None = None) -> Picture:
-    """A picture of one to three rows and columns, its size text of two or three tokens."""
+def image_piece(rng: random.Random, target: bool | None = None) -> ImagePiece:
+    """An image of one to three rows and columns, its size text of two or three tokens."""
     rows, columns = rng.randint(1, 3), rng.randint(1, 3)
     pixels = torch.full((3, rows * STRIDE, columns * STRIDE), rng.uniform(-1, 1))
     size = tuple(rng.randrange(800, 810) for _ in range(rng.randint(2, 3)))
-    return Picture(pixels, size, (rows, columns), target=rng.random() < 0.5 if target is None else target)
+    return ImagePiece(pixels, size, (rows, columns), target=rng.random() < 0.5 if target is None else target)
 
 
 def tokens(rng: random.Random) -> Tokens:
@@ -29,8 +29,8 @@ def tokens(rng: random.Random) -> Tokens:
 
 
 def random_pieces(rng: random.Random, length: int | None = None) -> list[Piece]:
-    """A document of text and pictures in any order; a last target may have lost its clean copy."""
-    pieces = [picture(rng) if rng.random() < 0.4 else tokens(rng) for _ in range(length or rng.randint(1, 7))]
+    """A document of text and images in any order; a last target may have lost its clean copy."""
+    pieces = [image_piece(rng) if rng.random() < 0.4 else tokens(rng) for _ in range(length or rng.randint(1, 7))]
     return finish(pieces, keep_tail=rng.random() < 0.5)
 
 
@@ -41,14 +41,14 @@ def random_layout(rng: random.Random) -> Layout:
 
 @dataclass(frozen=True)
 class Row:
-    """One row as the design describes it. at: its own index in the clean stream (for noised rows: their picture's
+    """One row as the design describes it. at: its own index in the clean stream (for noised rows: their image's
     first)."""
 
     token: int
     at: int
-    first: int  # at of its picture's first patch; its own on text
+    first: int  # at of its image's first patch; its own on text
     position: tuple[int, int, int]
-    picture: int | None = None  # which piece of the document, on patches
+    image_index: int | None = None  # which piece of the document, on patches
     noised: bool = False
     learned: bool = False
 
@@ -64,7 +64,7 @@ def rows_of(pieces: list[Piece]) -> list[Row]:
         clean.append(Row(token, len(clean), len(clean), (position,) * 3, learned=learned))
         position += 1
 
-    def patches(piece: Picture, number: int, into: list[Row], is_noised: bool) -> None:
+    def patches(piece: ImagePiece, number: int, into: list[Row], is_noised: bool) -> None:
         first = len(clean)
         for row in range(piece.grid[0]):
             for column in range(piece.grid[1]):
@@ -90,7 +90,7 @@ def rows_of(pieces: list[Piece]) -> list[Row]:
 
 def sees(query: Row, key: Row, window: int | None = None) -> bool:
     """Whether the query sees the key, both rows of one document."""
-    if query.picture is not None and (query.picture, query.noised) == (key.picture, key.noised):
+    if query.image_index is not None and (query.image_index, query.noised) == (key.image_index, key.noised):
         return True
     if key.noised:
         return False

@@ -1,6 +1,6 @@
 """A data set in which much is wrong: rows of every kind of good and bad, with what is to become of each.
 
-Pictures are made with numpy and spelled in many ways; what they have to look like when they arrive is computed beside,
+Images are made with numpy and spelled in many ways; what they have to look like when they arrive is computed beside,
 not read back.
 """
 
@@ -37,7 +37,7 @@ CAPTIONS = (
 
 @dataclass(frozen=True)
 class Good:
-    """What a row has to arrive as: its text, and the (h, w, 3) values of its picture in 8 bits."""
+    """What a row has to arrive as: its text, and the (h, w, 3) values of its image in 8 bits."""
 
     text: str
     pixels: np.ndarray
@@ -62,7 +62,7 @@ def encoded(image: Image.Image, format: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-# ---- pictures that are right, however they are spelled ----
+# ---- images that are right, however they are spelled ----
 
 
 def _rgb(rng, suffix: str, format: str, **options) -> tuple[bytes, str, np.ndarray]:
@@ -129,7 +129,7 @@ def _bilevel(rng):
     )
 
 
-PICTURES: tuple[Callable, ...] = (
+IMAGES: tuple[Callable, ...] = (
     lambda rng: _rgb(rng, ".png", "PNG"),
     lambda rng: _rgb(rng, ".jpg", "PNG"),  # a wrong suffix is no lie about the pixels
     lambda rng: _rgb(rng, ".webp", "WEBP", lossless=True),
@@ -146,7 +146,7 @@ PICTURES: tuple[Callable, ...] = (
 )
 
 
-# ---- files that are no pictures ----
+# ---- files that are no images ----
 
 
 def png_header(width: int, height: int, rows: bytes = b"") -> bytes:
@@ -167,7 +167,7 @@ def _truncated(rng, format: str, **options) -> bytes:
 
 
 def _icon_bomb() -> bytes:
-    """An icon of 16x16 that holds a picture of 12,000x12,000."""
+    """An icon of 16x16 that holds an image of 12,000x12,000."""
     inside = png_header(12_000, 12_000, bytes(36_001))
     return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inside), 22) + inside
 
@@ -187,7 +187,7 @@ BROKEN: dict[str, Callable[[np.random.Generator], bytes]] = {
     },
     "truncated progressive": lambda rng: _truncated(rng, "JPEG", progressive=True),
     "empty": lambda rng: b"",
-    "text": lambda rng: b"this is no picture",
+    "text": lambda rng: b"this is no image",
     "bomb": lambda rng: png_header(60_000, 60_000, bytes(1000)),
     "small bomb": lambda rng: png_header(9_000, 9_000, bytes(1000)),
     "icon bomb": lambda rng: _icon_bomb(),
@@ -213,7 +213,7 @@ NO_TEXT = (
     (" \n\t", "spaces"),
     ("a\ud800b", "Unicode"),
 )
-NO_PICTURE = (
+NO_IMAGE = (
     (5, "not an image"),
     (True, "not an image"),
     (["good.png"], "not an image"),
@@ -241,18 +241,18 @@ NO_ROW = (
 )
 
 
-def pictures(folder: Path, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
-    """Picture files without end: the name of each in `folder`, and its values."""
+def images(folder: Path, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
+    """Image files without end: the name of each in `folder`, and its values."""
     number = 0
     while True:
-        data, suffix, values = PICTURES[number % len(PICTURES)](rng)
+        data, suffix, values = IMAGES[number % len(IMAGES)](rng)
         (folder / f"p{number}{suffix}").write_bytes(data)
         yield f"p{number}{suffix}", values
         number += 1
 
 
 def broken(folder: Path, rng: np.random.Generator) -> list[str]:
-    """A file of each kind that is no picture; their names in `folder`."""
+    """A file of each kind that is no image; their names in `folder`."""
     names = [f"b{number}{SUFFIXES[number % 3]}" for number in range(len(BROKEN))]
     for name, make in zip(names, BROKEN.values(), strict=True):
         (folder / name).write_bytes(make(rng))
@@ -263,11 +263,11 @@ def captioned(folder: Path, count: int, seed: int = 0) -> dict[int, Good | Bad]:
     """Write a folder of captioned images with `count` rows, half of them bad; what has to become of each, by its
     line."""
     rng, chance = np.random.default_rng(seed), random.Random(seed)
-    good = pictures(folder, rng)
+    good = images(folder, rng)
     Image.new("RGB", (8, 8)).save(folder / "good.png")
     wrong: list[tuple[bytes | dict, str]] = [(line, "JSON") for line in NO_ROW]
     wrong += [({"file_name": "good.png", "text": text}, reason) for text, reason in NO_TEXT]
-    wrong += [({"file_name": name, "text": "a"}, reason) for name, reason in NO_PICTURE]
+    wrong += [({"file_name": name, "text": "a"}, reason) for name, reason in NO_IMAGE]
     wrong += [({"file_name": name, "text": "a"}, name) for name in broken(folder, rng)]
     wrong += [
         ({"file_name": "good.png"}, "no column 'text'"),

@@ -12,7 +12,7 @@ import torch
 import fusion
 from fusion.sequence.packed import Packed, layout, pack
 from fusion.unified.objective import latents
-from fusion.worlds.shapes import Scene, Thing, picture
+from fusion.worlds.shapes import Scene, Thing, scene_image
 
 PATH = Path(__file__).parents[1] / "golden" / "shapes.json"
 TIME = 0.7
@@ -25,7 +25,7 @@ def scene(colour: str):
         Thing("square", "green", "small", "top left", 13, 8, 4),
         Thing("circle", colour, "large", "bottom right", 17, 40, 28),
     )
-    return picture(Scene(*SIZE, "white", "grid", things))
+    return scene_image(Scene(*SIZE, "white", "grid", things))
 
 
 def document(user: list[dict], colour: str) -> list[dict]:
@@ -47,9 +47,9 @@ def packed(model: fusion.Fusion) -> Packed:
     rows = latents(
         pack([[layout(one, model.processor.control)] for one in pieces]), model.codec, model.model.config.patch_size
     )
-    time = torch.where(rows.noised_picture, torch.linspace(TIME, 0.4, len(rows.source)), 0.0)
+    time = torch.where(rows.noised_image, torch.linspace(TIME, 0.4, len(rows.source)), 0.0)
     noise = torch.from_numpy(np.random.RandomState(0).standard_normal(rows.patches.shape)).float()
-    at = time[rows.picture_of_patch][:, None]
+    at = time[rows.image_of_patch][:, None]
     return rows.with_patches((1 - at) * rows.patches + at * noise, time)
 
 

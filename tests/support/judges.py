@@ -52,7 +52,7 @@ class Stub(Subject):
 def stubbed(monkeypatch) -> Stub:
     """What fusion.evaluation.benchmarks.draw draws with from now on."""
     stub = Stub()
-    monkeypatch.setattr(draw, "load_subject", lambda model, knobs, device: stub)
+    monkeypatch.setattr(draw, "load_subject", lambda model, params, device: stub)
     return stub
 
 

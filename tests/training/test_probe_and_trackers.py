@@ -50,7 +50,7 @@ def test_texts_of_ones_own(llm, tmp_path):
 
 
 def test_drawing_is_counted_where_it_is_asked_for(model):
-    """Of a head that always begins a picture everything asked for is drawn, and little of what is drawn was asked
+    """Of a head that always begins an image everything asked for is drawn, and little of what is drawn was asked
     for."""
     held_out = {"world": training.held_out(model.processor)}
 
@@ -82,9 +82,9 @@ def test_trackers_have_what_the_log_has_and_the_samples(llm, model, tmp_path):
         [row["loss/total"] for row in rows], rel=1e-4
     )
     assert {event.value for event in told.Scalars("forgetting")} == {0.5}
-    assert {"per_second/pictures", "memory_gib", "grad_norm"} <= set(told.Tags()["scalars"])
-    (picture, *_) = told.Images("samples/prompts")
-    assert (picture.width, picture.height) == (16, 8)
+    assert {"per_second/images", "memory_gib", "grad_norm"} <= set(told.Tags()["scalars"])
+    (image, *_) = told.Images("samples/prompts")
+    assert (image.width, image.height) == (16, 8)
 
 
 @pytest.mark.parametrize("chip", [None, Device("a chip", 2e9, 1e9)])

@@ -21,7 +21,7 @@ COLOURS = ["#d62728", "#2e9e4f", "#2f5fd0", "#e8c11c", "#e8892b", "#7b3fb0", "#2
 
 
 def scene(seed: int, size: tuple[int, int] = (32, 32), noise: float = 0.0) -> Image.Image:
-    """A picture like those of the built-in world, more or less noisy."""
+    """An image like those of the built-in world, more or less noisy."""
     rng = np.random.default_rng(seed)
     image = Image.new("RGB", size, ["#ffffff", "#dddddd", "#f0e6d0"][seed % 3])
     draw = ImageDraw.Draw(image)
@@ -33,7 +33,7 @@ def scene(seed: int, size: tuple[int, int] = (32, 32), noise: float = 0.0) -> Im
 
 
 def sheet(step: int) -> Image.Image:
-    """Sixteen pictures, enlarged, as the trainer's sampler draws them."""
+    """Sixteen images, enlarged, as the trainer's sampler draws them."""
     image = Image.new("RGB", (8 * 118 + 6, 2 * 118 + 6), "white")
     for i in range(16):
         large = scene(i, noise=0.9 * math.exp(-step / 600)).resize((112, 112), Image.Resampling.NEAREST)
@@ -254,10 +254,10 @@ def test_main_writes_and_refuses(tmp_path, capsys):
     assert "is not a folder" in capsys.readouterr().err
 
 
-def test_tiny_pictures_grow_by_whole_numbers_and_large_ones_stay():
-    assert 'class="tiny"' in page.picture(scene(0)) and 'width="128" height="128"' in page.picture(scene(0))
-    assert 'width="144" height="96"' in page.picture(scene(0, (48, 32)))
-    assert 'width="300" height="200"' in page.picture(scene(0, (300, 200)))
+def test_tiny_images_grow_by_whole_numbers_and_large_ones_stay():
+    assert 'class="tiny"' in page.img(scene(0)) and 'width="128" height="128"' in page.img(scene(0))
+    assert 'width="144" height="96"' in page.img(scene(0, (48, 32)))
+    assert 'width="300" height="200"' in page.img(scene(0, (300, 200)))
 
 
 def test_difference_is_amplified_and_clipped():

@@ -160,10 +160,10 @@ def known(monkeypatch):
     monkeypatch.setattr(search, "OPTIONS", SMALL)
     monkeypatch.setattr(search, "ATTEMPTS", 60)
 
-    def make(noisy: bool, file, amount: float, unit: str = "pictures") -> tuple[Search, Known]:
+    def make(noisy: bool, file, amount: float, unit: str = "images") -> tuple[Search, Known]:
         suite = Known(noisy)
         part = Part("drawing", suite, 24)
-        return Search(lambda knobs: true(Sampling(**knobs)), [part], Ledger(file), Budget(amount, unit), 1), suite
+        return Search(lambda params: true(Sampling(**params)), [part], Ledger(file), Budget(amount, unit), 1), suite
 
     return make
 
@@ -209,7 +209,7 @@ def test_stopped_anywhere_it_ends_as_if_it_never_was(known, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             first.run()
         with file.open("a") as torn:
-            torn.write('{"knobs": {"steps"')  # a line that was being written
+            torn.write('{"sampling parameters": {"steps"')  # a line that was being written
         second, suite = known(True, file, 4000)
         assert second.run() == expected and suite.asked == len(lines) - stop
         assert [one | {"seconds": 0} for one in map(json.loads, file.read_text().splitlines())] == [
@@ -327,7 +327,7 @@ def test_weights_that_changed_are_another_model(model):
     ("words", "line"),
     [
         (["nowhere"], "no fusion model there"),
-        (["nowhere", "--budget", "soon"], "--budget soon: give minutes (20m) or a number of pictures (3000)"),
+        (["nowhere", "--budget", "soon"], "--budget soon: give minutes (20m) or a number of images (3000)"),
         (["nowhere", "--budget", "-3m"], "--budget -3m: give"),
         (["nowhere", "--budget", "nanm"], "--budget nanm: give"),
     ],
@@ -339,8 +339,8 @@ def test_a_mistake_is_one_line(words, line, tmp_path, capsys):
     assert said.count("\n") == 1 and said.startswith("error: ") and line in said and not (tmp_path / "out").exists()
 
 
-def test_budgets_are_minutes_or_pictures():
-    assert tune.budget_of("1.5m") == Budget(90.0, "seconds") and tune.budget_of("3000") == Budget(3000, "pictures")
+def test_budgets_are_minutes_or_images():
+    assert tune.budget_of("1.5m") == Budget(90.0, "seconds") and tune.budget_of("3000") == Budget(3000, "images")
 
 
 def test_a_ledger_of_something_else_is_left_alone(tmp_path):

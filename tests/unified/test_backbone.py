@@ -46,16 +46,16 @@ def test_modules_of_an_adapter_are_where_it_says(family):
         lambda module, args, output: left.append(output[0] if isinstance(output, tuple) else output)
     )
     answer(model, packed)
-    patches = packed.picture >= 0
+    patches = packed.image_index >= 0
     assert_close(left[0][patches], entered[0][patches], 1e-6)
     assert not torch.allclose(left[0][~patches], entered[0][~patches]), "text is not gated"
 
 
 @every_family
-def test_every_vector_of_the_modulation_acts_on_pictures_alone(family):
+def test_every_vector_of_the_modulation_acts_on_images_alone(family):
     model = copy.deepcopy(tiny_fusion(family))
     packed = packed_rows([[drawing()]])
-    patches = packed.picture >= 0
+    patches = packed.image_index >= 0
     before, table = answer(model, packed).hidden, model.modulation_table.detach().clone()
     for vector in range(6):  # scale, shift and gate of attention, then of the feed-forward
         model.modulation_table.data[-1, vector] += 0.5
@@ -64,12 +64,12 @@ def test_every_vector_of_the_modulation_acts_on_pictures_alone(family):
         assert (change[patches] > 0).all()
         if (
             vector > 1
-        ):  # what attention reads of pictures, later text sees in their keys; the rest of the last layer nobody sees
+        ):  # what attention reads of images, later text sees in their keys; the rest of the last layer nobody sees
             assert (change[~patches] <= TOLERANCE).all()
 
 
 def test_the_modulation_is_that_of_the_design():
-    """h + h * scale + shift on what enters the modules and 1 + gate on what leaves them, per picture, by its own
+    """h + h * scale + shift on what enters the modules and 1 + gate on what leaves them, per image, by its own
     time."""
     model = tiny_fusion("llama")
     packed = packed_rows([[drawing()]], times=0.3)
@@ -80,8 +80,8 @@ def test_the_modulation_is_that_of_the_design():
     inputs.remove()
     entered.remove()
     vectors = model.modulation(model.embed_time(packed.time)) + model.modulation_table[1]
-    scale, shift = vectors[packed.picture.clamp(min=0), 0], vectors[packed.picture.clamp(min=0), 1]
-    expected = torch.where(packed.picture[..., None] >= 0, seen["normed"] * (1 + scale) + shift, seen["normed"])
+    scale, shift = vectors[packed.image_index.clamp(min=0), 0], vectors[packed.image_index.clamp(min=0), 1]
+    expected = torch.where(packed.image_index[..., None] >= 0, seen["normed"] * (1 + scale) + shift, seen["normed"])
     assert_close(seen["entered"], expected, 1e-6)
 
 
@@ -106,7 +106,7 @@ def test_attention_and_feed_forward_have_gates_of_their_own(family):
     answer(model, packed)
     vectors = model.modulation(model.embed_time(packed.time)) + model.modulation_table[1]
     for name, vector in vector_of.items():
-        gate = torch.where(packed.picture[..., None] >= 0, vectors[packed.picture.clamp(min=0), vector], 0.0)
+        gate = torch.where(packed.image_index[..., None] >= 0, vectors[packed.image_index.clamp(min=0), vector], 0.0)
         assert_close(seen[name, "after"], seen[name, "before"] * (1 + gate), 1e-6)
 
 
@@ -114,13 +114,13 @@ def test_attention_and_feed_forward_have_gates_of_their_own(family):
 
 
 @every_family
-def test_positions_of_pictures_turn_with_their_cells(family):
+def test_positions_of_images_turn_with_their_cells(family):
     """Axial rotary: a patch of another row or column attends otherwise; families with learned positions add sincos
     instead."""
     model = tiny_fusion(family)
     packed = packed_rows([[drawing()]])
     moved = packed.position.clone()
-    moved[1:, packed.picture >= 0] += torch.tensor([[3], [5]])
+    moved[1:, packed.image_index >= 0] += torch.tensor([[3], [5]])
     by_rotation = model.backbone(*_rows(model, packed), None) - model.backbone(*_rows(model, packed, moved), None)
     assert bool(by_rotation.abs().max() > 0) == (FAMILIES[family].positions == "rotary")
 
@@ -143,7 +143,7 @@ def test_each_channel_turns_with_its_own_axis(family):
     model.backbone(*_rows(model, packed), None)
     axes = frequency_axes(type(rotary), model.llm.config)
     time, row, column = packed.position
-    patches = packed.picture >= 0
+    patches = packed.image_index >= 0
     assert (row != column)[patches].any() and {0, 1, 2} == set(axes.tolist())
     for args, kwargs, output in turned:
         others = {key: value for key, value in kwargs.items() if key != "position_ids"}

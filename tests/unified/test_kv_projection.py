@@ -54,7 +54,7 @@ def test_a_stream_begins_as_one_that_reads_keys_and_values_and_learns_beside_a_l
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "olmo2", "gpt_neox", "gpt2", "opt", "diffllama", "gpt_oss"])
-def test_pictures_read_what_is_projected_for_them(family, packed):
+def test_images_read_what_is_projected_for_them(family, packed):
     """In a decoder of one layer they see what they would see of a language model that had these projections itself."""
     llm = tiny_llm(family, num_hidden_layers=1, **NO_DROPOUT)
     config = FusionConfig(
@@ -82,18 +82,18 @@ def test_pictures_read_what_is_projected_for_them(family, packed):
         for weight, other in zip(module.text.parameters(), theirs.parameters(), strict=True):
             weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
             other.data.copy_(weight.data)
-    image = packed.picture >= 0
+    image = packed.image_index >= 0
     mine, theirs = answer(listening, packed).hidden, answer(reading, packed).hidden
     assert_close(mine[image], theirs[image])
     assert error(mine[~image], theirs[~image]) > 1e-3  # whose own text reads them too
 
 
-def test_text_that_reads_no_picture_hears_nothing_of_it(packed):
+def test_text_that_reads_no_image_hears_nothing_of_it(packed):
     model = stirred(copy.deepcopy(fresh_fusion("qwen3", mode="frozen+hidden")))
     before = answer(model, packed).hidden
     for module in heard_of(model).values():
         module.text.weight.data.mul_(0.5)
-    after, image = answer(model, packed).hidden, packed.picture >= 0
+    after, image = answer(model, packed).hidden, packed.image_index >= 0
     first = int(image[0].nonzero()[0, 0])
     assert torch.equal(after[0, :first], before[0, :first]) and torch.equal(
         after[1, packed.doc[1] == 1], before[1, packed.doc[1] == 1]

@@ -45,28 +45,28 @@ def test_packed_equals_unpacked(case):
 @cases
 def test_the_order_of_rows_does_not_matter(case):
     """Neither of the rows of a batch, nor of the tokens of a row: who sees whom is told by the mask alone. Only what
-    looks at whole pictures needs the patches of each in their order."""
+    looks at whole images needs the patches of each in their order."""
     model = tiny_fusion(*case)
     packed = packed_rows([[story(), drawing()], [prose()]])
     expected = answer(model, packed)
-    turned, order = shuffled(packed, whole_pictures=model.config.embed != "linear")
+    turned, order = shuffled(packed, whole_images=model.config.embed != "linear")
     found = answer(model, turned)
     assert_close(found.hidden, expected.hidden.flip(0)[:, order])
 
 
-def shuffled(packed, whole_pictures=False):
+def shuffled(packed, whole_images=False):
     """The batch with its rows turned round and the tokens of every row in another order, which is returned too."""
-    picture = packed.picture
-    joined = (picture[:, 1:] == picture[:, :-1]) & (picture[:, 1:] >= 0) & whole_pictures
+    image_index = packed.image_index
+    joined = (image_index[:, 1:] == image_index[:, :-1]) & (image_index[:, 1:] >= 0) & whole_images
     unit = torch.cat([torch.zeros(1, dtype=torch.long), (~joined.any(0)).cumsum(0)])
     order = torch.randperm(int(unit[-1]) + 1, generator=torch.Generator().manual_seed(0))[unit].argsort(stable=True)
     assert not torch.equal(order, torch.arange(len(order)))
     columns = {
         name: getattr(packed, name).flip(0)[:, order]
-        for name in ("ids", "labels", "doc", "order", "block", "noised", "picture")
+        for name in ("ids", "labels", "doc", "order", "block", "noised", "image_index")
     }
     number = patch_number(packed).flip(0)[:, order]
-    patches = packed.patches[number[columns["picture"] >= 0]]
+    patches = packed.patches[number[columns["image_index"] >= 0]]
     return replace(packed, **columns, position=packed.position.flip(1)[:, :, order], patches=patches), order
 
 
@@ -95,13 +95,13 @@ def test_a_change_is_felt_by_those_who_see_it_and_by_nobody_else(case):
 
 
 def places_of(rows) -> list[int]:
-    """Text at the beginning, between pictures and at the end; first and last patch of every picture, clean and
+    """Text at the beginning, between images and at the end; first and last patch of every image, clean and
     noised."""
     blocks: dict = {}
     for index, row in enumerate(rows):
-        if row.picture is not None:
-            blocks.setdefault((row.picture, row.noised), []).append(index)
-    texts = [index for index, row in enumerate(rows) if row.picture is None]
+        if row.image_index is not None:
+            blocks.setdefault((row.image_index, row.noised), []).append(index)
+    texts = [index for index, row in enumerate(rows) if row.image_index is None]
     return [texts[0], texts[20], texts[-1]] + [index for block in blocks.values() for index in (block[0], block[-1])]
 
 

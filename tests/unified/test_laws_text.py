@@ -12,8 +12,8 @@ from fusion.testing.mixed_documents import (
     answer,
     assert_close,
     fresh_fusion,
+    image_piece,
     packed_rows,
-    picture,
     routing_margins,
     stirred,
     text,
@@ -71,7 +71,7 @@ def test_neither_weights_nor_vocabulary_of_the_llm_change(fresh, plain):
 def test_text_before_an_image_is_read_as_if_none_followed(fresh, plain):
     model = stirred(copy.deepcopy(fresh))
     before = text(SHORT, 5)
-    packed = packed_rows([[[before, picture(5, 4, 6), text(4, 7)]], [[text(3, 8), picture(2, 2, 9)]]])
+    packed = packed_rows([[[before, image_piece(5, 4, 6), text(4, 7)]], [[text(3, 8), image_piece(2, 2, 9)]]])
     with routing_margins(model) as margins:
         expected = plain(input_ids=torch.tensor([before.ids])).logits[0]
         assert_close(answer(model, packed).logits[0, :SHORT, :VOCAB], expected)
@@ -98,7 +98,7 @@ def test_text_read_with_a_cache_is_text_read_at_once(fresh):
 
 def test_a_copy_is_independent(fresh):
     twin = stirred(copy.deepcopy(fresh))
-    packed = packed_rows([[[text(4, 1), picture(2, 2, 3)]]])
+    packed = packed_rows([[[text(4, 1), image_piece(2, 2, 3)]]])
     before = answer(fresh, packed)
     changed = answer(twin, packed)
     assert not torch.equal(changed.hidden, before.hidden), "the copy has hooks of its own"

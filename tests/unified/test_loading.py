@@ -45,7 +45,7 @@ def saved(tmp_path_factory):
 
 
 def said(model: fusion.Fusion) -> tuple:
-    """All that a model can be asked: words and a picture behind a picture, a picture alone, and the logits of text."""
+    """All that a model can be asked: words and an image behind an image, an image alone, and the logits of text."""
     return (
         pixels(model.generate([photo(), "make it red"], **QUICK)),
         model.draw("a dog", **QUICK)[0].tobytes(),

@@ -39,7 +39,7 @@ def adapted(model):
     return model
 
 
-def assert_same_picture(one, other) -> None:
+def assert_same_image(one, other) -> None:
     """But for a level here and there: sums of other memory may be taken in another order."""
     images = (numpy.asarray(model.draw("a cat", steps=2)[0], dtype=int) for model in (one, other))
     assert abs(numpy.subtract(*images)).max() <= 1
@@ -96,7 +96,7 @@ def test_adapters_are_saved_without_the_llm_and_come_back(tmp_path, llm, setting
     for folder in ("whole", "small"):
         loaded = fusion.load(tmp_path / folder)
         assert loaded.model.config.lora["rank"] == settings.get("rank", 8) and loaded.model.config.base is None
-        assert_same_picture(made, loaded)
+        assert_same_image(made, loaded)
         assert [n for n, p in loaded.model.named_parameters() if p.requires_grad] == [
             n for n, p in made.model.named_parameters() if p.requires_grad
         ]
@@ -124,7 +124,7 @@ def test_an_image_stream_is_saved_without_the_llm(tmp_path, llm):
     stirred(made.model)
     made.save_pretrained(tmp_path / "small", base=llm)
     loaded = fusion.load(tmp_path / "small")
-    assert_same_picture(made, loaded)
+    assert_same_image(made, loaded)
 
 
 def test_another_llm_in_the_place_of_the_base_is_refused(tmp_path, llm):

@@ -37,10 +37,10 @@ def test_a_fresh_model_answers_as_one_of_shared_weights(family, packed):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_twins_change_pictures_and_no_text_before_them(family, packed):
+def test_twins_change_images_and_no_text_before_them(family, packed):
     shared, split = tiny_fusion(family), tiny_fusion(family, mode="mot")
     one, other = answer(shared, packed), answer(split, packed)
-    image, first = packed.picture >= 0, int((packed.picture[0] >= 0).nonzero()[0, 0])
+    image, first = packed.image_index >= 0, int((packed.image_index[0] >= 0).nonzero()[0, 0])
     assert error(other.hidden[image], one.hidden[image]) > 1e-3 and error(other.prediction, one.prediction) > 1e-3
     assert_close(other.hidden[0, :first], one.hidden[0, :first])
     with torch.no_grad():
@@ -69,16 +69,16 @@ def test_the_stream_is_as_wide_as_asked_and_hears_the_text(packed):
         STREAM,
         64,
     }
-    hidden = answer(model, packed).hidden[packed.picture >= 0]
+    hidden = answer(model, packed).hidden[packed.image_index >= 0]
     assert not hidden[:, STREAM:].any() and hidden[:, :STREAM].std() > 0.1
-    other = changed(packed, 0, 3)  # a token before the first picture
+    other = changed(packed, 0, 3)  # a token before the first image
     assert error(answer(model, other).prediction, answer(model, packed).prediction) > 1e-4
 
 
-def test_text_behind_a_picture_sees_it(packed):
+def test_text_behind_an_image_sees_it(packed):
     model = tiny_fusion("llama", mode="frozen")
-    place = int((packed.picture[0] >= 0).nonzero()[0, 0])
-    behind = int((packed.picture[0, place:] < 0).nonzero()[0, 0]) + place + 2
+    place = int((packed.image_index[0] >= 0).nonzero()[0, 0])
+    behind = int((packed.image_index[0, place:] < 0).nonzero()[0, 0]) + place + 2
     before, after = answer(model, packed).logits[0, behind], answer(model, changed(packed, 0, place)).logits[0, behind]
     assert error(after, before) > 1e-5
 
@@ -98,7 +98,7 @@ def test_each_part_can_be_split_alone(part, packed):
     plain.load_state_dict(
         {name: tensor for name, tensor in split.state_dict().items() if not name.startswith("twins.")}
     )
-    image = packed.picture >= 0
+    image = packed.image_index >= 0
     assert error(answer(split, packed).hidden[image], answer(plain, packed).hidden[image]) > 1e-4
 
 
@@ -110,8 +110,8 @@ def test_gradients_reach_each_kinds_own_weights():
     assert (
         twin["mlp"].up_proj.weight.grad.abs().max() > 0 and layer.mlp.up_proj.weight.grad is None
     ) or not layer.mlp.up_proj.weight.grad.any()
-    assert layer.self_attn.k_proj.weight.grad.abs().max() > 0  # pictures read the text's keys
-    assert not layer.self_attn.q_proj.weight.grad.any()  # whose own queries say nothing about the pictures
+    assert layer.self_attn.k_proj.weight.grad.abs().max() > 0  # images read the text's keys
+    assert not layer.self_attn.q_proj.weight.grad.any()  # whose own queries say nothing about the images
 
 
 def test_a_copied_model_goes_its_own_way(packed):

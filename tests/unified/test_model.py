@@ -109,8 +109,8 @@ def test_new_rows_enter_the_decoder_at_the_scale_of_its_tokens(family):
     model = fresh_fusion(family)
     tokens = model.embed_tokens(torch.arange(VOCAB)[None])
     patches = torch.randn(400, model.config.patch_width)
-    picture, cell = torch.zeros(400, dtype=torch.long), torch.arange(400)[:, None] // torch.tensor([20, 1]) % 20
-    rows = model.embed_patches(patches, torch.zeros(1, tokens.shape[-1]), picture, cell)
+    image, cell = torch.zeros(400, dtype=torch.long), torch.arange(400)[:, None] // torch.tensor([20, 1]) % 20
+    rows = model.embed_patches(patches, torch.zeros(1, tokens.shape[-1]), image, cell)
     for new in (rows, model.control_embed.weight):
         assert 0.6 < (new.square().mean() / tokens.square().mean()).sqrt() < 1.6
 
@@ -183,7 +183,7 @@ def test_twenty_steps_learn_one_document(family, packed):
     assert history[-1] < 0.7 * history[0]
 
 
-def test_an_empty_batch_of_pictures_is_zero_safe():
+def test_an_empty_batch_of_images_is_zero_safe():
     found = losses(tiny_fusion("llama"), packed_rows([[prose()]]), Objective(), torch.Generator())
     assert found.flow_count == 0 and found.flow == 0 and torch.isfinite(found.total(found.text_count, found.flow_count))
 
@@ -256,28 +256,28 @@ def test_the_objective_puts_noise_into_noised_blocks_alone():
     losses(model, clean, Objective(), torch.Generator().manual_seed(0))
     hook.remove()
     noised, where = given[0], clean.noised_patch
-    assert not noised.time[~clean.noised_picture].any() and torch.equal(noised.patches[~where], clean.patches[~where])
-    times = noised.time[clean.noised_picture]
+    assert not noised.time[~clean.noised_image].any() and torch.equal(noised.patches[~where], clean.patches[~where])
+    times = noised.time[clean.noised_image]
     assert len(times.unique()) == len(times) and ((times > 0) & (times < 1)).all()
-    time = noised.time[clean.picture_of_patch][where][:, None]
+    time = noised.time[clean.image_of_patch][where][:, None]
     noise = (noised.patches[where] - (1 - time) * clean.patches[where]) / time
     assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
 
 
 @torch.no_grad()
 def test_each_loss_is_divided_by_its_own_count(packed):
-    """A batch that is there twice has the loss of one; more text alone does not change what pictures weigh, nor the
+    """A batch that is there twice has the loss of one; more text alone does not change what images weigh, nor the
     other way round."""
     found = losses(tiny_fusion("llama"), packed, Objective(w_text=0.5, w_flow=2.0), torch.Generator().manual_seed(0))
-    text, pictures = found.text_count, found.flow_count
-    assert text != pictures and found.text > 0 and found.flow > 0
-    assert found.total(text, pictures) == pytest.approx(
-        0.5 * (found.text / text).item() + 2.0 * (found.flow / pictures).item()
+    text, images = found.text_count, found.flow_count
+    assert text != images and found.text > 0 and found.flow > 0
+    assert found.total(text, images) == pytest.approx(
+        0.5 * (found.text / text).item() + 2.0 * (found.flow / images).item()
     )
     longer = replace(found, text=2 * found.text)
-    assert longer.total(2 * text, pictures) == pytest.approx(found.total(text, pictures).item())
+    assert longer.total(2 * text, images) == pytest.approx(found.total(text, images).item())
     more = replace(found, flow=2 * found.flow)
-    assert more.total(text, 2 * pictures) == pytest.approx(found.total(text, pictures).item())
+    assert more.total(text, 2 * images) == pytest.approx(found.total(text, images).item())
 
 
 def test_the_clamp_of_the_loss_is_that_of_the_objective():
@@ -290,11 +290,11 @@ def test_the_clamp_of_the_loss_is_that_of_the_objective():
     assert strict == pytest.approx(16 * lenient, rel=1e-4)
 
 
-def test_pictures_are_encoded_together_by_size_as_many_as_there_is_room_for(monkeypatch):
-    """Each gets the patches that it has alone, in the place of its number, and a batch of the codec has pictures of one
+def test_images_are_encoded_together_by_size_as_many_as_there_is_room_for(monkeypatch):
+    """Each gets the patches that it has alone, in the place of its number, and a batch of the codec has images of one
     size."""
     monkeypatch.setattr(objective, "PIXELS_AT_ONCE", 100)
-    pictures = [
+    images = [
         torch.rand(3, *size) for size in ((4, 4), (8, 4), (4, 4), (4, 4), (12, 16), (4, 4), (4, 4), (4, 4), (4, 4))
     ]
     asked = []
@@ -304,14 +304,14 @@ def test_pictures_are_encoded_together_by_size_as_many_as_there_is_room_for(monk
             asked.append(tuple(pixels.shape))
             return pixels * 2
 
-    rows, start = objective._encoded(pictures, Noted(), PATCH, torch.device("cpu"))
-    for picture, first in zip(pictures, start.tolist(), strict=True):
-        alone = 2 * patchify(picture, PATCH)
+    rows, start = objective._encoded(images, Noted(), PATCH, torch.device("cpu"))
+    for image, first in zip(images, start.tolist(), strict=True):
+        alone = 2 * patchify(image, PATCH)
         assert torch.equal(rows[first : first + len(alone)], alone)
     assert sorted(asked) == [(1, 3, 4, 4), (1, 3, 8, 4), (1, 3, 12, 16), (6, 3, 4, 4)]
 
 
-def test_a_batch_without_pictures_has_no_patches():
+def test_a_batch_without_images_has_no_patches():
     packed = packed_rows([[prose()]])
     assert packed.patches.shape == (0, 3 * PATCH**2) and packed.to("cpu").pixels == ()
 
@@ -319,22 +319,22 @@ def test_a_batch_without_pictures_has_no_patches():
 @pytest.mark.parametrize("stays", [0.0, 0.5, 1.0])
 @torch.no_grad()
 def test_how_far_edits_stay_at_their_source_is_told(stays):
-    """Of the story's targets one has a picture of its size before it; a prediction between the two is told where it
+    """Of the story's targets one has an image of its size before it; a prediction between the two is told where it
     lies, at late times alone."""
     model, packed = tiny_fusion("llama"), packed_rows([[story()]])
-    edit = packed.noised_picture & (packed.reference >= 0)
-    assert edit.sum() == 1 and packed.noised_picture.sum() == 2
+    edit = packed.noised_image & (packed.reference >= 0)
+    assert edit.sum() == 1 and packed.noised_image.sum() == 2
 
     def drawn(packed):
         clean, output = noised.clean, model(packed=packed)
-        edited = edit[packed.picture_of_patch[packed.noised_patch]][:, None]
+        edited = edit[packed.image_of_patch[packed.noised_patch]][:, None]
         return replace(
             output, prediction=torch.where(edited, clean + stays * (packed.references - clean), output.prediction)
         )
 
     clean = latents(packed, Pixel(), PATCH)
     for late in (True, False):
-        times = packed.noised_picture * (0.9 if late else 0.4)
+        times = packed.noised_image * (0.9 if late else 0.4)
         noised = add_noise(clean, times, torch.Generator().manual_seed(0))
         copied, edits = losses_at(drawn, noised, Objective(), model.config).copied.tolist()
         assert edits == late and copied == pytest.approx(stays * late, abs=1e-5)

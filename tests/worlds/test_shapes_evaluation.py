@@ -93,7 +93,7 @@ def test_questions_cover_the_kinds():
     )
 
 
-def test_half_of_the_intents_ask_for_a_picture():
+def test_half_of_the_intents_ask_for_an_image():
     intents = evaluation_intents(80)
     assert sum(item.draw for item in intents) == 40
     drawing = {item.kind for item in intents if item.draw}

@@ -10,7 +10,7 @@ from fusion.data.formats import WorldSource
 from fusion.data.packing import Packing, fixed_batches
 from fusion.worlds.shapes import (
     HELD_OUT_RULES,
-    PICTURE_SIZES,
+    IMAGE_SIZES,
     RULES,
     Options,
     World,
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("unchecked")  # checking shapes would take 
 EVERYWHERE = Options(
     tasks={"examples": 1},
     counts={1: 1, 2: 1, 3: 1, 4: 1},
-    sizes={f"{width}x{height}": 1.0 for width, height in PICTURE_SIZES},
+    sizes={f"{width}x{height}": 1.0 for width, height in IMAGE_SIZES},
 )
 
 
@@ -109,7 +109,7 @@ def test_rules_say_what_they_do():
     assert steps and all((dx == 0) != (dy == 0) for dx, dy in steps)
 
 
-def test_a_document_has_five_pictures_and_few_words():
+def test_a_document_has_five_images_and_few_words():
     for sample in samples(40, seed=3):
         asked, answer = sample.messages
         shown = [render(scene) for scene in sample.scenes]
@@ -158,7 +158,7 @@ def test_the_evaluation_shows_two_rules_that_part_ways():
             assert right(one.rule, one.source, render(one.after)) and not right(one.rule, one.source, render(two.after))
 
 
-def test_documents_fit_the_rows_of_the_demo_and_only_the_last_picture_is_learned():
+def test_documents_fit_the_rows_of_the_demo_and_only_the_last_image_is_learned():
     processor = fusion.load("shapes").processor
     tasks = {"examples": 1.0}
     for size, length in (("32x32", 128), ("64x64", 384)):

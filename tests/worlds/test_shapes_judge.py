@@ -10,14 +10,14 @@ from PIL import Image
 from fusion.worlds.shapes import (
     COLOURS,
     GROUNDS,
-    PICTURE_SIZES,
+    IMAGE_SIZES,
     SHAPES,
     Edit,
     Expectation,
     Question,
     judge,
-    picture,
     render,
+    scene_image,
 )
 from fusion.worlds.shapes.edits import EDITS, try_edit
 from fusion.worlds.shapes.expect import Wanted
@@ -50,12 +50,12 @@ def recovered(scene):
 
 def test_ten_thousand_scenes_are_recovered_exactly(unchecked):
     rng = np.random.default_rng(0)
-    sizes = {size: 9 if size == (32, 32) else 0.25 for size in PICTURE_SIZES}
+    sizes = {size: 9 if size == (32, 32) else 0.25 for size in IMAGE_SIZES}
     missed = [scene for scene in (sample_scene(rng, COUNTS, sizes) for _ in range(10_000)) if not recovered(scene)]
     assert len(missed) <= 10, missed[:3]
 
 
-@pytest.mark.parametrize("size", PICTURE_SIZES)
+@pytest.mark.parametrize("size", IMAGE_SIZES)
 def test_every_size_is_recovered(size):
     assert all(recovered(scene) for scene in scenes(30, sizes=(size,)))
 
@@ -90,7 +90,7 @@ def test_a_true_expectation_passes_and_any_false_one_fails():
         assert not judge.check(image, replace(truth, wanted=(*truth.wanted, first))).count_right
         assert not judge.check(image, replace(truth, wanted=rest)).count_right
         assert not judge.check(image, replace(truth, ground=next(name for name in GROUNDS if name != scene.ground))).ok
-        assert not judge.check(image, replace(truth, picture_size=(scene.height + 16, scene.width))).ok
+        assert not judge.check(image, replace(truth, image_size=(scene.height + 16, scene.width))).ok
 
 
 def test_relations_hold_one_way_only():
@@ -112,7 +112,7 @@ def blurred(image, kernel):
     return sum(weight * rows[:, shift : shift + image.shape[1]] for shift, weight in enumerate(weights))
 
 
-def test_slightly_soft_and_noisy_pictures_are_read():
+def test_slightly_soft_and_noisy_images_are_read():
     rng = np.random.default_rng(0)
     right = []
     for scene in scenes(150, seed=3):
@@ -138,7 +138,7 @@ def half_black(image, scene, rng):
 
 
 def overlaid(image, scene, rng):
-    other = sample_scene(rng, COUNTS, {scene.picture_size: 1})
+    other = sample_scene(rng, COUNTS, {scene.image_size: 1})
     return (image // 2 + render(other) // 2).astype(np.uint8)
 
 
@@ -168,7 +168,7 @@ CORRUPTIONS = {
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_corrupted_pictures_fail(name):
+def test_corrupted_images_fail(name):
     rng = np.random.default_rng(0)
     for scene in scenes(80, seed=4):
         if name == "grey" and all(thing.colour == "black" for thing in scene.things):
@@ -179,7 +179,7 @@ def test_corrupted_pictures_fail(name):
 
 
 @pytest.mark.parametrize("value", [0, 128, 255, *GROUNDS.values()])
-def test_blank_pictures_show_nothing(value):
+def test_blank_images_show_nothing(value):
     blank = np.full((32, 32, 3), value, dtype=np.uint8)
     assert judge.read(blank).objects == () and judge.read(blank).colours <= {"black"}
     for scene in scenes(20, seed=5):
@@ -228,7 +228,7 @@ def test_edits_count_only_when_done_and_only_they():
             f"{edit}: the ground changed too"
         )
         if previous is not None:
-            assert not judge.edit_done(before, previous, edit).done, f"{edit}: an unrelated picture"
+            assert not judge.edit_done(before, previous, edit).done, f"{edit}: an unrelated image"
         previous = result
 
 
@@ -283,8 +283,8 @@ def test_regions_are_those_of_a_flood_fill():
 
 def test_pil_images_are_read_and_other_things_refused():
     scene = scenes(1)[0]
-    assert judge.read(picture(scene)) == judge.read(render(scene))
-    assert judge.read(picture(scene).convert("P")).objects
+    assert judge.read(scene_image(scene)) == judge.read(render(scene))
+    assert judge.read(scene_image(scene).convert("P")).objects
     for wrong in (np.zeros((32, 32), np.uint8), np.zeros((32, 32, 3)), Image):
         with pytest.raises(Exception, match=r"judge|hint|type"):
             judge.read(wrong)

@@ -11,8 +11,8 @@ from PIL import Image
 from fusion.worlds.shapes import (
     COLOURS,
     HELD_OUT,
+    IMAGE_SIZES,
     KINDS,
-    PICTURE_SIZES,
     SHAPES,
     TASKS,
     Options,
@@ -26,7 +26,7 @@ from fusion.worlds.shapes.edits import EDITS
 from fusion.worlds.shapes.questions import QUESTIONS
 from fusion.worlds.shapes.scene import PLACES, sample_scene
 
-ALL_SIZES = {f"{width}x{height}": 1.0 for width, height in PICTURE_SIZES}
+ALL_SIZES = {f"{width}x{height}": 1.0 for width, height in IMAGE_SIZES}
 EVERYWHERE = Options(counts={1: 1, 2: 1, 3: 1, 4: 1}, sizes=ALL_SIZES)
 KIND = re.compile(rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")
 
@@ -63,7 +63,7 @@ def follows_the_rules(scene):
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "chat"])
-def test_every_scene_of_every_task_with_pictures_follows_the_frozen_rules(task):
+def test_every_scene_of_every_task_with_images_follows_the_frozen_rules(task):
     scenes = [scene for sample in samples(task, 150) for scene in sample.scenes]
     assert len(scenes) >= 150
     for scene in scenes:
@@ -71,18 +71,18 @@ def test_every_scene_of_every_task_with_pictures_follows_the_frozen_rules(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_pictures_are_those_of_the_scenes_and_roles_take_turns(task):
+def test_images_are_those_of_the_scenes_and_roles_take_turns(task):
     for sample in samples(task, 60):
         roles = [turn["role"] for turn in sample.messages]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
-        pictures = [image for _, image in blocks(sample, "image")]
-        assert len(pictures) == len(sample.scenes)
-        for picture, scene in zip(pictures, sample.scenes):
-            assert picture.dtype == np.uint8 and np.array_equal(picture, render(scene))
+        images = [image for _, image in blocks(sample, "image")]
+        assert len(images) == len(sample.scenes)
+        for shown, scene in zip(images, sample.scenes):
+            assert shown.dtype == np.uint8 and np.array_equal(shown, render(scene))
         assert all(text and text == text.strip() for text in texts(sample))
 
 
-def test_who_shows_which_picture():
+def test_who_shows_which_image():
     drawn = {task: {role for sample in samples(task, 40) for role, _ in blocks(sample, "image")} for task in TASKS}
     assert drawn == {
         "text_to_image": {"assistant"},
@@ -97,14 +97,14 @@ def test_who_shows_which_picture():
 
 
 @pytest.mark.parametrize("task", ["text_to_image", "image_to_text", "stories"])
-def test_captions_claim_only_what_the_first_picture_shows(task):
+def test_captions_claim_only_what_the_first_image_shows(task):
     for sample in samples(task, 120, seed=1):
         verdict = judge.check(render(sample.scenes[0]), sample.expectation)
         assert verdict.ok, (texts(sample), verdict.reasons)
 
 
 @pytest.mark.parametrize("task", ["edits", "stories"])
-def test_edits_lead_to_the_next_picture(task):
+def test_edits_lead_to_the_next_image(task):
     kinds = set()
     for sample in samples(task, 80, seed=2):
         assert len(sample.edits) == len(sample.scenes) - 1
@@ -172,7 +172,7 @@ def held_out_sentence(text):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_held_out_pairs_occur_in_no_training_picture_and_no_training_sentence(task, unchecked):
+def test_held_out_pairs_occur_in_no_training_image_and_no_training_sentence(task, unchecked):
     for sample in samples(task, 300, seed=4):
         assert not sample.held_out and not any(scene.held_out for scene in sample.scenes)
         assert not any(map(held_out_sentence, texts(sample))), texts(sample)
@@ -243,7 +243,7 @@ def test_distinct_scenes_begin_with_no_colour_twice(task):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-def test_pictures_are_described_among_the_questions_as_often_as_asked(share):
+def test_images_are_described_among_the_questions_as_often_as_asked(share):
     drawn = samples("questions", 400, Options(described=share))
     told = [len(sample.messages) // 2 - len(sample.questions) for sample in drawn]
     assert set(told) <= {0, 1} and abs(sum(told) / len(drawn) - share) < 0.07
@@ -323,7 +323,7 @@ def test_prose_is_easy_to_predict_from_its_context_and_rich_without():
 
 def test_sizes_are_visibly_different():
     rng = np.random.default_rng(0)
-    scenes = [sample_scene(rng, {1: 1, 2: 1, 4: 1}, dict.fromkeys(PICTURE_SIZES, 1)) for _ in range(500)]
+    scenes = [sample_scene(rng, {1: 1, 2: 1, 4: 1}, dict.fromkeys(IMAGE_SIZES, 1)) for _ in range(500)]
     for single in (True, False):
         things = [
             (thing, scene.side) for scene in scenes for thing in scene.things if (scene.layout == "single") == single

@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fusion.data.formats.row_parsers import DRAW, NATIVE, Chats, Edits, Fit, Form, Pages, Pictures, Texts, resolve
+from fusion.data.formats.row_parsers import DRAW, NATIVE, Chats, Edits, Fit, Form, ImageOpener, Pages, Texts, resolve
 from fusion.data.formats.sample import BadSample, Sample
 from fusion.data.formats.split import Split, fraction, image_names, split_of
 
@@ -43,7 +43,7 @@ class Hub:
             raise ValueError(f"{self.name}: unknown form {form!r}; choose one of {', '.join(FORMS)}")
         self.form = FORMS[form] if isinstance(form, str) else form
         self.split = Split(split) if isinstance(split, str) else split
-        self.buffer, self._pictures = buffer, Pictures(fit=fit)
+        self.buffer, self._opener = buffer, ImageOpener(fit=fit)
         self.dataset = _load(path, subset, hub_split, data_files)
         first = next(iter(self.dataset.take(1)), None)
         if first is None:
@@ -65,7 +65,7 @@ class Hub:
         """Convert a row (column -> value) to a sample; raises BadSample."""
         key = f"{self.name}:{_name(values)}"
         try:
-            made = self.form(values, self.columns, self._pictures, rng)
+            made = self.form(values, self.columns, self._opener, rng)
         except ValueError as error:
             raise BadSample(key, str(error)) from None
         return Sample(made.get("messages"), made.get("content"), self.name, key, _subject(values))

@@ -44,7 +44,7 @@ NATIVE = Fit()
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageOpener:
     """Open the images that rows refer to.
 
     An image is given as a path relative to `root`, encoded bytes, `{"bytes": ..., "path": ...}`, or a PIL image.
@@ -130,10 +130,10 @@ class Captions:
             raise ValueError("questions is empty; give at least one question that a caption answers")
 
     def __call__(
-        self, values: dict, columns: dict[str, str], pictures: Pictures, rng: random.Random
+        self, values: dict, columns: dict[str, str], opener: ImageOpener, rng: random.Random
     ) -> dict[str, list]:
         text = sentence(values, columns["text"])
-        image = pictures(cell(values, columns["file_name"]))
+        image = opener(cell(values, columns["file_name"]))
         if rng.random() < self.describe:
             return {"messages": [turn("user", image, rng.choice(self.questions)), turn("assistant", text)]}
         return {"messages": [turn("user", rng.choice(self.prompts).replace("{text}", text)), turn("assistant", image)]}
@@ -153,10 +153,10 @@ class Edits:
     }
 
     def __call__(
-        self, values: dict, columns: dict[str, str], pictures: Pictures, rng: random.Random
+        self, values: dict, columns: dict[str, str], opener: ImageOpener, rng: random.Random
     ) -> dict[str, list]:
         instruction = sentence(values, columns["instruction"])
-        before, after = (pictures(cell(values, columns[name])) for name in ("input_file_name", "edited_file_name"))
+        before, after = (opener(cell(values, columns[name])) for name in ("input_file_name", "edited_file_name"))
         return {"messages": [turn("user", before, instruction), turn("assistant", after)]}
 
 
@@ -167,7 +167,7 @@ class Chats:
     names: ClassVar = {"messages": ("messages",)}
 
     def __call__(
-        self, values: dict, columns: dict[str, str], pictures: Pictures, rng: random.Random
+        self, values: dict, columns: dict[str, str], opener: ImageOpener, rng: random.Random
     ) -> dict[str, list]:
         messages = cell(values, columns["messages"])
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
@@ -177,7 +177,7 @@ class Chats:
         if not any(message["role"] == "assistant" for message in messages):
             raise ValueError("no message is the assistant's, so there is nothing to learn")
         images = listed_images(values)
-        chat = [{"role": m["role"], "content": _open_blocks(m.get("content"), pictures, images)} for m in messages]
+        chat = [{"role": m["role"], "content": _open_blocks(m.get("content"), opener, images)} for m in messages]
         if images:
             raise ValueError(f"column 'images' has {len(images)} more than the messages use")
         return {"messages": chat}
@@ -190,9 +190,9 @@ class Pages:
     names: ClassVar = {"content": ("content",)}
 
     def __call__(
-        self, values: dict, columns: dict[str, str], pictures: Pictures, rng: random.Random
+        self, values: dict, columns: dict[str, str], opener: ImageOpener, rng: random.Random
     ) -> dict[str, list]:
-        content = _open_blocks(cell(values, columns["content"]), pictures, listed_images(values))
+        content = _open_blocks(cell(values, columns["content"]), opener, listed_images(values))
         if not content:
             raise ValueError(f"column {columns['content']!r} is empty")
         return {"content": content}
@@ -205,7 +205,7 @@ class Texts:
     names: ClassVar = {"text": ("text",)}
 
     def __call__(
-        self, values: dict, columns: dict[str, str], pictures: Pictures, rng: random.Random
+        self, values: dict, columns: dict[str, str], opener: ImageOpener, rng: random.Random
     ) -> dict[str, list]:
         return {"content": [{"type": "text", "text": sentence(values, columns["text"])}]}
 
@@ -213,7 +213,7 @@ class Texts:
 Form = Captions | Edits | Chats | Pages | Texts
 
 
-def _open_blocks(content: Any, pictures: Pictures, images: list) -> list[dict]:
+def _open_blocks(content: Any, opener: ImageOpener, images: list) -> list[dict]:
     """Return the blocks of a message or page with their images opened.
 
     Image blocks without an image take (and remove) theirs from `images`, in order.
@@ -223,7 +223,7 @@ def _open_blocks(content: Any, pictures: Pictures, images: list) -> list[dict]:
     return [
         {"type": "text", "text": block["text"]}
         if block["type"] == "text"
-        else {"type": "image", "image": pictures(block["image"])}
+        else {"type": "image", "image": opener(block["image"])}
         for block in blocks(content)
     ]
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from fusion.data.formats.row_parsers import NATIVE, Fit, Form, Pictures, resolve
+from fusion.data.formats.row_parsers import NATIVE, Fit, Form, ImageOpener, resolve
 from fusion.data.formats.sample import BadSample, Sample
 from fusion.data.formats.split import Split, Subjects
 from fusion.data.formats.stream import Stream
@@ -33,7 +33,7 @@ class TableSource:
         tied: Sequence[Rows] = (),
     ):
         self.name, self.form, self.root, self.rows = name, form, root, rows
-        self._pictures = Pictures(root, fit)
+        self._opener = ImageOpener(root, fit)
         if not len(rows):
             raise ValueError(f"{name}: its table is empty; write at least one row")
         split = Split(split) if isinstance(split, str) else split
@@ -71,7 +71,7 @@ class TableSource:
             raise BadSample(str(self.root / bad.key), bad.reason) from None
         key = str(self.root / row.key)
         try:
-            made = self.form(row.values, self.columns, self._pictures, rng)
+            made = self.form(row.values, self.columns, self._opener, rng)
         except ValueError as error:  # BadImage is a ValueError too
             raise BadSample(key, str(error)) from None
         return Sample(made.get("messages"), made.get("content"), self.name, key, subject)

@@ -1,4 +1,4 @@
-"""What a picture is made from: the one condition that every architecture takes."""
+"""What an image is made from: the one condition that every architecture takes."""
 
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,7 @@
 """CrossDiT, what SD3's paper compares MMDiT with (Esser et al., arXiv 2403.03206, section 5.2.3).
 
 New against DiT: text comes in twice. Its pooled vector joins the time in adaLN-zero, and each block attends to its
-tokens between the attention of the picture to itself and the feed-forward, as in PixArt, but modulated and gated like
+tokens between the attention of the image to itself and the feed-forward, as in PixArt, but modulated and gated like
 the other two.
 
 The code of the paper's comparison is not public; where cross-attention stands, and that it is modulated and gated, is

@@ -1,6 +1,6 @@
 """DiT-Air (Chen et al., Apple, arXiv 2503.10618).
 
-New against MMDiT: text and picture are rows of one sequence and share all weights, and one adaLN is made for all
+New against MMDiT: text and image are rows of one sequence and share all weights, and one adaLN is made for all
 layers, so that of MMDiT's 36 d^2 parameters per layer 12 d^2 are left. DiT-Air-Lite also shares the attention's
 projections among the layers. Each part of that is a setting.
 
@@ -74,7 +74,7 @@ class DiTAir(nn.Module):
 
 
 class Block(nn.Module):
-    """A block of DiT over text and picture."""
+    """A block of DiT over text and image."""
 
     def __init__(self, config: DiTAirConfig):
         super().__init__()

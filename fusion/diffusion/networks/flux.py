@@ -1,8 +1,8 @@
 """Flux.1, the network of Black Forest Labs (black-forest-labs/flux).
 
-New against MMDiT: after blocks of two streams come blocks of one, in which text and picture share all weights and
+New against MMDiT: after blocks of two streams come blocks of one, in which text and image share all weights and
 attention and feed-forward work side by side on the same rows, joined by one output layer. Positions are rotary: a
-picture's rows turn by their row and column, those of text by nothing. A distilled model is told the scale of guidance
+image's rows turn by their row and column, those of text by nothing. A distilled model is told the scale of guidance
 as it is told the time.
 """
 

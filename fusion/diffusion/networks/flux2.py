@@ -2,7 +2,7 @@
 
 New against Flux.1: one modulation for all blocks of a kind, three in the network, where each block had its own;
 feed-forwards are SwiGLU, 3 times the width inside; no layer has a bias. Text is the features of a language model, and
-no pooled vector is read. Positions have four axes (time, row, column, word): a picture's rows turn by row and column,
+no pooled vector is read. Positions have four axes (time, row, column, word): an image's rows turn by row and column,
 those of text by their place in it.
 """
 

@@ -1,10 +1,10 @@
 """HiDream-I1, the network of HiDream.ai (arXiv 2505.22705; HiDream-ai/HiDream-I1).
 
-New against Flux.1: the picture's feed-forwards are mixtures of experts (`experts.py`, which also tells how evenly they
+New against Flux.1: the image's feed-forwards are mixtures of experts (`experts.py`, which also tells how evenly they
 are chosen), and the text comes from two models. T5's tokens and those of the last layer read from a language model go
 through all blocks; each block reads one layer more of the language model, whose tokens are appended before it and
 dropped after it. One modulation serves both streams of a block, queries and keys are normalised across all heads, the
-picture comes first, and words turn by nothing.
+image comes first, and words turn by nothing.
 
 The released network predicts data - noise, and its pipeline turns the sign. Ours predicts noise - data as all pages do:
 the name table turns the sign of its last layer, and no code does.
@@ -32,10 +32,10 @@ class HiDreamConfig:
 
     layers: blocks of two streams; single: blocks of one after them. reads: which of Conditioning.layers each block
     reads. axes: numbers of each head that turn by (nothing, row, column), together the head. experts, chosen: how many
-    a picture's row can go to, and goes to; without experts its feed-forward is like the text's. text_width,
+    an image's row can go to, and goes to; without experts its feed-forward is like the text's. text_width,
     layer_width: of tokens, and of those of a language model's layers. text_mask: whether rows that the masks of
     Conditioning leave out are hidden; the published models read their padding too. largest: sides of a latent to whose
-    size pictures that are not square are filled up, as the published models do. The filling is seen: its keys are zero,
+    size images that are not square are filled up, as the published models do. The filling is seen: its keys are zero,
     which hides nothing. None: nothing is filled.
     """
 
@@ -116,13 +116,13 @@ class HiDream(nn.Module):
         return [embed(layers[number]) for embed, number in zip(self.layers, self.config.reads, strict=True)]
 
     def filling(self, size: tuple[int, int]) -> int:
-        """How many rows fill up a picture that is not square. ValueError for one of more rows than that makes."""
+        """How many rows fill up an image that is not square. ValueError for one of more rows than that makes."""
         if self.config.largest is None or size[0] == size[1]:
             return 0
         rows = math.prod(self.config.largest) // self.config.patch_size**2
         if math.prod(size) > rows:
             raise ValueError(
-                f"{size[0]} x {size[1]} patches, and this network fills such pictures up to {rows}: draw smaller or "
+                f"{size[0]} x {size[1]} patches, and this network fills such images up to {rows}: draw smaller or "
                 "square ones"
             )
         return rows - math.prod(size)
@@ -130,7 +130,7 @@ class HiDream(nn.Module):
     def place(
         self, size: tuple[int, int], mask: Bool[Tensor, "b m"]
     ) -> tuple[Float[Tensor, "s half 2"], Bool[Tensor, "b s"] | None, Float[Tensor, "s half 2"]]:
-        """Rotary positions of all rows, picture, filling and text; which may be attended to; and positions of keys,
+        """Rotary positions of all rows, image, filling and text; which may be attended to; and positions of keys,
         where filling is nothing."""
         drawn, filling = math.prod(size), self.filling(size)
         where = F.pad(cells(size, mask.device), (1, 0, 0, filling + mask.shape[1]))
@@ -140,8 +140,8 @@ class HiDream(nn.Module):
 
 
 class Block(nn.Module):
-    """One or two streams in one attention, the picture's first, with one modulation for both and experts for the
-    picture."""
+    """One or two streams in one attention, the image's first, with one modulation for both and experts for the
+    image."""
 
     def __init__(self, config: HiDreamConfig, streams: int):
         super().__init__()
@@ -205,7 +205,7 @@ def to_diffusers(config: HiDreamConfig) -> dict:
     """The settings of a HiDreamImageTransformer2DModel. ValueError for what that class cannot be."""
     if config.text_mask or config.largest is None:
         raise ValueError(
-            "diffusers' HiDream reads the padding of its text and fills up pictures that are not square: this "
+            "diffusers' HiDream reads the padding of its text and fills up images that are not square: this "
             "network differs"
         )
     return {
@@ -248,7 +248,7 @@ def names(config: HiDreamConfig) -> list[Row]:
 
 
 def block_names(ours: str, theirs: str, experts: int) -> list[Row]:
-    """The rows of a block's modulation and of its picture."""
+    """The rows of a block's modulation and of its image."""
     rows = linear(f"{ours}.modulation.proj", f"{theirs}.adaLN_modulation.1") + stream_names(f"{ours}.image", theirs)
     fed, ff = f"{ours}.image.feed_forward", f"{theirs}.ff_i"
     if not experts:

@@ -1,7 +1,7 @@
 """Lumina-Image 2.0, with its Unified Next-DiT (Qin et al., arXiv 2503.21758; Alpha-VLLM/Lumina-Image-2.0).
 
-New in it: text and picture are one sequence of one stream, and positions say so. On the first of three rotary axes
-words count up and the picture stands behind the last; the other two are its rows and columns. Before they meet, a few
+New in it: text and image are one sequence of one stream, and positions say so. On the first of three rotary axes
+words count up and the image stands behind the last; the other two are its rows and columns. Before they meet, a few
 blocks refine each alone, the text's without being told the time. Blocks are an LLM's: RMSNorms before and behind each
 part (sandwich), SwiGLU, fewer key than query heads. The time scales and gates, through a tanh, and shifts nothing.
 
@@ -30,7 +30,7 @@ from fusion.sequence.patches import cells, grid, patchify, unpatchify
 class Lumina2Config:
     """Sizes of a Lumina2.
 
-    layers: blocks over text and picture; refiners: blocks over each before that. heads, kv_heads: of queries, and of
+    layers: blocks over text and image; refiners: blocks over each before that. heads, kv_heads: of queries, and of
     keys and values. axes: numbers of a head that turn by (place in the sequence, row, column), together the head;
     largest: how many places each axis has. multiple, expansion: the feed-forward is `expansion` times the width inside,
     up to the next multiple.
@@ -114,7 +114,7 @@ class Lumina2(nn.Module):
         return unpatchify(rows.to(x.dtype), size, config.patch_size, config.channels)
 
     def turns(self, mask: Bool[Tensor, "b m"], size: tuple[int, int]) -> Float[Tensor, "b 1 s half 2"]:
-        """Rotary positions of words and of the picture, which stands behind the last word of its own text. ValueError
+        """Rotary positions of words and of the image, which stands behind the last word of its own text. ValueError
         for more than there are."""
         places, rows, columns = self.config.largest
         lengths = mask.sum(1)
@@ -125,7 +125,7 @@ class Lumina2(nn.Module):
         if size[0] > rows or size[1] > columns:
             raise ValueError(
                 f"{size[0]} x {size[1]} patches, and this network knows positions of {rows} x {columns}: draw smaller "
-                "pictures"
+                "images"
             )
         word = (mask.cumsum(1) - 1).clamp(min=0)
         words = F.pad(word[..., None], (0, 2))

@@ -1,8 +1,8 @@
 """MMDiT, the network of Stable Diffusion 3 and 3.5 (Esser et al., arXiv 2403.03206; stabilityai/sd3.5).
 
-New against DiT: text is no condition beside the picture but a stream of its own, with weights of its own; the two
+New against DiT: text is no condition beside the image but a stream of its own, with weights of its own; the two
 streams meet in one attention over the rows of both. The time, joined by a pooled vector of the text, modulates both by
-adaLN-zero. SD3.5 normalises queries and keys head by head, and its medium size has blocks whose picture stream attends
+adaLN-zero. SD3.5 normalises queries and keys head by head, and its medium size has blocks whose image stream attends
 to itself a second time.
 """
 
@@ -35,7 +35,7 @@ class MMDiTConfig:
 
     text_width, pooled_width: of text tokens and of the vector for all of the text. largest, base_grid: positions are
     those of the middle of a grid of `largest` cells per side, stretched to `base_grid` cells. dual: blocks in which the
-    picture attends to itself once more. text_mask: whether rows that Conditioning.mask leaves out are hidden; the
+    image attends to itself once more. text_mask: whether rows that Conditioning.mask leaves out are hidden; the
     published models read their padding too.
     """
 
@@ -89,7 +89,7 @@ class MMDiT(nn.Module):
         if max(size) > largest:
             raise ValueError(
                 f"{size[0]} x {size[1]} patches, and this network knows positions of {largest} per side: draw smaller "
-                "pictures"
+                "images"
             )
         first = torch.tensor([(largest - side) // 2 for side in size], device=device)
         where = (cells(size, device) + first).float() * (self.config.base_grid / largest)
@@ -97,7 +97,7 @@ class MMDiT(nn.Module):
 
 
 class Block(nn.Module):
-    """Two streams that meet in one attention; with `dual` the picture then attends to itself by weights of its own."""
+    """Two streams that meet in one attention; with `dual` the image then attends to itself by weights of its own."""
 
     def __init__(self, config: MMDiTConfig, dual: bool, last: bool):
         super().__init__()
@@ -113,7 +113,7 @@ class Block(nn.Module):
         time: Float[Tensor, "b width"],
         seen: Bool[Tensor, "b s"] | None,
     ) -> tuple[Float[Tensor, "b n width"], Float[Tensor, "b m width"]]:
-        """seen: which rows, the picture's and then the text's, may be attended to."""
+        """seen: which rows, the image's and then the text's, may be attended to."""
         image, words = (stream.modulation(time)[:, None].unbind(-2) for stream in (self.image, self.text))
         normed = self.image.norm1(h)
         rows = zip(
@@ -138,7 +138,7 @@ def from_diffusers(settings: dict) -> MMDiTConfig:
     width = settings["num_attention_heads"] * settings["attention_head_dim"]
     if settings["caption_projection_dim"] != width or settings.get("qk_norm") not in (None, "rms_norm"):
         raise ValueError(
-            "caption_projection_dim is not the width of the picture, or qk_norm is not rms_norm: no published MMDiT is "
+            "caption_projection_dim is not the width of the image, or qk_norm is not rms_norm: no published MMDiT is "
             "like that"
         )
     return MMDiTConfig(

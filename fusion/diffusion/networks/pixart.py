@@ -33,7 +33,7 @@ class PixArtConfig:
     """Sizes of a PixArt; the defaults are those of DiT-S/2 with text.
 
     text_width: of text tokens. base_grid: cells per side to which sin-cos positions stretch every grid, None for the
-    cells themselves. pixels: pixels of the picture per latent pixel where the network is told the picture's size (the
+    cells themselves. pixels: pixels of the image per latent pixel where the network is told the image's size (the
     1024-pixel models), else None. variance: whether the head also has the rows of a learned variance, as the published
     weights do; they take no part in the flow.
     """
@@ -88,7 +88,7 @@ class PixArt(nn.Module):
         return unpatchify(rows[..., : self.patch].to(x.dtype), size, config.patch_size, config.channels)
 
     def told(self, t: Float[Tensor, " b"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b width"]:
-        """The time, and the height, width and aspect ratio of the picture where the network is told them."""
+        """The time, and the height, width and aspect ratio of the image where the network is told them."""
         time = self.time(t)
         if self.sides is None:
             return time

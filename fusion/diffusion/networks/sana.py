@@ -1,6 +1,6 @@
 """SANA (Xie et al., arXiv 2410.10629; NVlabs/Sana), and the qk-norm of SANA-1.5 (arXiv 2501.18427).
 
-New against PixArt: attention of the picture to itself is linear in its rows. Queries and keys pass a ReLU in place of
+New against PixArt: attention of the image to itself is linear in its rows. Queries and keys pass a ReLU in place of
 the softmax, so that keys and values can be summed once for all queries. What that loses close by, a feed-forward of
 gated convolutions brings back (Mix-FFN: a depthwise 3 x 3 between two of 1 x 1), which also sees where a row lies, so
 that positions are left out. Latents are those of an autoencoder that shrinks sides by 32, and patches single pixels of
@@ -142,7 +142,7 @@ class LinearAttention(nn.Module):
 
 
 class MixFFN(nn.Module):
-    """Rows as a picture: 1 x 1 up, SiLU, depthwise 3 x 3, one half gated by the other, 1 x 1 down (section 2.2)."""
+    """Rows as an image: 1 x 1 up, SiLU, depthwise 3 x 3, one half gated by the other, 1 x 1 down (section 2.2)."""
 
     def __init__(self, width: int, expansion: float):
         super().__init__()
@@ -151,9 +151,9 @@ class MixFFN(nn.Module):
         self.depth = nn.Conv2d(2 * inner, 2 * inner, 3, padding=1, groups=2 * inner)
 
     def forward(self, h: Float[Tensor, "b n width"], size: tuple[int, int]) -> Float[Tensor, "b n width"]:
-        """`size`: rows and columns of the picture."""
-        picture = self.depth(F.silu(self.up(h.mT.unflatten(2, size))))
-        values, gate = picture.chunk(2, dim=1)
+        """`size`: rows and columns of the image."""
+        image = self.depth(F.silu(self.up(h.mT.unflatten(2, size))))
+        values, gate = image.chunk(2, dim=1)
         return self.down(values * F.silu(gate)).flatten(2).mT
 
 

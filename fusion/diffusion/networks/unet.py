@@ -2,8 +2,8 @@
 
 What the transformers of the other pages are compared with. Convolutions in residual blocks, level after level at half
 the size, and back up beside what the way down has made; the time, and a class, are added within every block. Levels
-with attention look over the picture, and in latent diffusion also at the text. SDXL is told a pooled vector of the text
-and the picture's size too.
+with attention look over the image, and in latent diffusion also at the text. SDXL is told a pooled vector of the text
+and the image's size too.
 
 The networks are diffusers' own, called as the other pages are. Words that Conditioning.mask leaves out are hidden; the
 published pipelines read their padding, which is to leave the mask out.
@@ -20,7 +20,7 @@ from fusion.diffusion.networks.conditioning import Conditioning
 from fusion.diffusion.networks.name_tables import Row
 
 PLAIN, READING = CLASSES = "UNet2DModel", "UNet2DConditionModel"
-PIXELS = 8  # of the picture per latent pixel, in which SDXL is told sizes
+PIXELS = 8  # of the image per latent pixel, in which SDXL is told sizes
 SIZES, SIZE_WIDTH = 6, 256  # how many numbers they are, and features of each
 ENDS = re.compile(
     r"(conv2|proj_out|attentions\.\d+\.to_out\.0|conv_out)$"
@@ -102,7 +102,7 @@ class UNet(nn.Module):
             height, width = (PIXELS * side for side in x.shape[-2:])
             sizes = t.new_tensor([height, width, 0, 0, height, width]).expand(
                 len(x), -1
-            )  # of a picture that was neither scaled nor cropped
+            )  # of an image that was neither scaled nor cropped
             told["added_cond_kwargs"] = {"text_embeds": cond.given("pooled"), "time_ids": sizes}
         return self.network(x.to(self.network.dtype), 1000 * t, **told).sample.to(x.dtype)
 

@@ -4,7 +4,7 @@ New in it: everything is a token, the time and the class or text as well as the 
 plain vision transformer; and the first half of the blocks hands its rows on to the second by long skips, joined by a
 linear layer, as in a UNet. A last convolution smooths over the borders of patches.
 
-Positions are learned for all rows. The paper's models draw pictures of one size; here smaller ones have the middle of
+Positions are learned for all rows. The paper's models draw images of one size; here smaller ones have the middle of
 its positions.
 """
 
@@ -25,7 +25,7 @@ from fusion.sequence.patches import grid, patchify, unpatchify
 class UViTConfig:
     """Sizes of a U-ViT; layers: an odd number.
 
-    size: rows and columns of patches of the largest picture. classes: of labels, or text_width: of text tokens, at most
+    size: rows and columns of patches of the largest image. classes: of labels, or text_width: of text tokens, at most
     `words` of them. time_mlp: whether the time passes two linear layers before it is a token (off in the paper's
     models).
     """
@@ -114,7 +114,7 @@ class UViT(nn.Module):
         if size[0] > rows or size[1] > columns:
             raise ValueError(
                 f"{size[0]} x {size[1]} patches, and this U-ViT has positions of {rows} x {columns}: draw smaller "
-                "pictures"
+                "images"
             )
         extras, patches = self.positions.tensor_split([self.extras])
         top, left = (rows - size[0]) // 2, (columns - size[1]) // 2

@@ -2,14 +2,14 @@
 
     fusion benchmark dpg IMAGES --questions dpg_bench.csv -o results.json --judge MODEL
 
-IMAGES has one PNG a prompt, four pictures as 2 x 2 (`fusion.evaluation.benchmarks.draw` writes it so). With --judge a
-model that answers questions about pictures is asked, and its words go into a file of answers, which is gone on with
+IMAGES has one PNG a prompt, four images as 2 x 2 (`fusion.evaluation.benchmarks.draw` writes it so). With --judge a
+model that answers questions about images is asked, and its words go into a file of answers, which is gone on with
 after a stop; without it such a file is scored. The official judge is mPLUG-large; scores of any other, as all here are,
 cannot be held against published ones.
 
 What is computed is what `dpg_bench/compute_dpg_bench.py` in github.com/TencentQQGYLab/ELLA computes, without slips of
 it that --official repeats: the file's first question is skipped, and with it the whole prompt if another question
-depends on that one; shares by category are of the last of a prompt's pictures alone; of questions about a prompt that
+depends on that one; shares by category are of the last of a prompt's images alone; of questions about a prompt that
 stand apart in the file, only the last group is asked.
 """
 
@@ -49,7 +49,7 @@ KEPT_EVERY = 16  # prompts that are judged between two writings of the answers
 
 @dataclass(frozen=True)
 class Prompt:
-    """id: the name of its picture."""
+    """id: the name of its image."""
 
     id: str
     text: str
@@ -75,31 +75,31 @@ def read_prompts(path: Path) -> list[Prompt]:
     ids = [prompt.id for prompt in prompts]
     if wrong := [one for one in ids if not re.fullmatch(r"[\w-]+", one) or ids.count(one) > 1]:
         raise ValueError(
-            f"{path}: a picture is named by its prompt's id, and {wrong[0]!r} is no name, or one of two prompts"
+            f"{path}: an image is named by its prompt's id, and {wrong[0]!r} is no name, or one of two prompts"
         )
     return prompts
 
 
-# ---- pictures ----
+# ---- images ----
 
 
 class Folder:
-    """Where drawings go: ID.png, the pictures of a prompt in one grid, written when all are drawn."""
+    """Where drawings go: ID.png, the images of a prompt in one grid, written when all are drawn."""
 
     def __init__(self, root: Path, prompts: Sequence[Prompt], n: int, size: tuple[int, int]):
         if n not in (1, 4):
-            raise ValueError(f"--n {n}: DPG's pictures are of one drawing, or of four as 2 x 2")
+            raise ValueError(f"--n {n}: DPG's images are of one drawing, or of four as 2 x 2")
         self.root, self.asked, self.n = root, prompts, n
         self.size = (size[0] * 2, size[1] * 2) if n == 4 else size
         self.prompts = [prompt.text for prompt in prompts]
         self._drawn: dict[int, list[Image.Image]] = {}
 
     def missing(self, number: int) -> list[int]:
-        """All samples of a prompt, or none. ValueError where the picture is there in another size."""
+        """All samples of a prompt, or none. ValueError where the image is there in another size."""
         return [] if complete(self.root / f"{self.asked[number].id}.png", self.size) else list(range(self.n))
 
     def put(self, number: int, sample: int, image: Image.Image) -> None:
-        """Keep a picture; samples come in their order."""
+        """Keep an image; samples come in their order."""
         drawn = self._drawn.setdefault(number, [])
         drawn.append(image)
         if len(drawn) == self.n:
@@ -107,31 +107,31 @@ class Folder:
 
 
 def read_folder(root: Path, questions: Questions) -> list[Path]:
-    """All grids, in the questions' order. ValueError in one line where a picture is missing, or has a name that no
+    """All grids, in the questions' order. ValueError in one line where an image is missing, or has a name that no
     question asks about."""
     there = {path.stem: path for path in files_in(root)}
     if wrong := [path for name, path in there.items() if name not in questions or path.suffix != ".png"]:
         raise ValueError(
-            f"{wrong[0]}: no question is about it; pictures are PNGs named by the prompts' ids, such as "
+            f"{wrong[0]}: no question is about it; images are PNGs named by the prompts' ids, such as "
             f"{next(iter(questions))}.png"
         )
     if missing := [name for name in questions if name not in there]:
         raise ValueError(
-            f"{root}: {len(missing)} of {len(questions)} pictures are missing, {missing[0]}.png among them: draw "
+            f"{root}: {len(missing)} of {len(questions)} images are missing, {missing[0]}.png among them: draw "
             "them first"
         )
     return [there[name] for name in questions]
 
 
-def pictures(path: Path, n: int) -> list[Image.Image]:
-    """The pictures of a grid in reading order. ValueError unless it can be one of n."""
+def images(path: Path, n: int) -> list[Image.Image]:
+    """The images of a grid in reading order. ValueError unless it can be one of n."""
     whole = open_image(path)
     if n == 1:
         return [whole]
     side = whole.width // 2
     if whole.size != (2 * side, 2 * side):
         raise ValueError(
-            f"{path} is {whole.width}x{whole.height}: four pictures as 2 x 2 are as wide as high, of an even number "
+            f"{path} is {whole.width}x{whole.height}: four images as 2 x 2 are as wide as high, of an even number "
             "of pixels"
         )
     return [whole.crop((left, top, left + side, top + side)) for top in (0, side) for left in (0, side)]
@@ -142,7 +142,7 @@ def pictures(path: Path, n: int) -> list[Image.Image]:
 
 @dataclass(frozen=True)
 class Answers:
-    """What the judge said of each picture of a grid, word for word, by the question's number. questions: what it was
+    """What the judge said of each image of a grid, word for word, by the question's number. questions: what it was
     asked; digest: of the grid's file; both may be unknown."""
 
     name: str
@@ -152,7 +152,7 @@ class Answers:
     judge: str | None = None
 
     def fits(self, asked: Mapping[int, Question], path: Path) -> bool:
-        """Whether it is of this picture and of these questions, as far as is known."""
+        """Whether it is of this image and of these questions, as far as is known."""
         texts = {number: question.text for number, question in asked.items()}
         return self.digest in (None, digest_of(path)) and (
             self.questions is None or texts.items() <= self.questions.items()
@@ -186,7 +186,7 @@ def write_answers(found: Sequence[Answers], path: Path) -> None:
 
 
 def ask(paths: Sequence[Path], questions: Questions, judge: Judge, n: int, file: Path) -> dict[str, Answers]:
-    """What the judge says. Pictures that it was asked about, as the file says, are not asked about again, unless they
+    """What the judge says. Images that it was asked about, as the file says, are not asked about again, unless they
     or the questions changed."""
     known = read_answers(file) if file.is_file() else {}
     found = {}
@@ -195,8 +195,7 @@ def ask(paths: Sequence[Path], questions: Questions, judge: Judge, n: int, file:
         if before is None or (before.judge, len(before.answers)) != (judge.name, n) or not before.fits(asked, path):
             texts = {number: question.text for number, question in asked.items()}
             said = [
-                dict(zip(texts, judge.answers(picture, list(texts.values())), strict=True))
-                for picture in pictures(path, n)
+                dict(zip(texts, judge.answers(image, list(texts.values())), strict=True)) for image in images(path, n)
             ]
             before = Answers(path.name, said, texts, digest_of(path), judge.name)
         found[path.name] = before
@@ -211,16 +210,16 @@ def ask(paths: Sequence[Path], questions: Questions, judge: Judge, n: int, file:
 def judged(
     paths: Sequence[Path], questions: Questions, found: Mapping[str, Answers], n: int, official: bool
 ) -> dict[str, Verdict]:
-    """By prompt. ValueError where a picture was not asked about, or it or its questions changed since. official:
+    """By prompt. ValueError where an image was not asked about, or it or its questions changed since. official:
     prompts whose first question was skipped though another depends on it are left out, as that code passes over every
     error."""
     verdicts = {}
     for path in paths:
         if path.name not in found or len(found[path.name].answers) != n:
-            raise ValueError(f"{path.name}: no answers about {n} pictures of it; ask with --judge")
+            raise ValueError(f"{path.name}: no answers about {n} images of it; ask with --judge")
         if not found[path.name].fits(questions[path.stem], path):
             raise ValueError(
-                f"{path.name}: another picture, or other questions, since the judge was asked; ask again, with --judge"
+                f"{path.name}: another image, or other questions, since the judge was asked; ask again, with --judge"
             )
         try:
             verdicts[path.stem] = verdict(questions[path.stem], found[path.name].answers)
@@ -257,7 +256,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--served", help="what a server calls the judge; its only model if not given")
     parser.add_argument("--answers", type=Path, help="where its words go, or lie; OUT.answers.jsonl if not given")
-    parser.add_argument("--n", type=int, choices=(1, 4), default=4, help="pictures in each PNG")
+    parser.add_argument("--n", type=int, choices=(1, 4), default=4, help="images in each PNG")
     parser.add_argument("--official", action="store_true", help="the official code's slips, too")
     parser.add_argument("--device", help="cuda, cpu, ...")
     return parser.parse_args(argv)
@@ -282,7 +281,7 @@ def score(options: argparse.Namespace) -> list[Score]:
     verdicts = judged(paths, questions, found, options.n, options.official)
     figures = scores(verdicts, questions, options.official)
     judges = sorted({found[path.name].judge or "another judge" for path in paths})
-    rows = {name: {"value": one.value, "pictures": one.pictures} for name, one in verdicts.items()}
+    rows = {name: {"value": one.value, "images": one.images} for name, one in verdicts.items()}
     told: dict[str, Any] = {
         "benchmark": "DPG-Bench",
         "judges": judges,

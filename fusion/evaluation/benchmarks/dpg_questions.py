@@ -55,16 +55,16 @@ def read_questions(path: Path, official: bool = False) -> Questions:
 
 @dataclass(frozen=True)
 class Verdict:
-    """pictures: the share of questions that each has right. said_yes: of each picture, whether the answer was yes,
+    """images: the share of questions that each has right. said_yes: of each image, whether the answer was yes,
     dependencies left aside."""
 
-    pictures: list[float]
+    images: list[float]
     said_yes: list[dict[int, bool]]
 
     @property
     def value(self) -> float:
         """Of the prompt."""
-        return sum(self.pictures) / len(self.pictures)
+        return sum(self.images) / len(self.images)
 
 
 def verdict(questions: Mapping[int, Question], answers: Sequence[Mapping[int, str]]) -> Verdict:

@@ -1,8 +1,8 @@
-"""Draws a benchmark's pictures in its official layout: `fusion benchmark draw MODEL BENCHMARK --prompts FILE -o OUT`
+"""Draws a benchmark's images in its official layout: `fusion benchmark draw MODEL BENCHMARK --prompts FILE -o OUT`
 
-MODEL: a saved unified model, a painter of any architecture, or a pipeline of diffusers. It goes on where it was
-stopped, and several processes share the work with --shard 0/2 and --shard 1/2. Sample k of prompt i is drawn with seed
-+ i n + k, in whatever batch it is.
+MODEL: a saved unified model, a text-to-image model of any architecture, or a pipeline of diffusers. It goes on where it
+was stopped, and several processes share the work with --shard 0/2 and --shard 1/2. Sample k of prompt i is drawn with
+seed + i n + k, in whatever batch it is.
 """
 
 import argparse
@@ -17,16 +17,16 @@ from fusion.evaluation.benchmarks import dpg, geneval
 from fusion.evaluation.benchmarks import named_files as named
 from fusion.evaluation.benchmarks.common import program
 from fusion.evaluation.benchmarks.common.provenance import Asked, begin, fingerprint
-from fusion.evaluation.run import knobs_of, shard_of
+from fusion.evaluation.run import params_of, shard_of
 from fusion.evaluation.subjects import Subject, load_subject
 
 N = {"geneval": 4, "dpg": 4} | named.N
-"""Pictures of a prompt, by benchmark, as the official code has them."""
+"""Images of a prompt, by benchmark, as the official code has them."""
 
 
 @runtime_checkable
 class Layout(Protocol):
-    """Where a benchmark's pictures go. n: of each prompt."""
+    """Where a benchmark's images go. n: of each prompt."""
 
     prompts: Sequence[str]
     n: int
@@ -35,7 +35,7 @@ class Layout(Protocol):
         """Samples of a prompt that are yet to be drawn."""
 
     def put(self, number: int, sample: int, image: Image.Image) -> None:
-        """Keep a picture."""
+        """Keep an image."""
 
 
 def wanted(layout: Layout, shard: tuple[int, int] = (0, 1)) -> list[int]:
@@ -60,9 +60,9 @@ def batches(places: Sequence[int], most: int) -> Iterator[list[int]]:
 def draw(
     subject: Subject, layout: Layout, seed: int, size: tuple[int, int], batch: int, shard: tuple[int, int] = (0, 1)
 ) -> int:
-    """Draw what is missing of this shard's part, and say how many pictures that was."""
+    """Draw what is missing of this shard's part, and say how many images that was."""
     places = wanted(layout, shard)
-    with tqdm(total=len(places), unit="pictures", disable=not places) as bar:
+    with tqdm(total=len(places), unit="images", disable=not places) as bar:
         for together in batches(places, batch):
             prompts = [layout.prompts[place // layout.n] for place in together]
             images = subject.draw(prompts, [seed + place for place in together], size)
@@ -84,9 +84,10 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="fusion benchmark draw", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "model", help="folder of a unified model (or a bundled one's name), of a painter, or of a diffusers pipeline"
+        "model",
+        help="folder of a unified model (or a bundled one's name) or text-to-image model, or of a diffusers pipeline",
     )
-    parser.add_argument("benchmark", choices=tuple(N), help="whose pictures; t2i is one category of T2I-CompBench")
+    parser.add_argument("benchmark", choices=tuple(N), help="whose images; t2i is one category of T2I-CompBench")
     parser.add_argument(
         "--prompts",
         type=Path,
@@ -97,16 +98,19 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--n",
         type=int,
-        help=f"pictures of each prompt: {', '.join(f'{name} {n}' for name, n in N.items())} if not given",
+        help=f"images of each prompt: {', '.join(f'{name} {n}' for name, n in N.items())} if not given",
     )
-    parser.add_argument("--size", type=int, default=512, help="of a picture's sides in pixels")
+    parser.add_argument("--size", type=int, default=512, help="of an image's sides in pixels")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=4, help="pictures drawn at once")
-    parser.add_argument("--grid", action="store_true", help="of GenEval: each prompt's pictures in one file, too")
+    parser.add_argument("--batch", type=int, default=4, help="images drawn at once")
+    parser.add_argument("--grid", action="store_true", help="of GenEval: each prompt's images in one file, too")
     parser.add_argument("--shard", default="0/1", help="i/n: this process draws the i-th of n parts")
     parser.add_argument("--device", help="cuda, cpu, ...")
     parser.add_argument(
-        "knobs", nargs="*", metavar="knob=value", help="of the sampler: steps=20 guidance=3 solver=heun ..."
+        "params",
+        nargs="*",
+        metavar="name=value",
+        help="of the sampler: steps=20 guidance=3 solver=heun ...",
     )
     options = parser.parse_intermixed_args(argv)
     options.n = N[options.benchmark] if options.n is None else options.n
@@ -119,7 +123,7 @@ def layout_of(options: argparse.Namespace) -> Layout:
         raise ValueError("--n, --size and --batch are at least 1")
     size = (options.size, options.size)
     if options.grid and options.benchmark != "geneval":
-        raise ValueError("--grid is of GenEval alone; pictures of DPG and OneIG are grids, and the others have none")
+        raise ValueError("--grid is of GenEval alone; images of DPG and OneIG are grids, and the others have none")
     if options.benchmark in named.N:
         return named.layout(options.benchmark, options.prompts, options.out, options.n, size, Path(options.model).name)
     if options.benchmark == "dpg":
@@ -127,31 +131,31 @@ def layout_of(options: argparse.Namespace) -> Layout:
     return geneval.Folder(options.out, geneval.read_prompts(options.prompts), options.n, size)
 
 
-def asked_of(options: argparse.Namespace, layout: Layout, knobs: Mapping[str, Any]) -> Asked:
+def asked_of(options: argparse.Namespace, layout: Layout, params: Mapping[str, Any]) -> Asked:
     """For the file beside the folder."""
     said = fingerprint(layout.prompts)
     return Asked(
-        options.benchmark, options.model, len(layout.prompts), said, options.n, options.size, options.seed, dict(knobs)
+        options.benchmark, options.model, len(layout.prompts), said, options.n, options.size, options.seed, dict(params)
     )
 
 
 def fill(options: argparse.Namespace) -> str:
     """The whole program; what it says of itself."""
-    knobs, shard, layout = knobs_of(options.knobs), shard_of(options.shard), layout_of(options)
-    subject = load_subject(options.model, knobs, options.device)
-    begin(asked_of(options, layout, knobs), options.out)
+    params, shard, layout = params_of(options.params), shard_of(options.shard), layout_of(options)
+    subject = load_subject(options.model, params, options.device)
+    begin(asked_of(options, layout, params), options.out)
     drawn = draw(subject, layout, options.seed, (options.size, options.size), options.batch, shard)
     if options.grid:
         layout.write_grids()
     missing = len(wanted(layout))
     if not missing and isinstance(layout, named.Folder):
         layout.finish()
-    return f"{drawn} pictures drawn; {missing} of {len(layout.prompts) * layout.n} are missing" + (
+    return f"{drawn} images drawn; {missing} of {len(layout.prompts) * layout.n} are missing" + (
         "" if missing else ": the folder is complete"
     )
 
 
 def main(argv: Sequence[str]) -> int:
-    """The program; see fusion.evaluation.benchmarks.common.program. TypeError: a knob that the model's sampler does not
-    have."""
+    """The program; see fusion.evaluation.benchmarks.common.program. TypeError: a sampling parameter that the model's
+    sampler does not have."""
     return program.run(fill, parsed(argv), (ValueError, TypeError))

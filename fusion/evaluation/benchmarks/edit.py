@@ -7,7 +7,7 @@ Usage: `fusion benchmark edit MODEL BENCHMARK --data DATA -o OUT`
                                                                and its source as {key}_SRCIMG.png
     kris       --data KRIS_Bench                               OUT/{model}/{category}/{id}.jpg
 
-A picture is read and drawn at the size nearest to its own that the model has, and brought back to its own, as
+An image is read and drawn at the size nearest to its own that the model has, and brought back to its own, as
 `model.edit` does. Edit i has the seed + i. It goes on where it was stopped, and several processes share the work with
 --shard 0/2 and --shard 1/2.
 
@@ -32,7 +32,7 @@ from fusion.common.files import save
 from fusion.evaluation.benchmarks.common import program
 from fusion.evaluation.benchmarks.common.image_grid import save_png
 from fusion.evaluation.benchmarks.common.provenance import Asked, begin, fingerprint
-from fusion.evaluation.run import knobs_of, shard_of
+from fusion.evaluation.run import params_of, shard_of
 from fusion.evaluation.subjects import Subject, load_subject
 from fusion.sequence.images import open_image
 
@@ -42,7 +42,7 @@ Load = Callable[[], list[Image.Image]]
 
 @dataclass(frozen=True)
 class Edit:
-    """name: of the file below the benchmark's folder. sources: reads the pictures, of which the last says how large the
+    """name: of the file below the benchmark's folder. sources: reads the images, of which the last says how large the
     answer is. beside: where the source goes, too."""
 
     name: str
@@ -55,9 +55,9 @@ class Edit:
 
 
 def read_imgedit(data: Path, images: Path | None) -> list[Edit]:
-    """basic_edit.json: {key: {"id": picture below `images`, "prompt", ...}}."""
+    """basic_edit.json: {key: {"id": image below `images`, "prompt", ...}}."""
     if images is None:
-        raise ValueError("ImgEdit's pictures lie apart from basic_edit.json: give their folder with --images")
+        raise ValueError("ImgEdit's images lie apart from basic_edit.json: give their folder with --images")
     rows = read_rows(data, "basic_edit.json", ("id", "prompt"))
     return [Edit(f"{key}.png", row["prompt"], partial(_opened, [images / row["id"]])) for key, row in rows.items()]
 
@@ -68,14 +68,16 @@ def read_gedit(data: Path, model: str) -> list[Edit]:
     if missing := {"task_type", "key", "instruction", "instruction_language", "input_image_raw"} - set(
         rows.column_names
     ):
-        raise ValueError(f"{data}: GEdit-Bench has a column {min(missing)}, and these pictures have none")
+        raise ValueError(f"{data}: GEdit-Bench has a column {min(missing)}, and these images have none")
     for column in [name for name in ("input_image", "input_image_raw") if name in rows.column_names]:
         rows = rows.cast_column(column, datasets.Image(decode=False))
     table = rows.remove_columns([name for name in rows.column_names if name.startswith("input_image")])
     found = []
     for number, row in enumerate(table):
         place = f"{model}/fullset/{row['task_type']}/{row['instruction_language']}/{row['key']}"
-        found.append(Edit(f"{place}.png", row["instruction"], partial(_pictured, rows, number), f"{place}_SRCIMG.png"))
+        found.append(
+            Edit(f"{place}.png", row["instruction"], partial(_illustrated, rows, number), f"{place}_SRCIMG.png")
+        )
     return found
 
 
@@ -125,7 +127,7 @@ def _opened(paths: list[Path]) -> list[Image.Image]:
     return [open_image(path) for path in paths]
 
 
-def _pictured(rows: datasets.Dataset, number: int) -> list[Image.Image]:
+def _illustrated(rows: datasets.Dataset, number: int) -> list[Image.Image]:
     return [open_image(rows[number]["input_image_raw"]["bytes"], name=f"GEdit-Bench, row {number}")]
 
 
@@ -200,14 +202,17 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--data", type=Path, required=True, help="basic_edit.json, the folder of GEdit-Bench's data set, or KRIS_Bench"
     )
-    parser.add_argument("--images", type=Path, help="of ImgEdit: the folder of its pictures")
+    parser.add_argument("--images", type=Path, help="of ImgEdit: the folder of its images")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the folder that is written, or gone on with")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=4, help="edits made at once, where their pictures have one size")
+    parser.add_argument("--batch", type=int, default=4, help="edits made at once, where their images have one size")
     parser.add_argument("--shard", default="0/1", help="i/n: this process makes the i-th of n parts")
     parser.add_argument("--device", help="cuda, cpu, ...")
     parser.add_argument(
-        "knobs", nargs="*", metavar="knob=value", help="of the sampler: steps=20 guidance=3 image_guidance=1.5 ..."
+        "params",
+        nargs="*",
+        metavar="name=value",
+        help="of the sampler: steps=20 guidance=3 image_guidance=1.5 ...",
     )
     return parser.parse_intermixed_args(argv)
 
@@ -217,7 +222,7 @@ def edits_of(options: argparse.Namespace) -> list[Edit]:
     if options.batch < 1:
         raise ValueError("--batch is at least 1")
     if options.images is not None and options.benchmark != "imgedit":
-        raise ValueError("--images is of ImgEdit; the others have their pictures in --data")
+        raise ValueError("--images is of ImgEdit; the others have their images in --data")
     model = Path(options.model).name
     edits = {
         "imgedit": lambda: read_imgedit(options.data, options.images),
@@ -235,14 +240,14 @@ def edits_of(options: argparse.Namespace) -> list[Edit]:
 def fill(options: argparse.Namespace) -> str:
     """The whole program; what it says of itself."""
     datasets.disable_progress_bars()
-    knobs, shard, edits = knobs_of(options.knobs), shard_of(options.shard), edits_of(options)
-    subject = load_subject(options.model, knobs, options.device)
+    params, shard, edits = params_of(options.params), shard_of(options.shard), edits_of(options)
+    subject = load_subject(options.model, params, options.device)
     if "edit" not in subject.can:
         raise ValueError(f"{options.model}: a {subject.kind} cannot edit; give a unified model")
     said = fingerprint([f"{edit.name}\n{edit.words}" for edit in edits])
     # Its size is nobody's choice: each answer has its source's.
     begin(
-        Asked(options.benchmark, options.model, len(edits), said, n=1, size=0, seed=options.seed, knobs=dict(knobs)),
+        Asked(options.benchmark, options.model, len(edits), said, n=1, size=0, seed=options.seed, params=dict(params)),
         options.out,
     )
     made, left = run(subject, edits, options.out, options.seed, options.batch, shard), len(missing(edits, options.out))
@@ -250,6 +255,6 @@ def fill(options: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The program; see fusion.evaluation.benchmarks.common.program. TypeError: a knob that the model's sampler does not
-    have."""
+    """The program; see fusion.evaluation.benchmarks.common.program. TypeError: a sampling parameter that the model's
+    sampler does not have."""
     return program.run(fill, parsed(argv), (ValueError, TypeError))

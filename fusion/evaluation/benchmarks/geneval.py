@@ -3,7 +3,7 @@
     fusion benchmark geneval IMAGES -o results.jsonl --detector MASK2FORMER --clip CLIP
 
 IMAGES lies as the official code has it (`fusion.evaluation.benchmarks.draw` writes it so), and OUT is what its
-`summary_scores.py` reads. With --detector and --clip the pictures are looked at and what was found goes into a file of
+`summary_scores.py` reads. With --detector and --clip the images are looked at and what was found goes into a file of
 detections, which is gone on with after a stop; without them such a file, anybody's, is scored. OUT.summary.json has the
 scores with their intervals. Options of the official code are given by their names, as in `max_overlap=0.8
 bgcolor=original`.
@@ -31,7 +31,7 @@ from fusion.evaluation.benchmarks.judges.detector import Judge, load_judge
 from fusion.evaluation.benchmarks.judges.geneval_rules import CLASSES, Rules, kept, mistakes
 from fusion.sequence.images import open_image
 
-KEPT_EVERY = 64  # pictures that are judged between two writings of what was found
+KEPT_EVERY = 64  # images that are judged between two writings of what was found
 NAME = re.compile(r"\d+\.png")
 
 
@@ -94,7 +94,7 @@ class Folder:
         return self.root / f"{number:05}"
 
     def sample(self, number: int, sample: int) -> Path:
-        """Of a picture."""
+        """Of an image."""
         return self.place(number) / "samples" / f"{sample:05}.png"
 
     def missing(self, number: int) -> list[int]:
@@ -109,7 +109,7 @@ class Folder:
         return [sample for sample in range(self.n) if not complete(self.sample(number, sample), self.size)]
 
     def put(self, number: int, sample: int, image: Image.Image) -> None:
-        """Keep a picture."""
+        """Keep an image."""
         place = self.place(number)
         (place / "samples").mkdir(parents=True, exist_ok=True)
         if not (place / "metadata.jsonl").is_file():
@@ -125,7 +125,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture to be scored. name: relative to the benchmark's folder."""
+    """An image to be scored. name: relative to the benchmark's folder."""
 
     path: Path
     name: str
@@ -133,7 +133,7 @@ class Sample:
 
 
 def read_folder(root: Path) -> list[Sample]:
-    """All pictures, in order. ValueError in one line where folders or samples are missing, or a file has a name that
+    """All images, in order. ValueError in one line where folders or samples are missing, or a file has a name that
     the official code would pass over."""
     folders = sorted(
         (path for path in root.glob("*") if path.is_dir() and path.name.isdecimal()), key=lambda path: int(path.name)
@@ -176,11 +176,11 @@ def _read_samples(root: Path, folder: Path, names: Sequence[str]) -> Iterator[Sa
 
 
 def look(samples: Sequence[Sample], judge: Judge, rules: Rules, file: Path) -> dict[str, Detections]:
-    """What the judge finds. Pictures that it has seen, as the file says, are not looked at again, unless they
+    """What the judge finds. Images that it has seen, as the file says, are not looked at again, unless they
     changed."""
     known, label = read_detections(file) if file.is_file() else {}, judge_label(judge.name, rules)
     found = {}
-    for count, sample in enumerate(tqdm(samples, unit="pictures"), 1):
+    for count, sample in enumerate(tqdm(samples, unit="images"), 1):
         digest, before = digest_of(sample.path), known.get(sample.name)
         if before is None or (before.digest, before.judge) != (digest, label):
             before = Detections(sample.name, judge(open_image(sample.path), sample.metadata, rules), digest, label)
@@ -197,7 +197,7 @@ def judge_label(name: str, rules: Rules) -> str:
 
 
 def result(sample: Sample, detections: Detections, rules: Rules) -> dict[str, Any]:
-    """A picture's row, in the columns of the official results.jsonl. Boxes in `details` are those that count: four
+    """An image's row, in the columns of the official results.jsonl. Boxes in `details` are those that count: four
     numbers and the score."""
     tag = sample.metadata["tag"]
     objects = {name: kept(detections.objects.get(name, []), tag, rules) for name in CLASSES}
@@ -219,20 +219,20 @@ def result(sample: Sample, detections: Detections, rules: Rules) -> dict[str, An
 
 
 def results(samples: Sequence[Sample], found: Mapping[str, Detections], rules: Rules) -> list[dict[str, Any]]:
-    """All rows. ValueError where a picture was not looked at, or changed since."""
+    """All rows. ValueError where an image was not looked at, or changed since."""
     for sample in samples:
         if sample.name not in found:
-            raise ValueError(f"{sample.name}: no detections of it; look at the pictures with --detector and --clip")
+            raise ValueError(f"{sample.name}: no detections of it; look at the images with --detector and --clip")
         if found[sample.name].digest not in (None, digest_of(sample.path)):
             raise ValueError(
-                f"{sample.name}: another picture since it was looked at; look again, with --detector and --clip"
+                f"{sample.name}: another image since it was looked at; look again, with --detector and --clip"
             )
     return [result(sample, found[sample.name], rules) for sample in samples]
 
 
 def scores(rows: Sequence[Mapping[str, Any]]) -> list[Score]:
-    """The overall score, which is the mean over tags, then each tag's share of right pictures. Intervals take prompts
-    for the independent trials: pictures of one prompt are right or wrong together."""
+    """The overall score, which is the mean over tags, then each tag's share of right images. Intervals take prompts
+    for the independent trials: images of one prompt are right or wrong together."""
     tags = []
     for tag in dict.fromkeys(row["tag"] for row in rows):
         mine = [row for row in rows if row["tag"] == tag]
@@ -305,7 +305,7 @@ def score(options: argparse.Namespace) -> list[Score]:
     save((json.dumps(summary(rows, judges, rules), indent=1) + "\n").encode(), out.with_suffix(".summary.json"))
     save("".join(json.dumps(row) + "\n" for row in rows).encode(), out)
     print(
-        f"GenEval, judged by {'; '.join(judges)}: {len(rows)} pictures of "
+        f"GenEval, judged by {'; '.join(judges)}: {len(rows)} images of "
         f"{len({row['metadata'] for row in rows})} prompts"
     )
     return scores(rows)

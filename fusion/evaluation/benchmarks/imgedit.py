@@ -5,7 +5,7 @@
 
 OUT is what `fusion.evaluation.benchmarks.edit` wrote; prompts.json, the instructions for each type of edit, comes with
 the official code. The judge is a model of transformers (a folder or hub id) or an OpenAI-compatible server (an
-address). It gets the instruction, the picture before and the picture after, as GPT-4o does in the official
+address). It gets the instruction, the image before and the image after, as GPT-4o does in the official
 basic_bench.py; scores of any other compare among themselves only. result.json has its words in the official format, and
 the scores are those of `fusion.evaluation.benchmarks.official_scores imgedit`. Words are kept beside it, and gone on
 with after a stop.
@@ -82,7 +82,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fusion benchmark imgedit", description=__doc__.splitlines()[0])
     parser.add_argument("edits", type=Path, help="the folder of KEY.png")
     parser.add_argument("--data", type=Path, required=True, help="basic_edit.json")
-    parser.add_argument("--images", type=Path, required=True, help="the folder of ImgEdit's pictures")
+    parser.add_argument("--images", type=Path, required=True, help="the folder of ImgEdit's images")
     parser.add_argument("--prompts", type=Path, required=True, help="the official prompts.json")
     parser.add_argument(
         "--judge",

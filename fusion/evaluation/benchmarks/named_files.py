@@ -2,10 +2,10 @@
 
 Prompts are read from a copy of the official data, which is not part of this repository:
 
-    t2i        a category's list, such as color_val.txt      samples/{prompt}_{picture:06d}.png
+    t2i        a category's list, such as color_val.txt      samples/{prompt}_{image:06d}.png
     wise       its JSON files, one or the folder of them      {prompt_id}.png
     geneval2   geneval2_data.jsonl                            {prompt:05d}.png, and image_paths.json: {prompt: path}
-    oneig      OneIG-Bench.csv                                {class}/{model}/{id}.webp, four pictures as 2 x 2
+    oneig      OneIG-Bench.csv                                {class}/{model}/{id}.webp, four images as 2 x 2
 
 T2I-CompBench: Huang et al., arXiv 2307.06350; WISE: Niu et al., arXiv 2503.07265; GenEval 2: Kamath et al., arXiv
 2512.16853; OneIG-Bench: Chang et al., arXiv 2506.07977.
@@ -35,12 +35,12 @@ CLASSES = {
     "Multilingualism": "multilingualism",
 }
 N = {"t2i": 10, "wise": 1, "geneval2": 1, "oneig": 4}
-"""Pictures of a prompt that the official code asks for."""
+"""Images of a prompt that the official code asks for."""
 
 
 @dataclass(frozen=True)
 class Named:
-    """A prompt, and the names of its pictures below the benchmark's folder; a single name of several pictures is a
+    """A prompt, and the names of its images below the benchmark's folder; a single name of several images is a
     grid's."""
 
     text: str
@@ -67,7 +67,7 @@ class Folder:
         return complete(path, size) if path.suffix == ".png" else _whole(path, size)
 
     def put(self, number: int, sample: int, image: Image.Image) -> None:
-        """Keep a picture; those of a grid come in their order."""
+        """Keep an image; those of a grid come in their order."""
         names = self.asked[number].names
         if len(names) == self.n:
             return _write(image, self.root / names[sample])
@@ -78,11 +78,11 @@ class Folder:
         return None
 
     def finish(self) -> None:
-        """What lies beside the pictures when all are drawn; nothing here."""
+        """What lies beside the images when all are drawn; nothing here."""
 
 
 class Listed(Folder):
-    """GenEval 2's: a list says which picture is of which prompt."""
+    """GenEval 2's: a list says which image is of which prompt."""
 
     def finish(self) -> None:
         """image_paths.json, which the official evaluation.py takes as its --image_filepath_data: whole paths, as it may
@@ -120,7 +120,7 @@ def _whole(path: Path, size: tuple[int, int]) -> bool:
 
 def read_t2i(path: Path, n: int) -> list[Named]:
     """A prompt a line, what follows a tab left out. The official judges read the prompt out of the name up to its first
-    `_`, so none may have one. Pictures are numbered through all prompts."""
+    `_`, so none may have one. Images are numbered through all prompts."""
     texts = [
         line.split("\t")[0]
         for line in text_in(path, "T2I-CompBench's lists, such as color_val.txt").splitlines()
@@ -131,7 +131,7 @@ def read_t2i(path: Path, n: int) -> list[Named]:
         names = tuple(f"samples/{text}_{number * n + sample:06d}.png" for sample in range(n))
         if "_" in text or "/" in text or len(Path(names[0]).name.encode()) > LONGEST:
             raise ValueError(
-                f"{path}, line {number + 1}: pictures are named by their prompts, and {text[:60]!r} cannot be part of "
+                f"{path}, line {number + 1}: images are named by their prompts, and {text[:60]!r} cannot be part of "
                 "a file's name"
             )
         found.append(Named(text, names))
@@ -142,7 +142,7 @@ def read_wise(path: Path, n: int) -> list[Named]:
     """Lists of {"prompt_id", "Prompt", ...}: one file, or all of a folder without those of rewritten prompts, which
     have the same numbers."""
     if n != 1:
-        raise ValueError(f"--n {n}: WISE has one picture of each prompt")
+        raise ValueError(f"--n {n}: WISE has one image of each prompt")
     files = (
         [file for file in sorted(path.glob("*.json")) if not file.stem.endswith("_rewrite")]
         if path.is_dir()
@@ -165,9 +165,9 @@ def read_wise(path: Path, n: int) -> list[Named]:
 
 
 def read_geneval2(path: Path, n: int) -> list[Named]:
-    """JSON lines with a "prompt" each, no two the same, since pictures are told apart by it."""
+    """JSON lines with a "prompt" each, no two the same, since images are told apart by it."""
     if n != 1:
-        raise ValueError(f"--n {n}: GenEval 2 has one picture of each prompt")
+        raise ValueError(f"--n {n}: GenEval 2 has one image of each prompt")
     texts = [row["prompt"] for row in read_atoms(path)]
     if twice := [text for number, text in enumerate(texts) if text in texts[:number]]:
         raise ValueError(f"{path}: two prompts are the same, {twice[0][:60]!r}")
@@ -202,7 +202,7 @@ def read_atoms(path: Path) -> list[dict]:
 def read_oneig(path: Path, n: int, model: str) -> list[Named]:
     """Rows of category, id and prompt_en, or prompt_cn in the Chinese file."""
     if n not in (1, 4):
-        raise ValueError(f"--n {n}: OneIG's pictures are of one drawing, or of four as 2 x 2")
+        raise ValueError(f"--n {n}: OneIG's images are of one drawing, or of four as 2 x 2")
     found = []
     for number, row in enumerate(csv.DictReader(io.StringIO(text_in(path, "OneIG-Bench.csv"))), 1):
         text = row.get("prompt_en") or row.get("prompt_cn")
@@ -228,6 +228,6 @@ def layout(benchmark: str, path: Path, root: Path, n: int, size: tuple[int, int]
     names = [name for one in asked for name in one.names]
     if len(set(names)) < len(names):
         raise ValueError(
-            f"{path}: two pictures would have one name, {next(name for name in names if names.count(name) > 1)}"
+            f"{path}: two images would have one name, {next(name for name in names if names.count(name) > 1)}"
         )
     return (Listed if benchmark == "geneval2" else Folder)(root, asked, n, size)

@@ -14,7 +14,7 @@
 
 What is computed is what the official scripts compute, on their scales, but for what they leave out without a word:
 answers that are no score are named here, and nothing is rounded on the way. Intervals are normal ones, 95%, over
-pictures.
+images.
 """
 
 import argparse
@@ -52,7 +52,7 @@ ASPECTS = {"consistency": 0.7, "realism": 0.2, "aesthetic_quality": 0.1}
 
 
 def t2i(files: Sequence[Path]) -> list[Score]:
-    """[{"question_id", "answer"}, ...], numbers or numbers in quotes, one for each picture."""
+    """[{"question_id", "answer"}, ...], numbers or numbers in quotes, one for each image."""
     return [averaged(str(file.parent), _answers(file)) for file in files]
 
 
@@ -66,20 +66,19 @@ def _answers(file: Path) -> list[float]:
             raise ValueError(f"{file}, answer {place}: not one of vqa_result.json (question_id, answer)") from None
         if number in found or not math.isfinite(answer):
             raise ValueError(
-                f"{file}, answer {place}: picture {number} is "
-                f"{'scored twice' if number in found else f'scored {answer}'}"
+                f"{file}, answer {place}: image {number} is {'scored twice' if number in found else f'scored {answer}'}"
             )
         found[number] = answer
     drawn = _drawn(file)
     if not found or drawn not in (0, len(found)):
         raise ValueError(
-            f"{file}: {len(found)} pictures are scored, and {drawn or 'some'} were drawn; let the judge see them all"
+            f"{file}: {len(found)} images are scored, and {drawn or 'some'} were drawn; let the judge see them all"
         )
     return list(found.values())
 
 
 def _drawn(file: Path) -> int:
-    """How many pictures the folder that a judge's file lies in was drawn with; 0 where
+    """How many images the folder that a judge's file lies in was drawn with; 0 where
     `fusion.evaluation.benchmarks.draw` did not draw it."""
     for folder in file.resolve().parents:
         if folder.name and file_of(folder).is_file():

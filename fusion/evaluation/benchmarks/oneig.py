@@ -20,7 +20,7 @@ def oneig(files: Sequence[Path]) -> list[Score]:
     """METRIC_prompt_score_LANGUAGE_*.csv: a row for each prompt, CLASS_NUMBER or NUMBER, a column for each model; the
     mean over prompts, and over those of a class where there are several. text_score_LANGUAGE_*.csv: a row for each
     model, with the means of edit distance (ED), whole texts (CR) and words (WAC) that its score is made of; without an
-    interval, for words are counted over all pictures."""
+    interval, for words are counted over all images."""
     return [score for file in files for score in _scores(file)]
 
 

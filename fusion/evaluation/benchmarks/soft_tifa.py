@@ -1,8 +1,8 @@
-"""Soft-TIFA (Kamath et al., arXiv 2512.16853), GenEval 2's score, by any model that answers questions about pictures.
+"""Soft-TIFA (Kamath et al., arXiv 2512.16853), GenEval 2's score, by any model that answers questions about images.
 
     fusion benchmark tifa OUT/image_paths.json --data geneval2_data.jsonl --judge VLM -o score_lists.json
 
-Each question of a prompt is asked of its picture, and scores the probability that the judge's answer begins with the
+Each question of a prompt is asked of its image, and scores the probability that the judge's answer begins with the
 right one, in any of its spellings. OUT is what the official evaluation.py writes, a list of probabilities for each
 prompt, and `fusion.evaluation.benchmarks.official_scores geneval2` and the official analysis read it. VLM is a local
 model, or the address of a server that tells probabilities (vLLM, SGLang); it tells those of the likeliest 20 tokens,
@@ -42,13 +42,13 @@ def spellings(answer: str) -> list[str]:
 
 
 def probabilities(judge: Judge, path: Path, questions: Sequence[Sequence[str]]) -> list[float]:
-    """Of the right answer to each question (question, answer) about a picture."""
+    """Of the right answer to each question (question, answer) about an image."""
     texts = [ASKED.format(question=question) for question, _ in questions]
     return judge.likely(open_image(path), texts, [spellings(answer) for _, answer in questions])
 
 
 def judged(rows: Sequence[dict], paths: dict[str, Path], judge: Judge, file: Path) -> list[list[float]]:
-    """All prompts', those of `file` that are of the same picture and questions taken from it."""
+    """All prompts', those of `file` that are of the same image and questions taken from it."""
     kept = kept_in(file, "prompt")
     found = []
     for number, row in enumerate(tqdm(rows, desc=judge.name, unit="prompts")):
@@ -64,16 +64,14 @@ def judged(rows: Sequence[dict], paths: dict[str, Path], judge: Judge, file: Pat
 
 
 def read_paths(file: Path, rows: Sequence[dict]) -> dict[str, Path]:
-    """{prompt: picture}, as evaluation.py takes it. ValueError where a prompt has no picture."""
+    """{prompt: image}, as evaluation.py takes it. ValueError where a prompt has no image."""
     try:
         listed = json.loads(file.read_text(encoding="utf-8"))
         paths = {row["prompt"]: Path(listed[row["prompt"]]) for row in rows if row["prompt"] in listed}
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{file}: not a list of pictures ({error!r:.80}); give image_paths.json") from None
+        raise ValueError(f"{file}: not a list of images ({error!r:.80}); give image_paths.json") from None
     if missing := [row["prompt"] for row in rows if row["prompt"] not in paths or not paths[row["prompt"]].is_file()]:
-        raise ValueError(
-            f"{file}: {len(missing)} of {len(rows)} prompts have no picture, {missing[0][:60]!r} among them"
-        )
+        raise ValueError(f"{file}: {len(missing)} of {len(rows)} prompts have no image, {missing[0][:60]!r} among them")
     return paths
 
 
@@ -81,7 +79,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="fusion benchmark tifa", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "images", type=Path, help="image_paths.json, as fusion.evaluation.benchmarks.draw writes it: {prompt: picture}"
+        "images", type=Path, help="image_paths.json, as fusion.evaluation.benchmarks.draw writes it: {prompt: image}"
     )
     parser.add_argument("--data", type=Path, required=True, help="geneval2_data.jsonl")
     parser.add_argument(

@@ -5,8 +5,8 @@ from fusion.worlds.shapes.constants import (
     COLOURS,
     GROUNDS,
     HELD_OUT,
+    IMAGE_SIZES,
     KINDS,
-    PICTURE_SIZES,
     RELATIONS,
     SHAPES,
     WORLD_VERSION,
@@ -31,7 +31,7 @@ from fusion.worlds.shapes.expect import Edit, Expectation, Question, Wanted
 from fusion.worlds.shapes.judge import EditVerdict, Verdict
 from fusion.worlds.shapes.options import Options
 from fusion.worlds.shapes.prose import plain_text
-from fusion.worlds.shapes.render import picture, render
+from fusion.worlds.shapes.render import render, scene_image
 from fusion.worlds.shapes.rules import HELD_OUT_RULES, RULES, Rule
 from fusion.worlds.shapes.sample import Sample
 from fusion.worlds.shapes.scene import Scene, Thing
@@ -45,8 +45,8 @@ __all__ = [
     "GROUNDS",
     "HELD_OUT",
     "HELD_OUT_RULES",
+    "IMAGE_SIZES",
     "KINDS",
-    "PICTURE_SIZES",
     "RELATIONS",
     "RULES",
     "SCORED_SEED",
@@ -84,7 +84,7 @@ __all__ = [
     "evaluation_stories",
     "judge",
     "laid_out",
-    "picture",
     "plain_text",
     "render",
+    "scene_image",
 ]

@@ -41,7 +41,7 @@ MOVE = 1 / 8  # least distance of a single object's move, in units of the shorte
 SINGLE_LARGE = 0.45
 SEVERAL_LARGE = 0.31
 
-PICTURE_SIZES = (
+IMAGE_SIZES = (
     (32, 32),
     (48, 32),
     (32, 48),

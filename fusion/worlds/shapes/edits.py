@@ -63,7 +63,7 @@ def add(rng: np.random.Generator, scene: Scene) -> Change | None:
     if scene.layout != "grid" or not scene.free_places or not _allowed(scene, [kind]):
         return None
     place, size = pick(rng, scene.free_places), pick(rng, ("small", "large"))
-    thing = place_thing(rng, scene.picture_size, "grid", kind, size, place)
+    thing = place_thing(rng, scene.image_size, "grid", kind, size, place)
     after, told_size, style = (
         replace(scene, things=(*scene.things, thing)),
         size if chance(rng, 0.4) else None,
@@ -102,7 +102,7 @@ def move(rng: np.random.Generator, scene: Scene) -> Change | None:
         return None
     index, place = pick(rng, unique(scene)), pick(rng, scene.free_places)
     thing = scene.things[index]
-    x, y = corners(scene.picture_size, "grid", place, thing.pixels)
+    x, y = corners(scene.image_size, "grid", place, thing.pixels)
     return Edit("move", thing.kind, place=place), scene.with_thing(
         index, place=place, x=whole(rng, *x), y=whole(rng, *y)
     )
@@ -112,7 +112,7 @@ def shift(rng: np.random.Generator, scene: Scene, direction: str) -> Scene | Non
     """Move a single object clearly (by at least MOVE) in a direction; return None if there is no room for that."""
     thing = scene.things[0]
     axis, sign = DIRECTIONS[direction]
-    low, high = corners(scene.picture_size, "single", "middle", thing.pixels)[axis == "y"]
+    low, high = corners(scene.image_size, "single", "middle", thing.pixels)[axis == "y"]
     start, step = getattr(thing, axis), math.ceil(MOVE * scene.side)
     low, high = (low, start - step) if sign < 0 else (start + step, high)
     return scene.with_thing(0, **{axis: whole(rng, low, high)}) if low <= high else None
@@ -138,7 +138,7 @@ def exchange(scene: Scene, first: int, second: int) -> Scene:
 
 
 def _standing_for(scene: Scene, thing: Thing, other: Thing) -> dict:
-    allowed = corners(scene.picture_size, scene.layout, other.place, thing.pixels)
+    allowed = corners(scene.image_size, scene.layout, other.place, thing.pixels)
     wanted = (middle - thing.pixels / 2 for middle in other.centre)
     x, y = (min(max(round(corner), low), high) for corner, (low, high) in zip(wanted, allowed))
     return {"place": other.place, "x": x, "y": y}

@@ -24,7 +24,7 @@ from fusion.worlds.shapes.render import render
 from fusion.worlds.shapes.sample import Message
 from fusion.worlds.shapes.scene import Scene
 from fusion.worlds.shapes.tasks import TASKS, any_scene, first_edit
-from fusion.worlds.shapes.words import RELATION_WORDS, Caption, a, ask_for_picture, groups, name
+from fusion.worlds.shapes.words import RELATION_WORDS, Caption, a, ask_for_image, groups, name
 
 EVALUATION = 0x5A9E  # no trainer spawns this many children
 SCORED_SEED = 0
@@ -178,7 +178,7 @@ def evaluation_prompts(n: int, seed: int = SCORED_SEED) -> tuple[EvaluationPromp
         category = tuple(CATEGORIES)[number % len(CATEGORIES)]
         held_out = category in HELD_OUT_CATEGORIES and number // len(CATEGORIES) % 2 == 1
         told = CATEGORIES[category](rng, held_out)
-        prompts.append(EvaluationPrompt(category, ask_for_picture(rng, told.text), told.claims, held_out))
+        prompts.append(EvaluationPrompt(category, ask_for_image(rng, told.text), told.claims, held_out))
     return tuple(prompts)
 
 

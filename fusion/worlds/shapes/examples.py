@@ -94,7 +94,7 @@ def examples_of(
 
 def by_example(rng: np.random.Generator, options: Options, kind: str | None = None) -> Shown:
     """Generate a task for a rule of the given kind, or of a random kind; all its images have one size."""
-    rules, size = rules_of(options, options.held_out), weighted(rng, options.picture_sizes)
+    rules, size = rules_of(options, options.held_out), weighted(rng, options.image_sizes)
     while True:
         rule = pick(rng, rules[kind or pick(rng, tuple(rules))])
         pairs = examples_of(rng, options, rule, size)
@@ -111,7 +111,7 @@ def of_another(rng: np.random.Generator, options: Options, shown: Shown) -> Show
         after = apply(rng, rule, shown.source)
         if after is None or (after.held_out and not options.held_out) or explains(shown.rule, shown.source, after):
             continue
-        pairs = examples_of(rng, options, rule, shown.source.picture_size)
+        pairs = examples_of(rng, options, rule, shown.source.image_size)
         if pairs and not explains(rule, shown.source, shown.after):
             return Shown(rule, pairs, shown.source, after)
 
@@ -122,7 +122,7 @@ def examples(rng: np.random.Generator, options: Options) -> Sample:
     There are two examples; the assistant answers with just the resulting image.
     """
     shown = by_example(rng, options)
-    pictures = [tuple(map(render, pair)) for pair in shown.pairs]
-    messages = (user(*laid_out(pictures, render(shown.source), pick(rng, VERBS))), assistant(render(shown.after)))
+    images = [tuple(map(render, pair)) for pair in shown.pairs]
+    messages = (user(*laid_out(images, render(shown.source), pick(rng, VERBS))), assistant(render(shown.after)))
     scenes = (*(scene for pair in shown.pairs for scene in pair), shown.source, shown.after)
     return Sample("examples", messages, scenes, rule=shown.rule, held_out=any(scene.held_out for scene in scenes))

@@ -19,14 +19,14 @@ class Wanted:
 class Expectation:
     """What must be true of an image: exactly these objects, and these relations between them.
 
-    relations: (index of the first object in `wanted`, relation, index of the second). `ground` and `picture_size`
+    relations: (index of the first object in `wanted`, relation, index of the second). `ground` and `image_size`
     (width, height) are open when None.
     """
 
     wanted: tuple[Wanted, ...]
     relations: tuple[tuple[int, str, int], ...] = ()
     ground: str | None = None
-    picture_size: tuple[int, int] | None = None
+    image_size: tuple[int, int] | None = None
 
     @property
     def colours(self) -> frozenset[str]:

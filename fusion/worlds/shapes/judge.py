@@ -12,7 +12,7 @@ from fusion.worlds.shapes.constants import MOVE, Kind
 from fusion.worlds.shapes.expect import Edit, Expectation, Question, Wanted
 from fusion.worlds.shapes.vision import Reading, Seen, as_pixels, on_ground, read
 
-Picture = UInt8[np.ndarray, "_ _ 3"] | Image.Image  # any size: `_` binds no dimension
+AnyImage = UInt8[np.ndarray, "_ _ 3"] | Image.Image  # any size: `_` binds no dimension
 
 STEP = 0.25  # least distance of related objects along their axis, and limit across it, in units of the shorter side
 SAME_PLACE = 0.07  # tolerance of an unchanged position, in units of the shorter side: 2 pixels of 32
@@ -77,7 +77,7 @@ def _arrangements(reading: Reading, wanted: tuple[Wanted, ...]) -> list[tuple[Se
     return [tuple(reading.objects[index] for index in order) for order in orders]
 
 
-def check(image: Picture, expectation: Expectation) -> Verdict:
+def check(image: AnyImage, expectation: Expectation) -> Verdict:
     """Check that the image shows exactly what is expected and nothing else; dirt and unclear shapes fail."""
     reading = read(image)
     missing = sorted(expectation.colours - reading.colours)
@@ -99,9 +99,9 @@ def check(image: Picture, expectation: Expectation) -> Verdict:
         reasons.append("the asked relation does not hold")
     if expectation.ground not in (None, reading.ground):
         reasons.append(f"the ground is {reading.ground} instead of {expectation.ground}")
-    if expectation.picture_size not in (None, (reading.width, reading.height)):
+    if expectation.image_size not in (None, (reading.width, reading.height)):
         reasons.append(
-            f"the picture is {reading.width}x{reading.height}, not {'x'.join(map(str, expectation.picture_size))}"
+            f"the image is {reading.width}x{reading.height}, not {'x'.join(map(str, expectation.image_size))}"
         )
     return Verdict(not reasons, tuple(reasons), not missing, count_right, bool(orders), related)
 
@@ -122,7 +122,7 @@ class EditVerdict:
     asked: bool
 
 
-def edit_done(before: Picture, after: Picture, edit: Edit) -> EditVerdict:
+def edit_done(before: AnyImage, after: AnyImage, edit: Edit) -> EditVerdict:
     """Check that `after` is `before` with the requested change and nothing else, and measure how much was kept."""
     old, new = read(before), read(after)
     reasons = [f"before: {flaw}" for flaw in old.flaws] + [f"after: {flaw}" for flaw in new.flaws]
@@ -216,7 +216,7 @@ def _match(objects: tuple[Seen, ...], demands: list[Demand]) -> tuple[Seen, ...]
     return None
 
 
-def _kept(before: Picture, after: Picture, edit: Edit, changed: list[Seen]) -> float:
+def _kept(before: AnyImage, after: AnyImage, edit: Edit, changed: list[Seen]) -> float:
     first, second = as_pixels(before), as_pixels(after)
     if first.shape != second.shape:
         return 0.0

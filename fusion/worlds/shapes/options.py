@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from fusion.worlds.shapes.constants import COLOURS, EDIT_COUNTS, KINDS, PICTURE_SIZES, QUESTION_KINDS, Kind
+from fusion.worlds.shapes.constants import COLOURS, EDIT_COUNTS, IMAGE_SIZES, KINDS, QUESTION_KINDS, Kind
 
 DEFAULT_TASKS = {
     "text_to_image": 0.45,
@@ -19,7 +19,7 @@ DEFAULT_COUNTS = {1: 0.35, 2: 0.35, 3: 0.15, 4: 0.15}
 DEFAULT_SIZES = {"32x32": 0.8, "48x32": 0.1, "32x48": 0.1}
 DEFAULT_COLOURS = dict.fromkeys(COLOURS, 1.0)
 DEFAULT_QUESTIONS = dict.fromkeys(QUESTION_KINDS, 1.0)
-_SIZES = {f"{width}x{height}": (width, height) for width, height in PICTURE_SIZES}
+_SIZES = {f"{width}x{height}": (width, height) for width, height in IMAGE_SIZES}
 
 
 def _check(what: str, weights: Mapping, allowed) -> None:
@@ -84,7 +84,7 @@ class Options:
             )
 
     @cached_property
-    def picture_sizes(self) -> dict[tuple[int, int], float]:
+    def image_sizes(self) -> dict[tuple[int, int], float]:
         """The weights of `sizes` by (width, height) in pixels."""
         return {_SIZES[name]: weight for name, weight in self.sizes.items()}
 

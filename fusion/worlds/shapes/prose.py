@@ -13,8 +13,8 @@ from fusion.worlds.shapes.options import DEFAULT_COUNTS
 from fusion.worlds.shapes.questions import ask
 from fusion.worlds.shapes.scene import Scene, relation, sample_scene
 from fusion.worlds.shapes.words import (
+    IMAGE_REQUESTS,
     NUMBERS,
-    PICTURE_REQUESTS,
     PLACE_WORDS,
     RELATION_WORDS,
     a,
@@ -115,9 +115,9 @@ def lesson(rng: np.random.Generator, scene: Scene) -> list[str]:
 
 
 def painter(rng: np.random.Generator, scene: Scene) -> list[str]:
-    """Return sentences in which one person asks for a picture and another paints it, object by object, and edits it."""
+    """Return sentences in which one person asks for an image and another paints it, object by object, and edits it."""
     asker, other = some(rng, PEOPLE, 2)
-    wish = pick(rng, PICTURE_REQUESTS).format(caption(rng, scene, open_share=0).text)
+    wish = pick(rng, IMAGE_REQUESTS).format(caption(rng, scene, open_share=0).text)
     sentences = [f"{asker} says: {wish.rstrip('?')}.", f"{other} takes {a(scene.ground)} paper."]
     for thing in some(rng, scene.things, len(scene.things)):
         noun = a(name(rng, wanted(thing, sized=chance(rng, 0.4))))

@@ -51,6 +51,6 @@ def render(scene: Scene) -> UInt8[np.ndarray, "h w 3"]:
     return canvas
 
 
-def picture(scene: Scene) -> Image.Image:
+def scene_image(scene: Scene) -> Image.Image:
     """Render the scene as a PIL image."""
     return Image.fromarray(render(scene))

@@ -131,7 +131,7 @@ def apply(rng: np.random.Generator, rule: Rule, scene: Scene) -> Scene | None:
         if scene.layout != "grid" or rule.place not in scene.free_places:
             return None
         size = "small" if rng.random() < 0.5 else "large"
-        thing = place_thing(rng, scene.picture_size, "grid", (rule.shape, rule.colour), size, rule.place)
+        thing = place_thing(rng, scene.image_size, "grid", (rule.shape, rule.colour), size, rule.place)
         return replace(scene, things=(*scene.things, thing))
     after = _made(rule, scene)
     return after if after != scene else None

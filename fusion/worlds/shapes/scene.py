@@ -75,7 +75,7 @@ class Scene:
         return min(self.width, self.height)
 
     @property
-    def picture_size(self) -> tuple[int, int]:
+    def image_size(self) -> tuple[int, int]:
         """The (width, height) of the image in pixels."""
         return self.width, self.height
 

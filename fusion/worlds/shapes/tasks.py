@@ -15,7 +15,7 @@ from fusion.worlds.shapes.questions import ask
 from fusion.worlds.shapes.render import render
 from fusion.worlds.shapes.sample import Sample, assistant, user
 from fusion.worlds.shapes.scene import Scene, sample_scene
-from fusion.worlds.shapes.words import NUMBERS, Caption, ask_for_picture, caption, describe, user_style
+from fusion.worlds.shapes.words import NUMBERS, Caption, ask_for_image, caption, describe, user_style
 
 DESCRIBE = (
     "describe the picture",
@@ -47,7 +47,7 @@ STORY_ENDS = ("at last {}.", "in the end {}.", "finally {}.")
 def any_scene(rng: np.random.Generator, options: Options) -> Scene:
     """Generate a random scene by the weights of the options."""
     return sample_scene(
-        rng, options.counts, options.picture_sizes, options.held_out, kinds=options.kinds, distinct=options.distinct
+        rng, options.counts, options.image_sizes, options.held_out, kinds=options.kinds, distinct=options.distinct
     )
 
 
@@ -55,7 +55,7 @@ def text_to_image(rng: np.random.Generator, options: Options) -> Sample:
     """Generate a document: the user asks for an image; the assistant answers with just the image."""
     scene = any_scene(rng, options)
     told = caption(rng, scene, options.open, options.placed)
-    messages = (user(ask_for_picture(rng, told.text)), assistant(render(scene)))
+    messages = (user(ask_for_image(rng, told.text)), assistant(render(scene)))
     return Sample("text_to_image", messages, (scene,), told.claims, held_out=scene.held_out)
 
 
@@ -78,7 +78,7 @@ def questions(rng: np.random.Generator, options: Options) -> Sample:
         asked = ask(
             rng, scene, weighted(rng, {1: 0.25, 2: 0.25, 3: 0.25, 4: 0.25}), options.questions, options.asked_colours
         )
-    turns: list[Question | None] = list(asked)  # None: the picture is described
+    turns: list[Question | None] = list(asked)  # None: the image is described
     if options.described and chance(rng, options.described):
         turns.insert(whole(rng, 0, len(asked)), None)
     messages = []
@@ -114,7 +114,7 @@ def first_edit(rng: np.random.Generator, options: Options, kind: str | None = No
         chosen = kind or pick(rng, tuple(possible))
         grid = chosen in ("add", "move")
         scene = sample_scene(
-            rng, possible[chosen], options.picture_sizes, options.held_out, grid, options.kinds, options.distinct
+            rng, possible[chosen], options.image_sizes, options.held_out, grid, options.kinds, options.distinct
         )
         change = try_edit(rng, scene, chosen)
         if change is not None:
@@ -129,7 +129,7 @@ def edits(rng: np.random.Generator, options: Options) -> Sample:
     scene, change = first_edit(rng, options)
     if chance(rng, 0.25):
         told = caption(rng, scene, options.open, options.placed)
-        messages, claims = [user(ask_for_picture(rng, told.text)), assistant(render(scene))], told.claims
+        messages, claims = [user(ask_for_image(rng, told.text)), assistant(render(scene))], told.claims
     else:
         messages, claims = [], None
     scenes, made = [scene], []

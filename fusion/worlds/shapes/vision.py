@@ -68,10 +68,10 @@ class Reading:
     def flaws(self) -> tuple[str, ...]:
         """Reasons why this is not a clean image of the world; empty if it is one."""
         if self.ground is None:
-            return ("no ground colour fills the picture",)
+            return ("no ground colour fills the image",)
         found = [f"a {seen.colour} object has no clear shape" for seen in self.objects if seen.shape is None]
         if self.dirt > MAX_DIRT:
-            found.append(f"{self.dirt:.0%} of the picture is neither ground nor object")
+            found.append(f"{self.dirt:.0%} of the image is neither ground nor object")
         return tuple(found)
 
 

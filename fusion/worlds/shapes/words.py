@@ -30,7 +30,7 @@ PLACE_WORDS = {
     "bottom right": ("at the bottom right", "in the bottom right corner"),
 }
 GROUND_WORDS = ("on a {} ground", "on a {} background", "on {}")
-PICTURE_REQUESTS = (
+IMAGE_REQUESTS = (
     "{}",
     "{}",
     "{}",
@@ -92,7 +92,7 @@ def all_of(scene: Scene) -> Expectation:
     They are every object's shape, colour, size and place, the ground, and the image's size.
     """
     claims = tuple(replace(wanted(thing, sized=True), place=thing.place) for thing in scene.things)
-    return Expectation(claims, ground=scene.ground, picture_size=scene.picture_size)
+    return Expectation(claims, ground=scene.ground, image_size=scene.image_size)
 
 
 def name(rng: np.random.Generator, want: Wanted) -> str:
@@ -110,9 +110,9 @@ def user_style(rng: np.random.Generator, text: str) -> str:
     return text + stop if style < 0.6 else text[0].upper() + text[1:] + (stop if style < 0.9 else "")
 
 
-def ask_for_picture(rng: np.random.Generator, caption: str) -> str:
+def ask_for_image(rng: np.random.Generator, caption: str) -> str:
     """Return a request for an image with this caption."""
-    return user_style(rng, pick(rng, PICTURE_REQUESTS).format(caption))
+    return user_style(rng, pick(rng, IMAGE_REQUESTS).format(caption))
 
 
 def groups(rng: np.random.Generator, wants: Sequence[Wanted]) -> Caption:

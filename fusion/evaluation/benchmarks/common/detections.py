@@ -5,7 +5,7 @@
 
 `filename` is relative to the benchmark's folder, boxes are left, top, right, bottom in pixels, colours stand only where
 a prompt asks for one. `digest` and `judge`, which stand there when this repository's judge wrote the line, say of which
-picture and by whom it is.
+image and by whom it is.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Detections:
-    """All objects of a picture by class, in the detector's order. digest: of the picture's file; judge: who looked;
+    """All objects of an image by class, in the detector's order. digest: of the image's file; judge: who looked;
     both may be unknown."""
 
     filename: str
@@ -65,7 +65,7 @@ def read_detections(path: Path) -> dict[str, Detections]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             shape = '{"filename": ..., "objects": {class: [{"box": [4 numbers], "score": 0.9}]}}'
             raise ValueError(
-                f"{path}, line {number}: not detections of a picture ({error!r:.80}); a line is {shape}"
+                f"{path}, line {number}: not detections of an image ({error!r:.80}); a line is {shape}"
             ) from None
         found[one.filename] = one
     return found

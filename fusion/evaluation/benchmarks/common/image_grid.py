@@ -14,7 +14,7 @@ START, END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # every PNG's first and la
 
 
 def grid(images: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size side by side in reading order, as many across as down or one more: two by two for four."""
+    """Images of one size side by side in reading order, as many across as down or one more: two by two for four."""
     columns = math.isqrt(len(images) - 1) + 1
     width, height = images[0].size
     page = Image.new("RGB", (columns * width, -(-len(images) // columns) * height))

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from fusion.common.files import save
+from fusion.common.renamed import renamed
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the pictures depend on, beside the model's weights. count and prompts: how many, and their fingerprint. n:
-    pictures of a prompt, `size` pixels square."""
+    """What the images depend on, beside the model's weights. count and prompts: how many, and their fingerprint. n:
+    images of a prompt, `size` pixels square."""
 
     benchmark: str
     model: str
@@ -22,7 +23,7 @@ class Asked:
     n: int
     size: int
     seed: int
-    knobs: dict[str, Any]
+    params: dict[str, Any]
 
 
 def fingerprint(prompts: Sequence[str]) -> str:
@@ -41,7 +42,7 @@ def begin(asked: Asked, root: Path) -> None:
     file, told = file_of(root), json.dumps(asdict(asked), indent=1) + "\n"
     begun = root.exists() and (not root.is_dir() or any(root.iterdir()))
     if begun and file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = renamed(json.loads(file.read_text(encoding="utf-8")))
         if unlike := [name for name, value in json.loads(told).items() if before.get(name) != value]:
             raise ValueError(
                 f"{root} was drawn with another {' and '.join(unlike)} ({file}): give another folder with -o"

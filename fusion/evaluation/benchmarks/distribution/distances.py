@@ -1,6 +1,6 @@
 """Distances of feature sets: Fréchet, KID, precision and recall by torch-fidelity, CMMD; and CLIP score.
 
-Features are rows, generated pictures first and real ones second. ValueError in one line where torch-fidelity is
+Features are rows, generated images first and real ones second. ValueError in one line where torch-fidelity is
 missing, or there are too few.
 """
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-SUBSETS, SUBSET = 100, 1000  # KID's (Binkowski et al., arXiv 1801.01401): of at most so many pictures
+SUBSETS, SUBSET = 100, 1000  # KID's (Binkowski et al., arXiv 1801.01401): of at most so many images
 NEIGHBOURS = 3  # of precision and recall (Kynkäänniemi et al., arXiv 1904.06991)
 BANDWIDTH, SCALE = 10.0, 1000.0  # CMMD's (Jayasumana et al., arXiv 2401.09603)
 ROWS = 4096  # of a kernel matrix at once
@@ -40,7 +40,7 @@ def kid(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"], seed: int = 0) -
 
 
 def precision_recall(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> tuple[float, float]:
-    """Shares of generated pictures within the reach of real ones, and of real within that of generated: balls to the
+    """Shares of generated images within the reach of real ones, and of real within that of generated: balls to the
     third neighbour."""
     metric = fidelity("metric_prc")
     check(one, other, NEIGHBOURS + 1, "precision and recall")
@@ -63,16 +63,16 @@ def mean_kernel(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> float
     return total / (len(one) * len(other))
 
 
-def clip_score(pictures: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """100 max(cos, 0) of each picture with its own text (Hessel et al., arXiv 2104.08718, in the scale of
+def clip_score(images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """100 max(cos, 0) of each image with its own text (Hessel et al., arXiv 2104.08718, in the scale of
     torchmetrics)."""
-    return 100 * (pictures * texts).sum(-1).clamp(min=0)
+    return 100 * (images * texts).sum(-1).clamp(min=0)
 
 
 def check(one: Tensor, other: Tensor, least: int, name: str) -> None:
     """ValueError unless both have so many rows."""
     if min(len(one), len(other)) < least:
-        raise ValueError(f"{name} needs {least} pictures on each side, not {len(one)} and {len(other)}")
+        raise ValueError(f"{name} needs {least} images on each side, not {len(one)} and {len(other)}")
 
 
 def fidelity(name: str) -> ModuleType:

@@ -6,7 +6,7 @@
 
 Every network's weights are given; what lacks its own is skipped, and a line says so. Prompts are JSON lines
 {"file_name", "text"}, as Hugging Face's image folders have them: FOLDER/metadata.jsonl, or --prompts. Figures depend on
-how many pictures there are: compare only equal numbers.
+how many images there are: compare only equal numbers.
 """
 
 import argparse
@@ -33,7 +33,7 @@ PROMPTS = "metadata.jsonl"
 
 @dataclass(frozen=True)
 class Figure:
-    """A metric. spread: of KID over its subsets, and of CLIP score over pictures, standard deviations."""
+    """A metric. spread: of KID over its subsets, and of CLIP score over images, standard deviations."""
 
     name: str
     value: float
@@ -41,7 +41,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageSets:
     """Two sets of files: drawn ones, and true ones if there are any. prompts: of drawn ones, by file."""
 
     drawn: list[Path]
@@ -52,16 +52,16 @@ class Pictures:
 # ---- what there is ----
 
 
-def pictures_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     """All below a folder, by name. ValueError where there is none."""
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found:
-        raise ValueError(f"{folder}: no pictures there")
+        raise ValueError(f"{folder}: no images there")
     return found
 
 
 def read_prompts(file: Path, folder: Path, drawn: Sequence[Path]) -> dict[Path, str]:
-    """By picture. ValueError naming the line that cannot be used, or a picture without a prompt."""
+    """By image. ValueError naming the line that cannot be used, or an image without a prompt."""
     found: dict[Path, str] = {}
     try:
         for line in file.read_text(encoding="utf-8").splitlines():
@@ -74,8 +74,7 @@ def read_prompts(file: Path, folder: Path, drawn: Sequence[Path]) -> dict[Path, 
         ) from None
     if missing := [path for path in drawn if path not in found]:
         raise ValueError(
-            f"{file}: {len(missing)} of {len(drawn)} pictures have no prompt, {missing[0].relative_to(folder)} "
-            "among them"
+            f"{file}: {len(missing)} of {len(drawn)} images have no prompt, {missing[0].relative_to(folder)} among them"
         )
     return found
 
@@ -91,10 +90,10 @@ def weights_of(words: Sequence[str]) -> dict[str, str]:
 # ---- figures ----
 
 
-def by_inception(pictures: Pictures, place: str, batch: int, device: str) -> list[Figure]:
+def by_inception(images: ImageSets, place: str, batch: int, device: str) -> list[Figure]:
     """FID, KID, precision and recall, all of the same features."""
     network = load_inception(place, device)
-    drawn, true = (features(paths, network, batch) for paths in (pictures.drawn, pictures.true))
+    drawn, true = (features(paths, network, batch) for paths in (images.drawn, images.true))
     precision, recall = precision_recall(drawn, true)
     return [
         Figure("FID", frechet(drawn, true)),
@@ -104,22 +103,22 @@ def by_inception(pictures: Pictures, place: str, batch: int, device: str) -> lis
     ]
 
 
-def by_dino(pictures: Pictures, place: str, batch: int, device: str) -> list[Figure]:
+def by_dino(images: ImageSets, place: str, batch: int, device: str) -> list[Figure]:
     """FD-DINO."""
     network = load_dino(place, device)
-    return [Figure("FD-DINO", frechet(*(features(paths, network, batch) for paths in (pictures.drawn, pictures.true))))]
+    return [Figure("FD-DINO", frechet(*(features(paths, network, batch) for paths in (images.drawn, images.true))))]
 
 
-def by_clip(pictures: Pictures, place: str, batch: int, device: str) -> list[Figure]:
-    """CMMD if there are true pictures, CLIP score if there are prompts."""
+def by_clip(images: ImageSets, place: str, batch: int, device: str) -> list[Figure]:
+    """CMMD if there are true images, CLIP score if there are prompts."""
     clip, found = load_clip(place, device), []
-    if pictures.true:
+    if images.true:
         found.append(
-            Figure("CMMD", cmmd(*(features(paths, clip.whole, batch) for paths in (pictures.drawn, pictures.true))))
+            Figure("CMMD", cmmd(*(features(paths, clip.whole, batch) for paths in (images.drawn, images.true))))
         )
-    if pictures.prompts:
-        prompts = [pictures.prompts[path] for path in pictures.drawn]
-        scores = clip_score(features(pictures.drawn, clip.middle, batch), directions(clip, prompts, batch))
+    if images.prompts:
+        prompts = [images.prompts[path] for path in images.drawn]
+        scores = clip_score(features(images.drawn, clip.middle, batch), directions(clip, prompts, batch))
         found.append(Figure("CLIP score", scores.mean().item(), scores.std().item() if len(scores) > 1 else None))
     return found
 
@@ -129,7 +128,7 @@ def directions(clip: Clip, texts: list[str], batch: int) -> torch.Tensor:
     return torch.cat([clip.words(texts[start : start + batch]) for start in range(0, len(texts), batch)])
 
 
-def figures(pictures: Pictures, weights: dict[str, str], batch: int, device: str) -> tuple[list[Figure], list[str]]:
+def figures(images: ImageSets, weights: dict[str, str], batch: int, device: str) -> tuple[list[Figure], list[str]]:
     """What can be said, and a line for everything that is skipped. ValueError where weights that are given cannot be
     used."""
     found, skipped = [], []
@@ -137,15 +136,15 @@ def figures(pictures: Pictures, weights: dict[str, str], batch: int, device: str
     for name, (metrics, example) in NETWORKS.items():
         if name not in weights:
             skipped.append(f"skipped: {metrics}, for there are no weights; give --weights {example}")
-        elif name != "clip" and not pictures.true:
+        elif name != "clip" and not images.true:
             skipped.append(f"skipped: {metrics}, for there is no --against")
         else:
-            found += asks[name](pictures, weights[name], batch, device)
-    if "clip" in weights and not pictures.true:
+            found += asks[name](images, weights[name], batch, device)
+    if "clip" in weights and not images.true:
         skipped.append("skipped: CMMD, for there is no --against")
-    if "clip" in weights and not pictures.prompts:
+    if "clip" in weights and not images.prompts:
         skipped.append(
-            f"skipped: CLIP score, for there are no prompts; give --prompts FILE, or {PROMPTS} beside the pictures"
+            f"skipped: CLIP score, for there are no prompts; give --prompts FILE, or {PROMPTS} beside the images"
         )
     return found, skipped
 
@@ -165,8 +164,8 @@ def as_text(found: Sequence[Figure], skipped: Sequence[str]) -> str:
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="fusion benchmark distribution", description=__doc__.splitlines()[0])
-    parser.add_argument("images", type=Path, help="a folder of drawn pictures, in whatever folders below it")
-    parser.add_argument("--against", type=Path, help="a folder of true pictures")
+    parser.add_argument("images", type=Path, help="a folder of drawn images, in whatever folders below it")
+    parser.add_argument("--against", type=Path, help="a folder of true images")
     parser.add_argument(
         "--weights",
         nargs="+",
@@ -175,7 +174,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
         help="inception=FILE dino=FOLDER clip=FOLDER, or hub ids",
     )
     parser.add_argument(
-        "--prompts", type=Path, help=f"what the drawn pictures should show; IMAGES/{PROMPTS} if that is there"
+        "--prompts", type=Path, help=f"what the drawn images should show; IMAGES/{PROMPTS} if that is there"
     )
     parser.add_argument("-o", "--out", type=Path, required=True, help="figures as JSON")
     parser.add_argument("--batch", type=int, default=32)
@@ -189,17 +188,17 @@ def measure(options: argparse.Namespace) -> str:
         raise ValueError(f"{options.out} is there already: give another -o, or remove it")
     if options.batch < 1:
         raise ValueError("--batch is at least 1")
-    weights, drawn = weights_of(options.weights), pictures_in(options.images)
+    weights, drawn = weights_of(options.weights), images_in(options.images)
     file = options.prompts or options.images / PROMPTS
     prompts = read_prompts(file, options.images, drawn) if options.prompts or file.is_file() else {}
-    pictures = Pictures(drawn, pictures_in(options.against) if options.against else [], prompts)
+    images = ImageSets(drawn, images_in(options.against) if options.against else [], prompts)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    found, skipped = figures(pictures, weights, options.batch, device)
+    found, skipped = figures(images, weights, options.batch, device)
     told = {
         "images": str(options.images),
         "count": len(drawn),
         "against": options.against and str(options.against),
-        "against count": len(pictures.true),
+        "against count": len(images.true),
         "weights": weights,
         "figures": [asdict(one) for one in found],
         "skipped": skipped,

@@ -28,7 +28,7 @@ Network = Callable[[list[Image.Image]], Float[Tensor, "b d"]]
 
 
 def features(paths: Sequence[Path], network: Network, batch: int) -> Float[Tensor, "n d"]:
-    """Of all pictures in their order, fp32 on the CPU. BadImage where one cannot be read."""
+    """Of all images in their order, fp32 on the CPU. BadImage where one cannot be read."""
     rows = []
     with torch.inference_mode():
         for start in tqdm(range(0, len(paths), batch), unit="batches", leave=False):
@@ -39,7 +39,7 @@ def features(paths: Sequence[Path], network: Network, batch: int) -> Float[Tenso
 def squared(
     image: Image.Image, side: int, mean: Sequence[float], deviation: Sequence[float]
 ) -> Float[Tensor, "3 side side"]:
-    """The whole picture, bicubically brought to a square, in a network's own scale."""
+    """The whole image, bicubically brought to a square, in a network's own scale."""
     levels = np.array(image.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)
     return standardized(torch.from_numpy(levels).permute(2, 0, 1) / 255, mean, deviation)
 
@@ -100,15 +100,15 @@ class Clip:
 
     @property
     def side(self) -> int:
-        """Of its pictures, in pixels."""
+        """Of its images, in pixels."""
         return self.model.config.vision_config.image_size
 
     def whole(self, images: list[Image.Image]) -> Float[Tensor, "b d"]:
-        """Directions of unit length of whole pictures, as CMMD has them."""
+        """Directions of unit length of whole images, as CMMD has them."""
         return self._directions([squared(image, self.side, *CLIP) for image in images])
 
     def middle(self, images: list[Image.Image]) -> Float[Tensor, "b d"]:
-        """The same of pictures cut to the square in their middle, as CLIP was trained."""
+        """The same of images cut to the square in their middle, as CLIP was trained."""
         return self._directions([clip_pixels(image, self.side) for image in images])
 
     @torch.inference_mode()

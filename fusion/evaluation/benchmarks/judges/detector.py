@@ -3,7 +3,7 @@
 Its scores are labelled "HF detector".
 
 The official judge is mmdet's Mask2Former (Swin-S, COCO instances) and open_clip's ViT-L/14 of OpenAI. What happens to
-pictures before the networks and to outputs behind them is done here as there (mmdet 2.27, open_clip, clip_benchmark).
+images before the networks and to outputs behind them is done here as there (mmdet 2.27, open_clip, clip_benchmark).
 Detector weights of transformers come from another training than mmdet's, and nothing runs in half precision.
 """
 
@@ -37,7 +37,7 @@ SHORT, LONG, STRIDE = (
     1333,
     32,
 )  # pixels: sides of what the detector sees at most, and what divides them after padding
-MOST = 100  # objects of a picture, of all classes together
+MOST = 100  # objects of an image, of all classes together
 FLOOR = 0.05  # objects that are less certain are not kept: no threshold in use is as low
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of channels in [0, 1]
@@ -70,8 +70,8 @@ class Mask2Former(Mask2FormerPreTrainedModel):
 
 @dataclass(frozen=True)
 class Instances:
-    """What was found in a picture. labels: places in CLASSES. boxes: left, top, right, bottom in pixels. masks: one a
-    query, of the picture's size."""
+    """What was found in an image. labels: places in CLASSES. boxes: left, top, right, bottom in pixels. masks: one a
+    query, of the image's size."""
 
     labels: list[int]
     scores: list[float]
@@ -93,7 +93,7 @@ class Judge:
         self.classifier = cache(self._classifier)
 
     def __call__(self, image: Image.Image, metadata: Mapping, rules: Rules) -> dict[str, list[Found]]:
-        """Objects of an RGB picture by class; those whose colours the prompt asks for have one."""
+        """Objects of an RGB image by class; those whose colours the prompt asks for have one."""
         seen = self.instances(image)
         found, masks = {}, {}
         for label, score, box, query in zip(seen.labels, seen.scores, seen.boxes, seen.queries, strict=True):
@@ -111,7 +111,7 @@ class Judge:
 
     @torch.inference_mode()
     def instances(self, image: Image.Image) -> Instances:
-        """Up to MOST objects of an RGB picture."""
+        """Up to MOST objects of an RGB image."""
         pixels, (height, width) = detector_pixels(image)
         classes, masks = self.detector(pixels.to(self.detector.device))
         masks = _resized(masks, pixels.shape[-2:])[:, :height, :width]
@@ -192,7 +192,7 @@ def _short(error: Exception) -> str:
 
 
 def detector_pixels(image: Image.Image) -> tuple[Float[Tensor, "1 3 h w"], tuple[int, int]]:
-    """An RGB picture as the detector sees it, its shorter side SHORT unless the longer would pass LONG, padded on the
+    """An RGB image as the detector sees it, its shorter side SHORT unless the longer would pass LONG, padded on the
     right and below; and its height and width without the padding."""
     scale = min(LONG / max(image.size), SHORT / min(image.size))
     width, height = (int(side * scale + 0.5) for side in image.size)
@@ -250,7 +250,7 @@ def cut_out(image: Image.Image, box: Sequence[float], mask: Bool[np.ndarray, "h 
 
 
 def clip_pixels(image: Image.Image, side: int) -> Float[Tensor, "3 side side"]:
-    """The middle of a picture whose shorter side is brought to `side`, bicubically."""
+    """The middle of an image whose shorter side is brought to `side`, bicubically."""
     width, height = image.size
     width, height = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
     left, top = round((width - side) / 2), round((height - side) / 2)

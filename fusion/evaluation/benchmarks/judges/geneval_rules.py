@@ -35,7 +35,7 @@ class Rules:
     """threshold: objects count above this confidence; counting_threshold: for prompts of the tag counting. max_objects:
     of a class, the most confident. max_overlap: of what is left, an object goes whose intersection over union with a
     more confident one is not below this; 1 keeps all. position_threshold: how far centres have to be apart, in sums of
-    both objects' sizes. bgcolor: what CLIP sees around an object whose colour is asked, or `original` for the picture
+    both objects' sizes. bgcolor: what CLIP sees around an object whose colour is asked, or `original` for the image
     itself. crop: whether it sees the object's box alone."""
 
     threshold: float = 0.3
@@ -90,7 +90,7 @@ def relations(one: Found, other: Found, margin: float) -> set[str]:
 
 
 def mistakes(metadata: Mapping, objects: Mapping[str, Sequence[Found]], rules: Rules) -> list[str]:
-    """Why a picture is wrong, in the official words; nothing where it is right.
+    """Why an image is wrong, in the official words; nothing where it is right.
 
     metadata: a line of the prompts file; of `include` every clause has to hold, of `exclude` none. objects: those that
     count, by class, as `kept` orders them; a clause looks at its `count` most confident ones alone. ValueError where a

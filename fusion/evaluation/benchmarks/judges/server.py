@@ -144,7 +144,7 @@ def opens(token: str, words: Sequence[str]) -> bool:
 
 
 def block(part: str | Image.Image) -> dict[str, Any]:
-    """Of a chat message: a text, or a picture as PNG."""
+    """Of a chat message: a text, or an image as PNG."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
     data = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Judges that answer questions about pictures: any image-text-to-text model of transformers."""
+"""Judges that answer questions about images: any image-text-to-text model of transformers."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ class Judge(Protocol):
     """Calls of `say` that may be under way together."""
 
     def say(self, parts: Sequence[str | Image.Image], length: int) -> str:
-        """What it says to texts and pictures in their order, word for word, in at most `length` tokens."""
+        """What it says to texts and images in their order, word for word, in at most `length` tokens."""
 
     def answers(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
         """What it says to each question, word for word."""

@@ -13,7 +13,7 @@ PLACE = re.compile(r"<image(?: (\d+))?>")
 
 
 def prompt_of(text: str, images: Sequence[Image.Image]) -> list[str | Image.Image]:
-    """One user's turn. `<image>` stands for the next picture and `<image 2>` for the second, there where it is named
+    """One user's turn. `<image>` stands for the next image and `<image 2>` for the second, there where it is named
     first; those that the text does not name come before it, and what names none is text."""
     order, named = [], 0
     for match in PLACE.finditer(text):
@@ -32,10 +32,10 @@ def prompt_of(text: str, images: Sequence[Image.Image]) -> list[str | Image.Imag
 
 
 def answers(
-    model: Fusion, prompts: Sequence[list], seed: int, knobs: Mapping[str, Any], until: Sequence[str] = ()
+    model: Fusion, prompts: Sequence[list], seed: int, params: Mapping[str, Any], until: Sequence[str] = ()
 ) -> list[str]:
     """What a model says to each prompt, without drawing, cut off where one of `until` begins. Row r uses seed + r."""
-    replies = model.generate([*prompts], seed, **{**knobs, "max_images": 0})
+    replies = model.generate([*prompts], seed, **{**params, "max_images": 0})
     return [cut("".join(part for part in reply if isinstance(part, str)), until) for reply in replies]
 
 
@@ -48,8 +48,8 @@ def cut(text: str, until: Sequence[str]) -> str:
 
 
 def wanted(settings: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """`generation_kwargs` of a task of lmms-eval as knobs of the sampler, and the ends of an answer. ValueError for a
-    search by beams.
+    """`generation_kwargs` of a task of lmms-eval as sampling parameters of the sampler, and the ends of an answer.
+    ValueError for a search by beams.
 
     An empty line, with which lmms-eval ends an answer unless a task says otherwise, is none: here a turn ends by
     itself."""
@@ -63,8 +63,8 @@ def wanted(settings: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]
         settings.get("top_p") or 1.0,
         settings.get("until") or (),
     )
-    knobs = {"max_new_tokens": int(length), "temperature": float(temperature), "top_p": float(nucleus)}
-    return knobs, tuple(one for one in ((until,) if isinstance(until, str) else until) if one != "\n\n")
+    params = {"max_new_tokens": int(length), "temperature": float(temperature), "top_p": float(nucleus)}
+    return params, tuple(one for one in ((until,) if isinstance(until, str) else until) if one != "\n\n")
 
 
 def together(settings: Sequence[Any], most: int) -> Iterator[range]:

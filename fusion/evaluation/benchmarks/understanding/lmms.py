@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
         from fusion.evaluation.benchmarks.understanding import lmms_model as looker
     except ModuleNotFoundError as error:
         print(
-            f"error: pictures are asked about by lmms-eval, which is not installed ({error}): pip install lmms_eval",
+            f"error: images are asked about by lmms-eval, which is not installed ({error}): pip install lmms_eval",
             file=sys.stderr,
         )
         return 1

@@ -1,4 +1,4 @@
-"""A unified model as lmms-eval asks it: pictures and a question in, words out."""
+"""A unified model as lmms-eval asks it: images and a question in, words out."""
 
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
@@ -31,13 +31,13 @@ class FusionModel(lmms):
         top_p: float | None = None,
     ):
         super().__init__()
-        knobs = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-        self.batch_size, self.seed, self.knobs = (
+        params = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        self.batch_size, self.seed, self.params = (
             int(batch_size),
             seed,
-            {name: value for name, value in knobs.items() if value is not None},
+            {name: value for name, value in params.items() if value is not None},
         )
-        Sampling(**self.knobs)
+        Sampling(**self.params)
         self.fusion = api.load(pretrained, dtype=dtype, device=device)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
@@ -45,14 +45,14 @@ class FusionModel(lmms):
         said: list[str] = []
         for places in tqdm(list(together([one.args[1] for one in requests], self.batch_size)), desc="answers"):
             part = [requests[place].args for place in places]
-            knobs, until = wanted(part[0][1])
-            prompts = [prompt_of(text, self._pictures(*where)) for text, _, *where in part]
-            said += answers(self.fusion, prompts, self.seed + places[0], knobs | self.knobs, until)
+            params, until = wanted(part[0][1])
+            prompts = [prompt_of(text, self._images(*where)) for text, _, *where in part]
+            said += answers(self.fusion, prompts, self.seed + places[0], params | self.params, until)
         for one, text in zip(requests, said, strict=True):
             self.cache_hook.add_partial("generate_until", one.args, text)
         return said
 
-    def _pictures(self, doc_to_visual, number, task, split) -> list:
+    def _images(self, doc_to_visual, number, task, split) -> list:
         return [
             open_image(one, name=f"{task}, document {number}")
             for one in doc_to_visual(self.task_dict[task][split][number]) or []

@@ -3,7 +3,7 @@
 Usage: `fusion benchmark understanding MODEL FILE.jsonl -o OUT.jsonl`
 
 Lines of FILE are {"text": ..., "images": [paths]}, paths from the folder of FILE on, and whatever else a line has, such
-as an id or the right answer. Pictures come before the text, or where it says `<image>` or `<image 2>`. OUT has the same
+as an id or the right answer. Images come before the text, or where it says `<image>` or `<image 2>`. OUT has the same
 lines in the same order, each with the model's "response". It goes on where it was stopped.
 """
 
@@ -18,23 +18,24 @@ from typing import Any
 from tqdm import tqdm
 
 from fusion.common.files import save
+from fusion.common.renamed import renamed
 from fusion.evaluation.benchmarks.common import program
 from fusion.evaluation.benchmarks.common.provenance import file_of, fingerprint
 from fusion.evaluation.benchmarks.understanding.asking import answers, prompt_of
-from fusion.evaluation.run import knobs_of
+from fusion.evaluation.run import params_of
 from fusion.generation import api
 from fusion.generation.api import Fusion
 from fusion.generation.sampling import Sampling
 from fusion.sequence.images import open_image
 
 RESPONSE = "response"
-KNOBS = {"max_new_tokens": 64, "temperature": 0.0, "top_p": 1.0}
+SAMPLING_PARAMETERS = {"max_new_tokens": 64, "temperature": 0.0, "top_p": 1.0}
 FORM = 'lines are {"text": ..., "images": [paths]}'
 
 
 @dataclass(frozen=True)
 class Question:
-    """A line of the file: its number, everything that it says, and where its pictures are."""
+    """A line of the file: its number, everything that it says, and where its images are."""
 
     line: int
     row: dict[str, Any]
@@ -42,7 +43,7 @@ class Question:
 
     @property
     def prompt(self) -> list:
-        """With its pictures opened. ValueError naming the line whose picture cannot be used."""
+        """With its images opened. ValueError naming the line whose image cannot be used."""
         try:
             return prompt_of(self.row["text"], [open_image(path) for path in self.images])
         except ValueError as error:
@@ -114,7 +115,7 @@ def begin(out: Path, asked: Mapping[str, Any], questions: Sequence[Question]) ->
         raise ValueError(
             f"{out} holds something else, for there is no {beside.name} beside it: give another file with -o"
         )
-    before = json.loads(beside.read_text(encoding="utf-8"))
+    before = renamed(json.loads(beside.read_text(encoding="utf-8")))
     if unlike := [name for name, value in json.loads(told).items() if before.get(name) != value]:
         raise ValueError(
             f"{out} was answered with another {' and '.join(unlike)} ({beside.name}): give another file with -o"
@@ -143,7 +144,13 @@ def whole_lines(out: Path, questions: Sequence[Question]) -> int:
 
 
 def answer(
-    model: Fusion, questions: Sequence[Question], out: Path, first: int, seed: int, knobs: Mapping[str, Any], batch: int
+    model: Fusion,
+    questions: Sequence[Question],
+    out: Path,
+    first: int,
+    seed: int,
+    params: Mapping[str, Any],
+    batch: int,
 ) -> None:
     """Ask from question `first` on, and append each batch's answers when it is done."""
     with (
@@ -152,7 +159,7 @@ def answer(
     ):
         for start in range(first, len(questions), batch):
             part = questions[start : start + batch]
-            said = answers(model, [one.prompt for one in part], seed + start, knobs)
+            said = answers(model, [one.prompt for one in part], seed + start, params)
             rows = [one.row | {RESPONSE: text} for one, text in zip(part, said, strict=True)]
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
             file.flush()
@@ -176,40 +183,45 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", help="bf16, fp16 or fp32; as the model was saved unless given")
     parser.add_argument("--device", help="cuda, cpu, ...")
     parser.add_argument(
-        "knobs", nargs="*", metavar="knob=value", help="of the sampler: max_new_tokens=64 temperature=0 top_p=1"
+        "params",
+        nargs="*",
+        metavar="name=value",
+        help="of the sampler: max_new_tokens=64 temperature=0 top_p=1",
     )
     return parser.parse_intermixed_args(argv)
 
 
-def text_knobs(words: Sequence[str]) -> dict[str, Any]:
+def text_params(words: Sequence[str]) -> dict[str, Any]:
     """Of the sampler, with their defaults. ValueError for one that no answer in words depends on, and for a value that
     makes no sense."""
-    knobs = KNOBS | knobs_of(words)
-    if unknown := sorted(set(knobs) - set(KNOBS)):
-        raise ValueError(f"{', '.join(unknown)}: answers are words; their knobs are {', '.join(KNOBS)}")
+    params = SAMPLING_PARAMETERS | params_of(words)
+    if unknown := sorted(set(params) - set(SAMPLING_PARAMETERS)):
+        raise ValueError(
+            f"{', '.join(unknown)}: answers are words; their sampling parameters are {', '.join(SAMPLING_PARAMETERS)}"
+        )
     try:
-        Sampling(**knobs)
+        Sampling(**params)
     except TypeError:
-        raise ValueError(f"{', '.join(words)}: knobs of words are numbers") from None
-    return knobs
+        raise ValueError(f"{', '.join(words)}: sampling parameters of words are numbers") from None
+    return params
 
 
 def measure(options: argparse.Namespace) -> str:
     """The whole program."""
     if options.batch < 1:
         raise ValueError("--batch is at least 1")
-    knobs, questions = text_knobs(options.knobs), read_questions(options.file)
+    params, questions = text_params(options.params), read_questions(options.file)
     model = api.load(options.model, dtype=options.dtype, device=options.device)
     words = fingerprint([json.dumps(one.row, sort_keys=True) for one in questions])
     asked = {
         "model": str(options.model),
         "questions": words,
         "seed": options.seed,
-        "knobs": knobs,
+        "params": params,
         "dtype": options.dtype,
     }
     there = begin(options.out, asked, questions)
-    answer(model, questions, options.out, there, options.seed, knobs, options.batch)
+    answer(model, questions, options.out, there, options.seed, params, options.batch)
     return f"{len(questions) - there} of {len(questions)} questions answered" + (
         f"; {there} were there already" if there else ""
     )
