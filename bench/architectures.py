@@ -17,9 +17,9 @@ import diffusers
 import torch
 
 from bench import measure
-from fusion.diffusion.checkpoints import PAGES, save_diffusers
+from fusion.diffusion.architectures import ARCHITECTURES
+from fusion.diffusion.checkpoints import save_diffusers
 from fusion.diffusion.networks.conditioning import Conditioning
-from fusion.diffusion.registry import ARCHITECTURES
 from fusion.testing.reference_networks import REFERENCES, stir
 
 BATCH, SIDE, WORDS, TEXT, POOLED = 4, 32, 64, 512, 256
@@ -74,14 +74,14 @@ def pair(name: str) -> tuple[Callable[[], None], Callable[[], None]]:
 
     Raises ValueError if their outputs differ by more than 1e-3.
     """
-    network, config = ARCHITECTURES[name]
-    ours = network(config(**SIZES, **SUBJECTS[name]))
+    architecture = ARCHITECTURES[name]
+    ours = architecture.network(architecture.config(**SIZES, **SUBJECTS[name]))
     stir(ours)
-    page = next(page for page in PAGES if page.build is network)
+    kind = architecture.diffusers.classes[0]
     with tempfile.TemporaryDirectory() as folder:
         save_diffusers(ours, f"{folder}/model")
-        theirs = getattr(diffusers, page.theirs).from_pretrained(f"{folder}/model")
-    ask = next(reference.ask for reference in REFERENCES.values() if reference.name == page.theirs)
+        theirs = getattr(diffusers, kind).from_pretrained(f"{folder}/model")
+    ask = next(reference.ask for reference in REFERENCES.values() if reference.name == kind)
     x, t, cond = torch.randn(BATCH, 4, SIDE, SIDE), torch.rand(BATCH), condition(ours)
     error = (ours(x, t, cond) - ask(theirs.eval(), x, t, cond)).abs().max()
     if error > 1e-3:

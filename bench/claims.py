@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 from fusion.diffusion import (
     Conditioning,
     DiT,

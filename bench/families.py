@@ -17,7 +17,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 from fusion.generation.drawing import Canvas, draw
 from fusion.generation.prefix import Prefix
 from fusion.generation.sampling import Sampling
@@ -39,6 +39,7 @@ from fusion.unified.model import FusionModel
 
 LARGEST = 30_000_000  # parameters; a config that is larger than this at our sizes has other names for its sizes
 TARGET = Path("docs/families.md")
+SECOND_NAME = "a second name of"  # a note that begins so is of no family of its own
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Verdict:
     family: str
     passes: bool
     note: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is a family of its own, and not a second name of another."""
+        return not self.note.startswith(SECOND_NAME)
 
 
 def judge(family: str) -> Verdict:
@@ -70,9 +76,9 @@ def judge(family: str) -> Verdict:
         return Verdict(family, False, f"has no adapter, and the plain one does not fit it: {_line(problem)}")
     if broken:
         return Verdict(family, False, f"breaks the law of {' and of '.join(broken)}")
-    return Verdict(
-        family, known, "" if known else "passes with the plain adapter; the order of its norms has not been looked at"
-    )
+    if not known:
+        return Verdict(family, False, "passes with the plain adapter; the order of its norms has not been looked at")
+    return Verdict(family, True, "" if config.model_type == family else f"{SECOND_NAME} `{config.model_type}`")
 
 
 def _refused_untried(family: str, problem: Exception) -> Verdict:
@@ -153,9 +159,10 @@ def sampling_is_training(model: FusionModel) -> bool:
     return error(drawn.x_hat[0], answer(model, packed).prediction) <= TOLERANCE
 
 
-def page(verdicts: list[Verdict]) -> str:
-    """Return the table of verdicts as Markdown."""
-    passing = [verdict for verdict in verdicts if verdict.passes]
+def page(verdicts: list[Verdict], version: str = transformers.__version__) -> str:
+    """Render the table as Markdown, with the number of families that pass: second names are not counted."""
+    families = [verdict for verdict in verdicts if verdict.counts]
+    passing = [verdict for verdict in families if verdict.passes]
     rows = [
         f"| `{verdict.family}` | {'passes' if verdict.passes else 'refused'} | {verdict.note} |" for verdict in verdicts
     ]
@@ -163,8 +170,8 @@ def page(verdicts: list[Verdict]) -> str:
         [
             "# Decoder families",
             "",
-            f"{len(passing)} of the {len(verdicts)} families that transformers {transformers.__version__} has for "
-            "causal language modelling pass.",
+            f"{len(passing)} of the {len(families)} families that transformers {version} has for causal language "
+            "modelling pass. Second names are listed, not counted.",
             "Written by `python -m bench.families`, which tries a tiny random model of each: text through the extended "
             "model is the LLM's own, bit",
             "for bit; who feels a change is who the mask lets see it; the cached sampler predicts what the training "

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from bench.judge_measure import SIZES, measure
 from bench.judge_page import page, sheet
-from fusion.common.files import save
+from fusion.common.atomic import new_file, save
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,7 +40,8 @@ def main(argv: Sequence[str]) -> int:
     )
     save((json.dumps(found.figures(), indent=1) + "\n").encode(), options.out / "results.json")
     save(page(found).encode(), options.out / "report.html")
-    sheet(found).save(options.out / "judge.png")
+    with new_file(options.out / "judge.png") as aside:
+        sheet(found).save(aside, "PNG")
     print(found.as_text())
     print(options.out / "report.html")
     return 0

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 
+from fusion.common.atomic import save
 from fusion.common.provenance import commit, dirty
 
 RESULTS = Path(__file__).parent / "results"
@@ -89,5 +90,5 @@ def write(name: str, figures: Mapping[str, Any], on: str = "cpu") -> Path:
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}_{facts['date']}_{on}.json"
-    path.write_text(json.dumps(facts | dict(figures), indent=1) + "\n", encoding="utf-8")
+    save(json.dumps(facts | dict(figures), indent=1) + "\n", path)
     return path

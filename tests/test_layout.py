@@ -253,3 +253,14 @@ def test_no_path_of_somebodys_machine():
         return MACHINE_PATHS.findall((ROOT / path).read_text(encoding="utf-8"))
 
     assert not (found := offenders([*SOURCES, *PROSE], fault)), found
+
+
+def test_files_and_folders_take_their_names_in_one_module():
+    """Whoever writes a file or folder whole calls `fusion.common.atomic`: nobody else renames temporary ones."""
+
+    def by_hand(path: Path) -> set[str]:
+        calls = {f"{ast.unparse(call.func)}" for call in nodes(path, ast.Call)}
+        return calls & {"os.replace", "os.rename", "shutil.move", "tempfile.NamedTemporaryFile", "tempfile.mkstemp"}
+
+    paths = [path for path in SOURCES if path.parts[0] != "tests" and path != Path("fusion/common/atomic.py")]
+    assert by_hand(Path("fusion/common/atomic.py")) and not offenders(paths, by_hand)

@@ -6,8 +6,6 @@ so that encoding a saved image again gives the same latents.
 
 import hashlib
 import json
-import os
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from fusion.common.atomic import new_folder, save
 from fusion.common.tensor_cache import bytes_of, entry, read_entry, write_entry
 from fusion.sequence.images import from_levels, to_levels
 
@@ -76,7 +75,8 @@ class Pixel(Codec):
 
     def save(self, folder: str | Path) -> None:
         """Write a configuration that says so."""
-        _save_atomically(folder, lambda place: (place / CONFIG).write_text(json.dumps({"_class_name": "Pixel"}) + "\n"))
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save(json.dumps({"_class_name": "Pixel"}) + "\n", Path(folder, CONFIG))
 
     def fingerprint(self) -> str:
         """There is nothing to vary."""
@@ -194,7 +194,8 @@ class Autoencoder(Codec):
 
     def save(self, folder: str | Path) -> None:
         """Write it in diffusers' own format: `config.json` and safetensors."""
-        _save_atomically(folder, self.vae.save_pretrained)
+        with new_folder(folder, last=CONFIG) as aside:
+            self.vae.save_pretrained(aside)
 
     def fingerprint(self) -> str:
         """Hash of class, configuration, dtype and every weight."""
@@ -357,13 +358,3 @@ class LatentCache(Codec):
 
     def _file(self, image: Float[Tensor, "3 h w"]) -> Path:
         return entry(self.folder, str(tuple(image.shape)).encode(), bytes_of(image.float()))
-
-
-def _save_atomically(folder: str | Path, write: Callable[[Path], object]) -> None:
-    """Write files beside `folder` and move them in, the configuration last: with it there, the codec is complete."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-        write(Path(temporary))
-        for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == CONFIG):
-            os.replace(file, folder / file.name)

@@ -1,8 +1,6 @@
 """Typed config dataclasses from a YAML file and `key=value` words; an error is one line naming file and key."""
 
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_origin
@@ -11,6 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fusion.common.atomic import save
 from fusion.common.checked import Checked, element, kinds, shown, wanted, wanted_of
 from fusion.common.renamed import RENAMED, renamed_config
 
@@ -67,11 +66,7 @@ def keys(path: str | Path, overrides: Sequence[str] = ()) -> set[str]:
 
 def save_config(config: Any, path: str | Path) -> None:
     """Write a config dataclass as YAML, atomically; `load_config` reads it back to an equal one."""
-    path = Path(path)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
-    os.chmod(file.name, 0o644)  # a temporary file is private
-    os.replace(file.name, path)
+    save(OmegaConf.to_yaml(OmegaConf.structured(config)), path)
 
 
 def _read_yaml(path: str | Path) -> Any:

@@ -102,5 +102,5 @@ def wrapped(text: str, width: int) -> list[str]:
 
 
 @cache
-def _font() -> ImageFont.FreeTypeFont:
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(FONT)

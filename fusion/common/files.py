@@ -1,11 +1,11 @@
-"""Files out: whole or not at all, under the first free of numbered names, so that nothing is ever overwritten."""
+"""Names of new files: the first free of numbered ones, so that nothing is ever overwritten; images without loss."""
 
 import io
-import os
-import tempfile
 from pathlib import Path
 
 from PIL import Image
+
+from fusion.common.atomic import save
 
 FORMATS = {
     ".png": "PNG",
@@ -49,11 +49,3 @@ def save_image(image: Image.Image, out: str | Path) -> Path:
     path = claim(path)
     save(data.getvalue(), path)
     return path
-
-
-def save(data: bytes, path: Path) -> None:
-    """Write a file, or put a new one in its place."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as draft:
-        draft.write(data)
-    os.chmod(draft.name, 0o644)  # temporary files are private
-    os.replace(draft.name, path)

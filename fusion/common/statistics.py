@@ -72,7 +72,7 @@ def mean_of(name: str, scores: Iterable[Score]) -> Score:
     """The mean over shares, each counting the same whatever it is of, as GenEval averages its categories; Wilson's
     interval of all items."""
     scores = list(scores)
-    share, count = sum(score.value for score in scores) / len(scores), sum(score.count for score in scores)
+    share, count = sum(score.value for score in scores) / len(scores), sum(score.count or 0 for score in scores)
     return Score(name, share, *wilson(share, count), count)
 
 

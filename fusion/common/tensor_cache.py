@@ -1,8 +1,6 @@
 """A cache of tensors on disk: entries are safetensors, written atomically, and written again if damaged."""
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +8,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from fusion.common.atomic import new_file
 
 
 def entry(folder: Path, *key: bytes) -> Path:
@@ -29,10 +29,8 @@ def read_entry(file: Path) -> dict[str, Tensor] | None:
 def write_entry(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write an entry; several processes may write the same."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
-        pass
-    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary.name)
-    os.replace(temporary.name, file)
+    with new_file(file) as aside:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, aside)
 
 
 def bytes_of(tensor: Tensor) -> bytes:

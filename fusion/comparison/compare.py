@@ -12,9 +12,9 @@ from statistics import mean
 
 from transformers.utils import logging
 
+from fusion.common.atomic import save
 from fusion.common.charts import COLOURS, Line, chart, compact
 from fusion.common.config import load
-from fusion.common.files import save
 from fusion.common.html import Section, document, figure, paragraph, table
 from fusion.common.statistics import student
 from fusion.comparison.contenders import Comparison, Contender, Record, known, perform, place

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 
 from fusion.codecs.codec import load_codec
+from fusion.common.atomic import new_file, save
 from fusion.diffusion import load_text_to_image
 from fusion.diffusion.networks.conditioning import Conditioning
 from fusion.diffusion.networks.experts import evenly
@@ -298,11 +298,9 @@ def keep(comparison: Comparison, contender: Contender, record: Record, samples: 
     """Write the record, and beside it the samples, each whole or not at all; the record last."""
     base = place(comparison, contender, record.seed)
     base.parent.mkdir(parents=True, exist_ok=True)
-    aside = base.with_suffix(".tmp")
-    samples.save(aside, format="PNG")
-    os.replace(aside, base.with_suffix(".png"))
-    aside.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, base.with_suffix(".json"))
+    with new_file(base.with_suffix(".png")) as aside:
+        samples.save(aside, format="PNG")
+    save(json.dumps(asdict(record), indent=1) + "\n", base.with_suffix(".json"))
 
 
 def known(comparison: Comparison, contender: Contender, seed: int) -> Record | None:

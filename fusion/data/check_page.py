@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from fusion.common.files import claim, save
+from fusion.common.atomic import save
+from fusion.common.files import claim
 from fusion.common.html import Section, bars, document, figure, paragraph, table
 from fusion.data.check import Findings, Reader, Report, facts
 from fusion.data.formats.table_source import TableSource

@@ -9,7 +9,6 @@ images on white, `metadata.jsonl` with a caption each (the Unicode name of the c
 import argparse
 import json
 import re
-import shutil
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from PIL import ImageOps
 
+from fusion.common.atomic import new_folder
 from fusion.sequence.images import BadImage, open_image
 
 SIDE = 128
@@ -133,15 +133,13 @@ def build(noto: Path, fluent: Path, out: Path) -> tuple[int, int]:
     if out.exists():
         raise ValueError(f"{out}: is there already; remove it, or choose another folder")
     files = find(noto, NOTO) | find(fluent, FLUENT)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was interrupted
-    for style in (NOTO, FLUENT):
-        (partial / "images" / style.folder).mkdir(parents=True)
-    emoji = [item for item, path in files.items() if _draw(path, partial / item.file_name)]
-    _write(partial / "metadata.jsonl", [{"file_name": item.file_name, "text": item.caption} for item in emoji])
-    pairs = list(edits(emoji))
-    _write(partial / "edits.jsonl", pairs)
-    partial.rename(out)
+    with new_folder(out) as partial:
+        for style in (NOTO, FLUENT):
+            (partial / "images" / style.folder).mkdir(parents=True)
+        emoji = [item for item, path in files.items() if _draw(path, partial / item.file_name)]
+        _write(partial / "metadata.jsonl", [{"file_name": item.file_name, "text": item.caption} for item in emoji])
+        pairs = list(edits(emoji))
+        _write(partial / "edits.jsonl", pairs)
     return len(emoji), len(pairs)
 
 

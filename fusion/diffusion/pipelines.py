@@ -2,16 +2,14 @@
 
 The components are those that the checkpoint's own model_index.json names.
 
-A class of pipeline is one entry of RECIPES: which network, which encoders, how a prompt becomes a condition, and what
-is usual. The rest is the same for all, and so is the seed: its noise is that of diffusers for
+A class of pipeline is a `Recipe` in the table of architectures: which encoders, how a prompt becomes a condition, and
+what is usual. The rest is the same for all, and so is the seed: its noise is that of diffusers for
 `generator=torch.Generator().manual_seed(seed)`.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from math import prod
 from pathlib import Path
 
 import torch
@@ -21,17 +19,10 @@ from torch import Tensor, nn
 
 from fusion.codecs.codec import Codec, load_codec
 from fusion.diffusion import pipeline_texts as texts
+from fusion.diffusion.architectures import PIPELINES, Recipe
 from fusion.diffusion.checkpoints import load, read_settings
 from fusion.diffusion.networks.conditioning import Conditioning
-from fusion.diffusion.networks.dit import DiT
-from fusion.diffusion.networks.flux import Flux
-from fusion.diffusion.networks.flux2 import Flux2
-from fusion.diffusion.networks.hidream import HiDream
-from fusion.diffusion.networks.lumina2 import Lumina2
-from fusion.diffusion.networks.mmdit import MMDiT
-from fusion.diffusion.networks.pixart import PixArt
-from fusion.diffusion.networks.sana import Sana
-from fusion.diffusion.schedules import BySize, DiscreteSchedule, FlowSchedule, Predict, flux2_mu, line, read_schedule
+from fusion.diffusion.schedules import DiscreteSchedule, FlowSchedule, Predict, read_schedule
 from fusion.diffusion.snapshots import place
 from fusion.flow.solvers import SOLVERS, Guidance
 from fusion.sequence.images import to_image
@@ -42,90 +33,6 @@ FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 """What is brought from the hub: configs and vocabularies, weights, merges of CLIP's tokenizer, sentencepiece models."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A pipeline class of diffusers.
-
-    condition: prompts -> what the network is told; unlike: the same for the prompt of the other branch of guidance,
-    where that is read otherwise. encoders, optional: folders of text encoders that have to be, or may be, there.
-    prompts: of which types. told: whether the scale of guidance is told to the network (distilled), not applied to two
-    branches. as_long: whether a guided prediction is made as long, row by row of the latents, as that of the branch of
-    the prompt. even: whether flow times are even before their shift (see `schedules.read_schedule`); by_size: mu where
-    it isn't on the scheduler's line; patches: what counts as their number there. steps, guidance, solver: what is
-    usual.
-    """
-
-    network: type[nn.Module]
-    condition: Callable[[texts.Readers, Sequence], Conditioning]
-    steps: int
-    guidance: float
-    encoders: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
-    prompts: tuple[type, ...] = (str,)
-    unlike: Callable[[texts.Readers, Sequence], Conditioning] | None = None
-    told: bool = False
-    as_long: bool = False
-    even: bool = False
-    by_size: BySize | None = None
-    patches: Callable[[object, int, int], int] = lambda config, height, width: height * width // config.patch_size**2
-    solver: str = "euler"
-
-
-FLUX2 = Recipe(
-    Flux2, texts.flux2, steps=50, guidance=4.0, encoders=("text_encoder",), told=True, even=True, by_size=flux2_mu
-)
-LUMINA2 = Recipe(
-    Lumina2,
-    texts.lumina2,
-    steps=30,
-    guidance=4.0,
-    encoders=("text_encoder",),
-    unlike=partial(texts.lumina2, instructed=False),
-    as_long=True,
-    even=True,
-    patches=lambda config, *size: config.channels,  # so diffusers counts
-)
-RECIPES = {
-    "DiTPipeline": Recipe(DiT, texts.labels, steps=50, guidance=4.0, prompts=(str, int)),
-    "PixArtAlphaPipeline": Recipe(
-        PixArt, texts.pixart, steps=20, guidance=4.5, encoders=("text_encoder",), solver="dpmpp_2m"
-    ),
-    "SanaPipeline": Recipe(
-        Sana,
-        texts.sana,
-        steps=20,
-        guidance=4.5,
-        encoders=("text_encoder",),
-        unlike=partial(texts.sana, instructed=False),
-        solver="dpmpp_2m",
-    ),
-    "StableDiffusion3Pipeline": Recipe(
-        MMDiT,
-        texts.sd3,
-        steps=28,
-        guidance=7.0,
-        encoders=("text_encoder", "text_encoder_2"),
-        optional=("text_encoder_3",),
-    ),
-    "FluxPipeline": Recipe(
-        Flux, texts.flux, steps=28, guidance=3.5, encoders=("text_encoder", "text_encoder_2"), told=True, even=True
-    ),
-    "Flux2Pipeline": FLUX2,
-    "Flux2KleinPipeline": replace(FLUX2, condition=texts.flux2_klein, told=False),
-    "Lumina2Pipeline": LUMINA2,
-    "Lumina2Text2ImgPipeline": LUMINA2,
-    "HiDreamImagePipeline": Recipe(
-        HiDream,
-        texts.hidream,
-        steps=50,
-        guidance=5.0,
-        encoders=("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4"),
-        by_size=line((256, 0.5), (4096, 1.15)),
-        patches=lambda config, *size: (
-            prod(config.largest) // config.patch_size**2
-        ),  # of the largest image, whatever is drawn
-    ),
-}
 DISTILLED = {"told": True, "steps": 4, "guidance": 1.0}
 """What is otherwise in a pipeline whose model_index.json says is_distilled: no second branch, few steps."""
 
@@ -248,21 +155,22 @@ def pipeline(
     """
     folder, others = place(folder_or_hub_id, [INDEX]), dict(encoders or {})
     index = _index(folder)
-    recipe = RECIPES.get(index.get("_class_name"))
-    if recipe is None:
+    kind = index.get("_class_name")
+    if kind not in PIPELINES:
         raise ValueError(
-            f"{folder}: a {index.get('_class_name', 'pipeline without a class')}; those that can be loaded are "
-            f"{', '.join(RECIPES)}"
+            f"{folder}: a {kind or 'pipeline without a class'}; those that can be loaded are {', '.join(PIPELINES)}"
         )
+    architecture = PIPELINES[kind]
+    recipe = architecture.pipelines[kind]
     recipe = replace(recipe, **DISTILLED) if index.get("is_distilled") else recipe
     there = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and entry[0]}
-    own = _components(recipe, there, others, f"{folder}/{INDEX}", index["_class_name"])
+    own = _components(recipe, there, others, f"{folder}/{INDEX}", kind)
     names = ("transformer", "vae", "scheduler", *own, *(name.replace("text_encoder", "tokenizer") for name in own))
     folder = place(folder_or_hub_id, [f"{name}/{files}" for name in names for files in FILES])
     if lacking := [name for name in names if not (folder / name).is_dir()]:
         raise ValueError(f"{folder} has no folder {lacking[0]}, which its {INDEX} names: copy the pipeline again")
     network, codec = load(folder / "transformer", dtype, device), load_codec(folder / "vae", dtype, device)
-    if not isinstance(network, recipe.network) or network.config.channels != codec.channels:
+    if not isinstance(network, architecture.network) or network.config.channels != codec.channels:
         raise ValueError(
             f"{folder}: the network, a {type(network).__name__}, does not draw the {codec.channels} channels of "
             "this VAE"

@@ -9,36 +9,7 @@ from typing import Any
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fusion.diffusion.networks import (
-    crossdit,
-    dit,
-    ditair,
-    flux,
-    flux2,
-    hidream,
-    lumina2,
-    mmdit,
-    pixart,
-    sana,
-    unet,
-    uvit,
-)
-
-ARCHITECTURES = {
-    "unet": (unet.UNet, unet.UNetConfig),
-    "dit": (dit.DiT, dit.DiTConfig),
-    "uvit": (uvit.UViT, uvit.UViTConfig),
-    "pixart": (pixart.PixArt, pixart.PixArtConfig),
-    "sana": (sana.Sana, sana.SanaConfig),
-    "crossdit": (crossdit.CrossDiT, crossdit.CrossDiTConfig),
-    "mmdit": (mmdit.MMDiT, mmdit.MMDiTConfig),
-    "flux": (flux.Flux, flux.FluxConfig),
-    "flux2": (flux2.Flux2, flux2.Flux2Config),
-    "lumina2": (lumina2.Lumina2, lumina2.Lumina2Config),
-    "hidream": (hidream.HiDream, hidream.HiDreamConfig),
-    "ditair": (ditair.DiTAir, ditair.DiTAirConfig),
-}
-
+from fusion.diffusion.architectures import ARCHITECTURES
 
 STEP = 2  # by which a head grows where a width is looked for: rotary positions and sin-cos ones want even numbers
 WIDEST = 16384
@@ -62,9 +33,9 @@ def build(name: str, settings: dict[str, Any], sees: Sees) -> nn.Module:
     heads. Raises ValueError in one line."""
     if name not in ARCHITECTURES:
         raise ValueError(f"architecture {name!r}: choose one of {', '.join(ARCHITECTURES)}")
-    network, config = ARCHITECTURES[name]
-    settings = _levels(settings) if name == "unet" else settings
-    defaults = {field.name: field.default for field in fields(config)}
+    architecture = ARCHITECTURES[name]
+    settings = architecture.fields(settings)
+    defaults = {field.name: field.default for field in fields(architecture.config)}
     if unknown := sorted(set(settings) - defaults.keys()):
         raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(sorted(defaults))}")
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
@@ -75,7 +46,7 @@ def build(name: str, settings: dict[str, Any], sees: Sees) -> nn.Module:
         whole["axes"] = _shared_out(whole["width"] // whole["heads"], defaults["axes"])
     if "reads" in defaults and "reads" not in given:
         whole["reads"] = _spread(whole["layers"] + whole["single"], sees.layers)
-    return network(config(**whole))
+    return architecture.network(architecture.config(**whole))
 
 
 def matched(
@@ -98,18 +69,6 @@ def matched(
     return settings | {
         "width": min(widths[max(place - 1, 0) : place + 1], key=lambda width: abs(math.log(measure(width) / target)))
     }
-
-
-def _levels(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a UNet with its widths level by level. It reads no pooled text unless told to: that is SDXL's."""
-    rest = {"pooled_width": None} | {
-        key: value for key, value in settings.items() if key not in ("width", "ratios", "heads")
-    }
-    if "width" in settings:
-        rest["widths"] = [settings["width"] * ratio for ratio in settings.get("ratios", (1, 2, 2))]
-    if "heads" in settings:  # diffusers calls them attention_head_dim, whatever its documentation says
-        rest["others"] = {"attention_head_dim": settings["heads"]} | dict(settings.get("others", {}))
-    return rest
 
 
 def _shared_out(head: int, published: tuple[int, ...]) -> tuple[int, ...]:

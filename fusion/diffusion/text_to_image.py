@@ -1,8 +1,6 @@
 """A text-to-image model: a diffusion network with the text encoders that condition it, and its codec."""
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -17,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fusion.codecs.codec import Codec, load_codec, round8
+from fusion.common.atomic import new_folder
 from fusion.diffusion.networks.conditioning import Conditioning
 from fusion.diffusion.registry import Sees, build
 from fusion.diffusion.text_encoders import EncoderConfig, TextEncoders, load_encoder
@@ -139,21 +138,16 @@ class TextToImage(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write everything into one folder that `load_text_to_image` reads; the description last, so that a
         half-written folder is none."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-            place = Path(temporary)
+        with new_folder(folder, last=CONFIG) as place:
             save_file(
                 {name: tensor.contiguous() for name, tensor in own_tensors(self.network).items()},
                 place / WEIGHTS,
                 metadata={"format": "pt"},
             )
-            self.codec.save(folder / "codec")
+            self.codec.save(place / "codec")
             for number, encoder in enumerate(self.texts):
-                encoder.save_pretrained(folder / "texts" / str(number))
+                encoder.save_pretrained(place / "texts" / str(number))
             (place / CONFIG).write_text(json.dumps(asdict(self.config), indent=2), encoding="utf-8")
-            for name in (WEIGHTS, CONFIG):
-                os.replace(place / name, folder / name)
 
 
 def own_tensors(network: nn.Module) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 from fusion.doctor.checks import examine, in_context
 from fusion.doctor.finding import Finding
 from fusion.doctor.page import as_text, render, summary

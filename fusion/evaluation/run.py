@@ -10,7 +10,6 @@ puts it together.
 import argparse
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 from transformers.utils import logging
 
-from fusion.common.files import save
+from fusion.common.atomic import new_file, save
 from fusion.common.provenance import commit
 from fusion.common.renamed import renamed
 from fusion.evaluation.results import Result, against, read_result, render
@@ -106,8 +105,8 @@ def keep(out: Path, suite: Suite, answers: Sequence[Answer]) -> None:
             f"{row.number:04}{ascii_lowercase[number] if len(images) > 1 else ''}.png" for number in range(len(images))
         ]
         for name, image in zip(names, images, strict=True):
-            image.save(place / f"{name}.tmp", format="PNG")
-            os.replace(place / f"{name}.tmp", place / name)
+            with new_file(place / name) as aside:
+                image.save(aside, format="PNG")
         rows.append(asdict(row) | {"images": [f"samples/{slug(suite)}/{name}" for name in names]})
     save(("".join(json.dumps(row) + "\n" for row in rows)).encode(), place / f"{rows[0]['number']:04}.jsonl")
 

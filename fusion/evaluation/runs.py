@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from tqdm import tqdm
 
+from fusion.common.atomic import save
 from fusion.common.charts import Line, chart
 from fusion.common.contact_sheet import Cell, contact_sheet
-from fusion.common.files import save
 from fusion.common.html import Section, document, figure, paragraph, png, table
 from fusion.data.formats import Sample
 from fusion.data.formats.config import DataConfig

@@ -15,8 +15,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from fusion.common.atomic import save
 from fusion.common.contact_sheet import Cell, contact_sheet
-from fusion.common.files import save
 from fusion.common.html import png
 from fusion.common.statistics import Score
 from fusion.evaluation.subjects import Subject

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 from fusion.common.html import Section, document, img, paragraph, table
 from fusion.common.statistics import Score, mean_score
 from fusion.evaluation.partial_credit import WORDS

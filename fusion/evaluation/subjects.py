@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from fusion.diffusion import load_text_to_image, pipeline
-from fusion.diffusion.pipelines import INDEX, RECIPES, Pipeline
+from fusion.diffusion.architectures import PIPELINES
+from fusion.diffusion.pipelines import INDEX, Pipeline
 from fusion.diffusion.text_to_image import CONFIG as TEXT_TO_IMAGE
 from fusion.diffusion.text_to_image import TextToImage
 from fusion.generation import api, presets
@@ -175,7 +176,7 @@ def load_subject(folder: str | Path, params: dict[str, Any], device: str | None 
         return Painted(load_text_to_image(path, device), params)
     if (path / INDEX).is_file():
         kind = json.loads((path / INDEX).read_text(encoding="utf-8")).get("_class_name", "pipeline")
-        return Piped(pipeline(path, device=device) if kind in RECIPES else _by_diffusers(path, device), kind, params)
+        return Piped(pipeline(path, device=device) if kind in PIPELINES else _by_diffusers(path, device), kind, params)
     try:
         return Unified(api.load(folder, dtype=torch.float32, device=device), params)
     except ValueError as error:

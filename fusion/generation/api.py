@@ -2,8 +2,6 @@
 
 import copy
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -15,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
 from fusion.codecs.codec import Codec, load_codec
+from fusion.common.atomic import new_folder
 from fusion.common.checked import SettingError, takes
 from fusion.generation import presets as named
 from fusion.generation.interleaved import Event, Generator, ImageDone, TextPiece
@@ -154,10 +153,8 @@ class Fusion:
         base: where the LLM's own weights lie (a folder or hub id): they are left out, and a model of adapters takes a
         few MB. ValueError unless the LLM is frozen, or for a quantised model.
         """
-        folder = Path(folder)
         if self.model.quantised or base is not None:
             self.model.refuse_unless_whole("save_pretrained")
-        folder.parent.mkdir(parents=True, exist_ok=True)
         if base is not None and any(
             p.requires_grad for name, p in self.model.llm.named_parameters() if "lora_" not in name
         ):
@@ -165,16 +162,15 @@ class Fusion:
                 f"base={str(base)!r}: the LLM's weights learn, so that they are not those of the base: save them with "
                 "the model"
             )
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        with new_folder(folder, last="config.json") as aside:
             if base is None:
-                self.model.save_pretrained(temporary)
+                self.model.save_pretrained(aside)
             else:
-                self._save_beside(temporary, str(Path(base).resolve() if Path(base).is_dir() else base))
-            self.processor.save_pretrained(temporary)
-            self.codec.save(Path(temporary, "codec"))
-            _move_in(Path(temporary), folder)
+                self._save_beside(aside, str(Path(base).resolve() if Path(base).is_dir() else base))
+            self.processor.save_pretrained(aside)
+            self.codec.save(aside / "codec")
 
-    def _save_beside(self, folder: str, base: str) -> None:
+    def _save_beside(self, folder: Path, base: str) -> None:
         config = self.model.config
         try:
             config.base, config.base_weights = base, self.model.llm_weights()
@@ -186,16 +182,13 @@ class Fusion:
         """Write the decoder back as a plain LLM that AutoModelForCausalLM loads, with its tokenizer; adapters become
         part of its weights."""
         self.model.refuse_unless_whole("export_llm")
-        folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        with new_folder(folder, last="config.json") as aside:
             model = self.model
             if model.config.lora:
                 model = copy.deepcopy(model)
                 model.merge_lora()
-            model.llm.save_pretrained(temporary)
-            self.processor.tokenizer.save_pretrained(temporary)
-            _move_in(Path(temporary), folder)
+            model.llm.save_pretrained(aside)
+            self.processor.tokenizer.save_pretrained(aside)
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> "Fusion":
         """Move model and codec. ValueError for weights that are quantised, spread or offloaded."""
@@ -384,14 +377,3 @@ def _append_text(output: Output, text: str) -> None:
 def _stripped(output: Output) -> Output:
     parts = [part.strip() if isinstance(part, str) else part for part in output]
     return [part for part in parts if part != ""]
-
-
-def _move_in(source: Path, folder: Path) -> None:
-    """Move finished files into a folder, config.json last: with it there, the folder is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted(source.rglob("*"), key=lambda file: file == source / "config.json"):
-        if file.is_file():
-            target = folder / file.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            file.chmod(0o644)  # some writers leave their files private
-            os.replace(file, target)

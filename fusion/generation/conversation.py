@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from fusion.common.files import claim, save, save_image
+from fusion.common.atomic import save
+from fusion.common.files import claim, save_image
 from fusion.sequence.document import blocks
 from fusion.sequence.images import open_image
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 from fusion.generation.sampling import Sampling
 
 SAMPLING_PARAMETERS = ("steps", "solver", "shift", "guidance", "image_guidance", "guidance_interval")

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from fusion.codecs.autoencoder import ConvAutoencoder
 from fusion.codecs.codec import FAMILIES, Autoencoder, round8
+from fusion.common.atomic import new_file
 from fusion.common.config import load, save_config
 from fusion.data.formats.split import SUFFIXES, Split, Subjects
 from fusion.data.formats.stream import shuffled
@@ -410,7 +411,8 @@ def _validate(vae: nn.Module, held_out: Float[Tensor, "n 3 h w"], folder: Path) 
     rows = torch.stack([held_out[:8], made[:8], (4 * (made - held_out)[:8]).clamp(-1, 1)])
     folder.mkdir(parents=True, exist_ok=True)
     image = to_image(rearrange(rows, "r n c h w -> c (r h) (n w)"))
-    image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(folder / "reconstructions.png")
+    with new_file(folder / "reconstructions.png") as aside:
+        image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(aside, "PNG")
     return psnr(made, held_out)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 from fusion.common.html import Section, gallery, paragraph, png
 from fusion.common.scores_html import score_table
 from fusion.data.curriculum import Stage, open_data

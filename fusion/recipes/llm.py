@@ -4,9 +4,7 @@ Usage: `python -m train.llm configs/llm.yaml out=out/llm`
 """
 
 import math
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from fusion.common.atomic import new_folder
 from fusion.common.config import load, save_config
 from fusion.data.formats import BadSample, PlainText, Split
 from fusion.recipes.tokenizer import train_tokenizer
@@ -307,12 +306,10 @@ def _step(model: LlamaForCausalLM, rows: Tensor, optimizers: Optimizers, context
 
 
 def _save(out: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Written aside and moved in file by file, config.json last: a folder without one is not yet a model."""
-    with tempfile.TemporaryDirectory(dir=out) as aside:
+    """Write model and tokenizer, config.json last: a folder without one is not yet a model."""
+    with new_folder(out, last="config.json") as aside:
         model.eval().save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-        for path in sorted(Path(aside).iterdir(), key=lambda path: path.name == "config.json"):
-            os.replace(path, out / path.name)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,15 +1,17 @@
 """Tiny networks of every architecture, their diffusers references, and how each is called: tables for tests."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from math import isqrt
+from typing import Any
 
 import diffusers
 import torch
 from diffusers.models.transformers.transformer_hidream_image import MOEFeedForwardSwiGLU
 from torch import Tensor, nn
 
+from fusion.diffusion.architectures import ARCHITECTURES
 from fusion.diffusion.networks.conditioning import Conditioning
 from fusion.diffusion.networks.crossdit import CrossDiT, CrossDiTConfig
 from fusion.diffusion.networks.dit import CONDITIONINGS, DiT, DiTConfig
@@ -31,6 +33,7 @@ ODD = SIZES | {"layers": 3}
 TEXT, POOLED, LAYER = 32, 24, 20  # widths of tokens, of pooled text and of a language model's layers
 WIDTHS = {"text_width": TEXT, "pooled_width": POOLED}
 LEVELS = {"widths": (8, 16), "layers": 1, "attention": (0, 1)}  # of UNets
+GROUPS = {"norm_num_groups": 8}  # of UNets that are 16 wide
 READS = {"reads": (0, 1, 1), "layer_width": LAYER}
 
 
@@ -311,26 +314,31 @@ SMALL = {
 }
 
 
+# What a small network needs beside the usual sizes, or instead of them.
+OWN: dict[str, dict[str, Any]] = {
+    "unet": {"width": 16, "ratios": [1, 2], "layers": 1, "heads": 2, "attention": [0, 1], "others": GROUPS},
+    "uvit": {"layers": 3, "words": 64},
+    "mmdit": {"qk_norm": True},
+    "flux": {"layers": 1, "single": 1},
+    "flux2": {"layers": 1, "single": 1},
+    "hidream": {"layers": 1, "single": 1, "width": 32, "heads": 2},
+    "lumina2": {"layers": 1, "refiners": 1},
+}
+
+
+def small(name: str, patch_size: int = 16) -> dict[str, Any]:
+    """Settings of a small network of any architecture for images of 32 x 32, as `registry.build` takes them."""
+    known = {field.name for field in fields(ARCHITECTURES[name].config)}
+    sizes = {"patch_size": patch_size, "size": [32 // patch_size] * 2}
+    usual = {"width": 64, "layers": 2, "heads": 4} | {key: value for key, value in sizes.items() if key in known}
+    return usual | OWN.get(name, {})
+
+
 # What learns from captioned images of three channels in a test: what it sees -> network.
-PAINTED = {"patch_size": 16, "width": 64, "layers": 2, "heads": 4}
 LEARNERS = {
-    **{f"dit, {kind}": partial(build, "dit", PAINTED | {"conditioning": kind}) for kind in CONDITIONINGS},
-    "unet": partial(
-        build,
-        "unet",
-        {"width": 16, "ratios": [1, 2], "layers": 1, "heads": 2, "attention": [0, 1], "others": {"norm_num_groups": 8}},
-    ),
-    "uvit": partial(build, "uvit", PAINTED | {"layers": 3, "size": [2, 2], "words": 64}),
-    "pixart": partial(build, "pixart", PAINTED),
-    "sana": partial(build, "sana", PAINTED),
-    "crossdit": partial(build, "crossdit", PAINTED),
-    "mmdit": partial(build, "mmdit", PAINTED | {"qk_norm": True}),
-    "flux": partial(build, "flux", PAINTED | {"layers": 1, "single": 1}),
-    "flux2": partial(build, "flux2", PAINTED | {"layers": 1, "single": 1}),
-    "hidream": partial(build, "hidream", PAINTED | {"layers": 1, "single": 1, "width": 32, "heads": 2}),
-    "lumina2": partial(build, "lumina2", PAINTED | {"layers": 1, "refiners": 1}),
-    "ditair": partial(build, "ditair", PAINTED),
-    "ditair-lite": partial(build, "ditair", PAINTED | {"share_attention": True}),
+    **{f"dit, {kind}": partial(build, "dit", small("dit") | {"conditioning": kind}) for kind in CONDITIONINGS},
+    **{name: partial(build, name, small(name)) for name in ARCHITECTURES if name != "dit"},
+    "ditair-lite": partial(build, "ditair", small("ditair") | {"share_attention": True}),
 }
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fusion.common.atomic import new_folder
+
 # Written last: the files of the checkpoint with sizes and hashes, so that a copy that broke off is noticed, and a bit
 # that fell over.
 MARKER = "complete.json"
@@ -20,14 +22,12 @@ MARKER = "complete.json"
 def save(folder: str | Path, step: int, write: Callable[[Path], None], keep: int = 2) -> Path:
     """Write `folder`/step_N through `write(aside)`, and delete all but the newest `keep` when it is safely there."""
     folder = Path(folder)
-    final, aside = folder / f"step_{step}", folder / f"step_{step}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    write(aside)
-    seal(aside)
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(aside, final)
+    final = folder / f"step_{step}"
+    with new_folder(final) as aside:
+        write(aside)
+        seal(aside)
+        if final.exists():
+            shutil.rmtree(final)
     _sync(folder)
     for old in steps(folder)[:-keep] if keep else []:
         shutil.rmtree(folder / f"step_{old}")

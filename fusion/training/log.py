@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 from fusion.training.metrics import Means, Metrics
 from fusion.training.probe_and_trackers import Tracked
 

@@ -2,8 +2,9 @@
 
 import json
 import math
-import os
 from pathlib import Path
+
+from fusion.common.atomic import save
 
 
 class Metrics:
@@ -16,9 +17,7 @@ class Metrics:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read(self.path) if row["step"] <= step] if self.path.exists() and step else []
-        fresh = self.path.with_suffix(".tmp")
-        fresh.write_text("".join(_line(row) for row in kept), encoding="utf-8")
-        os.replace(fresh, self.path)
+        save("".join(_line(row) for row in kept), self.path)
 
     def log(self, step: int, seen: int, time: float, **values: float | int | None) -> None:
         """One row. seen: training documents so far. time: seconds of training so far. A value None (nothing measured)

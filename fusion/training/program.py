@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 
+from fusion.common.atomic import save
 from fusion.common.config import load, save_config
 from fusion.common.provenance import commit
 from fusion.training.checkpoint import steps
@@ -63,4 +64,4 @@ def describe(run: Path, config: Any, program: str, title: str | None = None) -> 
         if torch.cuda.is_available()
         else f"CPU, {torch.get_num_threads()} threads",
     }
-    (run / "run.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    save(json.dumps(facts, indent=1), run / "run.json")

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from fusion.common.atomic import save
 from fusion.common.charts import Line, chart, compact, side_by_side
-from fusion.common.files import save
 from fusion.common.html import SHOWN, Section, code, document, figure, gallery
 
 AXES = ("step", "seen", "time")  # columns of a row of metrics that say when, not what

@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
+from fusion.common.atomic import save
 from fusion.common.contact_sheet import Cell, contact_sheet
-from fusion.common.files import save
 from fusion.common.html import png
 from fusion.data.formats import Sample
 from fusion.generation.api import Fusion

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 from fusion.common.renamed import renamed
 from fusion.evaluation.subjects import Subject
 from fusion.evaluation.suite import Answer, Numbered, Suite

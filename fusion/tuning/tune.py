@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers.utils import logging
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 from fusion.common.provenance import commit
 from fusion.common.tensor_cache import bytes_of
 from fusion.evaluation.run import RESULTS, begin, fingerprint

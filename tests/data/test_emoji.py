@@ -105,10 +105,10 @@ def test_nothing_half_built_is_left_in_place(clones, tmp_path, monkeypatch):
     monkeypatch.setattr("fusion.data.emoji.edits", lambda emoji: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build(*clones, tmp_path / "emoji")
-    assert not (tmp_path / "emoji").exists() and (tmp_path / "emoji.partial").exists()
+    assert not (tmp_path / "emoji").exists() and not list(tmp_path.glob("*.partial"))
     monkeypatch.undo()
     build(*clones, tmp_path / "emoji")
-    assert not (tmp_path / "emoji.partial").exists()
+    assert (tmp_path / "emoji").is_dir()
 
 
 def test_a_broken_image_is_named_and_left_out(clones, tmp_path, capsys):

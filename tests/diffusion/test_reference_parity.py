@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fusion.diffusion.checkpoints import INDEX, PAGES, WEIGHTS, load, save_diffusers
+from fusion.diffusion.architectures import ARCHITECTURES, COUNTERPARTS
+from fusion.diffusion.checkpoints import INDEX, WEIGHTS, load, save_diffusers
 from fusion.diffusion.networks import pixart
 from fusion.diffusion.networks.conditioning import Conditioning
 from fusion.diffusion.networks.dit import DiT, DiTConfig
@@ -69,11 +70,11 @@ def test_law_8_outputs_and_gradients_are_those_of_the_reference(pair, shape):
     (mine * weights).sum().backward()
     (given * weights).sum().backward()
     assert rms(a.grad - b.grad) <= 1e-5 * b.grad.std()
-    page = next(page for page in PAGES if isinstance(ours, page.build))
+    counterpart = COUNTERPARTS[pair.case.name].diffusers
     # Some gradients are zero but for rounding (a key's bias moves all scores alike), so that the usual size of one is
     # the measure.
     usual = torch.stack([p.grad.std() for p in theirs.parameters() if p.grad is not None and p.numel() > 1]).median()
-    for row in page.names(ours.config):
+    for row in counterpart.names(ours.config):
         gradients = [theirs.get_parameter(name).grad for name in row.copies]
         for name, expected in row.taken(sum(g for g in gradients if g is not None)).items():
             grad = ours.get_parameter(name).grad
@@ -224,7 +225,7 @@ def with_tensors(edit):
     [
         (
             with_config(_class_name="AuraFlowTransformer2DModel"),
-            "a checkpoint of AuraFlowTransformer2DModel; those of DiT",
+            "a checkpoint of AuraFlowTransformer2DModel; those of UNet2DModel, ",
         ),
         (with_layers(1), "the checkpoint lacks"),
         (with_layers(-1), "which this architecture has not"),
@@ -378,7 +379,7 @@ def test_layers_that_are_one_of_theirs_have_to_fit_in_it(tmp_path):
 
 
 def test_copies_that_differ_are_noticed():
-    rows = next(page for page in PAGES if page.build is DiT).names(DiTConfig(layers=2, classes=1))
+    rows = ARCHITECTURES["dit"].diffusers.names(DiTConfig(layers=2, classes=1))
     tensors = {name: torch.zeros(1) for row in rows for name in row.copies}
     tensors["transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"] = torch.ones(1)
     with pytest.raises(ValueError, match="should be a copy"):

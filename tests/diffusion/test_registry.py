@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from fusion.diffusion.architectures import ARCHITECTURES
 from fusion.diffusion.networks.conditioning import Conditioning
-from fusion.diffusion.registry import ARCHITECTURES, Sees, build, matched
-from fusion.testing.reference_networks import LEARNERS
+from fusion.diffusion.registry import Sees, build, matched
+from fusion.testing.reference_networks import LEARNERS, small
 
 SIZES = {"width": 48, "layers": 3, "heads": 4}
 
@@ -16,13 +17,10 @@ def parameters(name: str, settings: dict) -> int:
     return sum(p.numel() for p in build(name, settings, SEES).parameters())
 
 
-OWN = {"unet": {"layers": 1, "attention": [0, 1, 1], "others": {"norm_num_groups": 8}}, "uvit": {"layers": 3}}
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("target", [2_000_000, 6_000_000])
 def test_a_width_is_found_for_a_number_of_parameters(name, target):
-    settings = matched(name, SIZES | OWN.get(name, {"patch_size": 4}), target, SEES)
+    settings = matched(name, small(name, patch_size=4) | {"heads": 4}, target, SEES)
     count = parameters(name, settings)
     assert 0.75 < count / target < 1.33 and settings["width"] % 8 == 0
     wider, narrower = (parameters(name, settings | {"width": settings["width"] + step}) for step in (8, -8))

@@ -1,7 +1,9 @@
 """`fusion plan` of train.diffusion: counts equal those of a real model, step and optimizer; one-line errors."""
 
+import json
 import math
 from contextlib import nullcontext
+from dataclasses import fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,27 +16,18 @@ from transformers import CLIPConfig, CLIPTextModelWithProjection, T5Config, T5En
 from fusion.codecs.codec import load_codec
 from fusion.common.config import load_config
 from fusion.diffusion import make_text_to_image
+from fusion.diffusion.architectures import ARCHITECTURES
 from fusion.diffusion.networks.experts import evenly
-from fusion.diffusion.registry import ARCHITECTURES
 from fusion.planning.fake_step import follow
 from fusion.planning.forecast import Forecast, forecast
 from fusion.planning.plan import kind_of, table
 from fusion.recipes import diffusion
 from fusion.recipes.unified import Unified
 from fusion.testing import tiny_runs as training
+from fusion.testing.reference_networks import small
 from fusion.training.learner import recomputed
 from fusion.training.optim import Optimizers
 from tests.support import commands
-
-NETWORKS = {
-    "unet": "{width: 16, ratios: [1, 2], layers: 1, attention: [0, 1], heads: 2, others: {norm_num_groups: 8}}",
-    "uvit": "{layers: 3, heads: 2, patch_size: 8, size: [4, 4], words: 48, width: 32}",
-    "flux": "{layers: 1, single: 2, heads: 2, patch_size: 8, width: 32}",
-    "flux2": "{layers: 1, single: 2, heads: 2, patch_size: 8, width: 32}",
-    "lumina2": "{layers: 2, refiners: 1, heads: 2, patch_size: 8, width: 32}",
-    "hidream": "{layers: 1, single: 1, heads: 2, patch_size: 8, width: 32}",
-}
-OTHERS = "{layers: 2, heads: 2, patch_size: 8, width: 32}"
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +36,10 @@ def llm(tmp_path_factory) -> Path:
 
 
 def config_of(llm: Path, *words: str, architecture: str = "dit") -> diffusion.Diffusion:
-    reads = ", layers: [1, 2]" if architecture == "hidream" else ""
-    words = [
-        f"text_to_image.architecture={architecture}",
-        f"text_to_image.network={NETWORKS.get(architecture, OTHERS)}",
-        *words,
-    ]
+    known = {field.name for field in fields(ARCHITECTURES[architecture].config)}
+    reads = ", layers: [1, 2]" if "reads" in known else ""
+    network = json.dumps(small(architecture, patch_size=8) | {"width": 32, "heads": 2})
+    words = [f"text_to_image.architecture={architecture}", f"text_to_image.network={network}", *words]
     words = [
         f"text_to_image.texts=[{{path: {llm}{reads}}}]",
         "stages=[{tasks: {text_to_image: 1.0}}]",
@@ -172,7 +163,9 @@ def test_rows_are_counted_by_what_they_are(llm):
 def plan(capsys, tmp_path, monkeypatch):
     """`plan(words...)` of a YAML file that is based on another: exit status, output, errors."""
     monkeypatch.chdir(tmp_path)
-    Path("base.yaml").write_text(f"text_to_image: {{architecture: dit, network: {OTHERS}}}\n")
+    Path("base.yaml").write_text(
+        "text_to_image: {architecture: dit, network: {layers: 2, heads: 2, patch_size: 8, width: 32}}\n"
+    )
     Path("run.yaml").write_text("base: base.yaml\npairing: {rows: 4}\n")
     return partial(commands.planned, capsys)
 

@@ -15,7 +15,7 @@ from transformers import GPT2Tokenizer, LlamaConfig, LlamaForCausalLM
 import fusion
 from fusion.common.config import load_config
 from fusion.diffusion import make_text_to_image
-from fusion.diffusion.registry import ARCHITECTURES
+from fusion.diffusion.architectures import ARCHITECTURES
 from fusion.recipes import unified
 from fusion.recipes.diffusion import Diffusion
 from fusion.testing import tiny_llms as families

@@ -11,6 +11,7 @@ published pipelines read their padding, which is to leave the mask out.
 
 import re
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -108,6 +109,21 @@ class UNet(nn.Module):
 
 
 # ---- diffusers' UNet2DModel and UNet2DConditionModel ----
+
+
+def fields_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """Turn width, ratios and heads into the widths of the levels and the settings of diffusers.
+
+    A UNet reads no pooled text unless told to: that is SDXL's.
+    """
+    rest = {"pooled_width": None} | {
+        key: value for key, value in settings.items() if key not in ("width", "ratios", "heads")
+    }
+    if "width" in settings:
+        rest["widths"] = [settings["width"] * ratio for ratio in settings.get("ratios", (1, 2, 2))]
+    if "heads" in settings:  # diffusers calls them attention_head_dim, whatever its documentation says
+        rest["others"] = {"attention_head_dim": settings["heads"]} | dict(settings.get("others", {}))
+    return rest
 
 
 def from_diffusers(settings: dict) -> UNetConfig:

@@ -24,7 +24,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 from fusion.common.statistics import Score, mean_score
 from fusion.evaluation.benchmarks.common import program
 from fusion.evaluation.benchmarks.common.detections import digest_of

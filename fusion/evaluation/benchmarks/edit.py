@@ -28,7 +28,7 @@ import datasets
 from PIL import Image
 from tqdm import tqdm
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 from fusion.evaluation.benchmarks.common import program
 from fusion.evaluation.benchmarks.common.image_grid import save_png
 from fusion.evaluation.benchmarks.common.provenance import Asked, begin, fingerprint

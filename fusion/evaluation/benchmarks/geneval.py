@@ -20,8 +20,8 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from fusion.common.atomic import save
 from fusion.common.config import load_config
-from fusion.common.files import save
 from fusion.common.statistics import Score, mean_of, wilson
 from fusion.evaluation.benchmarks.common import program
 from fusion.evaluation.benchmarks.common.detections import Detections, digest_of, read_detections, write_detections

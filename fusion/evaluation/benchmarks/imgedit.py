@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 from fusion.common.statistics import Score
 from fusion.evaluation.benchmarks.common import program
 from fusion.evaluation.benchmarks.common.detections import digest_of

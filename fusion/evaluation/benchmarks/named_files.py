@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 from fusion.evaluation.benchmarks.common.image_grid import complete, grid, save_png
 from fusion.evaluation.benchmarks.common.input_files import text_in
 from fusion.sequence.images import open_image

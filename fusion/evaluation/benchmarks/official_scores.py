@@ -26,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 from fusion.common.statistics import Score, averaged
 from fusion.evaluation.benchmarks.common import program
 from fusion.evaluation.benchmarks.common.input_files import json_in, text_in

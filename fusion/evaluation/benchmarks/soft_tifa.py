@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 from fusion.common.statistics import Score
 from fusion.evaluation.benchmarks import official_scores as read
 from fusion.evaluation.benchmarks.common import program

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 
 Box = tuple[float, float, float, float]
 

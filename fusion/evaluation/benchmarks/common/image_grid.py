@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 
 START, END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # every PNG's first and last bytes; width and height follow at 16
 

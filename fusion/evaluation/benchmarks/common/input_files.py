@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 
 
 def text_in(path: Path, wanted: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 from fusion.common.renamed import renamed
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 from fusion.data.formats.split import SUFFIXES
 from fusion.evaluation.benchmarks.common import program
 from fusion.evaluation.benchmarks.distribution.distances import clip_score, cmmd, frechet, kid, precision_recall

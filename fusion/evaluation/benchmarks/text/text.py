@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 from fusion.common.provenance import commit
 from fusion.evaluation.benchmarks.common import program
 from fusion.evaluation.benchmarks.text.before_after import Figure, Pair, as_text, from_json, paired, render, to_json

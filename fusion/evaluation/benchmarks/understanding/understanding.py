@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fusion.common.files import save
+from fusion.common.atomic import save
 from fusion.common.renamed import renamed
 from fusion.evaluation.benchmarks.common import program
 from fusion.evaluation.benchmarks.common.provenance import file_of, fingerprint
