@@ -15,6 +15,7 @@ from fusion.nn.kv_cache import PrefixCache
 from fusion.sequence.rows import Rows, padding
 from fusion.unified.model import FusionModel
 from fusion.unified.step import Images
+from fusion.unified.stream_backbone import StreamMask
 
 
 @dataclass(frozen=True)
@@ -125,4 +126,6 @@ def _padded(rows: Rows, chosen: list[int], length: int) -> Rows:
 
 def _first(mask, count: int):
     """The mask of the first rows of the batch."""
+    if isinstance(mask, StreamMask):
+        return mask.first(count)
     return {kind: part[:count] for kind, part in mask.items()} if isinstance(mask, dict) else mask[:count]

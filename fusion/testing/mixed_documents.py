@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fusion.codecs.codec import Pixel
@@ -17,6 +18,7 @@ from fusion.testing import tiny_llms as families
 from fusion.unified.config import FusionConfig
 from fusion.unified.model import FusionModel
 from fusion.unified.objective import latents
+from fusion.unified.step import Images
 
 PATCH = 2
 CONTROL = Control(image_start=families.VOCAB, image_patch=families.VOCAB + 1, image_end=families.VOCAB + 2)
@@ -47,6 +49,16 @@ CASES += [("gpt2", "none", "shared", "linear", "frozen"), ("opt", "added", "shar
 # by another name, queries, keys and values in one.
 CASES += [(family, "adaln", "axial", "linear", "frozen+hidden") for family in ("gemma3_text", "gpt_neox")]
 CASES += [("gpt2", "none", "shared", "linear", "frozen+hidden")]
+# An image stream with layers of its own beside a language model that never sees images: rotary positions, windows,
+# experts, post-norms, learned positions; time told in each way.
+CASES += [
+    (family, "adaln", "axial", "linear", "frozen+none") for family in ("llama", "gemma3_text", "qwen3_moe", "olmo2")
+]
+CASES += [
+    ("gpt2", "none", "shared", "linear", "frozen+none"),
+    ("opt", "added", "shared", "conv", "frozen+none"),
+    ("llama", "added", "axial+sincos", "linear+reference", "frozen+none"),
+]
 STREAM = 48  # its width, of 64
 NO_DROPOUT = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop", "dropout"), 0.0)  # as fusion.from_llm does
 TOLERANCE = 1e-5  # of two ways to compute the same fp32 numbers, relative to their RMS
@@ -120,8 +132,9 @@ def fresh_fusion(
     llm = families.tiny_llm(family, attention, **NO_DROPOUT)
     embed, head = (head, "linear") if head == "linear+reference" else (head.partition("+")[0], head)
     parts = {"time": time, "positions": positions, "embed": embed, "head": head}
-    mode, _, deep = mode.partition("+")
-    parts |= {"mode": mode, "image_width": STREAM, "deep": deep or "kv"} if mode == "frozen" else {"mode": mode}
+    mode, _, reads = mode.partition("+")
+    parts |= {"mode": mode} | ({"image_width": STREAM} if mode == "frozen" else {})
+    parts |= {"see": "none", "reads": [1, 2]} if reads == "none" else {"deep": reads} if reads else {}
     config = FusionConfig(text_config=llm.config, patch_size=PATCH, vocab_base=families.VOCAB, **parts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -177,17 +190,33 @@ class Answer:
 @torch.no_grad()
 def answer(model: FusionModel, packed: Packed) -> Answer:
     """The model's answer at every row, through its own forward."""
+    if model.stream is not None:
+        return _answer_beside(model, packed)
     with watched(model) as calls:
         output = model(packed=packed)
     return Answer(calls[0], model.all_logits(calls[0]), output.prediction)
 
 
+def _answer_beside(model: FusionModel, packed: Packed) -> Answer:
+    """The same of an image stream beside an LLM, whose rows of images are as wide as the stream."""
+    references = packed.references if model.looks_back and len(packed.patches) else None
+    images = Images(packed.patches, packed.time, packed.grid[packed.noised_image], references)
+    found, prediction = model.step_packed(packed, images)
+    hidden = found.last.clone()
+    hidden[packed.patch_rows] = F.pad(found.image, (0, hidden.shape[-1] - found.image.shape[-1]))
+    hidden = hidden.view(*packed.ids.shape, -1)
+    output = model(packed=packed)
+    assert torch.equal(output.prediction, prediction), "forward says the same"
+    return Answer(hidden, model.all_logits(hidden), prediction)
+
+
 @contextmanager
 def watched(model: FusionModel) -> Iterator[list[Tensor]]:
-    """Hidden states of every call of the decoder while the block runs."""
+    """Hidden states of every call of the decoder, or of the image stream beside it, while the block runs."""
     calls: list[Tensor] = []
-    hook = model.llm.base_model.register_forward_hook(
-        lambda module, args, output: calls.append(output.last_hidden_state.detach())
+    watch = model.llm.base_model if model.stream is None else model.stream
+    hook = watch.register_forward_hook(
+        lambda module, args, output: calls.append(getattr(output, "last_hidden_state", output).detach())
     )
     try:
         yield calls

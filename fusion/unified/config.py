@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from fusion.common.checked import SettingError, shown, takes
-from fusion.unified.settings import BEFORE, SavedSettings
+from fusion.unified.settings import BEFORE, SavedSettings, spread_reads
 
 FOREIGN = (
     frozenset(vars(PreTrainedConfig()))
@@ -44,6 +44,8 @@ class FusionConfig(PreTrainedConfig):
             setattr(self, name, value)
         if self.text_config is not None:
             saved.check_llm(self.text_config)
+            if self.see == "none" and self.reads is None:
+                self.reads = spread_reads(self.text_config.num_hidden_layers)
 
     def check(self) -> None:
         """Raise SettingError for attributes that were set to what cannot be."""
@@ -60,6 +62,11 @@ class FusionConfig(PreTrainedConfig):
     def patch_width(self) -> int:
         """Numbers in a patch."""
         return self.channels * self.patch_size**2
+
+    @property
+    def image_layers(self) -> int:
+        """Layers that rows of images pass through."""
+        return len(self.reads) if self.see == "none" else self.text_config.num_hidden_layers
 
     @property
     def stride(self) -> int:

@@ -125,7 +125,7 @@ def stream(llm: nn.Module, layers: nn.ModuleList, family, width: int) -> nn.Modu
         into, out = theirs.weight.shape if isinstance(theirs, Conv1D) else reversed(theirs.weight.shape)
         leaves = name.rpartition(".")[2] in LEAVING
         made = nn.Linear(into if leaves else width, width if leaves else out, bias=theirs.bias is not None)
-        return Narrow(_drawn(made, deep if leaves else 1.0), into if leaves else width, full - width if leaves else 0)
+        return Narrow(drawn(made, deep if leaves else 1.0), into if leaves else width, full - width if leaves else 0)
 
     made = [{name: module(layer, name) for name in split_names(layer, family, PARTS)} for layer in layers]
     return _named([*made, {name: norm() for name in last_norms(llm, family)}])
@@ -151,14 +151,14 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, inner: int, deep: float):
         super().__init__()
-        self.gate, self.up = (_drawn(nn.Linear(width, inner, bias=False), 1.0) for _ in range(2))
-        self.down = _drawn(nn.Linear(inner, width, bias=False), deep)
+        self.gate, self.up = (drawn(nn.Linear(width, inner, bias=False), 1.0) for _ in range(2))
+        self.down = drawn(nn.Linear(inner, width, bias=False), deep)
 
     def forward(self, x: Float[Tensor, "*n width"]) -> Float[Tensor, "*n width"]:
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
-def _drawn(linear: nn.Linear, scale: float) -> nn.Linear:
+def drawn(linear: nn.Linear, scale: float) -> nn.Linear:
     """Weights that keep the scale of what enters, times `scale`; no bias at first."""
     nn.init.normal_(linear.weight, std=scale * linear.in_features**-0.5)
     if linear.bias is not None:

@@ -40,6 +40,8 @@ from fusion.unified.lora import adapt, merge
 from fusion.unified.modality import stream, twins
 from fusion.unified.settings import Lora
 from fusion.unified.step import Images, Steps
+from fusion.unified.stream import ImageStream
+from fusion.unified.stream_backbone import PackedHidden, StreamBackbone
 
 # Cells of the shortest sincos wave of new models. DiT's 2 pi, with a base of 10,000, turns so slowly that neighbouring
 # cells look alike.
@@ -50,8 +52,9 @@ SHORTEST_WAVE = 2.0
 class Output:
     """What a packed batch gives.
 
-    logits: at the rows with a label, over the LLM's vocabulary and then the control tokens. labels: theirs, as columns
-    of logits. prediction: of the flow head at the patches of noised blocks (`Packed.noised_patch`).
+    logits: at the rows with a label, over the LLM's vocabulary and then the control tokens; where the LLM never sees
+    images, its whole vocabulary is one column. labels: theirs, as columns of logits. prediction: of the flow head at
+    the patches of noised blocks (`Packed.noised_patch`).
     """
 
     logits: Float[Tensor, "l v"]
@@ -105,16 +108,18 @@ class FusionModel(Placeable, Steps, PreTrainedModel, GenerationMixin):
         self.modulation = self.modulation_table = None
         if config.time == "adaln":
             self.modulation = Modulation(width, width)
-            self.modulation_table = nn.Parameter(torch.zeros(config.text_config.num_hidden_layers, 6, width))
+            self.modulation_table = nn.Parameter(torch.zeros(config.image_layers, 6, width))
         if config.head == "linear":
             self.flow_head = FlowHead(width, config.patch_width, time_width)
         else:
             self.flow_head = ConvHead(
                 width, config.channels, config.patch_size, time_width, config.head == "conv+reference"
             )
-        self.twins = None
+        self.twins = self.stream = None
         if config.mode == "mot":
             self.twins = twins(self.llm, layers_of(self.llm), family, config.split)
+        elif config.see == "none":
+            self.stream = ImageStream(width, full, config.image_layers)
         elif config.mode == "frozen":
             self.twins = stream(self.llm, layers_of(self.llm), family, width)
             if config.deep == "hidden":
@@ -131,6 +136,8 @@ class FusionModel(Placeable, Steps, PreTrainedModel, GenerationMixin):
         if self.config.mode == "frozen" or self.config.lora:
             for name, p in self.llm.named_parameters():
                 p.requires_grad_("lora_" in name)
+        if self.stream is not None:  # what the LLM reads is computed once
+            self.control_embed.requires_grad_(False)
 
     def add_lora(self, settings: Lora) -> None:
         """Put adapters into the LLM, which is frozen from now on. ValueError where there are some, and beside weights
@@ -160,7 +167,9 @@ class FusionModel(Placeable, Steps, PreTrainedModel, GenerationMixin):
         change(layers_of(self.llm))
         self.backbone = self._driver()
 
-    def _driver(self) -> Backbone:
+    def _driver(self) -> Backbone | StreamBackbone:
+        if self.stream is not None:
+            return StreamBackbone(self.llm, self.stream, self.config.reads, self.config.preamble)
         return Backbone(self.llm, self.config.positions != "shared", self.twins, self.config.deep == "hidden")
 
     def own_weights(self) -> dict[str, Tensor]:
@@ -246,6 +255,8 @@ class FusionModel(Placeable, Steps, PreTrainedModel, GenerationMixin):
         scale = tokens.square().mean().sqrt().item()
         self.control_embed.weight.copy_(tokens.mean(0) + scale * torch.randn_like(self.control_embed.weight))
         self.control_head.weight.zero_()
+        if self.stream is not None:  # whose layers are its own, and begin with a norm
+            scale = 1.0
         # Sincos features have mean square 1/2 before scaling; patch and position share the variance.
         match_rms(self.patch_embed, scale * (0.5**0.5 if self.sincos else 1.0))
         self.config.position_scale = scale
@@ -282,9 +293,20 @@ class FusionModel(Placeable, Steps, PreTrainedModel, GenerationMixin):
             packed.grid[packed.noised_image],
             packed.references if self.looks_back else None,
         )
-        done = self.step(packed, self.backbone.mask(packed, packed), images)
         learned = packed.labels != IGNORE
+        if self.stream is not None:
+            return self._decided(*self.step_packed(packed, images), packed.labels.flatten())
+        done = self.step(packed, self.backbone.mask(packed, packed), images)
         return Output(self.all_logits(done.hidden[learned]), self.column(packed.labels[learned]), done.prediction)
+
+    def _decided(self, hidden: PackedHidden, prediction, labels: Int[Tensor, " rows"]) -> Output:
+        """The answer of a model whose LLM is frozen and never sees images: all that learns of text is when a control
+        token comes. So the LLM's whole vocabulary is one column of the logits, the first."""
+        learned = labels != IGNORE
+        control = self.control_head(hidden.last[learned]).float()
+        logits = torch.cat([hidden.partition[learned][:, None], control], dim=-1)
+        columns = (labels[learned] - self.config.vocab_base + 1).clamp(min=0)
+        return Output(logits, columns, prediction)
 
     def _forward_text(
         self,

@@ -23,6 +23,12 @@ BEFORE = {"target": "x", "embed": "linear", "head": "linear"}
 """What a config.json from before these were settings means by leaving them out."""
 
 
+def spread_reads(layers: int, count: int = 6) -> list[int]:
+    """Choose LLM layers to read, by number from 1: `count` of them, evenly from 0.3 to 0.9 of the depth. A middle layer
+    knows what words mean; the last ones only say which token comes next."""
+    return sorted({max(1, round(layers * (0.3 + 0.6 * i / max(count - 1, 1)))) for i in range(count)})
+
+
 @checked
 class NetworkSettings(Checked):
     """What the network of a unified model is made by, beside its LLM and codec. SettingError for what cannot be."""
@@ -81,6 +87,21 @@ class NetworkSettings(Checked):
         ),
     )
 
+    see: Literal["projected", "none"] = field(
+        default="projected",
+        metadata=about(
+            "of mode frozen: whether text sees images, by the image stream's projections, or never; then what the LLM "
+            "reads is computed once, and the stream has its own depth"
+        ),
+    )
+    reads: list[int] | None = field(
+        default=None,
+        metadata=about(
+            "of see=none: layers of the LLM, from 1, whose output the image stream reads, a layer of its own for each; "
+            "None is six from 0.3 to 0.9 of the depth"
+        ),
+    )
+
     def __post_init__(self):
         super().__post_init__()
         if not self.split or len(set(self.split)) < len(self.split):
@@ -89,8 +110,16 @@ class NetworkSettings(Checked):
             instead = f"is for mode='frozen': in {self.mode!r} "
             if self.deep != "kv":
                 raise SettingError(f"deep={self.deep!r} {instead}there is no image stream beside the language model")
+            if self.see != "projected":
+                raise SettingError(f"see={self.see!r} {instead}text always sees images")
             if self.image_width is not None:
                 raise SettingError(f"image_width={self.image_width} {instead}images are as wide as the language model")
+        if self.see == "none" and self.deep != "kv":
+            raise SettingError(f"deep={self.deep!r} is for see='projected': see='none' reads what `reads` says")
+        if self.reads is not None and (self.see != "none" or not self.reads or sorted(set(self.reads)) != self.reads):
+            raise SettingError(
+                f"reads={self.reads} is for see='none': name layers of the LLM, from 1, in ascending order"
+            )
 
     def resolved(self, downsample: int) -> "NetworkSettings":
         """The same with what is None chosen by the codec: `downsample` is 1 in pixel space."""
@@ -103,6 +132,8 @@ class NetworkSettings(Checked):
             value = getattr(llm, name, 1)
             if type(value) is not int or not 1 <= value <= most:
                 raise SettingError(f"text_config.{name}={value!r}: give an integer from 1 to {most}")
+        if self.reads is not None and not 1 <= min(self.reads) <= max(self.reads) <= llm.num_hidden_layers:
+            raise SettingError(f"reads={self.reads}: the language model has layers 1 to {llm.num_hidden_layers}")
         if self.image_width is not None and self.image_width > llm.hidden_size:
             raise SettingError(
                 f"image_width={self.image_width}: the image stream is at most as wide as the language model, "
@@ -155,6 +186,9 @@ class SavedSettings(NetworkSettings):
         default=None, metadata=about("where the LLM's own weights lie if they are not in the model's folder")
     )
     base_weights: str | None = field(default=None, metadata=about("fingerprint of the weights in base"))
+    preamble: list[int] = field(
+        default_factory=list, metadata=about("of see=none: token ids that chats begin with, which images do not read")
+    )
     vocab_base: int = field(default=0, metadata=about("id of the first control token", least=0, most=2**31 - 1))
     control_tokens: int = field(default=3, metadata=about("how many control tokens there are", least=1, most=1024))
     position_scale: float = field(default=1.0, metadata=about("factor on sincos features", least=0))

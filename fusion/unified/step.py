@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from fusion.nn.layers import FlowHead, Modulation, PatchEmbed, Seen, TimestepEmbedding
+from fusion.sequence.packed import Packed
 from fusion.sequence.patches import sincos
 from fusion.sequence.rows import Rows
 from fusion.unified.backbone import RowModulation
 from fusion.unified.config import FusionConfig
+from fusion.unified.stream import ImageStream
+from fusion.unified.stream_backbone import PackedHidden
 
 
 class Decoder(Protocol):
@@ -70,7 +73,8 @@ class Steps:
 
     config: FusionConfig
     llm: PreTrainedModel
-    backbone: Decoder
+    backbone: Any  # a Decoder, or a StreamBackbone beside a stream
+    stream: ImageStream | None
     control_embed: nn.Embedding
     patch_embed: PatchEmbed
     time_embed: TimestepEmbedding | None
@@ -85,6 +89,8 @@ class Steps:
     ) -> StepOutput:
         """Run the network over rows. mask: of `backbone.mask`; images: None where all rows are text; cache: keys before
         these rows, extended by them."""
+        if self.stream is not None:
+            return self._step_beside(rows, mask, images, cache)
         if images is None:
             time = self.embed_time(torch.zeros(0, device=rows.ids.device))
             embeds, image_index = self.embed_tokens(rows.ids), None
@@ -94,7 +100,30 @@ class Steps:
             embeds = self.embed(rows, images.patches, time, reference)
         modulation = self.modulate_rows(time, rows.image_index)
         hidden = self.backbone(embeds, rows.position, mask, modulation, cache, image_index)
-        return StepOutput(hidden, self._predict(hidden, rows, images, time))
+        drawn = hidden[rows.noised][:, : self.image_width]
+        return StepOutput(hidden, self._predict(drawn, rows, images, time))
+
+    def _step_beside(self, rows: Rows, mask: Any, images: Images | None, cache: DynamicCache | None) -> StepOutput:
+        """The same for an image stream of its own width beside an LLM that never sees images."""
+        if images is None:
+            return StepOutput(self.backbone(rows, self.embed_tokens, None, mask, None, cache)[0], None)
+        time, patches, vectors = self.stream_rows(rows, images)
+        hidden, drawn = self.backbone(rows, self.embed_tokens, patches, mask, vectors, cache)
+        return StepOutput(hidden, self._predict(drawn[rows.noised_patch], rows, images, time))
+
+    def step_packed(self, packed: Packed, images: Images) -> tuple[PackedHidden, Float[Tensor, "q p"]]:
+        """Run an image stream over a packed batch, with what the LLM has read of its texts before looked up."""
+        time, patches, vectors = self.stream_rows(packed, images)
+        hidden = self.backbone.packed(packed, self.embed_tokens, patches, vectors)
+        return hidden, self._predict(hidden.image[packed.noised_patch], packed, images, time)
+
+    def stream_rows(
+        self, rows: Rows, images: Images
+    ) -> tuple[Float[Tensor, "m w"] | None, Float[Tensor, "n w"], Float[Tensor, "layers 6 m w"] | None]:
+        """Time embeddings of images, their patches as they enter the image stream, and what modulates its layers."""
+        time, reference = self.embed_time(images.time), self._reference_everywhere(rows, images)
+        patches = self.embed_patches(images.patches, time, rows.image_of_patch, rows.cell_of_patch, reference)
+        return time, patches, self.modulate(time)
 
     # ---- rows in ----
 
@@ -112,16 +141,15 @@ class Steps:
         image_index: Int[Tensor, " n"],
         cell: Int[Tensor, "n 2"],
         reference: Float[Tensor, "n p"] | None = None,
-    ) -> Float[Tensor, "n d"]:
-        """Patch rows, with the position of their cell (where sincos tells it) and their time (`added`); zeros beyond
-        the image stream's width."""
+    ) -> Float[Tensor, "n w"]:
+        """Patch rows, with the position of their cell (where sincos tells it) and their time (`added`)."""
         rows = self.patch_embed(patches, cell, time, image_index, reference)
         if self.sincos:
             features = sincos(cell, rows.shape[-1], self.config.position_base, self.config.position_wave)
             rows = rows + self.config.position_scale * features
         if self.config.time == "added":
             rows = rows + time[image_index]  # type: ignore[index]  # such a model is told the time
-        return F.pad(rows, (0, self.control_embed.embedding_dim - self.image_width))
+        return rows
 
     def embed(
         self,
@@ -130,8 +158,10 @@ class Steps:
         time: Float[Tensor, "m w"] | None,
         reference: Float[Tensor, "n p"] | None = None,
     ) -> Float[Tensor, "b t d"]:
-        """Rows as they enter the decoder: token embeddings, and patches where a row belongs to an image."""
+        """Rows as they enter the decoder: token embeddings, and patches where a row belongs to an image, zeros beyond
+        the image stream's width."""
         values = self.embed_patches(patches, time, rows.image_of_patch, rows.cell_of_patch, reference)
+        values = F.pad(values, (0, self.control_embed.embedding_dim - self.image_width))
         if len(patches) == rows.ids.numel():  # patches everywhere, as at every step of a solver
             return values.to(self.llm.dtype).view(*rows.ids.shape, -1)
         embeds = self.embed_tokens(rows.ids)
@@ -141,12 +171,17 @@ class Steps:
         """Time embedding of each image, fp32; None for a model that is not told the time."""
         return None if self.time_embed is None else self.time_embed(t)
 
-    def modulate_rows(self, time: Float[Tensor, "m w"] | None, image_index: Int[Tensor, "b t"]) -> RowModulation | None:
-        """What the hooks apply to each row; image is -1 on text."""
+    def modulate(self, time: Float[Tensor, "m w"] | None) -> Float[Tensor, "layers 6 m w"] | None:
+        """Scale, shift and gate of attention and feed-forward for every image and layer, fp32; None without adaLN."""
         if self.modulation is None:
             return None
         table = self.modulation_table.float()  # type: ignore[union-attr]  # there is one beside every modulation
-        vectors = self.modulation(time).transpose(0, 1) + table[:, :, None]
+        return self.modulation(time).transpose(0, 1) + table[:, :, None]
+
+    def modulate_rows(self, time: Float[Tensor, "m w"] | None, image_index: Int[Tensor, "b t"]) -> RowModulation | None:
+        """What the hooks apply to each row; image is -1 on text."""
+        if (vectors := self.modulate(time)) is None:
+            return None
         vectors = F.pad(vectors, (0, self.control_embed.embedding_dim - self.image_width, 1, 0))
         return RowModulation(vectors, image_index.flatten() + 1)
 
@@ -166,11 +201,11 @@ class Steps:
     # ---- predictions out ----
 
     def _predict(
-        self, hidden: Float[Tensor, "b t d"], rows: Rows, images: Images | None, time: Float[Tensor, "m w"] | None
+        self, drawn: Float[Tensor, "q w"], rows: Rows, images: Images | None, time: Float[Tensor, "m w"] | None
     ) -> Float[Tensor, "q p"] | None:
-        """Answer for the patches of noised blocks, where their images have a grid."""
+        """Answer for the patches of noised blocks, where their images have a grid. drawn: their hidden states."""
         if images is None or images.grid is None:
             return None
         noised = rows.noised_patch
         seen = Seen(images.patches[noised], images.grid, images.reference)
-        return self.flow_head(hidden[rows.noised][:, : self.image_width], seen, time, rows.image_of_patch[noised])
+        return self.flow_head(drawn, seen, time, rows.image_of_patch[noised])

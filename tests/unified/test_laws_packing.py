@@ -109,6 +109,8 @@ def sight(model, rows):
     """(rows, rows) who sees whom in every layer, and whom a change reaches through all of them; from the design's own
     words."""
     config = model.llm.config
+    if model.stream is not None:
+        return sight_beside(config, rows)
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * model.backbone.layers
     layers = [
@@ -121,6 +123,22 @@ def sight(model, rows):
     for layer in layers:
         reached = layer.float() @ reached
     return torch.stack(layers).all(0), reached > 0
+
+
+def sight_beside(config, rows):
+    """The same of an image stream: text sees text alone, as the LLM does, windows counted in text; images see all that
+    the design says, at every layer of theirs, behind the text's."""
+    image = torch.tensor([row.image_index is not None for row in rows])
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    distance = (~image).cumsum(0)[:, None] - (~image).cumsum(0)[None]
+    text = ~image[:, None] & ~image[None] & (distance >= 0)
+    near = text if window is None else text & (distance < window)
+    read = [near if kind == "sliding_attention" else text for kind in kinds or ["sliding_attention"] * 2]
+    drawn = torch.tensor([[sees(query, key) for key in rows] for query in rows]) & image[:, None]
+    same, reached = torch.eye(len(rows)).bool(), torch.eye(len(rows))
+    for layer in [*(one | same for one in read), drawn | same, drawn | same]:
+        reached = layer.float() @ reached
+    return torch.stack(read).all(0) & ~image[:, None] | drawn | same, reached > 0
 
 
 def test_the_documents_are_longer_than_the_window():
