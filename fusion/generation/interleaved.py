@@ -52,6 +52,8 @@ class ImageDone:
     image: PILImage.Image
 
 
+SIDE = 256
+"""Pixels of an image's sides where neither prompt nor model says them."""
 Event = TextPiece | ImagePreview | ImageDone
 
 
@@ -160,12 +162,22 @@ class Generator:
             row.run, row.said = [], ""
 
     def _open_image(self, index: int, row: _Row, prefix: Prefix) -> None:
-        size = self.settings.image_size
+        size = self.settings.image_size or self._size_of_model
         row.size = () if size is None else self.processor.size_ids(*size)
         prefix.writers[index].open_image(row.size)
         row.state = "size"
         if size is not None:
             self._begin_drawing(row, prefix.writers[index].order)
+
+    @cached_property
+    def _size_of_model(self) -> tuple[int, int] | None:
+        """The size of images of a model whose frozen LLM cannot learn to say one; None where it can."""
+        config, processor = self.model.config, self.processor
+        if config.see != "none":
+            return None
+        side = min(SIDE, processor.max_side) // processor.stride * processor.stride
+        width, height = config.image_size or (side, side)
+        return width, height
 
     def _begin_drawing(self, row: _Row, order: int) -> None:
         """The size is known: wait for the other rows, or end where the image would not fit in the context."""

@@ -5,6 +5,7 @@ those of our own chat template where a tokenizer brings none, live here, with id
 """
 
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, no_type_check
 
 import numpy as np
@@ -20,6 +21,7 @@ from fusion.sequence.sizes import SizeGrammar
 from fusion.sequence.tokens import SafeTokenizer
 
 IMAGE_TOKENS = ("<|image_start|>", "<|image_patch|>", "<|image_end|>")
+TURN_END = "<|turn_end|>"  # behind an image, where the LLM is frozen and cannot learn to end its turn there
 CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 IMAGE = IMAGE_TOKENS[1]  # stands for a whole image in rendered chat templates
 
@@ -76,15 +78,21 @@ class FusionProcessor(ProcessorMixin):
         max_side: int = 1024,
         max_patches: int = 4096,
         chat_template: str | None = None,
+        turn_end: bool = False,
     ) -> "FusionProcessor":
         """A processor for an LLM that has `vocab_size` logits; new ids begin behind both its logits and the tokenizer's
         ids.
 
-        chat_template: Jinja source; without it the tokenizer's own is used, or ours where there is none.
+        chat_template: Jinja source; without it the tokenizer's own is used, or ours where there is none. turn_end:
+        have a control token that ends a turn behind an image.
         """
         template = chat_template or (tokenizer.get_chat_template() if tokenizer.chat_template else TEMPLATE)
         known = tokenizer.get_vocab()
-        new = [*IMAGE_TOKENS, *(token for token in CHAT_TOKENS if token in template and token not in known)]
+        new = [
+            *IMAGE_TOKENS,
+            *([TURN_END] if turn_end else []),
+            *(token for token in CHAT_TOKENS if token in template and token not in known),
+        ]
         base = max(vocab_size, len(tokenizer))
         return cls(tokenizer, {token: base + i for i, token in enumerate(new)}, stride, max_side, max_patches, template)
 
@@ -199,13 +207,28 @@ class FusionProcessor(ProcessorMixin):
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end an assistant turn: what the chat template puts there, and the tokenizer's end of text."""
         turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        stops = {self.tokenizer.eos_token_id} - {None}
+        stops = {self.tokenizer.eos_token_id, self.control_tokens.get(TURN_END)} - {None}
         for messages in (turn, [*turn, turn[0]]):
             closing = next(
                 (p.text for p in self.document(messages) if isinstance(p, Text) and p.template and p.loss), ""
             )
             stops.update(next(([index] for index in self.text.marked(closing) if index in self.text.special), ()))
         return tuple(sorted(stops))
+
+    @cached_property
+    def preamble(self) -> tuple[int, ...]:
+        """Ids that every prompt of one user's turn begins with, before what the user wrote; none where the template
+        has nothing there."""
+        one, other = (
+            [
+                i
+                for piece in self.pieces(self.document(text, prompt=True))
+                if isinstance(piece, Tokens)
+                for i in piece.ids
+            ]
+            for text in ("a", "Z")
+        )
+        return tuple(i for i, same in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
     def decode(self, ids, skip_special_tokens: bool = False) -> str:
         """Ids as text; control tokens as their strings, or not at all."""

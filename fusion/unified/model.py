@@ -43,6 +43,8 @@ from fusion.unified.step import Images, Steps
 from fusion.unified.stream import ImageStream
 from fusion.unified.stream_backbone import PackedHidden, StreamBackbone
 
+IMAGE_END, TURN_END = 2, 3
+"""Numbers of two control tokens, as fusion.sequence.processor orders them."""
 # Cells of the shortest sincos wave of new models. DiT's 2 pi, with a base of 10,000, turns so slowly that neighbouring
 # cells look alike.
 SHORTEST_WAVE = 2.0
@@ -265,9 +267,15 @@ class FusionModel(Placeable, Steps, PreTrainedModel, GenerationMixin):
 
     def all_logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
         """The LLM's logits over its own vocabulary, then those of the control tokens, in fp32."""
-        return torch.cat(
-            [self.backbone.logits(hidden).to(hidden.device).float(), self.control_head(hidden).float()], dim=-1
-        )
+        text = self.backbone.logits(hidden).to(hidden.device).float()
+        return torch.cat([text, self.control_logits(hidden, text)], dim=-1)
+
+    def control_logits(self, hidden: Float[Tensor, "*b d"], text: Float[Tensor, "*b v"]) -> Float[Tensor, "*b c"]:
+        """Logits of the control tokens, in fp32. text: those of the LLM, whose offset decides what a probability is."""
+        control = self.control_head(hidden).float()
+        if self.config.control_start is None:
+            return control
+        return control + self.config.control_start + text.logsumexp(-1, keepdim=True)
 
     def column(self, ids: Tensor) -> Tensor:
         """Token ids -> columns of `all_logits` (ids between the LLM's head and the first control token do not
@@ -295,18 +303,23 @@ class FusionModel(Placeable, Steps, PreTrainedModel, GenerationMixin):
         )
         learned = packed.labels != IGNORE
         if self.stream is not None:
-            return self._decided(*self.step_packed(packed, images), packed.labels.flatten())
+            return self._decided(*self.step_packed(packed, images), packed)
         done = self.step(packed, self.backbone.mask(packed, packed), images)
         return Output(self.all_logits(done.hidden[learned]), self.column(packed.labels[learned]), done.prediction)
 
-    def _decided(self, hidden: PackedHidden, prediction, labels: Int[Tensor, " rows"]) -> Output:
+    def _decided(self, hidden: PackedHidden, prediction: Float[Tensor, "q p"], packed: Packed) -> Output:
         """The answer of a model whose LLM is frozen and never sees images: all that learns of text is when a control
-        token comes. So the LLM's whole vocabulary is one column of the logits, the first."""
+        token comes, so the LLM's whole vocabulary is one column of the logits, the first. What ends a turn behind an
+        image is a control token too."""
+        config, ids, labels = self.config, packed.ids.flatten(), packed.labels.flatten()
         learned = labels != IGNORE
-        control = self.control_head(hidden.last[learned]).float()
-        logits = torch.cat([hidden.partition[learned][:, None], control], dim=-1)
-        columns = (labels[learned] - self.config.vocab_base + 1).clamp(min=0)
-        return Output(logits, columns, prediction)
+        text = hidden.partition[learned][:, None]
+        columns = (labels[learned] - config.vocab_base + 1).clamp(min=0)
+        if config.stop_ids:
+            stops = torch.tensor(config.stop_ids, device=labels.device)
+            ends = (ids[learned] == config.vocab_base + IMAGE_END) & torch.isin(labels[learned], stops)
+            columns = torch.where(ends, 1 + TURN_END, columns)
+        return Output(torch.cat([text, self.control_logits(hidden.last[learned], text)], dim=-1), columns, prediction)
 
     def _forward_text(
         self,

@@ -102,6 +102,14 @@ class NetworkSettings(Checked):
         ),
     )
 
+    image_size: list[int] | None = field(
+        default=None,
+        metadata=about(
+            "of see=none: width and height of images, in pixels, where none are asked for; None is a square of 256 or "
+            "max_side"
+        ),
+    )
+
     def __post_init__(self):
         super().__post_init__()
         if not self.split or len(set(self.split)) < len(self.split):
@@ -186,6 +194,16 @@ class SavedSettings(NetworkSettings):
         default=None, metadata=about("where the LLM's own weights lie if they are not in the model's folder")
     )
     base_weights: str | None = field(default=None, metadata=about("fingerprint of the weights in base"))
+    stop_ids: list[int] = field(
+        default_factory=list, metadata=about("of see=none: token ids that end a turn of the LLM")
+    )
+    control_start: float | None = field(
+        default=None,
+        metadata=about(
+            "log of a control token's probability before it has learned anything; None: its logit is 0, as in older "
+            "folders"
+        ),
+    )
     preamble: list[int] = field(
         default_factory=list, metadata=about("of see=none: token ids that chats begin with, which images do not read")
     )

@@ -12,7 +12,7 @@ from fusion.testing.mixed_documents import (
     drawing,
     everything,
     ids,
-    image,
+    image_piece,
     packed_rows,
     text,
     tiny_fusion,
@@ -63,7 +63,7 @@ def test_rows_of_nothing_but_patches_enter_as_those_beside_text_do(case):
 @torch.no_grad()
 def test_the_edited_image_reaches_noised_patches_and_never_the_clean_stream(part):
     model = tiny_fusion("llama", head=part)
-    edit = [text(5, 1), image(2, 3, 2, target=False), text(2, 3), image(2, 3, 4)]
+    edit = [text(5, 1), image_piece(2, 3, 2, target=False), text(2, 3), image_piece(2, 3, 4)]
     packed = packed_rows([[edit]])
     images, mask = images_of(model, packed), model.backbone.mask(packed, packed)
     assert model.looks_back and images.reference.any()
@@ -81,7 +81,7 @@ def test_the_edited_image_reaches_noised_patches_and_never_the_clean_stream(part
 def test_each_image_is_told_its_own_time_and_nobody_elses(case):
     """Two images at two times, as one batch and each alone."""
     model, times = tiny_fusion(*case), torch.tensor([0.3, 0.8])
-    documents = [[text(5, 1), image(2, 3, 2, clean=False)], [text(5, 3), image(3, 2, 4, clean=False)]]
+    documents = [[text(5, 1), image_piece(2, 3, 2, clean=False)], [text(5, 3), image_piece(3, 2, 4, clean=False)]]
     packed = packed_rows([documents])
     together = model(packed=packed.with_patches(packed.patches, times)).prediction
     for number, document in enumerate(documents):
