@@ -44,7 +44,7 @@ class FusionConfig(PreTrainedConfig):
             setattr(self, name, value)
         if self.text_config is not None:
             saved.check_llm(self.text_config)
-            if self.see == "none" and self.reads is None:
+            if saved.see == "none" and saved.reads is None:
                 self.reads = spread_reads(self.text_config.num_hidden_layers)
 
     def check(self) -> None:
@@ -66,7 +66,7 @@ class FusionConfig(PreTrainedConfig):
     @property
     def image_layers(self) -> int:
         """Layers that rows of images pass through."""
-        return len(self.reads) if self.see == "none" else self.text_config.num_hidden_layers
+        return len(self.reads) if self.see == "none" else self.text_config.num_hidden_layers  # type: ignore[union-attr]
 
     @property
     def stride(self) -> int:

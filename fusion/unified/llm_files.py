@@ -23,6 +23,8 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
+from fusion.common.atomic import new_folder
+
 
 @dataclass(frozen=True)
 class Packaged:
@@ -82,15 +84,8 @@ def converted(file: Path) -> Path:
     """Return the folder in Hugging Face format, fp32, that a GGUF file was dequantised to, now or before."""
     folder = cache_folder() / "llm" / f"{file.stem}-{_sha256(file)[:16]}"
     if not (folder / "config.json").is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{file.stem}-") as work:
-            whole = Path(work) / "model"
-            _convert(file, whole)
-            try:
-                os.replace(whole, folder)
-            except OSError:
-                if not (folder / "config.json").is_file():  # another process was first
-                    raise
+        with new_folder(folder, last="config.json") as aside:
+            _convert(file, aside)
     return folder
 
 

@@ -115,7 +115,8 @@ class Steps:
         """Run an image stream over a packed batch, with what the LLM has read of its texts before looked up."""
         time, patches, vectors = self.stream_rows(packed, images)
         hidden = self.backbone.packed(packed, self.embed_tokens, patches, vectors)
-        return hidden, self._predict(hidden.image[packed.noised_patch], packed, images, time)
+        drawn = self._predict(hidden.image[packed.noised_patch], packed, images, time)
+        return hidden, drawn  # type: ignore[return-value]  # there is a grid
 
     def stream_rows(
         self, rows: Rows, images: Images

@@ -107,6 +107,11 @@ class ImageStream(nn.Module):
         self.layers = nn.ModuleList(StreamLayer(width, text_width, (2 * depth) ** -0.5) for _ in range(depth))
         self.norm = nn.RMSNorm(width, eps=1e-6)
 
+    @property
+    def each(self) -> list[StreamLayer]:
+        """The layers, in order."""
+        return list(self.layers)  # type: ignore[arg-type]  # a ModuleList does not say what it holds
+
     def rotation(self, position: Int[Tensor, "3 b t"]) -> Rotation:
         """Compute the rotation of rows at these positions."""
         return Rotation.of(position, self.channels)
@@ -118,7 +123,7 @@ class ImageStream(nn.Module):
         additive, (b, 1, n, keys). keys(index, layer, keys, values): a layer's keys and values with those of text, and
         of what else is seen, beside those of the images' own rows, which are given."""
         x = images.x
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.each):
             change = _Change.of(None if vectors is None else vectors[index], images.row)
             h = change.enter(0, layer.attention_norm(x))
             k, v = keys(index, layer, *layer.images(h, images.rotation))

@@ -7,12 +7,14 @@ the keys and values that the stream makes of them, and of images, lie in the sam
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
+from fusion.nn.kv_cache import PrefixCache
 from fusion.sequence.mask import additive, visible
 from fusion.sequence.packed import IGNORE, Packed
 from fusion.sequence.rows import Rows
@@ -25,7 +27,7 @@ from fusion.unified.text_states import ReadText, Text, TextStates
 class StreamMask:
     """Who sees whom: text, in the form that the LLM's attention reads; images, additive (b, 1, q, k)."""
 
-    text: object
+    text: Any
     images: Tensor
 
     def first(self, count: int) -> "StreamMask":
@@ -172,7 +174,7 @@ class StreamBackbone:
         patches: Float[Tensor, "n w"] | None,
         mask: StreamMask,
         modulation: Float[Tensor, "layers 6 m w"] | None = None,
-        cache: DynamicCache | None = None,
+        cache: PrefixCache | None = None,
     ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "n w"] | None]:
         """Hidden states of rows of text, after the LLM's final norm (zeros where all rows are patches behind a frozen
         cache), and of patches, after the stream's.
@@ -192,7 +194,7 @@ class StreamBackbone:
         rotation = self.stream.rotation(rows.position)
         keys = _CachedKeys(states, image, rotation, cache, self.llm.config.num_hidden_layers)
         if not len(patches):
-            keys.remember(self.stream.layers)
+            keys.remember(self.stream.each)
             return text, patches
         x = patches.new_zeros(*image.shape, patches.shape[-1]).flatten(0, 1)
         x = x.index_copy(0, rows.patch_rows, patches).view(*image.shape, -1)
@@ -248,7 +250,8 @@ class _CachedKeys:
     def remember(self, layers: Iterable[StreamLayer]) -> None:
         """Put keys and values of rows that are all text into the cache, if there is one."""
         for index, layer in enumerate(layers if self.cache is not None else ()):
-            self.cache.update(*layer.words(self.states[index], self.rotation), self.first + index)
+            states = self.states[index]  # type: ignore[index]  # text was read
+            self.cache.update(*layer.words(states, self.rotation), self.first + index)
 
 
 def _text_alone(key: Rows) -> Rows:

@@ -75,20 +75,20 @@ class TextStates:
     """
 
     def __init__(
-        self, backbone: Backbone, reads: Sequence[int], preamble: Sequence[int] = (), most_bytes: int = MOST_BYTES
+        self, reader: Backbone, reads: Sequence[int], preamble: Sequence[int] = (), most_bytes: int = MOST_BYTES
     ):
-        self.backbone, self.reads, self.preamble = backbone, tuple(reads), tuple(preamble)
+        self.reader, self.reads, self.preamble = reader, tuple(reads), tuple(preamble)
         self.most_bytes, self.bytes, self.texts_read = most_bytes, 0, 0
         self.kept: OrderedDict[Text, ReadText] = OrderedDict()
         self.start: PrefixCache | None = None  # the preamble's keys and values
         self.taken: list[Tensor] | None = None
-        layers = layers_of(backbone.llm)
+        layers = layers_of(reader.llm)
         self.handles = [layers[number - 1].register_forward_hook(_Take(self)) for number in self.reads]
 
     def __deepcopy__(self, memo):
         """Copy for another model, without what was read."""
         copied = memo[id(self)] = copy.copy(self)
-        copied.backbone = copy.deepcopy(self.backbone, memo)
+        copied.reader = copy.deepcopy(self.reader, memo)
         copied.handles = []
         copied.forget()
         return copied
@@ -105,8 +105,8 @@ class TextStates:
     @property
     def place(self) -> tuple[torch.device, torch.dtype]:
         """Where the LLM is and in which precision it computes."""
-        weight = self.backbone.llm.get_input_embeddings().weight
-        return weight.device, weight.dtype
+        weight = self.reader.llm.get_input_embeddings().weight
+        return weight.device, weight.dtype  # type: ignore[return-value]  # it is a tensor
 
     def opens(self, ids: Sequence[int]) -> bool:
         """Whether a text begins with the preamble and has more behind it."""
@@ -151,7 +151,7 @@ class TextStates:
             key = Rows.cat([_preamble_rows(self.preamble, len(texts), self.place[0]), rows])
             cache = PrefixCache.stack([self._start(embed)], [[0] * len(texts)])
         with self.taking() as taken:
-            last = self.backbone(embed(rows.ids), rows.position, self.backbone.mask(rows, key), None, cache)
+            last = self.reader(embed(rows.ids), rows.position, self.reader.mask(rows, key), None, cache)
         states = torch.stack([one.to(last.device) for one in taken], dim=2)
         self.texts_read += len(texts)
         there = rows.doc >= 0
@@ -161,12 +161,13 @@ class TextStates:
 
     def _partition(self, last: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Compute ReadText.partition, a part of the rows at a time, for vocabularies are large."""
-        return torch.cat([self.backbone.logits(part).float().logsumexp(-1) for part in last.split(ROWS_AT_ONCE)])
+        return torch.cat([self.reader.logits(part).float().logsumexp(-1) for part in last.split(ROWS_AT_ONCE)])
 
     @contextmanager
     def taking(self) -> Iterator[list[Tensor]]:
         """Collect the outputs of the chosen layers while the block runs the LLM."""
-        self.taken = taken = []
+        taken: list[Tensor] = []
+        self.taken = taken
         try:
             yield taken
         finally:
@@ -176,7 +177,7 @@ class TextStates:
         """Return keys and values of the preamble, computed once."""
         if self.start is None:
             rows, self.start = _preamble_rows(self.preamble, 1, self.place[0]), PrefixCache()
-            self.backbone(embed(rows.ids), rows.position, self.backbone.mask(rows, rows), None, self.start)
+            self.reader(embed(rows.ids), rows.position, self.reader.mask(rows, rows), None, self.start)
         return self.start
 
 
