@@ -13,10 +13,8 @@ LIMIT = 8_000_000
 
 
 def bundle(model: str | Path, name: str) -> Path:
-    """Save a copy of a model in bf16 as fusion/bundled/`name`, replacing any earlier one; return the folder.
-
-    model: a folder. Raises ValueError if its weights take more than LIMIT bytes.
-    """
+    """Save a copy of the model in a folder in bf16 as fusion/bundled/`name`, in place of an earlier one; return where.
+    Raises ValueError if its weights take more than LIMIT bytes."""
     whole = fusion.load(Path(model).resolve())  # a folder, never the bundled model of that name
     size = 2 * sum(p.numel() for p in whole.model.parameters())
     if size > LIMIT:

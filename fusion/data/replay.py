@@ -1,0 +1,77 @@
+"""Replay: an LLM's own answers to prompts that ship with the package, so that training keeps its chat.
+
+What a model was taught last it says most. Mixed into other data, these conversations teach when nothing is to be drawn.
+"""
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fusion.common.atomic import save
+from fusion.data.formats import Sample
+
+BATCH = 16
+
+
+def prompts() -> list[str]:
+    """Return the prompts that ship with the package: questions and requests that no image answers."""
+    return _lines("replay_prompts.txt")
+
+
+def questions() -> list[str]:
+    """Return 50 other questions, never replayed, by which it is measured what training did to the chat."""
+    return _lines("chat_questions.txt")
+
+
+def _lines(name: str) -> list[str]:
+    return (files("fusion.data") / name).read_text(encoding="utf-8").split("\n")[:-1]
+
+
+@torch.inference_mode()
+def answers(llm: str | Path, asked: Sequence[str], tokens: int = 24) -> list[str]:
+    """Return an LLM's greedy answers, of at most so many tokens each, to prompts in its own chat template."""
+    tokenizer = AutoTokenizer.from_pretrained(llm, padding_side="left", trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32, trust_remote_code=False).eval()
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    said = []
+    for start in range(0, len(asked), BATCH):
+        chats = [[{"role": "user", "content": text}] for text in asked[start : start + BATCH]]
+        inputs = tokenizer.apply_chat_template(
+            chats, add_generation_prompt=True, return_tensors="pt", return_dict=True, padding=True
+        )
+        ids = model.generate(**inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        said += tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return said
+
+
+def conversations(llm: str | Path, file: Path) -> list[dict]:
+    """Return the replayed conversations, one dict of messages each; asked of the LLM now unless the file has them."""
+    if not file.is_file():
+        asked = prompts()
+        turns = zip(asked, answers(llm, asked), strict=True)
+        said = [[{"role": "user", "content": text}, {"role": "assistant", "content": answer}] for text, answer in turns]
+        save("".join(json.dumps({"messages": one}) + "\n" for one in said if one[1]["content"].strip()), file)
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+class Replay:
+    """A source of conversations, each a document whose answers have a loss."""
+
+    def __init__(self, found: Sequence[dict], name: str = "replay"):
+        self.name, self._found = name, list(found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def sample(self, index: int, rng) -> Sample:
+        """Return conversation number `index`; `rng` is not used."""
+        messages = [
+            {"role": one["role"], "content": [{"type": "text", "text": one["content"]}]}
+            for one in self._found[index]["messages"]
+        ]
+        return Sample(messages, None, self.name, f"{self.name}:{index}")
