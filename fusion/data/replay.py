@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -41,7 +42,7 @@ def answers(llm: str | Path, asked: Sequence[str], tokens: int = 24) -> list[str
     said = []
     for start in range(0, len(asked), BATCH):
         chats = [[{"role": "user", "content": text}] for text in asked[start : start + BATCH]]
-        inputs = tokenizer.apply_chat_template(
+        inputs: Any = tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, return_tensors="pt", return_dict=True, padding=True
         )
         ids = model.generate(**inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
