@@ -98,7 +98,9 @@ class NetworkSettings(Checked):
         default=None,
         metadata=about(
             "of see=none: layers of the LLM, from 1, whose output the image stream reads, a layer of its own for each; "
-            "None is six from 0.3 to 0.9 of the depth"
+            "None is six from 0.3 to 0.9 of the depth",
+            least=1,
+            most=1024,
         ),
     )
 
@@ -106,7 +108,9 @@ class NetworkSettings(Checked):
         default=None,
         metadata=about(
             "of see=none: width and height of images, in pixels, where none are asked for; None is a square of 256 or "
-            "max_side"
+            "max_side",
+            least=1,
+            most=65536,
         ),
     )
 
@@ -124,6 +128,8 @@ class NetworkSettings(Checked):
                 raise SettingError(f"image_width={self.image_width} {instead}images are as wide as the language model")
         if self.see == "none" and self.deep != "kv":
             raise SettingError(f"deep={self.deep!r} is for see='projected': see='none' reads what `reads` says")
+        if self.image_size is not None and (self.see != "none" or len(self.image_size) != 2):
+            raise SettingError(f"image_size={self.image_size} is for see='none': give width and height in pixels")
         if self.reads is not None and (self.see != "none" or not self.reads or sorted(set(self.reads)) != self.reads):
             raise SettingError(
                 f"reads={self.reads} is for see='none': name layers of the LLM, from 1, in ascending order"
@@ -195,17 +201,23 @@ class SavedSettings(NetworkSettings):
     )
     base_weights: str | None = field(default=None, metadata=about("fingerprint of the weights in base"))
     stop_ids: list[int] = field(
-        default_factory=list, metadata=about("of see=none: token ids that end a turn of the LLM")
+        default_factory=list,
+        metadata=about("of see=none: token ids that end a turn of the LLM", least=0, most=2**31 - 1),
     )
     control_start: float | None = field(
         default=None,
         metadata=about(
             "log of a control token's probability before it has learned anything; None: its logit is 0, as in older "
-            "folders"
+            "folders",
+            least=-100,
+            most=0,
         ),
     )
     preamble: list[int] = field(
-        default_factory=list, metadata=about("of see=none: token ids that chats begin with, which images do not read")
+        default_factory=list,
+        metadata=about(
+            "of see=none: token ids that chats begin with, which images do not read", least=0, most=2**31 - 1
+        ),
     )
     vocab_base: int = field(default=0, metadata=about("id of the first control token", least=0, most=2**31 - 1))
     control_tokens: int = field(default=3, metadata=about("how many control tokens there are", least=1, most=1024))

@@ -217,7 +217,7 @@ def test_control_tokens_that_people_type_stay_text(model):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"stpes": 3}, "stpes: no such sampling parameter; the sampling parameters are guidance, guidance_interval, "),
+        ({"stpes": 3}, "stpes: no such sampling parameter; there are guidance, guidance_interval, "),
         ({"image_size": (30, 16)}, "image_size (30, 16): sides must be multiples of 8 up to 64, at most 4096 patches"),
         ({"image_size": (128, 16)}, "image_size (128, 16): sides must be multiples of 8 up to 64"),
         ({"image_size": (0, 0)}, "image_size (0, 0): sides must be multiples of 8 up to 64"),

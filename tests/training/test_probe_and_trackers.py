@@ -63,7 +63,7 @@ def test_drawing_is_counted_where_it_is_asked_for(model):
     with torch.no_grad():
         model.model.llm.model.norm.weight.zero_()  # every logit is 0 now, but for what a bias adds
     tokens = model.model.config.control_tokens
-    model.model.control_head.bias = torch.nn.Parameter(torch.tensor([1.0] + [0.0] * (tokens - 1)))
+    model.model.control_head.bias = torch.nn.Parameter(torch.tensor([20.0] + [0.0] * (tokens - 1)))
     found = look()
     assert found["val/draws/when_asked"] == 1 and found["val/draws/rightly"] == pytest.approx(asked / learned)
 

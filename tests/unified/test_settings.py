@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoConfig, AutoModel
 
 import fusion
-from fusion.common.checked import SettingError, default_of, kinds, manual, wanted
+from fusion.common.checked import SettingError, default_of, element, kinds, manual, wanted
 from fusion.common.config import ConfigError, load_config, save_config
 from fusion.flow.matching import PATHS
 from fusion.generation.api import BUNDLED
@@ -35,6 +35,9 @@ NETWORK = {
     "split": ["attention", ["attention", "mlp"], [], ["norms", "norms"]],
     "image_width": [3, 65537, 1.5, "wide"],
     "deep": ["hiden"],
+    "see": ["non"],
+    "reads": ["all", 3],
+    "image_size": ["32x32", 32],
 }
 """For each field of the network, what it cannot be: wrong choices, types and numbers out of bounds."""
 IMAGES = {"max_side": [0, 65537, "long"], "max_patches": [0, 2**20 + 1, None]}
@@ -49,6 +52,9 @@ SAVED = {
     "position_scale": [-1.0, float("nan"), "1"],
     "position_base": [0, float("inf")],
     "position_wave": [0.0, None],
+    "stop_ids": [2, "end"],
+    "control_start": [0.5, -101, "low"],
+    "preamble": ["user"],
     "format_version": [2, "1"],
 }
 COERCED = [
@@ -218,6 +224,11 @@ def test_unknown_names_are_refused(llm, saved, tmp_path):
 FORBIDDEN = [
     ({"mode": "shared", "deep": "hidden"}, "deep='hidden' is for mode='frozen'"),
     ({"mode": "mot", "image_width": 32}, "image_width=32 is for mode='frozen'"),
+    ({"mode": "mot", "see": "none"}, "see='none' is for mode='frozen'"),
+    ({"mode": "frozen", "see": "none", "deep": "hidden"}, "deep='hidden' is for see='projected'"),
+    ({"mode": "frozen", "reads": [1]}, r"reads=\[1\] is for see='none'"),
+    ({"mode": "frozen", "see": "none", "reads": [2, 1]}, "in ascending order"),
+    ({"mode": "frozen", "see": "none", "image_size": [32]}, r"image_size=\[32\] is for see='none'"),
     ({"mode": "frozen", "split": ["norms"]}, r"split=\['norms'\] is for mode='mot'"),
 ]
 
@@ -310,7 +321,11 @@ def test_help_tells_every_setting_with_default_and_choices(function, kind):
 def test_every_setting_is_documented_in_one_line_and_every_number_bounded(kind):
     for one in fields(kind):
         assert one.metadata["doc"] and "\n" not in one.metadata["doc"]
-        number = {int, float} & {kinds(kind)[one.name], *get_args(kinds(kind)[one.name])}
+        number = {int, float} & {
+            kinds(kind)[one.name],
+            *get_args(kinds(kind)[one.name]),
+            element(kinds(kind)[one.name]),
+        }
         assert (
             not number or one.name == "format_version" or (one.metadata["least"], one.metadata["above"]) != (None, None)
         )
