@@ -21,8 +21,9 @@ PAGE = Path("docs/structure.md")
 WIDEST = 120
 HEAD = """# The tree in figures
 
-Measured by `python -m bench.structure`; the record is in `bench/results/`. Folders, and what may import what, stand in README's tree, and
-`tests/test_layout.py` holds the tree to it: imports point to folders above, and no files import each other in a circle.
+Measured by `python -m bench.structure`; the record is in `bench/results/`. Folders, and what may import what, stand in
+README's tree, and `tests/test_layout.py` holds the tree to it: imports point to folders above, and no files import each
+other in a circle.
 """
 BEFORE = {
     "files of the package and of programs": "214",

@@ -48,6 +48,8 @@ from fusion.worlds.shapes import TASKS, Options, World
 
 CODEC = Path("codec", "config.json")
 """In the folder of a codec's run: what is written last."""
+REPLAY = "replay.jsonl"
+"""In the demo's folder: answers of a given language model."""
 
 
 @dataclass
@@ -155,6 +157,9 @@ def begin(config: Demo, out: Path) -> None:
         for part, file in (("llm", "config.json"), ("codec", CODEC)):
             if getattr(before, part) == getattr(config, part) and (aside / part / file).is_file():
                 shutil.copytree(aside / part, out / part)
+        if before.model.llm == config.model.llm and (aside / REPLAY).is_file():
+            out.mkdir(parents=True, exist_ok=True)
+            shutil.copy(aside / REPLAY, out / REPLAY)
     program.describe(out, config, "train.demo", "Demo: a language model learns to draw")
 
 
@@ -177,7 +182,7 @@ def learns_alike(one: Demo, other: Demo) -> bool:
 def language_model(config: Demo) -> None:
     """Pretrain the LLM, or keep the one that is there; of a given one, ask for what is replayed."""
     if config.given:
-        held = conversations(llm_folder(config.model.llm), Path(config.out, "replay.jsonl"))
+        held = conversations(llm_folder(config.model.llm), Path(config.out, REPLAY))
         print(f"{config.model.llm}: {len(held)} of its own answers are replayed")
         return
     out = Path(config.llm.out)
@@ -241,7 +246,7 @@ def trainer_for(config: Demo, model: Fusion, corpus: Corpus, rank: int = 0, worl
     seed = config.training.seed
     texts: Texts | Replay = Texts(corpus.train)
     if config.given:
-        texts = Replay(conversations(llm_folder(config.model.llm), Path(config.out, "replay.jsonl")))
+        texts = Replay(conversations(llm_folder(config.model.llm), Path(config.out, REPLAY)))
     curriculum = Curriculum(config.world.stages, TRAINING_SEED, texts, documents=config.documents)
     open_samples = partial(_mixture, curriculum, seed)  # a partial of a function, for the workers get it by pickling
     batches = PackedBatches(open_samples, model.processor, config.packing, seed, rank, world)

@@ -72,7 +72,8 @@ class Documents:
             words = words[order[words].argsort()]
             begins = states.opens(ids[words].tolist()) and bool((labels[words[: len(states.preamble)]] == IGNORE).all())
             skip = len(states.preamble) if begins else 0
-            texts.append(Text(tuple(ids[words].tolist()), tuple(position[words].tolist()), skip))
+            learned = (labels[words] != IGNORE).nonzero()[:1].flatten().tolist() or [len(words)]
+            texts.append(Text(tuple(ids[words].tolist()), tuple(position[words].tolist()), skip, *learned))
             text_rows.append(words[skip:])
             image_rows.append(images)
             patch_rows.append(patches[images])

@@ -31,7 +31,8 @@ class ReadText:
     """What is kept of a text, one row a token, the preamble left out.
 
     states: output of the chosen layers. last: output of the final norm, which the LLM's head reads. partition: log of
-    the sum of exponentials of the logits that the head answers, fp32: against it a new token's logit is a probability.
+    the sum of exponentials of the logits that the head answers, fp32, from the first learned row on: against it a new
+    token's logit is a probability.
     """
 
     states: Float[Tensor, "t reads d"]
@@ -48,12 +49,14 @@ class ReadText:
 class Text:
     """A text to be read: its token ids and their positions, which images between them move on by one each.
 
-    skip: rows at its beginning that nobody reads; the preamble's, or none.
+    skip: rows at its beginning that nobody reads; the preamble's, or none. learned: the first row at which a next token
+    is learned; before it no partition is computed.
     """
 
     ids: tuple[int, ...]
     positions: tuple[int, ...]
     skip: int = 0
+    learned: int = 0
 
 
 class _Take:
@@ -156,12 +159,22 @@ class TextStates:
         self.texts_read += len(texts)
         there = rows.doc >= 0
         counts = [len(text.ids) - skip for text in texts]
-        parts = (part.split(counts) for part in (states[there], last[there], self._partition(last[there])))
+        partition = last.new_zeros(there.shape, dtype=torch.float32)
+        first = torch.tensor([text.learned - skip for text in texts], device=there.device)[:, None]
+        asked = there & (torch.arange(there.shape[1], device=there.device) >= first)
+        partition[asked] = self._partition(last[asked])
+        parts = (part.split(counts) for part in (states[there], last[there], partition[there]))
         return [ReadText(*(part.clone() for part in one)) for one in zip(*parts, strict=True)]
 
     def _partition(self, last: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Compute ReadText.partition, a part of the rows at a time, for vocabularies are large."""
-        return torch.cat([self.reader.logits(part).float().logsumexp(-1) for part in last.split(ROWS_AT_ONCE)])
+        parts = last.split(ROWS_AT_ONCE) if len(last) else ()
+        return torch.cat(
+            [
+                last.new_zeros(0, dtype=torch.float32),
+                *(self.reader.logits(part).float().logsumexp(-1) for part in parts),
+            ]
+        )
 
     @contextmanager
     def taking(self) -> Iterator[list[Tensor]]:

@@ -146,6 +146,15 @@ def test_a_solver_step_runs_the_stream_alone():
 
 
 @torch.no_grad()
+def test_the_head_is_asked_from_the_first_learned_row_on():
+    model = model_of("llama")
+    whole, part = texts(1)[0], replace(texts(1)[0], learned=3)
+    one, other = model.backbone.states([whole, part], model.embed_tokens)
+    assert_close(other.partition[3:], one.partition[3:])
+    assert not other.partition[:3].any() and one.partition[:3].all()
+
+
+@torch.no_grad()
 def test_all_of_the_llm_s_tokens_are_one_column_of_the_decision():
     model, packed = model_of("gemma3_text"), everything()
     logits = answer(model, packed).logits[packed.labels >= 0]
