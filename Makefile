@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 20000
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test gpu-test lint types format clean
+.PHONY: help setup demo test gpu-test lint types format docs clean
 
 help:
 	@echo "make demo      pretrain a small LLM, teach it to draw, write out/demo/report.html"
@@ -19,6 +19,7 @@ help:
 	@echo "make gpu-test  the tests that need one"
 	@echo "make lint      ruff over everything: rules and format  (make format repairs what it can)"
 	@echo "make types     mypy, as far as pyproject.toml has it switched on"
+	@echo "make docs      the documentation as a site in out/site"
 	@echo "make clean     remove .venv, caches and build products; out/ stays"
 
 demo: setup
@@ -42,6 +43,9 @@ types: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup
+	$(BIN)/mkdocs build --strict -d out/site
 
 setup: $(VENV)/installed
 

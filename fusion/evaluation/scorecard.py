@@ -18,14 +18,17 @@ from tqdm import tqdm
 from fusion.common.atomic import save
 from fusion.common.contact_sheet import Cell, contact_sheet
 from fusion.common.html import png
-from fusion.common.statistics import Score
+from fusion.common.statistics import Score, mean_score
+from fusion.evaluation.guessing import chance_levels
 from fusion.evaluation.subjects import Subject
 from fusion.evaluation.suite import Answer
 from fusion.evaluation.suites import OVERALL, SUITES, Drawing, Edits, Intents, Questions
 from fusion.worlds.shapes import WORLD_VERSION
 
+SEEN, UNSEEN = (f"drawings of prompts {when} in training" for when in ("seen", "never seen"))
 FIGURES = {
     "overall": (Drawing.name, OVERALL),
+    "unseen_prompts": (Drawing.name, UNSEEN),
     "seen": (Drawing.name, f"{OVERALL}, seen pairs"),
     "held_out": (Drawing.name, f"{OVERALL}, held-out pairs"),
     "colours_present": (Drawing.name, Drawing.words["colours"]),
@@ -40,23 +43,43 @@ FIGURES = {
 @dataclass(frozen=True)
 class Scorecard:
     """Everything a subject was asked and what it made of it, by suite and in the order of the items. seed: of the
-    items; seconds: it took."""
+    items; seconds: it took. seen: the prompts that its training documents have verbatim, None where that is not
+    known (fusion.evaluation.overlap)."""
 
     seed: int
     seconds: float
     answers: dict[str, list[Answer]]
+    seen: frozenset[str] | None = None
 
     @cached_property
     def scores(self) -> dict[str, list[Score]]:
         """All scores of each suite."""
         suites = {suite.name: suite for suite in SUITES}
-        return {name: suites[name].scores([row for row, _ in answers]) for name, answers in self.answers.items()}
+        found = {name: suites[name].scores([row for row, _ in answers]) for name, answers in self.answers.items()}
+        if Drawing.name in found:
+            found[Drawing.name] += self._by_memory()
+        return found
+
+    def _by_memory(self) -> list[Score]:
+        """Split the plain share of right drawings by whether training documents have the prompt."""
+        if self.seen is None:
+            return []
+        shares: dict[str, list[float]] = {SEEN: [], UNSEEN: []}
+        for row, _ in self.answers[Drawing.name]:
+            shares[SEEN if row.asked in self.seen else UNSEEN].append(row.values["right"])
+        return [mean_score(name, values) for name, values in shares.items() if values]
 
     @property
     def figures(self) -> dict[str, Score]:
         """The main figures of what was asked, by their names in FIGURES."""
         by_name = {(suite, score.name): score for suite, found in self.scores.items() for score in found}
         return {name: by_name[place] for name, place in FIGURES.items() if place in by_name}
+
+    @cached_property
+    def chance(self) -> dict[str, float]:
+        """What guessing scores on the same items, by the name of a main figure."""
+        levels = chance_levels({name: len(answers) for name, answers in self.answers.items()}, self.seed)
+        return {name: levels[suite] for name, (suite, _) in FIGURES.items() if suite in levels}
 
     @property
     def details(self) -> list[Score]:
@@ -71,7 +94,7 @@ class Scorecard:
     def as_json(self) -> dict:
         """The figures with what they depend on."""
         figures = {name: asdict(score) for name, score in self.figures.items()}
-        about = {"seed": self.seed, "world": WORLD_VERSION, "seconds": round(self.seconds, 1)}
+        about = {"seed": self.seed, "world": WORLD_VERSION, "seconds": round(self.seconds, 1), "chance": self.chance}
         return about | figures | {"details": [asdict(score) for score in self.details]}
 
     def sheets(self) -> dict[str, Image.Image]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 import torch
@@ -22,10 +22,11 @@ from fusion.data.loader import Loader
 from fusion.data.packing import PackedBatches, Packing, fixed_batches
 from fusion.data.replay import Replay, conversations
 from fusion.evaluation import scorecard
+from fusion.evaluation.overlap import first_documents, seen_in
 from fusion.evaluation.scorecard import Scorecard
 from fusion.evaluation.subjects import Unified
 from fusion.evaluation.suite import SPLITS
-from fusion.evaluation.suites import counts_of
+from fusion.evaluation.suites import Drawing, counts_of
 from fusion.generation import api
 from fusion.generation.api import Fusion
 from fusion.generation.sampling import Sampling
@@ -244,10 +245,7 @@ def learn_together(config: Demo) -> Summary:
 def trainer_for(config: Demo, model: Fusion, corpus: Corpus, rank: int = 0, world: int = 1) -> Trainer:
     """The trainer on the mixed world and plain text, for the documents and in the time that are left."""
     seed = config.training.seed
-    texts: Texts | Replay = Texts(corpus.train)
-    if config.given:
-        texts = Replay(conversations(llm_folder(config.model.llm), Path(config.out, REPLAY)))
-    curriculum = Curriculum(config.world.stages, TRAINING_SEED, texts, documents=config.documents)
+    curriculum = curriculum_of(config, corpus)
     open_samples = partial(_mixture, curriculum, seed)  # a partial of a function, for the workers get it by pickling
     batches = PackedBatches(open_samples, model.processor, config.packing, seed, rank, world)
     held_out, groups = watched(config, model, corpus)
@@ -258,6 +256,14 @@ def trainer_for(config: Demo, model: Fusion, corpus: Corpus, rank: int = 0, worl
     return Trainer(
         UnifiedLearner(model), loader, config.objective, settings, config.out, held_out, sampler, resume=True
     )
+
+
+def curriculum_of(config: Demo, corpus: Corpus) -> Curriculum:
+    """The documents that are trained on, by number; beside a given language model its own answers are replayed."""
+    texts: Texts | Replay = Texts(corpus.train)
+    if config.given:
+        texts = Replay(conversations(llm_folder(config.model.llm), Path(config.out, REPLAY)))
+    return Curriculum(config.world.stages, TRAINING_SEED, texts, documents=config.documents)
 
 
 def _mixture(curriculum: Curriculum, seed: int, shard: int, shards: int) -> Mixture:
@@ -285,6 +291,7 @@ def show(config: Demo, model: Fusion, corpus: Corpus) -> Outcome:
     """Score the model, let it draw, edit, describe and tell, and write the report."""
     out, scoring = Path(config.out), config.scoring
     card = score(scoring, model, progress=True)
+    card = replace(card, seen=seen_prompts(config, corpus, [row.asked for row, _ in card.answers[Drawing.name]]))
     card.save(out / "scores")
     text = kept(llm_folder(config.model.llm), out / "model", corpus.held_out[: scoring.texts])
     trained = Path(config.codec.out) if config.codec else None
@@ -298,15 +305,31 @@ def score(scoring: Scoring, model: Fusion, progress: bool = False) -> Scorecard:
     return scorecard.score(Unified(model, scoring.params), counts, seed, progress)
 
 
+def seen_prompts(config: Demo, corpus: Corpus, prompts: Sequence[str]) -> frozenset[str] | None:
+    """Which prompts occur verbatim in what the run trained on: the language model's texts, and the world's documents.
+
+    These are drawn again, half a millisecond each, and with them the few that waited for a row when the run ended. None
+    for a run that goes on from another model, whose documents are not known.
+    """
+    if config.model.start:
+        return None
+    texts, curriculum = Texts(corpus.train), curriculum_of(config, corpus)
+    drawn = read(Path(config.out, "metrics.jsonl"))[-1]["seen"] + config.processes * config.packing.lookahead
+    pages = (texts.sample(number, None) for number in range(len(texts)))
+    return seen_in(prompts, chain(pages, first_documents(curriculum, drawn)))
+
+
 def summary_of(outcome: Outcome, config: Demo) -> str:
     """What a person at the terminal wants to know."""
     lines = []
+    chance = {outcome.card.figures[name].name: level for name, level in outcome.card.chance.items()}
     for figure in outcome.card.with_targets(config.scoring.targets):
         verdict = "met" if figure.target is None or figure.value >= figure.target else "missed"
         target = "" if figure.target is None else f"   target {figure.target:.2f} {verdict}"
-        lines.append(f"{figure.name:<36} {figure.value:.2f}{target}")
+        guessed = f"   chance {chance[figure.name]:.2f}" if figure.name in chance else ""
+        lines.append(f"{figure.name:<44} {figure.value:.2f}{target}{guessed}")
     text = outcome.kept
-    lines.append(f"{'text perplexity':<36} {text.before:.2f} -> {text.after:.2f} ({text.rise:+.1%})")
+    lines.append(f"{'text perplexity':<44} {text.before:.2f} -> {text.after:.2f} ({text.rise:+.1%})")
     last = read(Path(config.out, "metrics.jsonl"))[-1]
     lines.append(f"{last['seen']:,} documents in {last['time'] / 60:.1f} minutes")
     return "\n".join([*lines, f"model   {outcome.model}", f"report  {outcome.report}"])

@@ -61,8 +61,25 @@ def scores(card: Scorecard, targets: dict[str, float]) -> str:
     split = {seed: name for name, seed in SPLITS.items()}.get(card.seed, f"seed {card.seed}")
     counts = ", ".join(f"{name} {len(answers)}" for name, answers in card.answers.items())
     words = f"Items asked: {counts} ({split}), judged from pixels alone in {card.seconds:.0f} s."
+    words += "".join(f" {said}" for said in (of_memory(card), of_chance(card)) if said)
     details = f"<details><summary>by category</summary>{score_table(card.details)}</details>"
     return paragraph(words) + score_table(card.with_targets(targets)) + details
+
+
+def of_memory(card: Scorecard) -> str:
+    """Say how many of the scored prompts the training documents have, where that is known."""
+    if card.seen is None:
+        return ""
+    prompts = [row.asked for row, _ in card.answers[Drawing.name]]
+    seen = sum(prompt in card.seen for prompt in prompts)
+    return f"Of the {len(prompts)} prompts, {seen} occur verbatim in the documents of the training."
+
+
+def of_chance(card: Scorecard) -> str:
+    """Say what guessing scores."""
+    levels = (f"{card.figures[name].name} {level:.2f}" for name, level in card.chance.items())
+    said = ", ".join(levels)
+    return f"Chance: {said} (the commonest answer to each form of question, a coin for when to draw)." if said else ""
 
 
 def drawings(model: Fusion, params: dict) -> str:

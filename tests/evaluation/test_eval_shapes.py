@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 import fusion
 from fusion.common.contact_sheet import FRAME, RIGHT, SIDE, WRONG, Cell, contact_sheet
 from fusion.evaluation import scorecard
+from fusion.evaluation.guessing import chance_levels
 from fusion.evaluation.subjects import Unified
 from fusion.evaluation.suite import SPLITS
 from fusion.evaluation.suites import counts_of
@@ -108,6 +110,7 @@ def scored(model: Scripted) -> scorecard.Scorecard:
 
 def test_a_model_that_knows_everything_scores_one():
     card = scored(scripted(True))
+    card = replace(card, seen=frozenset(row.asked for row, _ in card.answers["drawing"][:5]))
     figures, details = card.figures, {score.name: score for score in card.details}
     assert list(figures) == list(scorecard.FIGURES) and {score.value for score in figures.values()} == {1.0}
     assert details.pop("edits that copy the source").value == 0 and {score.value for score in details.values()} == {1.0}
@@ -129,6 +132,25 @@ def test_a_model_that_gets_everything_wrong_scores_zero():
     figures = scored(scripted(False)).figures
     assert figures.pop("edits_kept").value < 0.1
     assert {score.value for score in figures.values()} == {0.0} and len(figures) == 7
+
+
+def test_prompts_that_training_had_are_counted_apart_where_they_are_known():
+    card = scored(scripted(False))
+    assert "unseen_prompts" not in card.figures and scorecard.SEEN not in {score.name for score in card.details}
+    prompts = [row.asked for row, _ in card.answers["drawing"]]
+    known = replace(card, seen=frozenset(prompts[:5]))
+    assert known.figures["overall"] == card.figures["overall"]
+    (seen,) = (score for score in known.details if score.name == scorecard.SEEN)
+    assert known.figures["unseen_prompts"].count == COUNT - seen.count < COUNT - 4
+    assert "unseen_prompts" not in replace(card, seen=frozenset(prompts)).figures
+
+
+def test_guessing_scores_what_the_readme_says():
+    assert chance_levels({"drawing": 200, "questions": 200, "when to draw": 100}, SPLITS["scored"]) == {
+        "questions": 0.385,
+        "when to draw": 0.5,
+    }
+    assert set(scored(scripted(True)).chance) == {"questions", "when_to_draw"}
 
 
 def test_development_prompts_are_others():

@@ -96,6 +96,8 @@ def test_the_demo_from_nothing_to_a_report_with_an_interruption(tmp_path, monkey
     )
     named += ("What the codec keeps", "Going on")
     assert all(f"<h2>{section}</h2>" in page for section in named) and page.count("<h2>A story: ") == 2
+    assert "prompts, " in page and "occur verbatim in the documents of the training" in page and "Chance: " in page
+    assert "drawings of prompts never seen in training" in said and "chance 0." in said
     assert not (out / "skipped.txt").exists()
     assert isinstance(fusion.load(out / "model").draw("draw a red circle", steps=1)[0], Image.Image)
 
