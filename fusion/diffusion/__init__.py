@@ -24,7 +24,7 @@ __all__ = [
     "pipeline",
     "save_diffusers",
 ]
-__all__ += CLASSES
+__all__.extend(CLASSES)
 
 _RENAMED = {
     "Painter": "TextToImage",
