@@ -102,7 +102,7 @@ def _end(until: float | None, documents: int | None) -> float:
     """Return the document at which a stage ends."""
     if until is None:
         return float("inf")
-    if until >= 1:
+    if until >= 1 or until <= 0:
         return until
     if documents is None:
         raise ValueError(f"until={until:g}: a share of the run needs its number of documents")
