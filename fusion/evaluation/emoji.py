@@ -1,4 +1,4 @@
-"""Held-out emoji: names drawn, styles and skin tones changed, each beside the true image.
+"""Evaluation on held-out emoji: images from names, edits of style and skin tone, each beside the true image.
 
 Usage: `python -m eval.emoji RUN`
 """
@@ -25,15 +25,18 @@ from fusion.generation.api import Fusion
 from fusion.sequence.document import blocks
 from fusion.training import report
 
-COUNT = 24  # images, and pairs of each kind of edit: as many characters, or all that are held out
+COUNT = 24  # most images, and most pairs of each kind of edit, each of another held-out character
 FROM_WORDS = "from their names"
-SAMPLING_PARAMETERS = ("seed", "steps", "guidance", "image_guidance")  # of a run's samples; used here too
+SAMPLING_PARAMETERS = ("seed", "steps", "guidance", "image_guidance")  # taken from the run's config.samples
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A held-out sample and what the model made of it; all images are of one size. before: None where nothing was
-    edited."""
+    """A held-out sample and the model's result for it; all images have the same size.
+
+    words: the text of the request. before: the source image of an edit, None without one. wanted: the true image.
+    drawn: the generated image.
+    """
 
     words: str
     before: Image.Image | None
@@ -42,11 +45,10 @@ class Drawn:
 
 
 def sections(model: Fusion, data: DataConfig, params: Mapping[str, Any], count: int = COUNT) -> list[Section]:
-    """The part of a report about characters that were never trained on, by the split that the config's own loaders
-    make.
+    """Build the report's sections on characters that were never trained on, split as by the run's own loaders.
 
-    data: as the run had it, with sources of kind images or edits; the latter are told apart by their column `kind`.
-    params: of Fusion.draw and Fusion.edit.
+    data: the run's config, with sources of kind images or edits; the latter are grouped by their column `kind`. params:
+    sampling parameters of Fusion.draw and Fusion.edit. count: most samples of each kind.
     """
     found = []
     for kind, samples in held_out(data, model.processor.stride, count):
@@ -57,7 +59,10 @@ def sections(model: Fusion, data: DataConfig, params: Mapping[str, Any], count: 
 
 
 def held_out(data: DataConfig, stride: int, count: int) -> Iterator[tuple[str, list[Sample]]]:
-    """Kinds of request for an image, and at most `count` samples of each, of subjects that were never trained on."""
+    """Yield each kind of request for an image with at most `count` samples, of subjects that were never trained on.
+
+    data: the run's config, whose validation split is used. stride: of the model's processor, in pixels per patch side.
+    """
     sources = [replace(source, describe=0.0) if source.kind == "images" else source for source in data.sources]
     for source in open_sources(replace(data, sources=sources), "validation", stride):
         if isinstance(source, ImageFolder):
@@ -68,18 +73,18 @@ def held_out(data: DataConfig, stride: int, count: int) -> Iterator[tuple[str, l
 
 
 def psnr(image: Image.Image, other: Image.Image) -> float:
-    """Peak signal-to-noise ratio of two images of one size, in dB; inf where they are equal."""
+    """Compute the peak signal-to-noise ratio of two images of the same size, in dB; inf where they are equal."""
     error = np.mean((np.asarray(image, np.float64) - np.asarray(other, np.float64)) ** 2)
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
 def _kind(source: EditPairs, index: int) -> str:
-    """The kind of an edit pair, as its row says."""
+    """Return the kind of an edit pair, from its row's column `kind`."""
     return str(source.rows[source.chosen[index][0]].values.get("kind", "any kind"))
 
 
 def _subjects(source: ImageFolder | EditPairs, count: int, kind: str | None = None) -> Iterator[Sample]:
-    """At most `count` samples, each of another subject, the same at every call. kind: of edits."""
+    """Yield at most `count` samples, each of another subject, the same at every call; kind: of the edits to include."""
     seen = set()
     for index in sorted(range(len(source)), key=lambda index: fraction("held-out emoji", index)):
         subject = source.chosen[index][1]
@@ -95,7 +100,10 @@ def _subjects(source: ImageFolder | EditPairs, count: int, kind: str | None = No
 
 
 def attempt(model: Fusion, sample: Sample, params: Mapping[str, Any]) -> Drawn:
-    """What the model makes of a sample's request. params: of Fusion.draw and Fusion.edit."""
+    """Generate the model's image for a sample's request, from text or by an edit.
+
+    params: sampling parameters of Fusion.draw and Fusion.edit.
+    """
     asked, answer = sample.messages
     words = " ".join(block["text"] for block in blocks(asked["content"]) if block["type"] == "text")
     before = next((block["image"] for block in blocks(asked["content"]) if block["type"] == "image"), None)
@@ -115,7 +123,7 @@ def _panels(drawn: Sequence[Drawn]) -> str:
 
 
 def _distances(drawn: Sequence[Drawn]) -> str:
-    """How near the drawn images come to the wanted ones, and how near the images were before."""
+    """Render the median PSNR of edited and of unedited images against the true images, as HTML."""
     after = [psnr(one.drawn, one.wanted) for one in drawn]
     before = [psnr(one.before, one.wanted) for one in drawn]
     nearer = sum(a > b for a, b in zip(after, before, strict=True))
@@ -125,12 +133,15 @@ def _distances(drawn: Sequence[Drawn]) -> str:
 
 
 def median(values: Sequence[float]) -> float:
-    """Of numbers, infinite ones among them."""
+    """Return the median of numbers, which may include infinities."""
     return float(np.median(values))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m eval.emoji RUN`: write the report of a finished run again, with this part."""
+    """Write the report of a finished run again, with this section: `python -m eval.emoji RUN`.
+
+    Returns 0, or prints one line on stderr and returns 1 (2 for wrong usage).
+    """
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("usage: python -m eval.emoji RUN    writes RUN/report.html", file=sys.stderr)
         return 2

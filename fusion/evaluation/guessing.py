@@ -1,4 +1,4 @@
-"""Chance levels: what scores of the built-in world are worth to a subject that guesses."""
+"""Chance levels: the scores of guessing on the suites of the built-in world."""
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -14,7 +14,11 @@ RULES = {
 
 
 def chance_levels(counts: Mapping[str, int], seed: int) -> dict[str, float]:
-    """Return what guessing scores on the first items of suites, by suite; see fusion.evaluation.suite for the seed."""
+    """Compute the score of guessing on the first items of suites, by suite, for those of RULES.
+
+    counts: number of items by suite; suites without items are left out. seed: of the items, see
+    fusion.evaluation.suite.
+    """
     levels = {
         Questions.name: lambda count: commonest_answers(evaluation_questions(count, seed)),
         Intents.name: lambda count: commonest(one.draw for one in evaluation_intents(count, seed)),
@@ -23,7 +27,7 @@ def chance_levels(counts: Mapping[str, int], seed: int) -> dict[str, float]:
 
 
 def commonest_answers(items: Sequence[EvaluationQuestion]) -> float:
-    """Return the share that the commonest answer to each form is right in.
+    """Return the share of questions that the most frequent answer to their form gets right.
 
     A form is a kind of question; those that offer two answers ("left of or right of") are forms of their own.
     """
@@ -34,6 +38,6 @@ def commonest_answers(items: Sequence[EvaluationQuestion]) -> float:
 
 
 def commonest(values: Iterable[Hashable]) -> float:
-    """Return the share of the commonest of some values."""
+    """Return the share of the most frequent value."""
     found = Counter(values)
     return max(found.values()) / found.total()

@@ -1,6 +1,6 @@
-"""Which texts of evaluation occur verbatim in training documents: a score on others is not one of memory alone.
+"""Finds evaluation texts that occur verbatim in training documents: scores on others are not due to memory alone.
 
-The built-in world draws its documents from their numbers, so that those of a run can be drawn again when it is over.
+The built-in world generates each document from its number, so that a run's documents can be regenerated after it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,9 +19,10 @@ def texts_of(sample: Sample) -> list[str]:
 
 
 def seen_in(asked: Iterable[str], samples: Iterable[Sample]) -> frozenset[str]:
-    """Return those of the texts that training samples have: as a whole text of a conversation, or anywhere in a page.
+    """Return the texts of `asked` that occur in training samples.
 
-    Spelling, capitals and punctuation have to agree.
+    In a conversation a text has to be a whole text block; in a page it may occur anywhere. Spelling, capitals and
+    punctuation have to agree.
     """
     wanted = frozenset(asked)
     seen: set[str] = set()
@@ -35,5 +36,5 @@ def seen_in(asked: Iterable[str], samples: Iterable[Sample]) -> frozenset[str]:
 
 
 def first_documents(curriculum: Curriculum, count: int) -> Iterator[Sample]:
-    """Draw the first documents of a curriculum again, those that a run of so many documents trained on."""
+    """Regenerate the first `count` documents of a curriculum, those that a run of as many documents trained on."""
     return (curriculum.sample(number) for number in range(count))

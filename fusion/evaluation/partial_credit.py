@@ -1,4 +1,4 @@
-"""Partial credit for images that are rarely all right: the share of what was asked for, as the judge reads it."""
+"""Partial credit for images that are rarely entirely right: the share of the request that the judge finds done."""
 
 from fusion.worlds.shapes import EditVerdict, Expectation, Verdict
 
@@ -13,7 +13,10 @@ WORDS = {
 
 
 def of_drawing(verdict: Verdict, asked: Expectation) -> float:
-    """In [0, 1]; see WORDS. 1 if and only if the image is right, 0 for a blank one."""
+    """Return the partial credit of a generated image, in [0, 1]; see WORDS.
+
+    It is 1 if and only if the image is right, and 0 for a blank one.
+    """
     found = [verdict.count_right, verdict.objects_right, verdict.ok]
     found += [verdict.colours_present] if asked.colours else []
     found += [verdict.relations_right] if asked.relations else []
@@ -21,5 +24,8 @@ def of_drawing(verdict: Verdict, asked: Expectation) -> float:
 
 
 def of_edit(verdict: EditVerdict) -> float:
-    """In [0, 1]; see WORDS. 1 only if the edit is done, 0 for a copy of the source."""
+    """Return the partial credit of an edit, in [0, 1]; see WORDS.
+
+    It is 1 only if the edit is done, and 0 for a copy of the source.
+    """
     return verdict.asked * (1 + verdict.kept + verdict.done) / 3

@@ -1,4 +1,4 @@
-"""What an evaluation found: its figures as JSON, its page, and how it compares item by item with another."""
+"""Results of an evaluation: its figures as JSON, its HTML page, and the comparison with another, item by item."""
 
 import json
 from collections.abc import Sequence
@@ -13,13 +13,16 @@ from fusion.common.statistics import Difference, Score, paired
 from fusion.evaluation.suite import Row, Suite
 from fusion.evaluation.suites import SUITES
 
-SHOWN, EXTREMES = 72, 12  # pixels on screen of a sample, and how many of the best and of the worst stand on top
+SHOWN, EXTREMES = 72, 12  # displayed size of a sample in pixels; number of best and of worst items on top
 
 
 @dataclass(frozen=True)
 class Result:
-    """settings: what was asked, and how; facts: of the run. scores and rows by suite. text: perplexities, if they were
-    measured."""
+    """The result of one evaluation.
+
+    settings: what was evaluated, and how. facts: about the run, such as device and versions. scores, rows: by suite.
+    text: perplexities of the LLM and of the model made from it, None if they were not measured.
+    """
 
     folder: Path
     settings: dict
@@ -29,7 +32,7 @@ class Result:
     text: dict | None
 
     def figures(self, paired: Sequence["Paired"] = ()) -> dict:
-        """For results.json; `rows` beside it have every item."""
+        """Return the contents of results.json, without the rows of the items, which are stored beside it."""
         scores = [{"suite": suite} | asdict(score) for suite, found in self.scores.items() for score in found]
         return (
             self.settings
@@ -38,7 +41,7 @@ class Result:
         )
 
     def as_text(self) -> str:
-        """For a terminal."""
+        """Format the scores and the text perplexities for a terminal."""
         scores = [score for found in self.scores.values() for score in found]
         lines = [as_text(scores)]
         if self.text:
@@ -51,7 +54,7 @@ class Result:
 
 
 def read_result(folder: Path) -> Result:
-    """What eval.run wrote into a folder. ValueError in one line where there is none, or half of one."""
+    """Load the result that eval.run wrote into a folder; ValueError, in one line, if it is missing or incomplete."""
     try:
         found = renamed(json.loads((folder / "results.json").read_text(encoding="utf-8")))
         files = [
@@ -77,13 +80,16 @@ def read_result(folder: Path) -> Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Paired(Difference):
-    """By how much one subject's items of a suite are better than another's."""
+    """The mean difference of two subjects over the items of a suite: the first subject's values minus the second's."""
 
     suite: str
 
 
 def compared(one: Result, other: Result, suite: Suite, value: str) -> Paired | None:
-    """One value of a suite; None where the two were not asked the same, or one of them not at all."""
+    """Compare one value of a suite item by item: `one` minus `other`.
+
+    value: its name in Row.values. Returns None where the prompts differ, or either result lacks the suite.
+    """
     same = one.settings["prompts"].get(suite.name) == other.settings["prompts"].get(suite.name)
     if not same or suite.name not in one.rows or suite.name not in other.rows:
         return None
@@ -93,7 +99,7 @@ def compared(one: Result, other: Result, suite: Suite, value: str) -> Paired | N
 
 
 def against(one: Result, other: Result) -> list[Paired]:
-    """The suites' main values, over suites in which both were asked the same. ValueError where there is none."""
+    """Compare the main value of each suite, over suites with the same prompts in both; ValueError if there is none."""
     found = [pair for suite in SUITES if (pair := compared(one, other, suite, suite.main))]
     if not found:
         raise ValueError(
@@ -106,7 +112,7 @@ def against(one: Result, other: Result) -> list[Paired]:
 
 
 def render(one: Result, paired: Sequence[Paired] = (), other: Result | None = None) -> str:
-    """The page as one string of HTML."""
+    """Render the evaluation as an HTML page; paired: the comparison with `other`, if there is one."""
     sections = [Section("Scores", score_table(scores[0] for scores in one.scores.values()) + _words(one.text))]
     if other:
         sections.append(Section(f"Against {other.settings['model']}", _comparison(paired)))
@@ -172,7 +178,7 @@ def _gallery(folder: Path, main: str, rows: Sequence[Row]) -> str:
 
 
 def verdict(value: float) -> str:
-    """A value in [0, 1] in words."""
+    """Format a value in [0, 1]: "right" for 1, "wrong" for 0, otherwise two decimals."""
     return ("right" if value == 1 else "wrong") if value in (0, 1) else f"{value:.2f}"
 
 

@@ -2,9 +2,9 @@
 
 Usage: `fusion eval MODEL --suite quick -o out/eval`
 
-It goes on where it was stopped. MODEL: a saved unified model, a text-to-image model of any architecture, or a pipeline
-of diffusers. Several processes share the work with --shard 0/2 and --shard 1/2; the same command without --shard then
-puts it together.
+An interrupted evaluation resumes. MODEL: a saved unified model, a text-to-image model of any architecture, or a
+diffusers pipeline. Several processes share the work with --shard 0/2 and --shard 1/2; the same command without --shard
+then merges their results.
 """
 
 import argparse
@@ -34,13 +34,16 @@ from fusion.generation.sampling import Sampling
 from fusion.training.perplexity import kept_texts
 from fusion.worlds.shapes import WORLD_VERSION
 
-SAMPLING_PARAMETERS = {"steps": Sampling.steps, "guidance": Sampling.guidance}  # those that every subject knows
+SAMPLING_PARAMETERS = {"steps": Sampling.steps, "guidance": Sampling.guidance}  # supported by every subject
 RESULTS, SETTINGS = "results.json", "settings.json"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the outcome depends on, beside the model's weights."""
+    """All that the result depends on, besides the model's weights.
+
+    counts: number of items, by suite. prompts: fingerprint of the requests, by suite.
+    """
 
     model: str
     suite: str
@@ -52,7 +55,10 @@ class Settings:
 
 
 def settings_of(model: str, suite: str, split: str, params: dict[str, Any]) -> Settings:
-    """With a fingerprint of each suite's prompts. ValueError for an unknown suite or split."""
+    """Build the settings of an evaluation, with a fingerprint of each suite's prompts.
+
+    params: override SAMPLING_PARAMETERS. Raises ValueError for an unknown suite or split.
+    """
     if suite not in COUNTS or split not in SPLITS:
         raise ValueError(
             f"suite={suite}, split={split}: suites are {', '.join(COUNTS)}, and splits {', '.join(SPLITS)}"
@@ -63,7 +69,7 @@ def settings_of(model: str, suite: str, split: str, params: dict[str, Any]) -> S
 
 
 def fingerprint(suite: Suite, count: int, seed: int) -> str:
-    """Of everything that is asked."""
+    """Hash the world's version and the requests of all items (BLAKE2b, 8 bytes, hexadecimal)."""
     digest = hashlib.blake2b(str(WORLD_VERSION).encode(), digest_size=8)
     for item in suite.items(count, seed):
         digest.update(suite.text(item).encode() + b"\0")
@@ -74,13 +80,15 @@ def fingerprint(suite: Suite, count: int, seed: int) -> str:
 
 
 def asked(subject: Subject, settings: Settings) -> list[Suite]:
-    """The suites of which items are asked, and that the subject can answer."""
+    """Return the suites that have items to evaluate, and that the subject supports."""
     return [suite for suite in SUITES if settings.counts[suite.name] and suite.needs <= subject.can]
 
 
 def ask(subject: Subject, settings: Settings, out: Path, shard: tuple[int, int] = (0, 1)) -> None:
-    """Ask for what is not there yet of this shard's part, which is every n-th item, and keep each batch when it is
-    done."""
+    """Evaluate the items of a shard that have no row in `out` yet, and save each batch when it is done.
+
+    shard: (i, n), every n-th item from number i on.
+    """
     work = []
     for suite in asked(subject, settings):
         known = {row.number for row in rows_of(out, suite)}
@@ -96,8 +104,7 @@ def ask(subject: Subject, settings: Settings, out: Path, shard: tuple[int, int] 
 
 
 def keep(out: Path, suite: Suite, answers: Sequence[Answer]) -> None:
-    """Write images as PNG files, then the rows of the batch as one file, whole or not at all, named by the first of
-    them."""
+    """Save a batch: images as PNG files, then all rows in one file, written atomically and named by the first row."""
     place, rows = out / "samples" / slug(suite), []
     place.mkdir(parents=True, exist_ok=True)
     for row, images in answers:
@@ -112,7 +119,7 @@ def keep(out: Path, suite: Suite, answers: Sequence[Answer]) -> None:
 
 
 def rows_of(out: Path, suite: Suite) -> list[Row]:
-    """All rows of a suite that are there, by number."""
+    """Load all rows of a suite from disk, by number."""
     files = sorted((out / "samples" / slug(suite)).glob("*.jsonl"))
     return sorted(
         (Row(**json.loads(line)) for file in files for line in file.read_text(encoding="utf-8").splitlines()),
@@ -121,7 +128,7 @@ def rows_of(out: Path, suite: Suite) -> list[Row]:
 
 
 def slug(suite: Suite) -> str:
-    """The suite's name as a folder's."""
+    """Return the suite's name as a folder's name, with hyphens for spaces."""
     return suite.name.replace(" ", "-")
 
 
@@ -129,7 +136,10 @@ def slug(suite: Suite) -> str:
 
 
 def result(subject: Subject, settings: Settings, out: Path, text: dict | None) -> Result:
-    """Everything that is known. ValueError while a suite is not complete."""
+    """Assemble the result from the rows on disk; ValueError while a suite is incomplete.
+
+    text: the figures of text perplexity, None if they were not measured.
+    """
     rows = {suite.name: rows_of(out, suite) for suite in asked(subject, settings)}
     for name, found in rows.items():
         if len(found) < settings.counts[name]:
@@ -149,8 +159,10 @@ def result(subject: Subject, settings: Settings, out: Path, text: dict | None) -
 
 
 def begin(settings: Settings, out: Path) -> None:
-    """Make the folder, or make sure that it holds results of the same settings. ValueError otherwise: nothing is
-    written over."""
+    """Create the folder, or check that it holds results of the same settings.
+
+    Raises ValueError otherwise; nothing is overwritten.
+    """
     file, told = out / SETTINGS, json.dumps(asdict(settings), indent=1) + "\n"
     if file.is_file():
         if renamed(json.loads(file.read_text(encoding="utf-8"))) != json.loads(told):
@@ -173,8 +185,11 @@ def evaluate(
     other: Path | None = None,
     device: str | None = None,
 ) -> Result | None:
-    """The whole evaluation; None where other shards still work. llm: the language model that the model was made of, for
-    what it did to its text."""
+    """Run the whole evaluation and write results.json and report.html; return None if this is one of several shards.
+
+    llm: the language model from which the model was made, to compare text perplexity. other: the folder of another
+    evaluation, to compare item by item.
+    """
     settings = settings_of(model, suite, split, with_preset(model, params or {}))
     other = read_result(other) if other else None
     begin(settings, out)
@@ -194,7 +209,7 @@ def evaluate(
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="fusion eval", description=__doc__.splitlines()[0])
     parser.add_argument(
         "model",
@@ -221,7 +236,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def shard_of(words: str) -> tuple[int, int]:
-    """i/n. ValueError unless 0 <= i < n."""
+    """Parse "i/n" into (i, n); ValueError unless 0 <= i < n."""
     first, _, last = words.partition("/")
     if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
         raise ValueError(f"--shard {words}: give i/n with i from 0 to n - 1")
@@ -229,16 +244,16 @@ def shard_of(words: str) -> tuple[int, int]:
 
 
 def params_of(words: Sequence[str]) -> dict[str, Any]:
-    """name=value, each value as YAML reads it. ValueError for a word of another form."""
+    """Parse "name=value" words into sampling parameters, each value as YAML; ValueError for a word of another form."""
     if wrong := [word for word in words if "=" not in word]:
         raise ValueError(f"{wrong[0]}: sampling parameters are given as name=value")
     return OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
 
 
 def main(argv: Sequence[str]) -> int:
-    """0 with the page's path, or 1 and one line on stderr."""
+    """Run the program: print the scores and the page's path and return 0, or one line on stderr and return 1."""
     options = parsed(argv)
-    logging.disable_progress_bar()  # of reading weights
+    logging.disable_progress_bar()  # of loading weights
     try:
         params, shard = params_of(options.params), shard_of(options.shard)
         found = evaluate(

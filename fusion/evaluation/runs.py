@@ -1,8 +1,8 @@
 """Runs of train.unified on one data set beside each other. `fusion runs OUT RUN RUN ...`
 
-Writes OUT/results.json, OUT/samples.png and OUT/report.html: in what the runs' settings differ, validation curves, what
-became of the text, and what each makes of the same subjects, which none was trained on: how near it comes to the true
-image, and images side by side.
+Writes OUT/results.json, OUT/samples.png and OUT/report.html: the settings in which the runs differ, validation curves,
+text perplexity, and each model's images of the same held-out subjects: PSNR against the true image, and images side by
+side.
 """
 
 import argparse
@@ -31,13 +31,13 @@ from fusion.generation.api import Fusion
 from fusion.training.metrics import read
 from fusion.training.perplexity import kept_texts
 
-SHOWN = 6  # subjects of each kind on the page and in the sheet
-NOT_SETTINGS = ("run",)  # in which runs differ, and which says nothing
+SHOWN = 6  # subjects of each kind on the page; half as many in the contact sheet
+NOT_SETTINGS = ("run",)  # keys that always differ and say nothing about the comparison
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. name: of its folder."""
+    """A finished run: its folder and the folder's name, its config, and the rows of metrics.jsonl."""
 
     name: str
     folder: Path
@@ -46,16 +46,16 @@ class Run:
 
     @property
     def model(self) -> Path:
-        """What it made."""
+        """The folder of the trained model."""
         return self.folder / "model"
 
     def last(self, name: str) -> float | None:
-        """The last value of a metric."""
+        """Return the last logged value of a metric, None if it was never logged."""
         return next((row[name] for row in reversed(self.rows) if name in row), None)
 
 
 def open_run(folder: str | Path) -> Run:
-    """The run in a folder; ValueError where there is none that has ended."""
+    """Open the run in a folder; ValueError where there is none, or it has not finished."""
     folder = Path(folder)
     for part in ("config.yaml", "metrics.jsonl", "model/config.json"):
         if not (folder / part).is_file():
@@ -64,7 +64,7 @@ def open_run(folder: str | Path) -> Run:
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list]:
-    """The settings in which the runs differ, by key: the value of each run."""
+    """Return the settings in which the runs differ, by dotted key: the value of each run, None where it is not set."""
     flat = [_flat(OmegaConf.to_container(run.config)) for run in runs]
     keys = dict.fromkeys(key for settings in flat for key in settings if key not in NOT_SETTINGS)
     values = {key: [settings.get(key) for settings in flat] for key in keys}
@@ -84,7 +84,7 @@ def _flat(settings: Any, before: str = "") -> dict[str, Any]:
 def attempts(
     model: Fusion, asked: Mapping[str, list[Sample]], params: Mapping[str, Any], name: str
 ) -> dict[str, list[Drawn]]:
-    """What one model makes of all that is asked."""
+    """Generate one model's images for all samples, by kind of request; name: of the model, for the progress bar."""
     with tqdm(total=sum(map(len, asked.values())), desc=name, unit="images") as bar:
 
         def one(sample: Sample) -> Drawn:
@@ -99,7 +99,7 @@ def attempts(
 
 
 def figures(run: Run, model: Fusion, drawn: Mapping[str, Sequence[Drawn]]) -> dict[str, Any]:
-    """What is said of one run, by name."""
+    """Compute the figures of one run by label: parameters, training, validation losses, PSNR, and text perplexity."""
     trained = sum(p.numel() for p in model.model.parameters() if p.requires_grad)
     found = {
         "run": run.name,
@@ -123,7 +123,7 @@ def figures(run: Run, model: Fusion, drawn: Mapping[str, Sequence[Drawn]]) -> di
 
 
 def curves(runs: Sequence[Run]) -> str:
-    """Validation losses of all runs by documents seen."""
+    """Render the validation losses of all runs over documents seen, as HTML."""
     html = ""
     for name, title in (("val/x_error", "Validation error of x"), ("val/text", "Validation loss of text")):
         lines = [Line(run.name, [(row["seen"], row[name]) for row in run.rows if name in row]) for run in runs]
@@ -132,7 +132,7 @@ def curves(runs: Sequence[Run]) -> str:
 
 
 def panels(names: Sequence[str], drawn: Sequence[Mapping[str, Sequence[Drawn]]], kind: str) -> str:
-    """The same requests of a kind, answered by each."""
+    """Render the first requests of one kind with every run's image, as HTML; names: of the runs."""
     html = ""
     for same in list(zip(*(one[kind] for one in drawn), strict=True))[:SHOWN]:
         images = {"before": same[0].before, "wanted": same[0].wanted} | {
@@ -144,7 +144,7 @@ def panels(names: Sequence[str], drawn: Sequence[Mapping[str, Sequence[Drawn]]],
 
 
 def sheet(names: Sequence[str], drawn: Sequence[Mapping[str, Sequence[Drawn]]]) -> Image.Image:
-    """A few of each kind as one image: what stood there before, what was wanted, then each run's."""
+    """Build a contact sheet of a few requests of each kind: the source, the true image, then each run's image."""
     cells = []
     for kind in drawn[0]:
         for same in list(zip(*(one[kind] for one in drawn), strict=True))[: SHOWN // 2]:
@@ -157,7 +157,7 @@ def sheet(names: Sequence[str], drawn: Sequence[Mapping[str, Sequence[Drawn]]]) 
 
 
 def compare(out: Path, runs: Sequence[Run], count: int, device: str | None) -> list[dict]:
-    """Draw, measure, write; returns the figures of each run. ValueError where the runs have other data."""
+    """Evaluate the runs, write the report to `out`, and return each run's figures; ValueError if their data differ."""
     first = runs[0]
     if any(
         run.config.data.sources != first.config.data.sources or run.config.data.path != first.config.data.path
@@ -197,7 +197,7 @@ def compare(out: Path, runs: Sequence[Run], count: int, device: str | None) -> l
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The program: 0, or 1 with one line where it cannot go on."""
+    """Run the program: return 0, or print one line on stderr and return 1."""
     parser = argparse.ArgumentParser(prog="fusion runs", description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder for results.json, samples.png and report.html")
     parser.add_argument("runs", nargs="+", help="folders of finished runs")

@@ -1,8 +1,7 @@
 """Scores a loaded subject on the built-in world, for the demo, a text-to-image run and a comparison.
 
-`eval.run` does it for a folder.
-
-Both ask through fusion.evaluation.suite, so that the same subject has the same figures on the same items.
+`eval.run` does it for a model's folder. Both evaluate through fusion.evaluation.suite, so that the same subject has the
+same scores on the same items.
 """
 
 import json
@@ -42,9 +41,11 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Scorecard:
-    """Everything a subject was asked and what it made of it, by suite and in the order of the items. seed: of the
-    items; seconds: it took. seen: the prompts that its training documents have verbatim, None where that is not
-    known (fusion.evaluation.overlap)."""
+    """All items that a subject was evaluated on with its answers, by suite and in the order of the items.
+
+    seed: of the items. seconds: duration of the evaluation. seen: the prompts that occur verbatim in the training
+    documents, None where that is not known (fusion.evaluation.overlap).
+    """
 
     seed: int
     seconds: float
@@ -53,7 +54,7 @@ class Scorecard:
 
     @cached_property
     def scores(self) -> dict[str, list[Score]]:
-        """All scores of each suite."""
+        """All scores, by suite."""
         suites = {suite.name: suite for suite in SUITES}
         found = {name: suites[name].scores([row for row, _ in answers]) for name, answers in self.answers.items()}
         if Drawing.name in found:
@@ -61,7 +62,10 @@ class Scorecard:
         return found
 
     def _by_memory(self) -> list[Score]:
-        """Split the plain share of right drawings by whether training documents have the prompt."""
+        """Compute the share of right drawings separately for prompts that training documents have and for others.
+
+        Returns no scores where that is not known.
+        """
         if self.seen is None:
             return []
         shares: dict[str, list[float]] = {SEEN: [], UNSEEN: []}
@@ -71,34 +75,34 @@ class Scorecard:
 
     @property
     def figures(self) -> dict[str, Score]:
-        """The main figures of what was asked, by their names in FIGURES."""
+        """The main figures of the evaluated suites, by their names in FIGURES."""
         by_name = {(suite, score.name): score for suite, found in self.scores.items() for score in found}
         return {name: by_name[place] for name, place in FIGURES.items() if place in by_name}
 
     @cached_property
     def chance(self) -> dict[str, float]:
-        """What guessing scores on the same items, by the name of a main figure."""
+        """The scores of guessing on the same items, by the name of a main figure."""
         levels = chance_levels({name: len(answers) for name, answers in self.answers.items()}, self.seed)
         return {name: levels[suite] for name, (suite, _) in FIGURES.items() if suite in levels}
 
     @property
     def details(self) -> list[Score]:
-        """All other scores."""
+        """All scores but the main figures."""
         main = list(self.figures.values())
         return [score for found in self.scores.values() for score in found if score not in main]
 
     def with_targets(self, targets: Mapping[str, float]) -> list[Score]:
-        """The main figures, each with its target where there is one."""
+        """Return the main figures, each with its target where there is one."""
         return [replace(score, target=targets.get(name)) for name, score in self.figures.items()]
 
     def as_json(self) -> dict:
-        """The figures with what they depend on."""
+        """Return the contents of scores.json: the scores, and what they depend on."""
         figures = {name: asdict(score) for name, score in self.figures.items()}
         about = {"seed": self.seed, "world": WORLD_VERSION, "seconds": round(self.seconds, 1), "chance": self.chance}
         return about | figures | {"details": [asdict(score) for score in self.details]}
 
     def sheets(self) -> dict[str, Image.Image]:
-        """Contact sheets of drawings and of edits, what is not right framed in red."""
+        """Build contact sheets of drawings and of edits, with wrong ones framed in red."""
         shown = {"drawings": self.answers.get(Drawing.name, []), "edits": self.answers.get(Edits.name, [])}
         cells = {
             name: [Cell(images, [row.asked], row.values["right"] == 1) for row, images in answers]
@@ -107,7 +111,7 @@ class Scorecard:
         return {name: contact_sheet(found) for name, found in cells.items() if found}
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write scores.json and a PNG of each sheet into a folder, each whole or not at all."""
+        """Write scores.json and a PNG of each contact sheet into a folder, each atomically, and return their paths."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         files = {folder / "scores.json": (json.dumps(self.as_json(), indent=1) + "\n").encode()}
@@ -118,8 +122,10 @@ class Scorecard:
 
 
 def score(subject: Subject, counts: Mapping[str, int], seed: int, progress: bool = False) -> Scorecard:
-    """Ask a subject for the first items of suites. counts: how many, by suite; seed: of the items, one of
-    fusion.evaluation.suite.SPLITS."""
+    """Evaluate a subject on the first items of suites.
+
+    counts: number of items, by suite. seed: of the items, one of fusion.evaluation.suite.SPLITS. progress: show a bar.
+    """
     began, answers = time.monotonic(), {}
     with tqdm(total=sum(counts.values()), desc="scoring", unit="items", disable=not progress) as bar:
         for suite in (suite for suite in SUITES if suite.name in counts):

@@ -2,8 +2,8 @@
 
 Usage: `fusion beside -o OUT EVALUATION EVALUATION ...`
 
-EVALUATION: folders that eval.run wrote, asked the same; their names are the models' on the page. Writes OUT/report.html
-and OUT/results.json.
+EVALUATION: folders that eval.run wrote with the same suite, split and seed; their names label the models on the page.
+Writes OUT/report.html and OUT/results.json.
 """
 
 import argparse
@@ -23,13 +23,17 @@ from fusion.evaluation.suite import Suite
 from fusion.evaluation.suites import SUITES
 
 FINER = "in parts"
-ITEMS, SHOWN = 8, 72  # of each suite on the page, and pixels on screen of their images
+ITEMS, SHOWN = 8, 72  # items of each suite on the page, and displayed size of their images in pixels
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One figure. name: of its suite, with FINER where it is that. scores: by model, of those that can do it. first:
-    the best of them; level: whose items differ from its own by no more than chance (95%, paired)."""
+    """The comparison of all models by one value of a suite.
+
+    name: of the suite, with FINER for its value with partial credit. scores: by model, of those that support the suite.
+    first: the model with the best score. level: models whose items differ from the best one's by no more than chance
+    (95%, paired).
+    """
 
     name: str
     scores: dict[str, Score]
@@ -38,7 +42,7 @@ class Standing:
 
     @property
     def said(self) -> str:
-        """In words."""
+        """The best models, in words."""
         if not self.scores[self.first].value:
             return "none"
         if len(self.scores) == 1:
@@ -47,8 +51,10 @@ class Standing:
 
 
 def opened(folders: Sequence[Path]) -> dict[str, Result]:
-    """The evaluations by name. ValueError where there are fewer than two, two of one name, or some that were asked
-    otherwise."""
+    """Load the evaluations, by folder name.
+
+    Raises ValueError for fewer than two, for two of the same name, and where suite, split or seed differ.
+    """
     results = {folder.resolve().name: read_result(folder) for folder in folders}
     if len(results) < 2 or len(results) < len(folders):
         raise ValueError("give two evaluations or more, in folders of different names")
@@ -64,8 +70,10 @@ def opened(folders: Sequence[Path]) -> dict[str, Result]:
 
 
 def standings(results: dict[str, Result]) -> list[Standing]:
-    """The main figure of every suite that one did or more, and the finer one of those that have it, in the suites'
-    order. ValueError where two were asked other things."""
+    """Compare the models by the main value of every suite that any of them has, in the suites' order.
+
+    The value with partial credit follows where all models have it. Raises ValueError where two had different items.
+    """
     found = []
     for suite in SUITES:
         if who := _who(results, suite):
@@ -105,7 +113,7 @@ def _standing(name: str, suite: Suite, value: str, who: dict[str, Result], score
 
 
 def render(results: dict[str, Result], found: Sequence[Standing]) -> str:
-    """The page as one string of HTML."""
+    """Render the comparison as an HTML page."""
     names = list(results)
     rows = [(one.name, *(_figure(one.scores.get(name)) for name in names), one.said) for one in found] + _text(results)
     in_parts = [
@@ -137,7 +145,7 @@ def render(results: dict[str, Result], found: Sequence[Standing]) -> str:
 
 
 def _lead(names: Sequence[str], found: Sequence[Standing]) -> str:
-    """Who is best at what, alone or with others; where no difference is seen; and what nobody can do."""
+    """Summarize which models are best at what, where no difference is seen, and what no model can do."""
     contested = [one for one in found if len(one.scores) > 1]
     none = [one for one in contested if one.said == "none"]
     level = [one for one in contested if one not in none and len(one.level) + 1 == len(one.scores)]
@@ -156,7 +164,7 @@ def _lead(names: Sequence[str], found: Sequence[Standing]) -> str:
 
 
 def _text(results: dict[str, Result]) -> list[tuple]:
-    """How much of the language model's writing is left, as a row; none where that was not asked of any."""
+    """Return the table row of text perplexity before and after training; no row if no model has it measured."""
     rises = {name: one.text["rise"] for name, one in results.items() if one.text}
     if not rises:
         return []
@@ -189,7 +197,7 @@ def _who(results: dict[str, Result], suite: Suite) -> dict[str, Result]:
 
 
 def _details(results: dict[str, Result], suite: Suite) -> str:
-    """Every figure of the suite."""
+    """Render every score of the suite as a table."""
     names = list(_who(results, suite))
     by_name = [{score.name: score for score in results[name].scores[suite.name]} for name in names]
     said = list(dict.fromkeys(score for found in by_name for score in found))
@@ -198,7 +206,7 @@ def _details(results: dict[str, Result], suite: Suite) -> str:
 
 
 def _items(results: dict[str, Result], suite: Suite) -> str:
-    """The first items, what each model made of them, and whether it was right."""
+    """Render the first items with each model's answer and its verdict."""
     who = _who(results, suite)
     rows = [list(same) for same in zip(*(result.rows[suite.name][:ITEMS] for result in who.values()), strict=True)]
     head = "".join(f"<th>{escape(name)}</th>" for name in ("", *who))
@@ -220,7 +228,7 @@ def _cell(result: Result, row, suite: Suite) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """0 with the table and the page's path, or 1 and one line on stderr."""
+    """Run the program: print the table and the page's path and return 0, or one line on stderr and return 1."""
     parser = argparse.ArgumentParser(prog="fusion beside", description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--out", type=Path, required=True, help="the folder that is written")
     parser.add_argument("evaluations", nargs="+", type=Path, metavar="EVALUATION", help="a folder that eval.run wrote")

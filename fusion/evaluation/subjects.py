@@ -1,4 +1,4 @@
-"""Subjects of an evaluation behind one interface: unified and text-to-image models, and diffusers pipelines."""
+"""Models under evaluation (subjects) behind one interface: unified and text-to-image models, diffusers pipelines."""
 
 import json
 from collections.abc import Sequence
@@ -18,15 +18,19 @@ from fusion.generation.api import Fusion, place
 from fusion.generation.interleaved import ImageDone
 from fusion.worlds.shapes import laid_out
 
-ANSWER, OPENING, DESCRIPTION = 12, 64, 48  # tokens of an answer, up to a story's first image, and of a description
-STORY, IMAGES = 256, 4  # tokens of a story, and its images
+ANSWER, OPENING, DESCRIPTION = 12, 64, 48  # most tokens of an answer, of a reply in `decide`, and of a description
+STORY, IMAGES = 256, 4  # most tokens and images of a story
 Size = tuple[int, int]
 Pair = tuple[Image.Image, Image.Image]
 
 
 class Subject:
-    """can: which of draw, edit, follow, answer, decide, describe and tell it does. params: of its sampler. Every method
-    takes a seed for each row, and what comes of a row depends on the row and its seed alone."""
+    """A model under evaluation.
+
+    kind: the type of model, for reports. params: sampling parameters. can: the tasks that it supports, of draw, edit,
+    follow, answer, decide, describe and tell. Every method takes one seed per row, and the result of a row depends on
+    the row and its seed alone. Unsupported tasks raise NotImplementedError.
+    """
 
     can: frozenset[str] = frozenset({"draw"})
 
@@ -34,52 +38,61 @@ class Subject:
         self.kind, self.params = kind, params
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], size: Size) -> list[Image.Image]:
-        """An image of each prompt, (width, height) in pixels."""
+        """Generate an image for each prompt; size: (width, height) in pixels."""
         raise NotImplementedError
 
     def edit(
         self, images: Sequence[Image.Image], instructions: Sequence[str], seeds: Sequence[int]
     ) -> list[Image.Image]:
-        """Each image, all of one size, after its instruction."""
+        """Edit each image by its instruction; all images have the same size, which is also that of the results."""
         raise NotImplementedError
 
     def compose(
         self, sources: Sequence[Sequence[Image.Image]], instructions: Sequence[str], seeds: Sequence[int]
     ) -> list[Image.Image]:
-        """An image out of each row's, of any size and number, after its instruction: of the size at which the last of
-        the first row is read."""
+        """Generate an image from each row's source images and instruction.
+
+        A row may have any number of images of any size. All results have the size at which the model reads the last
+        image of the first row (`fitted`).
+        """
         raise NotImplementedError
 
     def fitted(self, image: Image.Image) -> Size:
-        """(width, height) at which it reads an image."""
+        """Return the (width, height) in pixels at which the model reads an image."""
         raise NotImplementedError
 
     def follow(
         self, examples: Sequence[Sequence[Pair]], images: Sequence[Image.Image], seeds: Sequence[int]
     ) -> list[Image.Image]:
-        """Each image, all of one size, changed as its examples, images before and after, are; without examples, as it
-        thinks fit."""
+        """Change each image as its examples show.
+
+        examples: pairs of images (before, after) of each row; without any, the model chooses the change. images: all of
+        the same size, which is also that of the results.
+        """
         raise NotImplementedError
 
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str], seeds: Sequence[int]) -> list[str]:
-        """What it says to a question about each image."""
+        """Return the model's answer to the question about each image."""
         raise NotImplementedError
 
     def describe(self, images: Sequence[Image.Image], seeds: Sequence[int]) -> list[str]:
-        """What it says each image shows."""
+        """Return the model's description of each image."""
         raise NotImplementedError
 
     def tell(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[list[str | Image.Image]]:
-        """The story, texts and images in turn, that each prompt asks for."""
+        """Generate the story that each prompt requests, as a list of alternating texts and images."""
         raise NotImplementedError
 
     def decide(self, messages: Sequence[dict], seeds: Sequence[int], size: Size) -> list[bool]:
-        """Whether it draws an image when a user begins with each message."""
+        """Return whether the model's answer to each message, as the first of a conversation, contains an image.
+
+        messages: each a user's turn, {"role", "content"}. size: (width, height) of that image in pixels.
+        """
         raise NotImplementedError
 
 
 class Unified(Subject):
-    """A model of text and images."""
+    """A unified model of text and images, which supports every task."""
 
     can = frozenset({"draw", "edit", "follow", "answer", "decide", "describe", "tell"})
 
@@ -88,7 +101,7 @@ class Unified(Subject):
         self.model = model
 
     def draw(self, prompts, seeds, size):
-        # There is no image to be guided by, and a branch for it would only cost time.
+        # Without an image in context, image guidance has no effect, and its branch would only cost time.
         return self.model._images(
             [[prompt] for prompt in prompts], seeds, {"image_size": size, **self.params, "image_guidance": 1.0}
         )
@@ -121,8 +134,7 @@ class Unified(Subject):
         return self.model.generate([[prompt] for prompt in prompts], seeds, **{**self.params, **limits})
 
     def decide(self, messages, seeds, size):
-        # What counts is whether an answer comes to an image at all: it is drawn in one step, and nothing is written
-        # behind it.
+        # Only whether the answer contains an image matters: the image takes one step, and generation ends after it.
         quick = {
             "image_size": size,
             "steps": 1,
@@ -139,7 +151,7 @@ class Unified(Subject):
 
 
 class Painted(Subject):
-    """A diffusion transformer of this repository."""
+    """A text-to-image diffusion model of this repository."""
 
     def __init__(self, text_to_image: TextToImage, params: dict[str, Any]):
         super().__init__(text_to_image.config.architecture, params)
@@ -150,8 +162,7 @@ class Painted(Subject):
 
 
 class Piped(Subject):
-    """A whole pipeline of diffusers, at its own usual size; images are then brought to the size that was asked
-    for."""
+    """A complete diffusers pipeline at its default size; its images are resized to the requested size (box filter)."""
 
     def __init__(self, pipe: Pipeline | Any, kind: str, params: dict[str, Any]):
         super().__init__(kind, params)
@@ -168,9 +179,12 @@ class Piped(Subject):
 
 
 def load_subject(folder: str | Path, params: dict[str, Any], device: str | None = None) -> Subject:
-    """What lies in a folder: a saved unified model (or a bundled one by its name), a text-to-image model, or a pipeline
-    that diffusers saved; those that have no recipe here are run by diffusers itself. ValueError in one line for
-    anything else."""
+    """Load the model in a folder.
+
+    folder: of a saved unified model (or a bundled one's name), a text-to-image model, or a pipeline that diffusers
+    saved; a pipeline that has no recipe in this repository is run by diffusers itself. Unified models run in fp32.
+    params: sampling parameters of the subject. Raises ValueError, in one line, for anything else.
+    """
     path = Path(folder)
     if (path / TEXT_TO_IMAGE).is_file():
         return Painted(load_text_to_image(path, device), params)
@@ -188,8 +202,11 @@ def load_subject(folder: str | Path, params: dict[str, Any], device: str | None 
 
 
 def with_preset(folder: str | Path, params: dict[str, Any]) -> dict[str, Any]:
-    """Sampling parameters as numbers: with those of the preset of a unified model's folder that they name, if they name
-    one. ValueError in one line."""
+    """Resolve the preset that `params` names, if any, to sampling parameters as numbers.
+
+    folder: of the unified model (or a bundled one's name) that has the preset; parameters beside `preset` override it.
+    Raises ValueError, in one line, for an unknown preset.
+    """
     return presets.resolved(params, presets.read(place(folder))) if params.get("preset") is not None else params
 
 

@@ -1,9 +1,9 @@
 """A suite of the built-in world: numbered items with a seed each, and the judge's verdict on every answer.
 
-A figure depends on the items and on the subject alone. An item's number is its place in the suite's list, its seed is
-the split's seed plus that number, and a longer list begins with the shorter one. How items are put into batches, in
-which order they are asked, and which process asks them changes no answer, but for the rounding of sums: in fp32 that
-moves no verdict of 600 of the bundled model, in bf16 one of 200 (bench/results/scored_2026-12-01_cpu.json).
+A score depends on the items and on the subject alone. An item's number is its index in the suite's list, its seed is
+the split's seed plus that number, and a longer list begins with the shorter one. Batches, order and processes change
+no answer, except for the rounding of sums: in fp32 that changes no verdict of 600 of the bundled model, in bf16 one of
+200 (bench/results/scored_2026-12-01_cpu.json).
 """
 
 from abc import ABC, abstractmethod
@@ -20,12 +20,12 @@ from fusion.worlds.shapes import SCORED_SEED
 SPLITS = {"scored": SCORED_SEED, "development": SCORED_SEED + 1}
 """Seeds of the items. Scored ones are for reported figures; whatever is chosen or tuned is chosen on development items.
 """
-BATCH = 32  # items asked at once
+BATCH = 32  # most items of a batch
 
 
 @dataclass(frozen=True)
 class Numbered:
-    """An item, its place in the list of its suite, and the seed that its answer is sampled with."""
+    """An item, its index in the list of its suite, and the seed with which its answer is sampled."""
 
     number: int
     seed: int
@@ -34,8 +34,11 @@ class Numbered:
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one item. asked: in words; said: the answer, if it was words. groups: what the item counts in.
-    values: in [0, 1], by name. reasons: what the judge misses, where it says so. images: names of files."""
+    """The result of one item.
+
+    asked: the request in words. said: the answer, if it is text. groups: subsets of the suite in which the item counts.
+    values: scores in [0, 1], by name. reasons: what the judge finds wrong, where it says so. images: names of files.
+    """
 
     suite: str
     number: int
@@ -52,9 +55,13 @@ Answer = tuple[Row, list[Image.Image]]
 
 
 class Suite(ABC):
-    """name: of the suite. needs: what a subject has to do for it. words: by value, what its mean is called. main: the
-    value that two subjects are compared by. finer: one that tells subjects apart of which few are all right, as
-    fusion.evaluation.partial_credit has it; None where the main one does."""
+    """A suite of evaluation items, with the judge's values for each answer.
+
+    name: of the suite. needs: tasks that a subject has to support. words: the label of each value's mean, by value.
+    main: the value by which two subjects are compared. finer: a value with partial credit
+    (fusion.evaluation.partial_credit), which separates subjects that get few items entirely right; None where the main
+    value does.
+    """
 
     name: str
     needs: frozenset[str]
@@ -64,26 +71,26 @@ class Suite(ABC):
 
     @abstractmethod
     def items(self, count: int, seed: int) -> Sequence:
-        """The first `count` items of a list that depends on the seed alone."""
+        """Return the first `count` items of a list that depends on the seed alone."""
 
     @abstractmethod
     def ask(self, subject: Subject, batch: Sequence[Numbered]) -> list[Answer]:
-        """Ask for items that agree in `alike`, each with its own seed."""
+        """Query the subject for items that agree in `alike`, each with its own seed, and judge its answers."""
 
     @abstractmethod
     def text(self, item) -> str:
-        """What is asked, for the fingerprint of all that is."""
+        """Return the request of an item as text, for the fingerprint of all requests."""
 
     def alike(self, item) -> object:
-        """What items have to agree in to be asked together; hashable."""
+        """Return a hashable key, in which the items of a batch have to agree."""
         return None
 
     def numbered(self, count: int, seed: int) -> list[Numbered]:
-        """The first `count` items with their numbers and seeds."""
+        """Return the first `count` items with their numbers and seeds."""
         return [Numbered(number, seed + number, item) for number, item in enumerate(self.items(count, seed))]
 
     def batches(self, items: Sequence[Numbered]) -> Iterator[list[Numbered]]:
-        """Items that can be asked together, at most BATCH."""
+        """Yield batches of items that agree in `alike`, at most BATCH each."""
         groups: dict[object, list[Numbered]] = {}
         for one in items:
             groups.setdefault(self.alike(one.item), []).append(one)
@@ -92,17 +99,17 @@ class Suite(ABC):
                 yield together[start : start + BATCH]
 
     def answers(self, subject: Subject, items: Sequence[Numbered]) -> Iterator[list[Answer]]:
-        """What comes of the items, batch by batch."""
+        """Query the subject for all items, and yield the judged answers of each batch."""
         for batch in self.batches(items):
             yield self.ask(subject, batch)
 
     def scores(self, rows: Sequence[Row]) -> list[Score]:
-        """The means of all values that there are, then the main one's by group."""
+        """Compute the mean of each value that occurs, then the main value's mean by group."""
         values = {said: [row.values[name] for row in rows if name in row.values] for name, said in self.words.items()}
         return [mean_score(said, found) for said, found in values.items() if found] + self.by_group(rows)
 
     def by_group(self, rows: Sequence[Row]) -> list[Score]:
-        """The main value's means."""
+        """Compute the main value's mean in each group."""
         groups = dict.fromkeys(group for row in rows for group in row.groups)
         members = {group: [row.values[self.main] for row in rows if group in row.groups] for group in groups}
         return [mean_score(f"{self.name}: {group}", values) for group, values in members.items()]

@@ -1,4 +1,4 @@
-"""Suites of the built-in world: what a subject is asked, the judge's verdict on each answer, and the shares."""
+"""Suites of the built-in world: requests to a subject, the judge's verdict on each answer, and the scores."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -26,19 +26,19 @@ from fusion.worlds.shapes import (
 from fusion.worlds.shapes.rules import right
 from fusion.worlds.shapes.vision import read
 
-SIZE = (32, 32)  # of the images asked for: the world's most frequent
+SIZE = (32, 32)  # (width, height) of generated images: the world's most frequent size
 OVERALL = "GenEval in miniature"
-LEAST = 12  # prompts with which every category of drawing has one that is held out
-SAME = 8  # of 255: a pixel that differs by less was copied
+LEAST = 12  # fewest prompts that give every category of drawing a held-out one
+SAME = 8  # of 255: a pixel that differs by no more was copied
 
 
 def unpacked(batch: Sequence[Numbered]) -> tuple[list, list[int]]:
-    """The items and the seeds of a batch."""
+    """Return the items and the seeds of a batch."""
     return [one.item for one in batch], [one.seed for one in batch]
 
 
 class Drawing(Suite):
-    """GenEval in miniature (Ghosh et al., arXiv 2310.11513): overall is the mean over its six categories."""
+    """Text-to-image, GenEval in miniature (Ghosh et al., arXiv 2310.11513): overall is the mean over six categories."""
 
     name, needs, finer = "drawing", frozenset({"draw"}), "quality"
     words = {"colours": "all asked colours present"}
@@ -83,7 +83,7 @@ class Drawing(Suite):
 
 
 class Edits(Suite):
-    """Edits of one image in context. A copy is an answer in which nothing changed though something was asked."""
+    """Edits of one image in context; a copy is an answer in which nothing changed though a change was requested."""
 
     name, needs, finer = "edits", frozenset({"edit"}), "quality"
     words = {"right": "edits done", "kept": "pixels kept in edits", "copied": "edits that copy the source"}
@@ -113,7 +113,7 @@ class Edits(Suite):
 
 
 def copied(before: Image.Image, after: Image.Image) -> bool:
-    """Whether every pixel stayed within a few levels."""
+    """Return whether the images have the same size and no pixel differs by more than SAME in a channel."""
     if before.size != after.size:
         return False
     pair = [np.asarray(image.convert("RGB"), dtype=int) for image in (before, after)]
@@ -121,8 +121,10 @@ def copied(before: Image.Image, after: Image.Image) -> bool:
 
 
 def apart(answers: Sequence[Image.Image], wanted: Sequence[Image.Image]) -> bool:
-    """Whether two answers are nearer to the two images wanted in their order than exchanged: what always answers the
-    same is near neither."""
+    """Return whether two answers are nearer to the two images wanted in their order than exchanged.
+
+    Equal answers are near neither order, and give False.
+    """
     one, two, first, second = (
         np.asarray(image.convert("RGB").resize(wanted[0].size), dtype=float) for image in (*answers, *wanted)
     )
@@ -130,8 +132,10 @@ def apart(answers: Sequence[Image.Image], wanted: Sequence[Image.Image]) -> bool
 
 
 class Drift(Suite):
-    """Five edits in turn, each of what came of the one before: small changes add up, and an edit counts if all before
-    it were done too."""
+    """Five successive edits, each of the previous result.
+
+    Small changes add up, and an edit counts only if all before it were done too.
+    """
 
     name, needs = "five edits in turn", frozenset({"edit"})
     words = {
@@ -167,9 +171,11 @@ class Drift(Suite):
 
 
 class Examples(Suite):
-    """Editing by example: a rule that two examples show and nobody names. The same source is asked for with those
-    examples, with those of another rule, and with none, from the same noise: what does not look at its examples does as
-    well without them, and never follows both rules."""
+    """Editing by example, by a rule that two examples show and no text names.
+
+    The same source is edited with those examples, with examples of another rule, and with none, from the same noise: a
+    model that ignores its examples does as well without them, and never follows both rules.
+    """
 
     name, needs = "rules from examples", frozenset({"follow"})
     words = {
@@ -215,13 +221,16 @@ class Examples(Suite):
 
 
 def drawn_pairs(pairs: Sequence[Sequence]) -> list[tuple[Image.Image, ...]]:
-    """Pairs of scenes as images."""
+    """Render pairs of scenes as pairs of images."""
     return [tuple(map(scene_image, pair)) for pair in pairs]
 
 
 class Stories(Suite):
-    """Stories in images. The first image has to show what was asked for, more have to follow, and in the last there
-    has to be whatever the first one showed and no text behind it speaks of, by its colour or by its shape."""
+    """Stories of alternating text and images.
+
+    The first image has to show what was requested, and more have to follow. The last one has to have all objects of the
+    first one that no later text mentions, by colour or by shape.
+    """
 
     name, needs = "stories", frozenset({"tell"})
     words = {
@@ -261,7 +270,7 @@ class Stories(Suite):
 
 
 class Questions(Suite):
-    """Short answers about images."""
+    """Short answers to questions about images."""
 
     name, needs = "questions", frozenset({"answer"})
     words = {"right": "questions"}
@@ -285,7 +294,7 @@ class Questions(Suite):
 
 
 class Intents(Suite):
-    """When to draw: if asked to, and only then."""
+    """Whether the model draws an image when asked to, and only then."""
 
     name, needs = "when to draw", frozenset({"decide"})
     words = {"right": "draws when asked and only then"}
@@ -311,12 +320,12 @@ class Intents(Suite):
 
 
 def said(message: dict) -> str:
-    """The words of a message."""
+    """Return the text of a message."""
     return " ".join(block["text"] for block in message["content"] if block["type"] == "text")
 
 
 def with_pil(message: dict) -> dict:
-    """The message with its images as images."""
+    """Return the message with its arrays of pixels as PIL images."""
     blocks = [
         block | {"image": Image.fromarray(block["image"])} if block["type"] == "image" else block
         for block in message["content"]
@@ -325,8 +334,7 @@ def with_pil(message: dict) -> dict:
 
 
 class Descriptions(Suite):
-    """What is said of true images: the kinds of objects named, against those that are there (their intersection over
-    their union)."""
+    """Descriptions of true images: intersection over union of the kinds of objects named and those present."""
 
     name, needs, main = "descriptions", frozenset({"describe"}), "named"
     words = {"named": "objects named in descriptions"}
@@ -354,8 +362,7 @@ class Descriptions(Suite):
 
 
 class RoundTrip(Suite):
-    """Draw what is asked, then say what the drawing shows: the kinds that were asked for, against those that are
-    named."""
+    """Generate an image, then describe it: intersection over union of the kinds requested and those named."""
 
     name, needs, main = "round trip", frozenset({"draw", "describe"}), "named"
     words = {"named": "objects that come back from a drawing"}
@@ -387,18 +394,18 @@ KIND = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})(?:e?s)?\b", re
 
 
 def kinds_in(words: str) -> set[tuple[str, str]]:
-    """The kinds, (shape, colour), that words name."""
+    """Return the kinds of objects, (shape, colour), that a text names."""
     return {(shape.lower(), colour.lower()) for colour, shape in KIND.findall(words)}
 
 
 def spoken_of(kind: tuple[str, str], words: str) -> bool:
-    """Whether words have the shape or the colour of a kind."""
+    """Return whether a text mentions the shape or the colour of a kind, (shape, colour)."""
     shape, colour = kind
     return bool(re.search(rf"\b({shape}(e?s)?|{colour})\b", words, re.IGNORECASE))
 
 
 def overlap(one: set, other: set) -> float:
-    """Intersection over union; 1 for two empty sets."""
+    """Return the intersection over union of two sets, 1 for two empty ones."""
     return len(one & other) / len(one | other) if one | other else 1.0
 
 
@@ -416,15 +423,14 @@ SUITES: tuple[Suite, ...] = (
 
 
 def drawing_counts(count: int) -> dict[str, int]:
-    """How many items are asked where only drawing is scored. ValueError for fewer than LEAST."""
+    """Return the number of items by suite where only drawing is scored; ValueError for fewer than LEAST."""
     if count < LEAST:
         raise ValueError(f"count={count}: give at least {LEAST}, so that every category has a prompt")
     return {Drawing.name: count}
 
 
 def counts_of(count: int) -> dict[str, int]:
-    """How many items of each suite are asked: `count` drawings and questions, and half as many edits and decisions to
-    draw."""
+    """Return the number of items by suite: `count` drawings and questions, half as many edits and decisions to draw."""
     return drawing_counts(count) | {Edits.name: count // 2, Questions.name: count, Intents.name: count // 2}
 
 
