@@ -1,1 +1,1 @@
-"""Evaluation of anything that draws: suites, scores, pages, and the field's benchmarks."""
+"""Evaluation of any model that generates images: suites, scores, pages, and public benchmarks."""

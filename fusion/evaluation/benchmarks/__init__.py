@@ -1,1 +1,1 @@
-"""The field's benchmarks: images in official layouts, their scores, text before and after, questions on images."""
+"""Public benchmarks: images in official layouts, their scores, text tasks before and after, and visual questions."""

@@ -2,15 +2,15 @@
 
     fusion benchmark dpg IMAGES --questions dpg_bench.csv -o results.json --judge MODEL
 
-IMAGES has one PNG a prompt, four images as 2 x 2 (`fusion.evaluation.benchmarks.draw` writes it so). With --judge a
-model that answers questions about images is asked, and its words go into a file of answers, which is gone on with
-after a stop; without it such a file is scored. The official judge is mPLUG-large; scores of any other, as all here are,
-cannot be held against published ones.
+IMAGES has one PNG for each prompt, four images as 2 x 2 (as `fusion.evaluation.benchmarks.draw` writes it). With
+--judge a model that answers questions about images is queried, and its answers go into a file, from which an
+interrupted run resumes; without it such a file is scored. The official judge is mPLUG-large; scores of any other, as
+all here are, are not comparable to published ones.
 
-What is computed is what `dpg_bench/compute_dpg_bench.py` in github.com/TencentQQGYLab/ELLA computes, without slips of
-it that --official repeats: the file's first question is skipped, and with it the whole prompt if another question
-depends on that one; shares by category are of the last of a prompt's images alone; of questions about a prompt that
-stand apart in the file, only the last group is asked.
+Scores are those of `dpg_bench/compute_dpg_bench.py` in github.com/TencentQQGYLab/ELLA, without its bugs, which
+--official reproduces: the file's first question is skipped, and with it the whole prompt if another question depends on
+that one; shares by category are of the last of a prompt's images alone; of a prompt whose questions are not contiguous
+in the file, only the last group is asked.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from fusion.evaluation.benchmarks.judges.server import judge_of
 from fusion.evaluation.benchmarks.judges.vqa import Judge
 from fusion.sequence.images import open_image
 
-KEPT_EVERY = 16  # prompts that are judged between two writings of the answers
+KEPT_EVERY = 16  # prompts judged between two writes of the answers
 
 
 # ---- prompts ----
@@ -49,15 +49,18 @@ KEPT_EVERY = 16  # prompts that are judged between two writings of the answers
 
 @dataclass(frozen=True)
 class Prompt:
-    """id: the name of its image."""
+    """A prompt, and its id, which is the name of its image."""
 
     id: str
     text: str
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """A folder of texts named by their ids, as the official repository has it, or a file of JSON lines {"id",
-    "prompt"}. ValueError in one line for anything else."""
+    """Load DPG-Bench's prompts.
+
+    path: a folder of texts named by their ids, as in the official repository, or a file of JSON lines {"id", "prompt"}.
+    Raises ValueError, in one line, for anything else.
+    """
     try:
         if path.is_dir():
             prompts = [
@@ -84,7 +87,10 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 class Folder:
-    """Where drawings go: ID.png, the images of a prompt in one grid, written when all are drawn."""
+    """DPG-Bench's folder of images: ID.png, the images of a prompt in one grid, written when all are drawn.
+
+    n: images for each prompt, 1 or 4, else ValueError. size: (width, height) of one image in pixels.
+    """
 
     def __init__(self, root: Path, prompts: Sequence[Prompt], n: int, size: tuple[int, int]):
         if n not in (1, 4):
@@ -95,11 +101,11 @@ class Folder:
         self._drawn: dict[int, list[Image.Image]] = {}
 
     def missing(self, number: int) -> list[int]:
-        """All samples of a prompt, or none. ValueError where the image is there in another size."""
+        """Return all samples of a prompt, or none where its grid is complete; ValueError for a grid of another size."""
         return [] if complete(self.root / f"{self.asked[number].id}.png", self.size) else list(range(self.n))
 
     def put(self, number: int, sample: int, image: Image.Image) -> None:
-        """Keep an image; samples come in their order."""
+        """Add an image to its prompt's grid, which is saved when complete; samples have to come in their order."""
         drawn = self._drawn.setdefault(number, [])
         drawn.append(image)
         if len(drawn) == self.n:
@@ -107,8 +113,10 @@ class Folder:
 
 
 def read_folder(root: Path, questions: Questions) -> list[Path]:
-    """All grids, in the questions' order. ValueError in one line where an image is missing, or has a name that no
-    question asks about."""
+    """Return the paths of all grids, in the questions' order.
+
+    Raises ValueError, in one line, where an image is missing, or has a name that no question is about.
+    """
     there = {path.stem: path for path in files_in(root)}
     if wrong := [path for name, path in there.items() if name not in questions or path.suffix != ".png"]:
         raise ValueError(
@@ -124,7 +132,7 @@ def read_folder(root: Path, questions: Questions) -> list[Path]:
 
 
 def images(path: Path, n: int) -> list[Image.Image]:
-    """The images of a grid in reading order. ValueError unless it can be one of n."""
+    """Split a grid into its n images, 1 or 4, in reading order; ValueError unless the file can be such a grid."""
     whole = open_image(path)
     if n == 1:
         return [whole]
@@ -142,8 +150,11 @@ def images(path: Path, n: int) -> list[Image.Image]:
 
 @dataclass(frozen=True)
 class Answers:
-    """What the judge said of each image of a grid, word for word, by the question's number. questions: what it was
-    asked; digest: of the grid's file; both may be unknown."""
+    """The judge's answers about each image of a grid, unparsed, by the question's number.
+
+    name: of the grid's file. questions: the texts asked, by number. digest: of the grid's file. judge: its name. These
+    three are None if they are not known.
+    """
 
     name: str
     answers: list[dict[int, str]]
@@ -152,7 +163,7 @@ class Answers:
     judge: str | None = None
 
     def fits(self, asked: Mapping[int, Question], path: Path) -> bool:
-        """Whether it is of this image and of these questions, as far as is known."""
+        """Return whether the answers are about this image and these questions, as far as is known."""
         texts = {number: question.text for number, question in asked.items()}
         return self.digest in (None, digest_of(path)) and (
             self.questions is None or texts.items() <= self.questions.items()
@@ -160,7 +171,7 @@ class Answers:
 
 
 def read_answers(path: Path) -> dict[str, Answers]:
-    """By name of the grid. ValueError naming the line that cannot be used."""
+    """Load answers by the name of the grid's file; ValueError that names the line that cannot be used."""
     found = {}
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -180,14 +191,17 @@ def _by_number(words: Mapping[str, str]) -> dict[int, str]:
 
 
 def write_answers(found: Sequence[Answers], path: Path) -> None:
-    """The whole file, or nothing of it."""
+    """Write answers as JSON lines, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save("".join(json.dumps(asdict(one)) + "\n" for one in found).encode(), path)
 
 
 def ask(paths: Sequence[Path], questions: Questions, judge: Judge, n: int, file: Path) -> dict[str, Answers]:
-    """What the judge says. Images that it was asked about, as the file says, are not asked about again, unless they
-    or the questions changed."""
+    """Query the judge about all grids, and return its answers by the name of the grid's file.
+
+    n: images of a grid. file: stores the answers; grids that it has by the same judge are skipped, unless they or the
+    questions changed.
+    """
     known = read_answers(file) if file.is_file() else {}
     found = {}
     for count, path in enumerate(tqdm(paths, unit="prompts"), 1):
@@ -210,9 +224,11 @@ def ask(paths: Sequence[Path], questions: Questions, judge: Judge, n: int, file:
 def judged(
     paths: Sequence[Path], questions: Questions, found: Mapping[str, Answers], n: int, official: bool
 ) -> dict[str, Verdict]:
-    """By prompt. ValueError where an image was not asked about, or it or its questions changed since. official:
-    prompts whose first question was skipped though another depends on it are left out, as that code passes over every
-    error."""
+    """Score the answers, by prompt.
+
+    official: leave out prompts whose first question was skipped though another depends on it, since the official code
+    ignores every error. Raises ValueError where an image has no answers, or it or its questions changed since.
+    """
     verdicts = {}
     for path in paths:
         if path.name not in found or len(found[path.name].answers) != n:
@@ -230,7 +246,10 @@ def judged(
 
 
 def scores(verdicts: Mapping[str, Verdict], questions: Questions, official: bool) -> list[Score]:
-    """DPG-Bench, the mean over prompts; then, dependencies left aside, the share of yes by category, of both levels."""
+    """Compute the DPG-Bench score, the mean over prompts; then the share of yes by category, of both levels.
+
+    Shares by category disregard dependencies. official: they are of the last of a prompt's images alone.
+    """
     shares: dict[str, dict[str, list[bool]]] = {"broad": {}, "detailed": {}}
     for name, one in verdicts.items():
         for said_yes in one.said_yes[-1:] if official else one.said_yes:
@@ -246,7 +265,7 @@ def scores(verdicts: Mapping[str, Verdict], questions: Questions, official: bool
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="fusion benchmark dpg", description=__doc__.splitlines()[0])
     parser.add_argument("images", type=Path, help="the benchmark's folder: ID.png, ...")
     parser.add_argument("--questions", type=Path, required=True, help="dpg_bench.csv of the official repository")
@@ -263,7 +282,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def score(options: argparse.Namespace) -> list[Score]:
-    """The whole program."""
+    """Score a folder of images, write the results to `options.out`, and return the scores."""
     out, file = options.out, options.answers or options.out.with_suffix(".answers.jsonl")
     if out.exists():
         raise ValueError(f"{out} is there already: give another -o, or remove it")
@@ -298,5 +317,5 @@ def score(options: argparse.Namespace) -> list[Score]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The program; see fusion.evaluation.benchmarks.common.program."""
+    """Run the program; see fusion.evaluation.benchmarks.common.program."""
     return program.run(score, parsed(argv))

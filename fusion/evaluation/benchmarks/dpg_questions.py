@@ -1,7 +1,7 @@
 """DPG-Bench's questions and their scores: zero where a question depends on one that was answered with no.
 
-As `dpg_bench/compute_dpg_bench.py` in github.com/TencentQQGYLab/ELLA has it, after Davidsonian scene graphs (Cho et
-al., arXiv 2310.18235).
+Follows `dpg_bench/compute_dpg_bench.py` in github.com/TencentQQGYLab/ELLA, after Davidsonian scene graphs (Cho et al.,
+arXiv 2310.18235).
 """
 
 import csv
@@ -14,8 +14,11 @@ from fusion.evaluation.benchmarks.judges.vqa import yes
 
 @dataclass(frozen=True)
 class Question:
-    """parents: numbers of the questions without which this one has no sense. category: of two levels, as in `attribute
-    - color`."""
+    """A question about an image, with the questions that it depends on.
+
+    parents: numbers of the questions without which this one is meaningless. category: of two levels, as in `attribute -
+    color`.
+    """
 
     text: str
     parents: tuple[int, ...]
@@ -27,7 +30,11 @@ Questions = dict[str, dict[int, Question]]
 
 
 def read_questions(path: Path, official: bool = False) -> Questions:
-    """`dpg_bench.csv`. official: without its first question. ValueError naming the row that cannot be used."""
+    """Load the questions of `dpg_bench.csv`, by prompt and number.
+
+    official: leave out what the official code leaves out, the file's first question and, of a prompt whose questions
+    are not contiguous, all but the last group. Raises ValueError that names the row that cannot be used.
+    """
     found: Questions = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -36,7 +43,7 @@ def read_questions(path: Path, official: bool = False) -> Questions:
         raise ValueError(f"{path}: cannot be read ({error}); give the official dpg_bench.csv") from None
     for number, row in enumerate(rows):
         if official and number and row["item_id"] != rows[number - 1]["item_id"]:
-            found.pop(row["item_id"], None)  # that code begins a prompt anew whose questions do not follow each other
+            found.pop(row["item_id"], None)  # that code restarts a prompt whose questions are not contiguous
         try:
             parents = tuple(parent for word in row["dependency"].split(",") if (parent := int(word)))
             question = Question(row["question_natural_language"], parents, row["tuple"].split("(")[0].strip())
@@ -55,27 +62,36 @@ def read_questions(path: Path, official: bool = False) -> Questions:
 
 @dataclass(frozen=True)
 class Verdict:
-    """images: the share of questions that each has right. said_yes: of each image, whether the answer was yes,
-    dependencies left aside."""
+    """The result of a prompt's images.
+
+    images: the share of questions that each image has right. said_yes: for each image, by the question's number,
+    whether the answer was yes, disregarding dependencies.
+    """
 
     images: list[float]
     said_yes: list[dict[int, bool]]
 
     @property
     def value(self) -> float:
-        """Of the prompt."""
+        """The prompt's score: the mean over its images."""
         return sum(self.images) / len(self.images)
 
 
 def verdict(questions: Mapping[int, Question], answers: Sequence[Mapping[int, str]]) -> Verdict:
-    """KeyError where a question depends on one that there is not, or was not answered."""
+    """Score the answers about a prompt's images, each by the question's number.
+
+    Raises KeyError where a question was not answered, or depends on one that does not exist.
+    """
     said_yes = [{number: yes(one[number]) for number in questions} for one in answers]
     return Verdict([share(questions, one) for one in said_yes], said_yes)
 
 
 def share(questions: Mapping[int, Question], said_yes: Mapping[int, bool]) -> float:
-    """Of questions answered with yes whose parents count. As in the official code, one question after the other: a
-    parent that comes later in the file is taken as it was answered."""
+    """Compute the share of questions answered with yes whose parents count as right, too.
+
+    Questions are processed one after the other, as in the official code: a parent that comes later in the file counts
+    by its answer alone.
+    """
     right = {number: said_yes[number] for number in questions}
     for number, question in questions.items():
         right[number] = all(right[parent] for parent in question.parents) and right[number]
@@ -83,5 +99,5 @@ def share(questions: Mapping[int, Question], said_yes: Mapping[int, bool]) -> fl
 
 
 def lacks_a_parent(questions: Mapping[int, Question]) -> bool:
-    """Whether one depends on a question that is not there."""
+    """Return whether a question depends on one that does not exist."""
     return any(set(question.parents) - set(questions) for question in questions.values())

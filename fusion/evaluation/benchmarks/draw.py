@@ -1,8 +1,8 @@
 """Draws a benchmark's images in its official layout: `fusion benchmark draw MODEL BENCHMARK --prompts FILE -o OUT`
 
-MODEL: a saved unified model, a text-to-image model of any architecture, or a pipeline of diffusers. It goes on where it
-was stopped, and several processes share the work with --shard 0/2 and --shard 1/2. Sample k of prompt i is drawn with
-seed + i n + k, in whatever batch it is.
+MODEL: a saved unified model, a text-to-image model of any architecture, or a diffusers pipeline. An interrupted run
+resumes, and several processes share the work with --shard 0/2 and --shard 1/2. Sample k of prompt i is drawn with
+seed + i n + k, whatever its batch.
 """
 
 import argparse
@@ -26,27 +26,30 @@ N = {"geneval": 4, "dpg": 4} | named.N
 
 @runtime_checkable
 class Layout(Protocol):
-    """Where a benchmark's images go. n: of each prompt."""
+    """A benchmark's folder of images, with its prompts; n: images for each prompt."""
 
     prompts: Sequence[str]
     n: int
 
     def missing(self, number: int) -> list[int]:
-        """Samples of a prompt that are yet to be drawn."""
+        """Return the samples of prompt number `number` that are not drawn yet."""
 
     def put(self, number: int, sample: int, image: Image.Image) -> None:
-        """Keep an image."""
+        """Save an image as sample number `sample` of prompt number `number`."""
 
 
 def wanted(layout: Layout, shard: tuple[int, int] = (0, 1)) -> list[int]:
-    """What is missing of this shard's prompts, a part of all that follow each other: places, number * n + sample."""
+    """Return the missing images of a shard, each as number * n + sample.
+
+    shard: (i, n), the i-th of n contiguous parts of the prompts.
+    """
     part, parts = shard
     numbers = range(len(layout.prompts) * part // parts, len(layout.prompts) * (part + 1) // parts)
     return [number * layout.n + sample for number in numbers for sample in layout.missing(number)]
 
 
 def batches(places: Sequence[int], most: int) -> Iterator[list[int]]:
-    """At most so many that follow each other."""
+    """Split ascending places into batches of at most `most` consecutive ones."""
     batch: list[int] = []
     for place in places:
         if batch and (place != batch[-1] + 1 or len(batch) == most):
@@ -60,7 +63,11 @@ def batches(places: Sequence[int], most: int) -> Iterator[list[int]]:
 def draw(
     subject: Subject, layout: Layout, seed: int, size: tuple[int, int], batch: int, shard: tuple[int, int] = (0, 1)
 ) -> int:
-    """Draw what is missing of this shard's part, and say how many images that was."""
+    """Generate the missing images of a shard, and return how many they were.
+
+    Image number * n + sample uses that number plus `seed`. size: (width, height) in pixels. batch: most images at once.
+    Raises ValueError where the model generates another size.
+    """
     places = wanted(layout, shard)
     with tqdm(total=len(places), unit="images", disable=not places) as bar:
         for together in batches(places, batch):
@@ -81,7 +88,7 @@ def draw(
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="fusion benchmark draw", description=__doc__.splitlines()[0])
     parser.add_argument(
         "model",
@@ -118,7 +125,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def layout_of(options: argparse.Namespace) -> Layout:
-    """With the prompts read. ValueError for what the benchmark cannot have."""
+    """Read the prompts and return the benchmark's folder; ValueError for options that the benchmark does not allow."""
     if min(options.n, options.size, options.batch) < 1:
         raise ValueError("--n, --size and --batch are at least 1")
     size = (options.size, options.size)
@@ -132,7 +139,7 @@ def layout_of(options: argparse.Namespace) -> Layout:
 
 
 def asked_of(options: argparse.Namespace, layout: Layout, params: Mapping[str, Any]) -> Asked:
-    """For the file beside the folder."""
+    """Return the provenance that is stored beside the folder."""
     said = fingerprint(layout.prompts)
     return Asked(
         options.benchmark, options.model, len(layout.prompts), said, options.n, options.size, options.seed, dict(params)
@@ -140,7 +147,7 @@ def asked_of(options: argparse.Namespace, layout: Layout, params: Mapping[str, A
 
 
 def fill(options: argparse.Namespace) -> str:
-    """The whole program; what it says of itself."""
+    """Generate all missing images of the shard, and return a summary line."""
     params, shard, layout = params_of(options.params), shard_of(options.shard), layout_of(options)
     subject = load_subject(options.model, params, options.device)
     begin(asked_of(options, layout, params), options.out)
@@ -156,6 +163,8 @@ def fill(options: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The program; see fusion.evaluation.benchmarks.common.program. TypeError: a sampling parameter that the model's
-    sampler does not have."""
+    """Run the program; see fusion.evaluation.benchmarks.common.program.
+
+    It reports TypeError, too: a sampling parameter that the model's sampler does not have.
+    """
     return program.run(fill, parsed(argv), (ValueError, TypeError))

@@ -7,8 +7,8 @@ Usage: `fusion benchmark edit MODEL BENCHMARK --data DATA -o OUT`
                                                                and its source as {key}_SRCIMG.png
     kris       --data KRIS_Bench                               OUT/{model}/{category}/{id}.jpg
 
-An image is read and drawn at the size nearest to its own that the model has, and brought back to its own, as
-`model.edit` does. Edit i has the seed + i. It goes on where it was stopped, and several processes share the work with
+An image is read and edited at the nearest size that the model supports, and the result is resized to the image's own,
+as `model.edit` does. Edit i has the seed + i. An interrupted run resumes, and several processes share the work with
 --shard 0/2 and --shard 1/2.
 
 ImgEdit: Ye et al., arXiv 2505.20275; GEdit-Bench: Liu et al., arXiv 2504.17761; KRIS-Bench: Wu et al., arXiv
@@ -36,14 +36,17 @@ from fusion.evaluation.run import params_of, shard_of
 from fusion.evaluation.subjects import Subject, load_subject
 from fusion.sequence.images import open_image
 
-QUALITY = 95  # of JPEG, where the official judge reads that
+QUALITY = 95  # of JPEG, where the official judge reads JPEG
 Load = Callable[[], list[Image.Image]]
 
 
 @dataclass(frozen=True)
 class Edit:
-    """name: of the file below the benchmark's folder. sources: reads the images, of which the last says how large the
-    answer is. beside: where the source goes, too."""
+    """An edit that a benchmark asks for.
+
+    name: path of the result below the benchmark's folder. words: the instruction. sources: loads the source images, of
+    which the last determines the result's size. beside: path of a copy of that source, None for no copy.
+    """
 
     name: str
     words: str
@@ -55,7 +58,7 @@ class Edit:
 
 
 def read_imgedit(data: Path, images: Path | None) -> list[Edit]:
-    """basic_edit.json: {key: {"id": image below `images`, "prompt", ...}}."""
+    """Load ImgEdit's edits from basic_edit.json: {key: {"id": image below `images`, "prompt", ...}}."""
     if images is None:
         raise ValueError("ImgEdit's images lie apart from basic_edit.json: give their folder with --images")
     rows = read_rows(data, "basic_edit.json", ("id", "prompt"))
@@ -63,7 +66,11 @@ def read_imgedit(data: Path, images: Path | None) -> list[Edit]:
 
 
 def read_gedit(data: Path, model: str) -> list[Edit]:
-    """A folder with the Parquet files of stepfun-ai/GEdit-Bench below it, or one that `datasets` saved."""
+    """Load GEdit-Bench's edits; model: its name in the results' paths.
+
+    data: a folder with the Parquet files of stepfun-ai/GEdit-Bench below it, or one that `datasets` saved. Raises
+    ValueError, in one line, for anything else.
+    """
     rows = _table(data)
     if missing := {"task_type", "key", "instruction", "instruction_language", "input_image_raw"} - set(
         rows.column_names
@@ -82,7 +89,11 @@ def read_gedit(data: Path, model: str) -> list[Edit]:
 
 
 def read_kris(data: Path, model: str) -> list[Edit]:
-    """KRIS_Bench: {category}/annotation.json, {id: {"ori_img": a name or several, "ins_en", ...}}."""
+    """Load KRIS-Bench's edits; model: its name in the results' paths.
+
+    data: KRIS_Bench, with {category}/annotation.json: {id: {"ori_img": a name or several, "ins_en", ...}}. Raises
+    ValueError, in one line, for anything else.
+    """
     found = []
     for file in sorted(data.glob("*/annotation.json")):
         for key, row in read_rows(file, "KRIS_Bench's annotations", ("ori_img", "ins_en")).items():
@@ -100,7 +111,10 @@ def read_kris(data: Path, model: str) -> list[Edit]:
 
 
 def read_rows(path: Path, wanted: str, keys: Sequence[str]) -> dict[str, Any]:
-    """{name: {key: something, ...}, ...}. ValueError in one line for anything else."""
+    """Load {name: {key: value, ...}, ...} from a JSON file, where every row has non-empty `keys`.
+
+    wanted: what the file should be, for the ValueError, in one line, for anything else.
+    """
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         for row in rows.values():
@@ -135,7 +149,10 @@ def _illustrated(rows: datasets.Dataset, number: int) -> list[Image.Image]:
 
 
 def missing(edits: Sequence[Edit], out: Path, shard: tuple[int, int] = (0, 1)) -> list[int]:
-    """Numbers of a shard's part whose files are not there. Files are written whole or not at all."""
+    """Return the numbers of a shard's edits whose result does not exist; files are written atomically.
+
+    shard: (i, n), the i-th of n contiguous parts of the edits.
+    """
     part, parts = shard
     numbers = range(len(edits) * part // parts, len(edits) * (part + 1) // parts)
     return [number for number in numbers if not (out / edits[number].name).is_file()]
@@ -147,7 +164,10 @@ Loaded = tuple[int, list[Image.Image]]
 def together(
     loaded: Iterator[Loaded], fitted: Callable[[Image.Image], tuple[int, int]], most: int
 ) -> Iterator[list[Loaded]]:
-    """At most so many whose numbers follow each other and whose answers are of one size."""
+    """Split loaded edits into batches of at most `most`, with consecutive numbers and results of one size.
+
+    loaded: (number, source images). fitted: returns the size at which the model reads an image.
+    """
     batch: list[Loaded] = []
     for number, images in loaded:
         if batch and (
@@ -163,7 +183,10 @@ def together(
 def run(
     subject: Subject, edits: Sequence[Edit], out: Path, seed: int, most: int, shard: tuple[int, int] = (0, 1)
 ) -> int:
-    """Make what is missing of this shard's part, and say how many edits that was."""
+    """Make the missing edits of a shard, and return how many they were.
+
+    Edit i uses seed + i. most: edits of a batch.
+    """
     numbers = missing(edits, out, shard)
     with tqdm(total=len(numbers), unit="edits", disable=not numbers) as bar:
         for batch in together(((number, edits[number].sources()) for number in numbers), subject.fitted, most):
@@ -182,7 +205,7 @@ def run(
 
 
 def write(image: Image.Image, path: Path) -> None:
-    """As PNG, or as JPEG where the name says so."""
+    """Write an image atomically, as PNG, or as JPEG where the path does not end in .png."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
         return save_png(image, path)
@@ -195,7 +218,7 @@ def write(image: Image.Image, path: Path) -> None:
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="fusion benchmark edit", description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder of a unified model, or a bundled one's name")
     parser.add_argument("benchmark", choices=("imgedit", "gedit", "kris"))
@@ -218,7 +241,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def edits_of(options: argparse.Namespace) -> list[Edit]:
-    """What is asked, names checked. ValueError in one line for what cannot be used."""
+    """Load a benchmark's edits and check the results' paths; ValueError, in one line, for what cannot be used."""
     if options.batch < 1:
         raise ValueError("--batch is at least 1")
     if options.images is not None and options.benchmark != "imgedit":
@@ -238,14 +261,14 @@ def edits_of(options: argparse.Namespace) -> list[Edit]:
 
 
 def fill(options: argparse.Namespace) -> str:
-    """The whole program; what it says of itself."""
+    """Make all missing edits of the shard, and return a summary line."""
     datasets.disable_progress_bars()
     params, shard, edits = params_of(options.params), shard_of(options.shard), edits_of(options)
     subject = load_subject(options.model, params, options.device)
     if "edit" not in subject.can:
         raise ValueError(f"{options.model}: a {subject.kind} cannot edit; give a unified model")
     said = fingerprint([f"{edit.name}\n{edit.words}" for edit in edits])
-    # Its size is nobody's choice: each answer has its source's.
+    # size=0: each result has the size of its source.
     begin(
         Asked(options.benchmark, options.model, len(edits), said, n=1, size=0, seed=options.seed, params=dict(params)),
         options.out,
@@ -255,6 +278,8 @@ def fill(options: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The program; see fusion.evaluation.benchmarks.common.program. TypeError: a sampling parameter that the model's
-    sampler does not have."""
+    """Run the program; see fusion.evaluation.benchmarks.common.program.
+
+    It reports TypeError, too: a sampling parameter that the model's sampler does not have.
+    """
     return program.run(fill, parsed(argv), (ValueError, TypeError))

@@ -52,8 +52,11 @@ KINDS, KNOWING = (
 
 
 def imgedit(files: Sequence[Path], data: Path | None) -> list[Score]:
-    """{key: what the judge said}: its marks from 1 to 5 are the lines that end in `: NUMBER`, and the mean of them is
-    the edit's."""
+    """Compute ImgEdit's scores from {key: the judge's answer}.
+
+    An answer's ratings from 1 to 5 are the lines that end in `: NUMBER`, and their mean is the edit's score. files: one
+    result.json. data: basic_edit.json. Raises ValueError where an edit has no ratings.
+    """
     if len(files) != 1 or data is None:
         raise ValueError("ImgEdit is read from one result.json, and --data basic_edit.json")
     asked, said = json_in(data, "basic_edit.json"), json_in(files[0], "result.json")
@@ -68,7 +71,7 @@ def imgedit(files: Sequence[Path], data: Path | None) -> list[Score]:
 
 
 def marks_of(said: Any) -> list[int]:
-    """The marks from 1 to 5 in a judge's words; empty where there are none, or others."""
+    """Return the ratings from 1 to 5 in a judge's answer; [] where it has none, or any out of that range."""
     marks = [
         int(mark) for mark in re.findall(r"^[^:\n]*: (\d+)\s*$", said if isinstance(said, str) else "", re.MULTILINE)
     ]
@@ -76,7 +79,11 @@ def marks_of(said: Any) -> list[int]:
 
 
 def by_type_of_edit(types: dict[str, str], said: dict[str, Any], where: str) -> list[Score]:
-    """Each type's mean, and the mean of them. ValueError, which begins with `where`, for an edit without marks."""
+    """Compute the mean of each type of edit, and the mean of those.
+
+    types: of edits, by key. said: the judge's answers, by key. Raises ValueError, which begins with `where`, for an
+    edit without ratings.
+    """
     by_type = defaultdict(list)
     for key, kind in types.items():
         if not (marks := marks_of(said[key])):
@@ -89,9 +96,12 @@ def by_type_of_edit(types: dict[str, str], said: dict[str, Any], where: str) -> 
 
 
 def gedit(files: Sequence[Path]) -> list[Score]:
-    """Files named MODEL_GROUP_LANGUAGE_vie_score.csv with columns sementics_score (the official spelling;
-    semantics_score too) and quality_score, from 0 to 10; languages apart, and where a column says so, the edits that
-    all models of the paper answered (intersection) apart as well."""
+    """Compute GEdit-Bench's scores from files named MODEL_GROUP_LANGUAGE_vie_score.csv.
+
+    Columns are sementics_score (the official spelling; semantics_score too) and quality_score, from 0 to 10. Languages
+    are scored separately, and so are, where a column marks them, the edits that all models of the paper answered
+    (intersection). Raises ValueError for anything else.
+    """
     parts: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for file in files:
         group = next((group for group in GEDIT if f"_{group}_" in file.name), None)
@@ -116,9 +126,12 @@ def gedit(files: Sequence[Path]) -> list[Score]:
 
 
 def kris(files: Sequence[Path]) -> list[Score]:
-    """CATEGORY/metrics.json: {id: {"consistency_score", "instruction_score", "quality_score", "knowledge_score"}},
-    marks from 1 to 5, here in percent of 5. Means are over marks, those of the whole too, so that categories of four
-    marks weigh more; the whole is there with all categories."""
+    """Compute KRIS-Bench's scores, in percent, from CATEGORY/metrics.json.
+
+    Files are {id: {"consistency_score", "instruction_score", "quality_score", "knowledge_score"}}, ratings from 1 to 5,
+    here in percent of 5. Means are over ratings, the overall one too, so that categories with four kinds of ratings
+    weigh more; the overall score requires all categories. Raises ValueError for anything else.
+    """
     by_category = {file.parent.name: _kris_marks(file) for file in files}
     if wrong := [name for name in by_category if not any(name in parts for parts in KRIS.values())]:
         raise ValueError(f"{wrong[0]}: not a category of KRIS-Bench; files are named CATEGORY/metrics.json")
@@ -140,7 +153,10 @@ def kris(files: Sequence[Path]) -> list[Score]:
 
 
 def _kris_marks(file: Path) -> dict[str, list[float]]:
-    """By kind, in percent. ValueError for a mark that the judge failed at, and for a kind that only some edits have."""
+    """Load a category's ratings by kind, in percent.
+
+    Raises ValueError for a rating that the judge failed to give, and for a kind that only some edits have.
+    """
     said, marks = json_in(file, "metrics.json"), defaultdict(list)
     kinds = KINDS if any(file.parent.name in KRIS[dimension] for dimension in KNOWING) else KINDS[:3]
     for key, row in said.items() if isinstance(said, dict) else ():

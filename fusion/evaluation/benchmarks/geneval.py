@@ -2,11 +2,10 @@
 
     fusion benchmark geneval IMAGES -o results.jsonl --detector MASK2FORMER --clip CLIP
 
-IMAGES lies as the official code has it (`fusion.evaluation.benchmarks.draw` writes it so), and OUT is what its
-`summary_scores.py` reads. With --detector and --clip the images are looked at and what was found goes into a file of
-detections, which is gone on with after a stop; without them such a file, anybody's, is scored. OUT.summary.json has the
-scores with their intervals. Options of the official code are given by their names, as in `max_overlap=0.8
-bgcolor=original`.
+IMAGES has the official layout (as `fusion.evaluation.benchmarks.draw` writes it), and OUT is what the official
+`summary_scores.py` reads. With --detector and --clip the images are judged, and the detections go into a file, from
+which an interrupted run resumes; without them such a file, of any detector, is scored. OUT.summary.json has the scores
+with their intervals. Options of the official code are given by their names, as in `max_overlap=0.8 bgcolor=original`.
 """
 
 import argparse
@@ -31,7 +30,7 @@ from fusion.evaluation.benchmarks.judges.detector import Judge, load_judge
 from fusion.evaluation.benchmarks.judges.geneval_rules import CLASSES, Rules, kept, mistakes
 from fusion.sequence.images import open_image
 
-KEPT_EVERY = 64  # images that are judged between two writings of what was found
+KEPT_EVERY = 64  # images judged between two writes of the detections
 NAME = re.compile(r"\d+\.png")
 
 
@@ -39,8 +38,10 @@ NAME = re.compile(r"\d+\.png")
 
 
 def read_prompts(path: Path) -> list[dict[str, Any]]:
-    """The lines of `evaluation_metadata.jsonl`, or of prompts of one's own. ValueError naming the line that cannot be
-    used."""
+    """Load the lines of `evaluation_metadata.jsonl`, or of your own prompts in that format.
+
+    Raises ValueError that names the line that cannot be used.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -52,7 +53,10 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
 
 
 def read_metadata(text: str, where: str) -> dict[str, Any]:
-    """What a prompt asks for. ValueError, which begins with `where`, unless it can be scored."""
+    """Parse a prompt's line: its text, its tag, and the objects that it asks for.
+
+    Raises ValueError, which begins with `where`, unless the prompt can be scored.
+    """
     try:
         asked = json.loads(text)
         words = isinstance(asked["prompt"], str) and isinstance(asked["tag"], str)
@@ -82,24 +86,29 @@ def read_metadata(text: str, where: str) -> dict[str, Any]:
 
 
 class Folder:
-    """Where drawings go: 00000/metadata.jsonl and 00000/samples/00000.png, as `generation/diffusers_generate.py` writes
-    them."""
+    """GenEval's folder of images: 00000/metadata.jsonl and 00000/samples/00000.png.
+
+    The layout is that of the official `generation/diffusers_generate.py`. prompts: lines of the prompts file. n: images
+    for each prompt. size: (width, height) in pixels.
+    """
 
     def __init__(self, root: Path, prompts: Sequence[Mapping[str, Any]], n: int, size: tuple[int, int]):
         self.root, self.asked, self.n, self.size = root, prompts, n, size
         self.prompts = [asked["prompt"] for asked in prompts]
 
     def place(self, number: int) -> Path:
-        """Of a prompt."""
+        """Return the folder of a prompt."""
         return self.root / f"{number:05}"
 
     def sample(self, number: int, sample: int) -> Path:
-        """Of an image."""
+        """Return the path of an image: sample number `sample` of prompt number `number`."""
         return self.place(number) / "samples" / f"{sample:05}.png"
 
     def missing(self, number: int) -> list[int]:
-        """Samples of a prompt that are yet to be drawn. ValueError where what is there is not of this prompt or not of
-        this size."""
+        """Return the samples of a prompt that are not drawn yet.
+
+        Raises ValueError where the existing files are of another prompt or of another size.
+        """
         metadata = self.place(number) / "metadata.jsonl"
         if (
             metadata.is_file()
@@ -109,7 +118,7 @@ class Folder:
         return [sample for sample in range(self.n) if not complete(self.sample(number, sample), self.size)]
 
     def put(self, number: int, sample: int, image: Image.Image) -> None:
-        """Keep an image."""
+        """Save an image, and the prompt's metadata if it is not there yet."""
         place = self.place(number)
         (place / "samples").mkdir(parents=True, exist_ok=True)
         if not (place / "metadata.jsonl").is_file():
@@ -117,7 +126,7 @@ class Folder:
         save_png(image, self.sample(number, sample))
 
     def write_grids(self) -> None:
-        """All samples of a prompt in 00000/grid.png, too, where all are there."""
+        """Write all samples of a prompt as 00000/grid.png, too, for the prompts whose samples are complete."""
         for number in range(len(self.prompts)):
             if not (file := self.place(number) / "grid.png").is_file() and not self.missing(number):
                 save_png(grid([open_image(self.sample(number, sample)) for sample in range(self.n)]), file)
@@ -125,7 +134,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Sample:
-    """An image to be scored. name: relative to the benchmark's folder."""
+    """An image to be scored, with its prompt's metadata; name: its path relative to the benchmark's folder."""
 
     path: Path
     name: str
@@ -133,8 +142,11 @@ class Sample:
 
 
 def read_folder(root: Path) -> list[Sample]:
-    """All images, in order. ValueError in one line where folders or samples are missing, or a file has a name that
-    the official code would pass over."""
+    """List all images of the benchmark's folder, in order.
+
+    Raises ValueError, in one line, where folders or samples are missing, or a file has a name that the official code
+    would skip.
+    """
     folders = sorted(
         (path for path in root.glob("*") if path.is_dir() and path.name.isdecimal()), key=lambda path: int(path.name)
     )
@@ -176,8 +188,10 @@ def _read_samples(root: Path, folder: Path, names: Sequence[str]) -> Iterator[Sa
 
 
 def look(samples: Sequence[Sample], judge: Judge, rules: Rules, file: Path) -> dict[str, Detections]:
-    """What the judge finds. Images that it has seen, as the file says, are not looked at again, unless they
-    changed."""
+    """Detect the objects of all images, by the image's name.
+
+    file: stores the detections; images that it has by the same judge are skipped, unless they changed.
+    """
     known, label = read_detections(file) if file.is_file() else {}, judge_label(judge.name, rules)
     found = {}
     for count, sample in enumerate(tqdm(samples, unit="images"), 1):
@@ -191,14 +205,16 @@ def look(samples: Sequence[Sample], judge: Judge, rules: Rules, file: Path) -> d
 
 
 def judge_label(name: str, rules: Rules) -> str:
-    """Who judged, with the options that are not the official defaults."""
+    """Return the judge's name with the options that differ from the official defaults."""
     unlike = {name: value for name, value in asdict(rules).items() if value != getattr(Rules(), name)}
     return " ".join([name, *(f"{name}={value}" for name, value in unlike.items())])
 
 
 def result(sample: Sample, detections: Detections, rules: Rules) -> dict[str, Any]:
-    """An image's row, in the columns of the official results.jsonl. Boxes in `details` are those that count: four
-    numbers and the score."""
+    """Score an image as a row with the columns of the official results.jsonl.
+
+    Boxes in `details` are those that count: four numbers and the score.
+    """
     tag = sample.metadata["tag"]
     objects = {name: kept(detections.objects.get(name, []), tag, rules) for name in CLASSES}
     objects = {name: several for name, several in objects.items() if several}
@@ -219,7 +235,7 @@ def result(sample: Sample, detections: Detections, rules: Rules) -> dict[str, An
 
 
 def results(samples: Sequence[Sample], found: Mapping[str, Detections], rules: Rules) -> list[dict[str, Any]]:
-    """All rows. ValueError where an image was not looked at, or changed since."""
+    """Score all images as rows; ValueError where an image has no detections, or changed since."""
     for sample in samples:
         if sample.name not in found:
             raise ValueError(f"{sample.name}: no detections of it; look at the images with --detector and --clip")
@@ -231,8 +247,10 @@ def results(samples: Sequence[Sample], found: Mapping[str, Detections], rules: R
 
 
 def scores(rows: Sequence[Mapping[str, Any]]) -> list[Score]:
-    """The overall score, which is the mean over tags, then each tag's share of right images. Intervals take prompts
-    for the independent trials: images of one prompt are right or wrong together."""
+    """Compute the overall score, the mean over tags, then each tag's share of right images.
+
+    Intervals treat prompts as the independent trials: images of one prompt are right or wrong together.
+    """
     tags = []
     for tag in dict.fromkeys(row["tag"] for row in rows):
         mine = [row for row in rows if row["tag"] == tag]
@@ -242,7 +260,7 @@ def scores(rows: Sequence[Mapping[str, Any]]) -> list[Score]:
 
 
 def summary(rows: Sequence[Mapping[str, Any]], judges: Sequence[str], rules: Rules) -> dict[str, Any]:
-    """For the file beside the results."""
+    """Return the contents of OUT.summary.json: judges, rules, counts and scores."""
     prompts = {}
     for row in rows:
         prompts.setdefault(row["metadata"], []).append(row["correct"])
@@ -262,7 +280,7 @@ def summary(rows: Sequence[Mapping[str, Any]], judges: Sequence[str], rules: Rul
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="fusion benchmark geneval", description=__doc__.splitlines()[0])
     parser.add_argument(
         "images", type=Path, help="the benchmark's folder: 00000/metadata.jsonl, 00000/samples/00000.png, ..."
@@ -286,7 +304,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def score(options: argparse.Namespace) -> list[Score]:
-    """The whole program."""
+    """Score a folder of images, write the results and the summary, and return the scores."""
     out, file = options.out, options.detections or options.out.with_suffix(".detections.jsonl")
     if out.exists():
         raise ValueError(f"{out} is there already: give another -o, or remove it")
@@ -312,5 +330,5 @@ def score(options: argparse.Namespace) -> list[Score]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The program; see fusion.evaluation.benchmarks.common.program."""
+    """Run the program; see fusion.evaluation.benchmarks.common.program."""
     return program.run(score, parsed(argv))

@@ -3,12 +3,12 @@
     fusion benchmark imgedit OUT --data basic_edit.json --images FOLDER --prompts prompts.json --judge VLM -o
     result.json
 
-OUT is what `fusion.evaluation.benchmarks.edit` wrote; prompts.json, the instructions for each type of edit, comes with
-the official code. The judge is a model of transformers (a folder or hub id) or an OpenAI-compatible server (an
-address). It gets the instruction, the image before and the image after, as GPT-4o does in the official
-basic_bench.py; scores of any other compare among themselves only. result.json has its words in the official format, and
-the scores are those of `fusion.evaluation.benchmarks.official_scores imgedit`. Words are kept beside it, and gone on
-with after a stop.
+OUT is the folder that `fusion.evaluation.benchmarks.edit` wrote; prompts.json, the instructions for each type of edit,
+comes with the official code. The judge is a model of transformers (a folder or hub id) or an OpenAI-compatible server
+(an address). It gets the instruction, the image before and the image after, as GPT-4o does in the official
+basic_bench.py; scores of other judges are comparable only among themselves. result.json has the answers in the official
+format, and the scores are those of `fusion.evaluation.benchmarks.official_scores imgedit`. Answers are stored beside
+it, and an interrupted run resumes.
 """
 
 import argparse
@@ -30,12 +30,15 @@ from fusion.evaluation.benchmarks.judges.server import judge_of
 from fusion.evaluation.benchmarks.judges.vqa import Judge
 from fusion.sequence.images import open_image
 
-KEPT_EVERY = 32  # edits that are judged between two writings of what was said
-MARK = "<edit_prompt>"  # where the official instructions have the edit's words
+KEPT_EVERY = 32  # edits judged between two writes of the answers
+MARK = "<edit_prompt>"  # placeholder of the edit's text in the official instructions
 
 
 def read_instructions(path: Path, types: set[str]) -> dict[str, str]:
-    """By type of edit. ValueError where one is missing, or has no place for the edit's words."""
+    """Load the judge's instruction for each type of edit from the official prompts.json.
+
+    Raises ValueError where one of `types` is missing, or has no placeholder for the edit's text.
+    """
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         wrong = [kind for kind in sorted(types) if MARK not in said[kind]]
@@ -51,8 +54,12 @@ def read_instructions(path: Path, types: set[str]) -> dict[str, str]:
 def judged(
     keys: Sequence[str], asked: dict[str, tuple[Path, Path, str]], judge: Judge, length: int, file: Path
 ) -> dict[str, str]:
-    """What the judge said of each edit (before, after, instruction). What is kept of the same in `file` is taken from
-    it, if it has marks."""
+    """Return the judge's answer about each edit, by key.
+
+    keys: of the edits, in order. asked: (image before, image after, instruction), by key. length: most tokens of an
+    answer. file: stores the answers; one about the same images and instruction by the same judge is reused if it has
+    ratings.
+    """
     marks = {
         key: [digest_of(before), digest_of(after), text, judge.name] for key, (before, after, text) in asked.items()
     }
@@ -78,7 +85,7 @@ def judged(
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="fusion benchmark imgedit", description=__doc__.splitlines()[0])
     parser.add_argument("edits", type=Path, help="the folder of KEY.png")
     parser.add_argument("--data", type=Path, required=True, help="basic_edit.json")
@@ -97,7 +104,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def score(options: argparse.Namespace) -> list[Score]:
-    """The whole program."""
+    """Judge the edits, write the answers to `options.out`, and return the scores by type of edit and overall."""
     if options.out.exists():
         raise ValueError(f"{options.out} is there already: give another -o, or remove it")
     rows = read_rows(options.data, "basic_edit.json", ("id", "prompt", "edit_type"))
@@ -125,5 +132,5 @@ def score(options: argparse.Namespace) -> list[Score]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The program; see fusion.evaluation.benchmarks.common.program."""
+    """Run the program; see fusion.evaluation.benchmarks.common.program."""
     return program.run(score, parsed(argv))

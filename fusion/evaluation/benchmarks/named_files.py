@@ -40,15 +40,17 @@ N = {"t2i": 10, "wise": 1, "geneval2": 1, "oneig": 4}
 
 @dataclass(frozen=True)
 class Named:
-    """A prompt, and the names of its images below the benchmark's folder; a single name of several images is a
-    grid's."""
+    """A prompt, and the paths of its images below the benchmark's folder; one path for several images is a grid's."""
 
     text: str
     names: tuple[str, ...]
 
 
 class Folder:
-    """Where drawings go: one file for each, or one for all four of a prompt where it has but one name."""
+    """A benchmark's folder of images: one file for each image, or one grid for the four of a prompt with one name.
+
+    n: images for each prompt. size: (width, height) of one image in pixels.
+    """
 
     def __init__(self, root: Path, asked: Sequence[Named], n: int, size: tuple[int, int]):
         self.root, self.asked, self.n, self.size = root, asked, n, size
@@ -56,7 +58,7 @@ class Folder:
         self._drawn: dict[int, list[Image.Image]] = {}
 
     def missing(self, number: int) -> list[int]:
-        """Samples that are not there to their end. ValueError where one is there in another size."""
+        """Return the samples of a prompt that are missing or incomplete; ValueError for a file of another size."""
         names = self.asked[number].names
         if len(names) == self.n:
             return [sample for sample, name in enumerate(names) if not self._there(name, self.size)]
@@ -67,7 +69,7 @@ class Folder:
         return complete(path, size) if path.suffix == ".png" else _whole(path, size)
 
     def put(self, number: int, sample: int, image: Image.Image) -> None:
-        """Keep an image; those of a grid come in their order."""
+        """Save an image; those of a grid have to come in their order, and are saved when it is complete."""
         names = self.asked[number].names
         if len(names) == self.n:
             return _write(image, self.root / names[sample])
@@ -78,15 +80,17 @@ class Folder:
         return None
 
     def finish(self) -> None:
-        """What lies beside the images when all are drawn; nothing here."""
+        """Write the benchmark's other files, when all images are drawn; there are none here."""
 
 
 class Listed(Folder):
-    """GenEval 2's: a list says which image is of which prompt."""
+    """GenEval 2's folder, with a list that maps prompts to images."""
 
     def finish(self) -> None:
-        """image_paths.json, which the official evaluation.py takes as its --image_filepath_data: whole paths, as it may
-        run anywhere."""
+        """Write image_paths.json, which the official evaluation.py takes as its --image_filepath_data.
+
+        Its paths are absolute, as evaluation.py may run anywhere.
+        """
         listed = {one.text: str((self.root / one.names[0]).resolve()) for one in self.asked}
         save((json.dumps(listed, indent=1, ensure_ascii=False) + "\n").encode(), self.root / "image_paths.json")
 
@@ -102,7 +106,10 @@ def _write(image: Image.Image, path: Path) -> None:
 
 
 def _whole(path: Path, size: tuple[int, int]) -> bool:
-    """`complete` of a WebP, which says in its head how long it is: bytes 4 to 7, without the first eight."""
+    """Return whether a complete WebP is at the path, as `complete` does for PNG.
+
+    Its header has its length at bytes 4 to 7, not counting the first eight. Raises ValueError for another size.
+    """
     data = path.read_bytes() if path.is_file() else b""
     if data[:4] != b"RIFF" or len(data) < int.from_bytes(data[4:8], "little") + 8:
         return False
@@ -119,8 +126,11 @@ def _whole(path: Path, size: tuple[int, int]) -> bool:
 
 
 def read_t2i(path: Path, n: int) -> list[Named]:
-    """A prompt a line, what follows a tab left out. The official judges read the prompt out of the name up to its first
-    `_`, so none may have one. Images are numbered through all prompts."""
+    """Load T2I-CompBench's prompts, one a line, without what follows a tab; n: images for each.
+
+    The official judges read the prompt out of the file's name up to its first `_`, so that no prompt may have one
+    (ValueError). Images are numbered through all prompts.
+    """
     texts = [
         line.split("\t")[0]
         for line in text_in(path, "T2I-CompBench's lists, such as color_val.txt").splitlines()
@@ -139,8 +149,11 @@ def read_t2i(path: Path, n: int) -> list[Named]:
 
 
 def read_wise(path: Path, n: int) -> list[Named]:
-    """Lists of {"prompt_id", "Prompt", ...}: one file, or all of a folder without those of rewritten prompts, which
-    have the same numbers."""
+    """Load WISE's prompts from JSON lists of {"prompt_id", "Prompt", ...}; n has to be 1.
+
+    path: one file, or a folder, of which the files of rewritten prompts are left out, since they have the same numbers.
+    Raises ValueError for anything else.
+    """
     if n != 1:
         raise ValueError(f"--n {n}: WISE has one image of each prompt")
     files = (
@@ -165,7 +178,10 @@ def read_wise(path: Path, n: int) -> list[Named]:
 
 
 def read_geneval2(path: Path, n: int) -> list[Named]:
-    """JSON lines with a "prompt" each, no two the same, since images are told apart by it."""
+    """Load GenEval 2's prompts from JSON lines with a "prompt" each; n has to be 1.
+
+    Raises ValueError where two prompts are the same, since images are identified by them.
+    """
     if n != 1:
         raise ValueError(f"--n {n}: GenEval 2 has one image of each prompt")
     texts = [row["prompt"] for row in read_atoms(path)]
@@ -175,8 +191,10 @@ def read_geneval2(path: Path, n: int) -> list[Named]:
 
 
 def read_atoms(path: Path) -> list[dict]:
-    """The lines of geneval2_data.jsonl: prompt, atom_count, vqa_list and skills. ValueError naming the line that cannot
-    be used."""
+    """Load the lines of geneval2_data.jsonl: prompt, atom_count, vqa_list and skills.
+
+    Raises ValueError that names the line that cannot be used.
+    """
     found = []
     for number, line in enumerate(text_in(path, "geneval2_data.jsonl").splitlines(), 1):
         if not line.strip():
@@ -200,7 +218,10 @@ def read_atoms(path: Path) -> list[dict]:
 
 
 def read_oneig(path: Path, n: int, model: str) -> list[Named]:
-    """Rows of category, id and prompt_en, or prompt_cn in the Chinese file."""
+    """Load OneIG-Bench's prompts from CSV rows of category, id and prompt_en, or prompt_cn in the Chinese file.
+
+    n: images for each prompt, 1 or 4. model: its name in the images' paths. Raises ValueError for anything else.
+    """
     if n not in (1, 4):
         raise ValueError(f"--n {n}: OneIG's images are of one drawing, or of four as 2 x 2")
     found = []
@@ -214,8 +235,11 @@ def read_oneig(path: Path, n: int, model: str) -> list[Named]:
 
 
 def layout(benchmark: str, path: Path, root: Path, n: int, size: tuple[int, int], model: str) -> Folder:
-    """A benchmark's folder, its prompts read. model: the name OneIG's folders have for it. ValueError in one line for
-    what cannot be read."""
+    """Load a benchmark's prompts from `path`, and return its folder at `root`.
+
+    n: images for each prompt. size: (width, height) of one image in pixels. model: its name in OneIG's paths. Raises
+    ValueError, in one line, for what cannot be read.
+    """
     readers: dict[str, Callable[[], list[Named]]] = {
         "t2i": lambda: read_t2i(path, n),
         "wise": lambda: read_wise(path, n),

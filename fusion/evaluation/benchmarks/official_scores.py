@@ -12,9 +12,8 @@
     gedit      the CSV files of run_gedit_score.py: semantics, quality and the root of their product,
                by group, and the means over groups
 
-What is computed is what the official scripts compute, on their scales, but for what they leave out without a word:
-answers that are no score are named here, and nothing is rounded on the way. Intervals are normal ones, 95%, over
-images.
+Scores are those of the official scripts, on their scales, with two differences: answers that are no score, which the
+scripts silently leave out, are errors here, and nothing is rounded on the way. Intervals are normal, 95%, over images.
 """
 
 import argparse
@@ -52,7 +51,11 @@ ASPECTS = {"consistency": 0.7, "realism": 0.2, "aesthetic_quality": 0.1}
 
 
 def t2i(files: Sequence[Path]) -> list[Score]:
-    """[{"question_id", "answer"}, ...], numbers or numbers in quotes, one for each image."""
+    """Compute the T2I-CompBench score of each vqa_result.json, the mean over images, named by the file's folder.
+
+    Files are [{"question_id", "answer"}, ...] with one entry for each image; answers are numbers, or numbers in quotes.
+    Raises ValueError for anything else, and unless every image that was drawn is scored once.
+    """
     return [averaged(str(file.parent), _answers(file)) for file in files]
 
 
@@ -78,8 +81,10 @@ def _answers(file: Path) -> list[float]:
 
 
 def _drawn(file: Path) -> int:
-    """How many images the folder that a judge's file lies in was drawn with; 0 where
-    `fusion.evaluation.benchmarks.draw` did not draw it."""
+    """Return how many images were drawn into the folder that a judge's file lies in.
+
+    Returns 0 where `fusion.evaluation.benchmarks.draw` did not draw it.
+    """
     for folder in file.resolve().parents:
         if folder.name and file_of(folder).is_file():
             told = json.loads(file_of(folder).read_text(encoding="utf-8"))
@@ -91,8 +96,11 @@ def _drawn(file: Path) -> int:
 
 
 def wise(files: Sequence[Path]) -> list[Score]:
-    """{"prompt_id", "consistency", "realism", "aesthetic_quality"} a line. The judge's 999, for an answer that it could
-    not read, is no score."""
+    """Compute WiScore by category, and overall where all 1,000 prompts are judged.
+
+    Lines of the files are {"prompt_id", "consistency", "realism", "aesthetic_quality"}. Raises ValueError for a prompt
+    that is scored twice, and for a rating outside 0 to 2, such as the judge's 999 for an answer that it could not read.
+    """
     found: dict[int, float] = {}
     for file in files:
         for place, line in enumerate(text_in(file, "what gpt_eval.py wrote").splitlines(), 1):
@@ -130,7 +138,11 @@ def _wiscore(line: str, where: str) -> tuple[int, float]:
 
 
 def geneval2(files: Sequence[Path], data: Path | None) -> list[Score]:
-    """A list for each prompt of the probabilities of each atom's right answer."""
+    """Compute Soft-TIFA by prompt (geometric mean) and by atom (arithmetic), by skill, and by number of atoms.
+
+    files: one score_lists.json, which has for each prompt a list of the probabilities of each atom's right answer.
+    data: geneval2_data.jsonl. Raises ValueError where the two do not match.
+    """
     if len(files) != 1 or data is None:
         raise ValueError("GenEval 2 is read from one score_lists.json, and --data geneval2_data.jsonl")
     asked, lists = read_atoms(data), json_in(files[0], "score_lists.json")
@@ -164,7 +176,7 @@ def _probabilities(atoms: Any, count: int) -> bool:
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="fusion benchmark read", description=__doc__.splitlines()[0])
     parser.add_argument("benchmark", choices=("t2i", "wise", "geneval2", "oneig", "imgedit", "gedit", "kris"))
     parser.add_argument("files", type=Path, nargs="+", help="what the judge wrote")
@@ -174,7 +186,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def score(options: argparse.Namespace) -> list[Score]:
-    """The whole program."""
+    """Compute the scores of a benchmark and write them to `options.out` as JSON; ValueError if that file exists."""
     if options.out.exists():
         raise ValueError(f"{options.out} is there already: give another -o, or remove it")
     if options.benchmark in ("geneval2", "imgedit"):
@@ -198,5 +210,5 @@ def score(options: argparse.Namespace) -> list[Score]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The program; see fusion.evaluation.benchmarks.common.program."""
+    """Run the program; see fusion.evaluation.benchmarks.common.program."""
     return program.run(score, parsed(argv))

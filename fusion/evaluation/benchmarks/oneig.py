@@ -1,4 +1,4 @@
-"""What the judges of OneIG-Bench wrote, read into scores; see fusion.evaluation.benchmarks.official_scores."""
+"""Scores of OneIG-Bench from the files of its judges; see fusion.evaluation.benchmarks.official_scores."""
 
 import csv
 import io
@@ -17,10 +17,17 @@ FARTHEST = {"EN": 100, "ZH": 50}
 
 
 def oneig(files: Sequence[Path]) -> list[Score]:
-    """METRIC_prompt_score_LANGUAGE_*.csv: a row for each prompt, CLASS_NUMBER or NUMBER, a column for each model; the
-    mean over prompts, and over those of a class where there are several. text_score_LANGUAGE_*.csv: a row for each
-    model, with the means of edit distance (ED), whole texts (CR) and words (WAC) that its score is made of; without an
-    interval, for words are counted over all images."""
+    """Compute scores from the CSV files of OneIG-Bench's scripts.
+
+    METRIC_prompt_score_LANGUAGE_*.csv: a row for each prompt, CLASS_NUMBER or NUMBER, and a column for each model.
+    Returns the mean over prompts, and over those of each class where there are several.
+
+    text_score_LANGUAGE_*.csv: a row for each model, with the means of edit distance (ED), completion rate (CR, whole
+    texts) and word accuracy (WAC), which make up its score. It has no interval, since words are counted over all
+    images.
+
+    Raises ValueError, in one line, for any other file, and for a value that is not a number.
+    """
     return [score for file in files for score in _scores(file)]
 
 
@@ -51,7 +58,7 @@ def _scores(file: Path) -> Iterator[Score]:
 
 
 def _text(file: Path, row: dict[str, str], language: str) -> Score:
-    """1 less what is wrong by all three measures at once."""
+    """Compute a model's text score: 1 minus the product of its errors by ED (capped and scaled), CR and WAC."""
     model = row.get("", "?")
     if missing := {"ED", "CR", "WAC"} - row.keys():
         raise ValueError(f"{file}: has no column {sorted(missing)[0]}")

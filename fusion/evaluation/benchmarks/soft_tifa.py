@@ -2,12 +2,12 @@
 
     fusion benchmark tifa OUT/image_paths.json --data geneval2_data.jsonl --judge VLM -o score_lists.json
 
-Each question of a prompt is asked of its image, and scores the probability that the judge's answer begins with the
+Each question of a prompt is asked about its image, and scores the probability that the judge's answer begins with the
 right one, in any of its spellings. OUT is what the official evaluation.py writes, a list of probabilities for each
 prompt, and `fusion.evaluation.benchmarks.official_scores geneval2` and the official analysis read it. VLM is a local
-model, or the address of a server that tells probabilities (vLLM, SGLang); it tells those of the likeliest 20 tokens,
-and what lies below counts as nothing. What was asked and how likely it was is kept beside OUT, and gone on with after a
-stop. The official judge is Qwen3-VL-8B: scores of any other compare among themselves only.
+model, or the address of a server that returns probabilities (vLLM, SGLang): those of the 20 most probable tokens; the
+rest count as 0. Questions and probabilities are stored beside OUT, and an interrupted run resumes. The official judge
+is Qwen3-VL-8B: scores of other judges are comparable only among themselves.
 """
 
 import argparse
@@ -30,11 +30,11 @@ from fusion.sequence.images import open_image
 
 ASKED = "{question} Answer in one word."
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-KEPT_EVERY = 16  # prompts that are judged between two writings of what was found
+KEPT_EVERY = 16  # prompts judged between two writes of the probabilities
 
 
 def spellings(answer: str) -> list[str]:
-    """In small letters and with a capital, after a space and without; a number as a digit, too."""
+    """Return an answer in lower case and capitalized, with and without a leading space; a number as a digit, too."""
     words = {answer.lower(), answer.capitalize()}
     if answer.lower() in NUMBERS:
         words.add(str(NUMBERS.index(answer.lower())))
@@ -42,13 +42,17 @@ def spellings(answer: str) -> list[str]:
 
 
 def probabilities(judge: Judge, path: Path, questions: Sequence[Sequence[str]]) -> list[float]:
-    """Of the right answer to each question (question, answer) about an image."""
+    """Return the probability of the right answer to each question, (question, answer), about an image."""
     texts = [ASKED.format(question=question) for question, _ in questions]
     return judge.likely(open_image(path), texts, [spellings(answer) for _, answer in questions])
 
 
 def judged(rows: Sequence[dict], paths: dict[str, Path], judge: Judge, file: Path) -> list[list[float]]:
-    """All prompts', those of `file` that are of the same image and questions taken from it."""
+    """Return the probabilities of the right answers, a list for each prompt.
+
+    rows: lines of geneval2_data.jsonl. paths: of the images, by prompt. file: stores the probabilities; those of the
+    same image and questions by the same judge are reused.
+    """
     kept = kept_in(file, "prompt")
     found = []
     for number, row in enumerate(tqdm(rows, desc=judge.name, unit="prompts")):
@@ -64,7 +68,7 @@ def judged(rows: Sequence[dict], paths: dict[str, Path], judge: Judge, file: Pat
 
 
 def read_paths(file: Path, rows: Sequence[dict]) -> dict[str, Path]:
-    """{prompt: image}, as evaluation.py takes it. ValueError where a prompt has no image."""
+    """Load {prompt: image}, the official evaluation.py's image_paths.json; ValueError where a prompt has no image."""
     try:
         listed = json.loads(file.read_text(encoding="utf-8"))
         paths = {row["prompt"]: Path(listed[row["prompt"]]) for row in rows if row["prompt"] in listed}
@@ -76,7 +80,7 @@ def read_paths(file: Path, rows: Sequence[dict]) -> dict[str, Path]:
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="fusion benchmark tifa", description=__doc__.splitlines()[0])
     parser.add_argument(
         "images", type=Path, help="image_paths.json, as fusion.evaluation.benchmarks.draw writes it: {prompt: image}"
@@ -94,7 +98,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def score(options: argparse.Namespace) -> list[Score]:
-    """The whole program."""
+    """Judge the images, write the probabilities to `options.out`, and return the scores."""
     if options.out.exists():
         raise ValueError(f"{options.out} is there already: give another -o, or remove it")
     rows = read_atoms(options.data)
@@ -108,5 +112,5 @@ def score(options: argparse.Namespace) -> list[Score]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The program; see fusion.evaluation.benchmarks.common.program."""
+    """Run the program; see fusion.evaluation.benchmarks.common.program."""
     return program.run(score, parsed(argv))

@@ -1,1 +1,1 @@
-"""What benchmarks share: files of prompts and answers, image grids, detections and provenance."""
+"""Shared code of benchmarks: files of prompts and answers, image grids, detections and provenance."""

@@ -3,9 +3,9 @@
     {"filename": "00000/samples/00000.png", "objects": {"bench": [{"box": [12.0, 8.0, 200.0, 96.0], "score": 0.97,
     "colour": "red"}]}}
 
-`filename` is relative to the benchmark's folder, boxes are left, top, right, bottom in pixels, colours stand only where
-a prompt asks for one. `digest` and `judge`, which stand there when this repository's judge wrote the line, say of which
-image and by whom it is.
+`filename` is relative to the benchmark's folder, boxes are left, top, right, bottom in pixels, and colours are present
+only where a prompt asks for one. `digest` and `judge`, which this repository's judge adds, identify the image's content
+and the judge.
 """
 
 import hashlib
@@ -22,8 +22,11 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Found:
-    """An object. box: left, top, right, bottom in pixels. score: the detector's confidence in [0, 1]. colour: None if
-    nobody looked."""
+    """A detected object.
+
+    box: left, top, right, bottom in pixels. score: the detector's confidence in [0, 1]. colour: None if it was not
+    classified.
+    """
 
     box: Box
     score: float
@@ -32,8 +35,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Detections:
-    """All objects of an image by class, in the detector's order. digest: of the image's file; judge: who looked;
-    both may be unknown."""
+    """All detected objects of an image by class, in the detector's order.
+
+    digest: of the image's file (`digest_of`). judge: the name of the detector. Both are None if they are not known.
+    """
 
     filename: str
     objects: dict[str, list[Found]]
@@ -42,18 +47,18 @@ class Detections:
 
 
 def digest_of(path: Path) -> str:
-    """Of a file's bytes."""
+    """Return the hash of a file's bytes (BLAKE2b, 8 bytes, hexadecimal)."""
     return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
 
 def write_detections(found: Iterable[Detections], path: Path) -> None:
-    """The whole file, or nothing of it."""
+    """Write detections as JSON lines, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save("".join(json.dumps(asdict(one)) + "\n" for one in found).encode(), path)
 
 
 def read_detections(path: Path) -> dict[str, Detections]:
-    """By file name. ValueError naming the line that cannot be used."""
+    """Load detections by the image's file name; ValueError that names the line that cannot be used."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

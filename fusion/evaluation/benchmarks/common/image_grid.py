@@ -14,7 +14,7 @@ START, END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # every PNG's first and la
 
 
 def grid(images: Sequence[Image.Image]) -> Image.Image:
-    """Images of one size side by side in reading order, as many across as down or one more: two by two for four."""
+    """Arrange images of one size in a grid in reading order, as many across as down or one more: 2 x 2 for four."""
     columns = math.isqrt(len(images) - 1) + 1
     width, height = images[0].size
     page = Image.new("RGB", (columns * width, -(-len(images) // columns) * height))
@@ -24,20 +24,22 @@ def grid(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """By name; without hidden ones, and drafts that a killed run left."""
+    """Return the files of a folder by name, without hidden ones and temporary ones of an interrupted run."""
     return sorted(path for path in folder.glob("*") if path.suffix != ".tmp" and not path.name.startswith("."))
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """The whole file, or nothing of it."""
+    """Write an image as PNG, atomically."""
     data = io.BytesIO()
     image.save(data, "PNG")
     save(data.getvalue(), path)
 
 
 def complete(path: Path, size: tuple[int, int]) -> bool:
-    """Whether a PNG is there to its end. ValueError if it is of another size, (width, height), and so not of this
-    run."""
+    """Return whether a complete PNG is at the path.
+
+    size: (width, height) in pixels; ValueError if the PNG has another size, and so is not of this run.
+    """
     data = path.read_bytes() if path.is_file() else b""
     if not (data.startswith(START) and data.endswith(END)):
         return False

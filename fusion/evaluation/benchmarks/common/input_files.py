@@ -9,7 +9,7 @@ from fusion.common.atomic import save
 
 
 def text_in(path: Path, wanted: str) -> str:
-    """What a file holds. wanted: what it should be, for the ValueError where it cannot be read."""
+    """Read a UTF-8 file; wanted: what it should be, for the ValueError where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -17,7 +17,7 @@ def text_in(path: Path, wanted: str) -> str:
 
 
 def json_in(path: Path, wanted: str) -> Any:
-    """The same of JSON."""
+    """Load a JSON file; wanted: what it should be, for the ValueError where it cannot be read or is not JSON."""
     try:
         return json.loads(text_in(path, wanted))
     except json.JSONDecodeError as error:
@@ -25,8 +25,10 @@ def json_in(path: Path, wanted: str) -> Any:
 
 
 def kept_in(file: Path, key: str) -> dict[str, dict[str, Any]]:
-    """The JSON lines of `keep` by one of their entries; none where there is no file. ValueError where it holds
-    something else."""
+    """Load the JSON lines that `keep` wrote, by their entry `key`; {} if there is no file.
+
+    Raises ValueError where the file holds something else.
+    """
     try:
         return (
             {one[key]: one for one in map(json.loads, file.read_text(encoding="utf-8").splitlines())}
@@ -38,5 +40,5 @@ def kept_in(file: Path, key: str) -> dict[str, dict[str, Any]]:
 
 
 def keep(rows: Iterable[dict[str, Any]], file: Path) -> None:
-    """A JSON line each; the whole file, or nothing of it."""
+    """Write a judge's answers as JSON lines, atomically."""
     save("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(), file)

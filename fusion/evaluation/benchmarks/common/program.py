@@ -1,4 +1,4 @@
-"""What the programs of benchmarks have in common: what they found is printed, and a mistake is one line."""
+"""Shared main function of the benchmarks' programs: print the result, or an expected error as one line."""
 
 import argparse
 import sys
@@ -15,9 +15,11 @@ def run(
     options: argparse.Namespace,
     mistakes: tuple[type[Exception], ...] = (ValueError,),
 ) -> int:
-    """Print what `score` found (shares, or a text that is made already) and `options.out`: 0; or 1 and one line on
-    stderr for its mistakes."""
-    logging.disable_progress_bar()  # of reading weights
+    """Run `score` with the options, print its result and `options.out`, and return 0.
+
+    score: returns scores, or a finished text. mistakes: exceptions that are printed as one line on stderr, to return 1.
+    """
+    logging.disable_progress_bar()  # of loading weights
     try:
         found = score(options)
     except mistakes as error:

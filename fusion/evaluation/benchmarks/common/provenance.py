@@ -1,4 +1,4 @@
-"""Provenance of a benchmark's images, in a file beside their folder, which keeps to the official layout."""
+"""Provenance of a benchmark's images, in a file beside their folder, so that the folder keeps its official layout."""
 
 import hashlib
 import json
@@ -13,8 +13,11 @@ from fusion.common.renamed import renamed
 
 @dataclass(frozen=True)
 class Asked:
-    """What the images depend on, beside the model's weights. count and prompts: how many, and their fingerprint. n:
-    images of a prompt, `size` pixels square."""
+    """All that the images depend on, besides the model's weights.
+
+    count: number of prompts. prompts: their fingerprint. n: images for each prompt. size: side of the square images in
+    pixels. params: sampling parameters.
+    """
 
     benchmark: str
     model: str
@@ -27,18 +30,20 @@ class Asked:
 
 
 def fingerprint(prompts: Sequence[str]) -> str:
-    """Of all prompts in their order."""
+    """Hash all prompts in their order (BLAKE2b, 8 bytes, hexadecimal)."""
     return hashlib.blake2b("\0".join(prompts).encode(), digest_size=8).hexdigest()
 
 
 def file_of(root: Path) -> Path:
-    """out/geneval -> out/geneval.asked.json"""
+    """Return the path of the provenance file: out/geneval -> out/geneval.asked.json."""
     return root.with_name(f"{root.name}.asked.json")
 
 
 def begin(asked: Asked, root: Path) -> None:
-    """Make the folder, or make sure that what is in it was drawn with the same. ValueError otherwise: nothing is
-    written over."""
+    """Create the folder, or check that its contents were drawn with the same settings.
+
+    Raises ValueError otherwise; nothing is overwritten.
+    """
     file, told = file_of(root), json.dumps(asdict(asked), indent=1) + "\n"
     begun = root.exists() and (not root.is_dir() or any(root.iterdir()))
     if begun and file.is_file():
@@ -57,6 +62,6 @@ def begin(asked: Asked, root: Path) -> None:
 
 
 def count_asked(root: Path) -> int:
-    """How many prompts a folder was drawn with; 0 where nobody says."""
+    """Return the number of prompts that a folder was drawn with; 0 if it has no provenance file."""
     file = file_of(root)
     return json.loads(file.read_text(encoding="utf-8"))["count"] if file.is_file() else 0
