@@ -1,7 +1,7 @@
 """Distances of feature sets: Fréchet, KID, precision and recall by torch-fidelity, CMMD; and CLIP score.
 
-Features are rows, generated images first and real ones second. ValueError in one line where torch-fidelity is
-missing, or there are too few.
+Features are rows, of generated images in the first argument and of real ones in the second. Functions raise ValueError,
+in one line, where torch-fidelity is missing, or there are too few rows.
 """
 
 from importlib import import_module
@@ -18,17 +18,19 @@ ROWS = 4096  # of a kernel matrix at once
 
 
 def frechet(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> float:
-    """Between the Gaussians of both (Heusel et al., arXiv 1706.08500): FID of Inception's features, FD-DINO of
-    DINOv2's."""
+    """Compute the Fréchet distance between the Gaussians of both sets (Heusel et al., arXiv 1706.08500).
+
+    It is FID for Inception's features, and FD-DINO for DINOv2's.
+    """
     fid = fidelity("metric_fid")
     check(one, other, 2, "a Fréchet distance")
-    # In fp64: of fp32 means torch-fidelity's own sums lose what close sets differ by.
+    # In fp64: with fp32 means, torch-fidelity's own sums lose the difference of close sets.
     statistics = [fid.fid_features_to_statistics(rows.double()) for rows in (one, other)]
     return fid.fid_statistics_to_metric(*statistics, verbose=False)[fid.KEY_METRIC_FID]
 
 
 def kid(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"], seed: int = 0) -> tuple[float, float]:
-    """Unbiased squared MMD of a cubic kernel: mean and standard deviation over random subsets."""
+    """Compute KID, the unbiased squared MMD of a cubic kernel: mean and standard deviation over random subsets."""
     metric = fidelity("metric_kid")
     size = min(SUBSET, len(one), len(other))
     check(one, other, 2, "KID")
@@ -40,8 +42,11 @@ def kid(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"], seed: int = 0) -
 
 
 def precision_recall(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> tuple[float, float]:
-    """Shares of generated images within the reach of real ones, and of real within that of generated: balls to the
-    third neighbour."""
+    """Compute precision and recall (Kynkäänniemi et al., arXiv 1904.06991).
+
+    They are the shares of generated images within the reach of real ones, and of real within that of generated: balls
+    to the third nearest neighbour.
+    """
     metric = fidelity("metric_prc")
     check(one, other, NEIGHBOURS + 1, "precision and recall")
     found = metric.prc_features_to_metric(one, other, prc_neighborhood=NEIGHBOURS, verbose=False)
@@ -49,14 +54,16 @@ def precision_recall(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> 
 
 
 def cmmd(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> float:
-    """Squared MMD of a Gaussian kernel on CLIP's directions, the biased estimate times 1000, as in
-    google-research/cmmd."""
+    """Compute CMMD: the squared MMD of a Gaussian kernel on CLIP embeddings of unit length.
+
+    It is the biased estimate times 1000, as in google-research/cmmd.
+    """
     one, other = one.double(), other.double()
     return SCALE * (mean_kernel(one, one) + mean_kernel(other, other) - 2 * mean_kernel(one, other))
 
 
 def mean_kernel(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> float:
-    """exp(-|x - y|^2 / (2 BANDWIDTH^2)), over all pairs."""
+    """Return the mean of exp(-|x - y|^2 / (2 BANDWIDTH^2)) over all pairs of rows."""
     total = sum(
         torch.exp(-torch.cdist(rows, other).square() / (2 * BANDWIDTH**2)).sum().item() for rows in one.split(ROWS)
     )
@@ -64,19 +71,21 @@ def mean_kernel(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> float
 
 
 def clip_score(images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """100 max(cos, 0) of each image with its own text (Hessel et al., arXiv 2104.08718, in the scale of
-    torchmetrics)."""
+    """Compute 100 max(cos, 0) of each image's embedding with its own text's, both of unit length.
+
+    Hessel et al., arXiv 2104.08718, on the scale of torchmetrics.
+    """
     return 100 * (images * texts).sum(-1).clamp(min=0)
 
 
 def check(one: Tensor, other: Tensor, least: int, name: str) -> None:
-    """ValueError unless both have so many rows."""
+    """Raise ValueError unless both sets have at least `least` rows; name: of the metric."""
     if min(len(one), len(other)) < least:
         raise ValueError(f"{name} needs {least} images on each side, not {len(one)} and {len(other)}")
 
 
 def fidelity(name: str) -> ModuleType:
-    """A module of torch-fidelity. ValueError in one line where it is not installed."""
+    """Import a module of torch-fidelity; ValueError, in one line, where it is not installed."""
     try:
         return import_module(f"torch_fidelity.{name}")
     except ImportError as error:

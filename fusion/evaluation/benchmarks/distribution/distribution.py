@@ -4,9 +4,9 @@
         --weights inception=weights-inception-2015-12-05-6726825d.pth dino=facebook/dinov2-large \\
         clip=openai/clip-vit-large-patch14-336
 
-Every network's weights are given; what lacks its own is skipped, and a line says so. Prompts are JSON lines
+Weights are given for each network; metrics without theirs are skipped, and a line says so. Prompts are JSON lines
 {"file_name", "text"}, as Hugging Face's image folders have them: FOLDER/metadata.jsonl, or --prompts. Figures depend on
-how many images there are: compare only equal numbers.
+the number of images: compare only equal numbers.
 """
 
 import argparse
@@ -33,7 +33,7 @@ PROMPTS = "metadata.jsonl"
 
 @dataclass(frozen=True)
 class Figure:
-    """A metric. spread: of KID over its subsets, and of CLIP score over images, standard deviations."""
+    """A metric's value; spread: the standard deviation, of KID over subsets and of CLIP score over images."""
 
     name: str
     value: float
@@ -42,7 +42,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class ImageSets:
-    """Two sets of files: drawn ones, and true ones if there are any. prompts: of drawn ones, by file."""
+    """Two sets of image files: generated (`drawn`) and real (`true`, which may be empty).
+
+    prompts: of generated images, by file.
+    """
 
     drawn: list[Path]
     true: list[Path]
@@ -53,7 +56,7 @@ class ImageSets:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """All below a folder, by name. ValueError where there is none."""
+    """Return all image files below a folder, by name; ValueError where there is none."""
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found:
         raise ValueError(f"{folder}: no images there")
@@ -61,7 +64,10 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def read_prompts(file: Path, folder: Path, drawn: Sequence[Path]) -> dict[Path, str]:
-    """By image. ValueError naming the line that cannot be used, or an image without a prompt."""
+    """Load prompts by image from JSON lines {"file_name", "text"}, with names relative to `folder`.
+
+    Raises ValueError that names the line that cannot be used, or an image of `drawn` without a prompt.
+    """
     found: dict[Path, str] = {}
     try:
         for line in file.read_text(encoding="utf-8").splitlines():
@@ -80,7 +86,7 @@ def read_prompts(file: Path, folder: Path, drawn: Sequence[Path]) -> dict[Path, 
 
 
 def weights_of(words: Sequence[str]) -> dict[str, str]:
-    """network=place. ValueError in one line for any other word."""
+    """Parse "network=place" words; ValueError, in one line, for any other word."""
     pairs = [word.partition("=") for word in words]
     if wrong := ["".join(pair) for pair in pairs if pair[0] not in NETWORKS or not pair[2]]:
         raise ValueError(f"--weights {wrong[0]}: give {', '.join(example for _, example in NETWORKS.values())}")
@@ -91,7 +97,7 @@ def weights_of(words: Sequence[str]) -> dict[str, str]:
 
 
 def by_inception(images: ImageSets, place: str, batch: int, device: str) -> list[Figure]:
-    """FID, KID, precision and recall, all of the same features."""
+    """Compute FID, KID, precision and recall, all of the same features; place: the weights' file."""
     network = load_inception(place, device)
     drawn, true = (features(paths, network, batch) for paths in (images.drawn, images.true))
     precision, recall = precision_recall(drawn, true)
@@ -104,13 +110,13 @@ def by_inception(images: ImageSets, place: str, batch: int, device: str) -> list
 
 
 def by_dino(images: ImageSets, place: str, batch: int, device: str) -> list[Figure]:
-    """FD-DINO."""
+    """Compute FD-DINO; place: the weights' folder or hub id."""
     network = load_dino(place, device)
     return [Figure("FD-DINO", frechet(*(features(paths, network, batch) for paths in (images.drawn, images.true))))]
 
 
 def by_clip(images: ImageSets, place: str, batch: int, device: str) -> list[Figure]:
-    """CMMD if there are true images, CLIP score if there are prompts."""
+    """Compute CMMD if there are real images, CLIP score if there are prompts; place: the weights' folder or hub id."""
     clip, found = load_clip(place, device), []
     if images.true:
         found.append(
@@ -124,13 +130,15 @@ def by_clip(images: ImageSets, place: str, batch: int, device: str) -> list[Figu
 
 
 def directions(clip: Clip, texts: list[str], batch: int) -> torch.Tensor:
-    """Of texts, a batch at a time."""
+    """Compute CLIP embeddings of texts, of unit length, a batch at a time."""
     return torch.cat([clip.words(texts[start : start + batch]) for start in range(0, len(texts), batch)])
 
 
 def figures(images: ImageSets, weights: dict[str, str], batch: int, device: str) -> tuple[list[Figure], list[str]]:
-    """What can be said, and a line for everything that is skipped. ValueError where weights that are given cannot be
-    used."""
+    """Compute every metric that weights and images allow, and a line for each that is skipped.
+
+    weights: file, folder or hub id, by network. Raises ValueError where given weights cannot be used.
+    """
     found, skipped = [], []
     asks = {"inception": by_inception, "dino": by_dino, "clip": by_clip}
     for name, (metrics, example) in NETWORKS.items():
@@ -150,7 +158,7 @@ def figures(images: ImageSets, weights: dict[str, str], batch: int, device: str)
 
 
 def as_text(found: Sequence[Figure], skipped: Sequence[str]) -> str:
-    """A line each, for a terminal."""
+    """Format the metrics and the skipped ones for a terminal, one a line."""
     lines = [
         f"{one.name:<10}  {one.value:.5g}" + ("" if one.spread is None else f"  (std {one.spread:.2g})")
         for one in found
@@ -162,7 +170,7 @@ def as_text(found: Sequence[Figure], skipped: Sequence[str]) -> str:
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="fusion benchmark distribution", description=__doc__.splitlines()[0])
     parser.add_argument("images", type=Path, help="a folder of drawn images, in whatever folders below it")
     parser.add_argument("--against", type=Path, help="a folder of true images")
@@ -183,7 +191,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace) -> str:
-    """The whole program: figures into `options.out`, and the table."""
+    """Compute the metrics, write them to `options.out` as JSON, and return the table."""
     if options.out.exists():
         raise ValueError(f"{options.out} is there already: give another -o, or remove it")
     if options.batch < 1:
@@ -209,5 +217,5 @@ def measure(options: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The program; see fusion.evaluation.benchmarks.common.program."""
+    """Run the program; see fusion.evaluation.benchmarks.common.program."""
     return program.run(measure, parsed(argv))

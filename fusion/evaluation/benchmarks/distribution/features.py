@@ -1,6 +1,6 @@
 """Features of images, one row each, by Inception (for FID), DINOv2 and CLIP, from given weights.
 
-No weights are fetched unasked.
+Weights are downloaded only where a hub id is given.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ Network = Callable[[list[Image.Image]], Float[Tensor, "b d"]]
 
 
 def features(paths: Sequence[Path], network: Network, batch: int) -> Float[Tensor, "n d"]:
-    """Of all images in their order, fp32 on the CPU. BadImage where one cannot be read."""
+    """Compute the features of all images in their order, fp32 on the CPU; BadImage where one cannot be read."""
     rows = []
     with torch.inference_mode():
         for start in tqdm(range(0, len(paths), batch), unit="batches", leave=False):
@@ -39,7 +39,7 @@ def features(paths: Sequence[Path], network: Network, batch: int) -> Float[Tenso
 def squared(
     image: Image.Image, side: int, mean: Sequence[float], deviation: Sequence[float]
 ) -> Float[Tensor, "3 side side"]:
-    """The whole image, bicubically brought to a square, in a network's own scale."""
+    """Resize a whole image to a square, bicubically, and normalize its channels for a network."""
     levels = np.array(image.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)
     return standardized(torch.from_numpy(levels).permute(2, 0, 1) / 255, mean, deviation)
 
@@ -48,8 +48,11 @@ def squared(
 
 
 def load_inception(file: str, device: str) -> Network:
-    """The pool of 2048 numbers by torch-fidelity, which resizes as TensorFlow 1 did. ValueError in one line where it is
-    not installed, or the file is another: reading it means running it, and scores of other weights are no FID."""
+    """Load FID's Inception, whose features are its pool of 2048 numbers, by torch-fidelity.
+
+    It resizes as TensorFlow 1 did. Raises ValueError, in one line, where torch-fidelity is not installed, or the file
+    is another: loading it executes code, and scores of other weights are not FID.
+    """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
@@ -78,8 +81,10 @@ def load_inception(file: str, device: str) -> Network:
 
 
 def load_dino(name: str, device: str) -> Network:
-    """The class token of a DINOv2, as dgm-eval has it (Stein et al., arXiv 2306.04675, who take
-    facebook/dinov2-large)."""
+    """Load a DINOv2, whose features are its class token, as in dgm-eval.
+
+    Stein et al., arXiv 2306.04675, use facebook/dinov2-large.
+    """
     network = load_weights(Dinov2Model, name, "a DINOv2 (facebook/dinov2-large is FD-DINO's)").eval().to(device)
 
     def look(images: list[Image.Image]) -> Tensor:
@@ -100,20 +105,20 @@ class Clip:
 
     @property
     def side(self) -> int:
-        """Of its images, in pixels."""
+        """The side of its input images, in pixels."""
         return self.model.config.vision_config.image_size
 
     def whole(self, images: list[Image.Image]) -> Float[Tensor, "b d"]:
-        """Directions of unit length of whole images, as CMMD has them."""
+        """Compute embeddings of whole images, of unit length, as CMMD uses them."""
         return self._directions([squared(image, self.side, *CLIP) for image in images])
 
     def middle(self, images: list[Image.Image]) -> Float[Tensor, "b d"]:
-        """The same of images cut to the square in their middle, as CLIP was trained."""
+        """Compute embeddings of images cropped to their centre square, of unit length, as CLIP was trained."""
         return self._directions([clip_pixels(image, self.side) for image in images])
 
     @torch.inference_mode()
     def words(self, texts: list[str]) -> Float[Tensor, "b d"]:
-        """Directions of texts; what is longer than CLIP reads is cut off."""
+        """Compute embeddings of texts, of unit length; texts longer than CLIP's context are truncated."""
         longest = self.model.config.text_config.max_position_embeddings
         read = self.tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(
             self.model.device
@@ -128,7 +133,7 @@ class Clip:
 
 
 def load_clip(name: str, device: str) -> Clip:
-    """From a folder or hub id, safetensors only. ValueError in one line where there is none."""
+    """Load a CLIP from a folder or hub id, safetensors only; ValueError, in one line, where there is none."""
     model = load_weights(CLIPModel, name, "a CLIP (openai/clip-vit-large-patch14-336 is CMMD's)").eval().to(device)
     try:
         return Clip(model, AutoTokenizer.from_pretrained(name))

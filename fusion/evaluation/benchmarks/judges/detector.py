@@ -2,9 +2,9 @@
 
 Its scores are labelled "HF detector".
 
-The official judge is mmdet's Mask2Former (Swin-S, COCO instances) and open_clip's ViT-L/14 of OpenAI. What happens to
-images before the networks and to outputs behind them is done here as there (mmdet 2.27, open_clip, clip_benchmark).
-Detector weights of transformers come from another training than mmdet's, and nothing runs in half precision.
+The official judge is mmdet's Mask2Former (Swin-S, COCO instances) and open_clip's ViT-L/14 of OpenAI. Pre- and
+postprocessing follow it (mmdet 2.27, open_clip, clip_benchmark). Detector weights of transformers come from another
+training than mmdet's, and nothing runs in half precision.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,9 +36,9 @@ SHORT, LONG, STRIDE = (
     800,
     1333,
     32,
-)  # pixels: sides of what the detector sees at most, and what divides them after padding
-MOST = 100  # objects of an image, of all classes together
-FLOOR = 0.05  # objects that are less certain are not kept: no threshold in use is as low
+)  # pixels: most of the shorter and of the longer side of the detector's input, and their divisor after padding
+MOST = 100  # most objects of an image, of all classes together
+FLOOR = 0.05  # objects of lower confidence are dropped: no threshold in use is as low
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of channels in [0, 1]
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -47,8 +47,7 @@ PROMPTS = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}
 
 
 class Mask2Former(Mask2FormerPreTrainedModel):
-    """Mask2FormerForUniversalSegmentation without its loss, which would ask for scipy; the weights have the same
-    names."""
+    """Mask2FormerForUniversalSegmentation without its loss, which would need scipy; the weights have the same names."""
 
     _keys_to_ignore_on_load_unexpected = [r"criterion\."]
 
@@ -61,7 +60,7 @@ class Mask2Former(Mask2FormerPreTrainedModel):
     def forward(
         self, pixels: Float[Tensor, "1 3 h w"]
     ) -> tuple[Float[Tensor, "q classes_and_none"], Float[Tensor, "q h4 w4"]]:
-        """Logits of every query's class, the last being none, and of its mask at a quarter of the size."""
+        """Return logits of every query's class, the last being none, and of its mask at a quarter of the size."""
         out = self.model(pixels, output_hidden_states=True)
         return self.class_predictor(out.transformer_decoder_intermediate_states[-1].transpose(0, 1))[
             0
@@ -70,8 +69,11 @@ class Mask2Former(Mask2FormerPreTrainedModel):
 
 @dataclass(frozen=True)
 class Instances:
-    """What was found in an image. labels: places in CLASSES. boxes: left, top, right, bottom in pixels. masks: one a
-    query, of the image's size."""
+    """Objects found in an image.
+
+    labels: indices into CLASSES. scores: confidences. boxes: left, top, right, bottom in pixels. queries: each object's
+    index into masks. masks: one for each query, of the image's size.
+    """
 
     labels: list[int]
     scores: list[float]
@@ -81,7 +83,10 @@ class Instances:
 
 
 class Judge:
-    """Both networks. name: for the figures they make."""
+    """GenEval's judge: a detector and a CLIP; name: of the judge, for its scores.
+
+    Raises ValueError unless the detector has as many classes as CLASSES.
+    """
 
     def __init__(self, detector: Mask2Former, clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, name: str):
         if detector.config.num_labels != len(CLASSES):
@@ -93,7 +98,10 @@ class Judge:
         self.classifier = cache(self._classifier)
 
     def __call__(self, image: Image.Image, metadata: Mapping, rules: Rules) -> dict[str, list[Found]]:
-        """Objects of an RGB image by class; those whose colours the prompt asks for have one."""
+        """Return the objects of an RGB image by class; those whose colours the prompt asks for have one.
+
+        metadata: the prompt's line of the prompts file.
+        """
         seen = self.instances(image)
         found, masks = {}, {}
         for label, score, box, query in zip(seen.labels, seen.scores, seen.boxes, seen.queries, strict=True):
@@ -111,7 +119,7 @@ class Judge:
 
     @torch.inference_mode()
     def instances(self, image: Image.Image) -> Instances:
-        """Up to MOST objects of an RGB image."""
+        """Detect up to MOST objects in an RGB image."""
         pixels, (height, width) = detector_pixels(image)
         classes, masks = self.detector(pixels.to(self.detector.device))
         masks = _resized(masks, pixels.shape[-2:])[:, :height, :width]
@@ -119,7 +127,7 @@ class Judge:
 
     @torch.inference_mode()
     def colours(self, image: Image.Image, objects: Sequence, name: str, rules: Rules) -> list[str]:
-        """The colour of each (box, mask), by what CLIP finds likeliest."""
+        """Classify the colour of each object, (box, mask), with CLIP; name: of the objects' class."""
         if not objects:
             return []
         side = self.clip.config.vision_config.image_size
@@ -128,7 +136,7 @@ class Judge:
         return [COLOURS[place] for place in (features @ self.classifier(name)).argmax(dim=1).tolist()]
 
     def _classifier(self, name: str) -> Float[Tensor, "d colours"]:
-        """A direction for each colour: the mean of its prompts' directions."""
+        """Compute a unit-length embedding for each colour of a class of objects: the mean of its prompts'."""
         directions = []
         for colour in COLOURS:
             words = self.tokenizer(
@@ -142,7 +150,7 @@ class Judge:
 
 
 def coloured(metadata: Mapping) -> dict[str, int]:
-    """Classes whose colours a prompt asks for, and of how many objects."""
+    """Return the classes whose colours a prompt asks for, and of how many objects."""
     clauses = [clause for clause in metadata["include"] if "color" in clause]
     return {
         name: max(clause["count"] for clause in clauses if clause["class"] == name)
@@ -151,8 +159,10 @@ def coloured(metadata: Mapping) -> dict[str, int]:
 
 
 def load_judge(detector: str, clip: str, device: str | None = None) -> Judge:
-    """From folders or hub ids, safetensors only. ValueError in one line where weights are missing or of another
-    kind."""
+    """Load a detector and a CLIP from folders or hub ids, safetensors only.
+
+    Raises ValueError, in one line, where weights are missing or of another kind.
+    """
     found = load_weights(
         Mask2Former,
         detector,
@@ -169,8 +179,10 @@ def load_judge(detector: str, clip: str, device: str | None = None) -> Judge:
 
 
 def load_weights(kind: type[PreTrainedModel], name: str, said: str) -> PreTrainedModel:
-    """In fp32, safetensors only. ValueError in one line where weights are missing or of another kind; said: what
-    belongs there."""
+    """Load a model from a folder or hub id in fp32, safetensors only.
+
+    said: what belongs there, for the ValueError, in one line, where weights are missing or of another kind.
+    """
     try:
         if not isinstance(config := AutoConfig.from_pretrained(name), kind.config_class):
             raise ValueError(f"a {config.model_type} is there")
@@ -192,8 +204,11 @@ def _short(error: Exception) -> str:
 
 
 def detector_pixels(image: Image.Image) -> tuple[Float[Tensor, "1 3 h w"], tuple[int, int]]:
-    """An RGB image as the detector sees it, its shorter side SHORT unless the longer would pass LONG, padded on the
-    right and below; and its height and width without the padding."""
+    """Resize, normalize and pad an RGB image for the detector.
+
+    The shorter side becomes SHORT, unless the longer would exceed LONG; padding is on the right and below. Returns the
+    pixels, and height and width without the padding.
+    """
     scale = min(LONG / max(image.size), SHORT / min(image.size))
     width, height = (int(side * scale + 0.5) for side in image.size)
     levels = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)
@@ -206,7 +221,7 @@ def detector_pixels(image: Image.Image) -> tuple[Float[Tensor, "1 3 h w"], tuple
 def standardized(
     pixels: Float[Tensor, "*b 3 h w"], mean: Sequence[float], deviation: Sequence[float]
 ) -> Float[Tensor, "*b 3 h w"]:
-    """Channels in [0, 1] in a network's own scale."""
+    """Normalize channels in [0, 1] by a network's own mean and standard deviation."""
     return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[:, None, None]
 
 
@@ -215,8 +230,11 @@ def _resized(masks: Float[Tensor, "q h w"], size: tuple[int, int]) -> Float[Tens
 
 
 def instances(classes: Float[Tensor, "q classes_and_none"], masks: Float[Tensor, "q h w"]) -> Instances:
-    """The likeliest pairs of a query and a class. A score is the class's probability times the mask's mean probability
-    within itself."""
+    """Select the most probable pairs of a query and a class, at most MOST.
+
+    A score is the class's probability times the mask's mean probability within itself. masks: logits, of the image's
+    size.
+    """
     scores = classes.softmax(dim=-1)[:, :-1]
     best, places = scores.flatten().topk(min(MOST, scores.numel()))
     queries, labels = places // scores.shape[1], places % scores.shape[1]
@@ -233,7 +251,7 @@ def instances(classes: Float[Tensor, "q classes_and_none"], masks: Float[Tensor,
 
 
 def _box(mask: Bool[Tensor, "h w"]) -> tuple[float, float, float, float]:
-    """Around all true pixels, right and bottom lying behind the last; zeros for none."""
+    """Return the box around all true pixels, its right and bottom exclusive; zeros for an empty mask."""
     across, down = mask.any(dim=0).nonzero()[:, 0].tolist(), mask.any(dim=1).nonzero()[:, 0].tolist()
     return (float(across[0]), float(down[0]), across[-1] + 1.0, down[-1] + 1.0) if across else (0.0, 0.0, 0.0, 0.0)
 
@@ -242,15 +260,14 @@ def _box(mask: Bool[Tensor, "h w"]) -> tuple[float, float, float, float]:
 
 
 def cut_out(image: Image.Image, box: Sequence[float], mask: Bool[np.ndarray, "h w"], rules: Rules) -> Image.Image:
-    """An object by itself: around it the background that the rules ask for, and of all that its box, unless they say
-    otherwise."""
+    """Isolate an object for CLIP: on the background that the rules ask for, and cropped to its box if they say so."""
     around = image if rules.bgcolor == "original" else Image.new("RGB", image.size, rules.bgcolor)
     alone = Image.composite(image, around, Image.fromarray(mask))
     return alone.crop(box) if rules.crop else alone
 
 
 def clip_pixels(image: Image.Image, side: int) -> Float[Tensor, "3 side side"]:
-    """The middle of an image whose shorter side is brought to `side`, bicubically."""
+    """Resize an image's shorter side to `side`, bicubically, crop the centre square, and normalize it for CLIP."""
     width, height = image.size
     width, height = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
     left, top = round((width - side) / 2), round((height - side) / 2)

@@ -1,7 +1,7 @@
 """GenEval's rules (Ghosh et al., arXiv 2310.11513): whether detected objects are what the prompt asks for.
 
 They are those of `evaluation/evaluate_images.py` in github.com/djghosh13/geneval, whose options and their defaults are
-`Rules`. Numbers are float32 there, where the detector's come from, and so they are here: a score of 0.3 is not above
+`Rules`. Numbers are float32 there, as they come from the detector, and so they are here: a score of 0.3 is not above
 0.3.
 """
 
@@ -16,7 +16,7 @@ TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 
 # COCO's 80 in the order of a detector's outputs, under the names of GenEval's object_names.txt: computer mouse, tv
-# remote and computer keyboard are called otherwise elsewhere, so that an output's place says its class, never its name.
+# remote and computer keyboard have other names elsewhere, so that classes are identified by index, never by name.
 CLASSES = tuple(
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking "
     "meter,bench,bird,cat,dog,horse,"
@@ -32,11 +32,14 @@ CLASSES = tuple(
 
 @dataclass(frozen=True)
 class Rules:
-    """threshold: objects count above this confidence; counting_threshold: for prompts of the tag counting. max_objects:
-    of a class, the most confident. max_overlap: of what is left, an object goes whose intersection over union with a
-    more confident one is not below this; 1 keeps all. position_threshold: how far centres have to be apart, in sums of
-    both objects' sizes. bgcolor: what CLIP sees around an object whose colour is asked, or `original` for the image
-    itself. crop: whether it sees the object's box alone."""
+    """The options of GenEval's evaluation, with the official defaults.
+
+    threshold: objects count above this confidence. counting_threshold: the same for prompts of the tag counting.
+    max_objects: of a class, the most confident. max_overlap: of these, an object is dropped if its intersection over
+    union with a more confident one is at least this; 1 keeps all. position_threshold: least distance of centres, as a
+    multiple of the sum of both objects' sizes. bgcolor: the background on which CLIP sees an object whose colour is
+    requested, or `original` for the image itself. crop: whether CLIP sees the object's box alone.
+    """
 
     threshold: float = 0.3
     counting_threshold: float = 0.9
@@ -48,7 +51,7 @@ class Rules:
 
 
 def kept(objects: Sequence[Found], tag: str, rules: Rules) -> list[Found]:
-    """The objects of one class that count, the most confident first."""
+    """Return the objects of one class that count, the most confident first; tag: of the prompt."""
     scores = np.array([one.score for one in objects], dtype=np.float32)
     order = np.argsort(scores)[::-1]
     order = order[scores[order] > (rules.counting_threshold if tag == "counting" else rules.threshold)]
@@ -61,7 +64,7 @@ def kept(objects: Sequence[Found], tag: str, rules: Rules) -> list[Found]:
 
 
 def overlap(one: Found, other: Found) -> float:
-    """Intersection over union of two boxes that include their last pixel."""
+    """Return the intersection over union of two boxes that include their last pixel."""
 
     def area(left, top, right, bottom):
         return max(right - left + 1, 0) * max(bottom - top + 1, 0)
@@ -73,10 +76,10 @@ def overlap(one: Found, other: Found) -> float:
 
 
 def relations(one: Found, other: Found, margin: float) -> set[str]:
-    """Where `one` lies, seen from `other`: none, one or two of left of, right of, above and below.
+    """Return where `one` is relative to `other`: none, one or two of left of, right of, above and below.
 
-    What the centres are apart beyond `margin` times the sum of both sizes has to be more than half of their whole
-    distance.
+    Along an axis, the distance of the centres beyond `margin` times the sum of both sizes has to be more than half of
+    their whole distance.
     """
     corners = np.array([one.box, other.box], dtype=np.float32).reshape(2, 2, 2)  # object, corner, axis
     sizes = np.abs(corners[:, 1] - corners[:, 0])
@@ -90,11 +93,11 @@ def relations(one: Found, other: Found, margin: float) -> set[str]:
 
 
 def mistakes(metadata: Mapping, objects: Mapping[str, Sequence[Found]], rules: Rules) -> list[str]:
-    """Why an image is wrong, in the official words; nothing where it is right.
+    """Return what is wrong with an image, in the official words; [] where it is right.
 
     metadata: a line of the prompts file; of `include` every clause has to hold, of `exclude` none. objects: those that
-    count, by class, as `kept` orders them; a clause looks at its `count` most confident ones alone. ValueError where a
-    colour is asked and nobody looked.
+    count, by class, as `kept` orders them; a clause considers its `count` most confident ones alone. Raises ValueError
+    where a colour is requested but was not classified.
     """
     said, groups = [], []
     for clause in metadata.get("include", []):
@@ -135,7 +138,7 @@ def _miscoloured(clause: Mapping, group: Sequence[Found]) -> str | None:
 
 
 def _misplaced(clause: Mapping, group: Sequence[Found], groups: Sequence, margin: float) -> str | None:
-    """Every object of the group has to be where it belongs, seen from every object of the target's group."""
+    """Return what is wrong unless each object is placed as requested relative to each object of the target's group."""
     if "position" not in clause:
         return None
     wanted, target = clause["position"]

@@ -2,8 +2,8 @@
 
 Endpoints are vLLM, SGLang, llama.cpp, or a hosted model.
 
-The key, where the endpoint wants one, is the environment's OPENAI_API_KEY; it is sent to that endpoint and kept
-nowhere.
+The API key, where the endpoint requires one, is the environment's OPENAI_API_KEY; it is sent to that endpoint alone and
+not stored.
 """
 
 import base64
@@ -23,20 +23,22 @@ from PIL import Image
 
 from fusion.evaluation.benchmarks.judges.vqa import ASKED, Judge, load_judge
 
-LENGTH = 16  # tokens of an answer
-LIKELIEST = 20  # tokens whose probabilities a server tells: as many as vLLM and OpenAI do
+LENGTH = 16  # most tokens of an answer
+LIKELIEST = 20  # most probable tokens that a server returns with probabilities: as many as vLLM and OpenAI do
 TRIES, PAUSE, PATIENCE = (
     5,
     1.0,
     120,
-)  # of a question, seconds before the second (then twice as long each time), and seconds to wait for an answer
+)  # tries of a request, seconds before the second (then twice as long each time), and timeout in seconds
 BUSY = {408, 429, 500, 502, 503, 504}
 
 
 class Server:
-    """A judge of fusion.evaluation.benchmarks.judges.vqa. url: up to /v1. model: as the endpoint calls it; the only one
-    it has, if not given. ValueError in one line where it cannot be reached, refuses, or answers something else than an
-    answer."""
+    """A judge behind an OpenAI-compatible endpoint; see fusion.evaluation.benchmarks.judges.vqa.Judge.
+
+    url: up to /v1. model: its name at the endpoint; the only one there, if not given. Raises ValueError, in one line,
+    where the endpoint cannot be reached, refuses, or returns something else than an answer.
+    """
 
     at_once = 8
 
@@ -46,7 +48,7 @@ class Server:
         self.name = f"served {self.model}"
 
     def answers(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
-        """What it says to each question, word for word."""
+        """Return the answer to each yes-or-no question about the image, unparsed."""
         shown = block(image)
         with ThreadPoolExecutor(self.at_once) as pool:
             return list(
@@ -54,11 +56,14 @@ class Server:
             )
 
     def say(self, parts: Sequence[str | Image.Image], length: int) -> str:
-        """Judge's."""
+        """Return the answer to texts and images in their order, unparsed, in at most `length` tokens."""
         return self._say([block(part) for part in parts], length)
 
     def likely(self, image: Image.Image, texts: Sequence[str], openings: Sequence[Sequence[str]]) -> list[float]:
-        """Judge's: of first tokens that an opening begins with, those among the likeliest."""
+        """Return for each text the probability that the answer to it begins as one of its openings does.
+
+        It sums the first tokens with which an opening begins, of the LIKELIEST most probable ones.
+        """
         shown = block(image)
         with ThreadPoolExecutor(self.at_once) as pool:
             rows = pool.map(lambda text: self._beginnings([shown, block(text)]), texts)
@@ -77,7 +82,7 @@ class Server:
         return text
 
     def _beginnings(self, content: list[dict]) -> list[tuple[str, float]]:
-        """Tokens and probabilities."""
+        """Return the most probable first tokens of the answer, with their probabilities."""
         said = self._talk(content, max_tokens=1, logprobs=True, top_logprobs=LIKELIEST)
         try:
             return [
@@ -108,7 +113,7 @@ class Server:
         return names[0]
 
     def _call(self, path: str, body: dict | None = None) -> Any:
-        """JSON that comes back: again after a pause where it is busy or away."""
+        """Send a request (POST if it has a body) and return its JSON; retry after a pause where it is busy or away."""
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get("OPENAI_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
@@ -139,12 +144,12 @@ class Server:
 
 
 def opens(token: str, words: Sequence[str]) -> bool:
-    """Whether one of the words begins with it."""
+    """Return whether one of the words begins with the token, if that is not blank."""
     return bool(token.strip()) and any(word.startswith(token) for word in words)
 
 
 def block(part: str | Image.Image) -> dict[str, Any]:
-    """Of a chat message: a text, or an image as PNG."""
+    """Convert a text, or an image as PNG, to a block of a chat message."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
     data = io.BytesIO()
@@ -156,7 +161,10 @@ def block(part: str | Image.Image) -> dict[str, Any]:
 
 
 def judge_of(name: str, served: str | None = None, device: str | None = None) -> Judge:
-    """A server for an address, and a local model for a folder or hub id. ValueError in one line."""
+    """Return a Server for an address, and a local model for a folder or hub id.
+
+    served: the server's name of the model. Raises ValueError, in one line, where there is no such judge.
+    """
     if name.startswith(("http://", "https://")):
         return Server(name, served)
     if served is not None:

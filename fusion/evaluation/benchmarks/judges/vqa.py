@@ -19,52 +19,52 @@ from transformers import (
 )
 
 ASKED = "{question} Answer with one word, yes or no."
-LENGTH = 8  # tokens of an answer
-BATCH = 16  # questions asked at once
+LENGTH = 8  # most tokens of an answer
+BATCH = 16  # most questions of a batch
 
 
 @runtime_checkable
 class Judge(Protocol):
-    """name: for the figures it makes."""
+    """A model that answers questions about images; name: of the judge, for its scores."""
 
     name: str
     at_once: int
     """Calls of `say` that may be under way together."""
 
     def say(self, parts: Sequence[str | Image.Image], length: int) -> str:
-        """What it says to texts and images in their order, word for word, in at most `length` tokens."""
+        """Return the answer to texts and images in their order, unparsed, in at most `length` tokens."""
 
     def answers(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
-        """What it says to each question, word for word."""
+        """Return the answer to each yes-or-no question about the image, unparsed."""
 
     def likely(self, image: Image.Image, texts: Sequence[str], openings: Sequence[Sequence[str]]) -> list[float]:
-        """Of each text, the probability that what it says to it begins as one of its openings does."""
+        """Return for each text the probability that the answer to it begins as one of its openings does."""
 
 
 def yes(answer: str) -> bool:
-    """Whether the first word is yes."""
+    """Return whether the first word of an answer is yes."""
     return re.match(r"\W*yes\b", answer, re.IGNORECASE) is not None
 
 
 class VisionLanguageModel:
-    """A judge that is spoken to through its own chat template, and answers with the likeliest tokens."""
+    """A local judge with its own chat template and greedy decoding."""
 
     at_once = 1
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, name: str):
         self.model, self.processor, self.name = model.eval(), processor, name
-        processor.tokenizer.padding_side = "left"  # answers follow each other's questions directly
+        processor.tokenizer.padding_side = "left"  # so that answers follow their questions directly
 
     def say(self, parts: Sequence[str | Image.Image], length: int) -> str:
-        """Judge's."""
+        """Return the answer to texts and images in their order, unparsed, in at most `length` tokens."""
         return self._said([parts], length)[0]
 
     def answers(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
-        """Judge's."""
+        """Return the answer to each yes-or-no question about the image, unparsed."""
         return self._said([[image, ASKED.format(question=question)] for question in questions], LENGTH)
 
     def likely(self, image: Image.Image, texts: Sequence[str], openings: Sequence[Sequence[str]]) -> list[float]:
-        """Judge's: of the first token."""
+        """Return for each text the probability that the answer's first token is that of one of its openings."""
         rows = self.beginnings(image, texts)
         return [
             min(1.0, row[first_tokens(self.processor.tokenizer, words)].sum().item())
@@ -83,7 +83,7 @@ class VisionLanguageModel:
 
     @torch.inference_mode()
     def beginnings(self, image: Image.Image, texts: Sequence[str]) -> Float[Tensor, "texts vocabulary"]:
-        """Of each answer, how likely every token is to begin it; float32."""
+        """Compute the probability of every token to begin the answer to each text about the image, in float32."""
         how = {"max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
         batches = self._inputs([[image, text] for text in texts])
         return torch.cat([self.model.generate(**inputs, **how).logits[0].float().softmax(-1) for inputs in batches])
@@ -101,17 +101,17 @@ class VisionLanguageModel:
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
-    """Tokens that one of the words begins with, each once."""
+    """Return the ids of the words' first tokens, sorted, each once."""
     return sorted({tokenizer.encode(word, add_special_tokens=False)[0] for word in words})
 
 
 def block(part: str | Image.Image) -> dict[str, Any]:
-    """Of a chat message."""
+    """Convert a text or an image to a block of a chat message."""
     return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
 
 
 def load_judge(name: str, device: str | None = None) -> VisionLanguageModel:
-    """From a folder or a hub id, safetensors only. ValueError in one line where there is no such model."""
+    """Load a judge from a folder or hub id, safetensors only; ValueError, in one line, if there is no such model."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", use_safetensors=True).to(device)

@@ -19,9 +19,12 @@ KINDS = (MEAN, PERPLEXITY, WEIGHTED, BITS)
 
 @dataclass(frozen=True)
 class Figure:
-    """A task's value by one metric. stderr: None where it is not known. count: documents. higher: whether more is
-    better. items: a document's part each, in the task's order, if `kind` says how the value comes of them; else there
-    are none."""
+    """A task's value by one metric.
+
+    filter: lm_eval's filter of answers. stderr: None where it is not known. count: number of documents. higher: whether
+    more is better, None where it is not known. kind: how the value is aggregated from items (KINDS), None where it is
+    not. items: each document's part, in the task's order; empty without kind.
+    """
 
     task: str
     metric: str
@@ -35,20 +38,26 @@ class Figure:
 
     @property
     def name(self) -> str:
-        """Of the metric, with the filter of answers where there is one."""
+        """The metric's name, with the filter of answers where there is one."""
         return self.metric if self.filter == "none" else f"{self.metric} ({self.filter})"
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """The 95% interval: Wilson's of a share, whose standard error is 0 where all or none are right."""
+        """The 95% interval, None where it is not known.
+
+        It is Wilson's for a share, whose standard error is 0 where all or none are right.
+        """
         if self.kind == MEAN and all(0 <= item <= 1 for item in self.items):
             return wilson(self.value, len(self.items))
         return None if self.stderr is None else (self.value - Z * self.stderr, self.value + Z * self.stderr)
 
 
 def value_of(kind: str, items: Sequence) -> tuple[float, NDArray]:
-    """The value, and by how much each item moves it, times their number: the mean of these is 0, and their spread is
-    that of the value (the delta method). One number an item, or (log-likelihood, weight)."""
+    """Compute the value of items, and by how much each item moves it, times their number.
+
+    kind: one of KINDS. items: one number each, or (log-likelihood, weight). The mean of the moves is 0, and their
+    spread is that of the value (the delta method).
+    """
     x = np.asarray(items, dtype=float)
     if kind in (MEAN, PERPLEXITY):
         value, moves = x.mean(), x - x.mean()
@@ -62,7 +71,7 @@ def value_of(kind: str, items: Sequence) -> tuple[float, NDArray]:
 
 
 def stderr_of(moves: NDArray) -> float | None:
-    """Of the value that items move so far; None for a single one."""
+    """Compute the standard error of a value from its items' moves (see `value_of`); None for a single item."""
     return float(moves.std(ddof=1) / math.sqrt(len(moves))) if len(moves) > 1 else None
 
 
@@ -71,8 +80,11 @@ def stderr_of(moves: NDArray) -> float | None:
 
 @dataclass(frozen=True)
 class Pair:
-    """The LLM's figure, if it was asked, and the model's. difference: after less before; half: half the 95% interval of
-    the difference of the same items, None where the figure has none."""
+    """A model's figure beside its LLM's by the same metric.
+
+    before: the LLM's, None if it was not evaluated. after: the model's. difference: after minus before. half: half the
+    95% interval of the paired difference, None where the figure has none.
+    """
 
     before: Figure | None
     after: Figure
@@ -81,7 +93,7 @@ class Pair:
 
     @property
     def verdict(self) -> str:
-        """Better and worse only where the interval leaves 0 out."""
+        """The verdict in words; better and worse only where the interval excludes 0."""
         if self.before is None:
             return ""
         if self.after.items and self.before.items == self.after.items:
@@ -95,7 +107,7 @@ class Pair:
         return "better" if (self.difference > 0) == self.after.higher else "worse"
 
     def told(self) -> dict:
-        """For results.json: every figure, its standard error and its 95% interval."""
+        """Return the entry in results.json: every figure, its standard error and its 95% interval."""
         after = self.after
         return {
             "task": after.task,
@@ -112,8 +124,11 @@ class Pair:
 
 
 def paired(before: Sequence[Figure], after: Sequence[Figure]) -> list[Pair]:
-    """Each of the model's figures with the LLM's by the same metric. ValueError where the LLM was asked, but not the
-    same."""
+    """Pair each of the model's figures with the LLM's by the same metric.
+
+    before: the LLM's figures, empty if it was not evaluated. Raises ValueError where they are of other tasks or
+    metrics.
+    """
     known = {(one.task, one.metric, one.filter): one for one in before}
     if before and {(one.task, one.metric, one.filter) for one in after} != set(known):
         raise ValueError("the LLM and the model were not asked the same: give another folder with -o")
@@ -141,7 +156,7 @@ COLUMNS = ("task", "metric", "before", "after", "difference", "", "of")
 
 
 def rows_of(pairs: Sequence[Pair]) -> list[tuple[str, ...]]:
-    """A row of COLUMNS each, values with their 95% intervals."""
+    """Return a table row of COLUMNS for each pair, values with their 95% intervals."""
     return [
         (
             one.after.task,
@@ -157,7 +172,7 @@ def rows_of(pairs: Sequence[Pair]) -> list[tuple[str, ...]]:
 
 
 def as_text(pairs: Sequence[Pair]) -> str:
-    """For a terminal; without the columns that nobody fills."""
+    """Format the pairs as a table for a terminal, without empty columns."""
     rows = [COLUMNS, *rows_of(pairs)]
     columns = [column for column in zip(*rows) if any(column[1:])]
     widths = [max(map(len, column)) for column in columns]
@@ -169,8 +184,10 @@ def as_text(pairs: Sequence[Pair]) -> str:
 def render(
     pairs: Sequence[Pair], model: str, llm: str | None, facts: Mapping[str, object], notes: Sequence[str] = ()
 ) -> str:
-    """The page as one string of HTML. facts: of the run, by name. notes: what a reader should know of the
-    comparison."""
+    """Render the comparison as an HTML page.
+
+    facts: about the run, by name. notes: what a reader should know about the comparison.
+    """
     beside = (
         f"before: {llm}; after: the model made of it"
         if llm
@@ -209,12 +226,12 @@ def _moved(one: Pair) -> str:
 
 
 def to_json(figures: Sequence[Figure]) -> list[dict]:
-    """As `from_json` reads them."""
+    """Convert figures to JSON objects that `from_json` reads."""
     return [asdict(one) for one in figures]
 
 
 def from_json(rows: Sequence[dict]) -> list[Figure]:
-    """What `to_json` gave, after it was written and read: items of pairs are tuples again."""
+    """Convert the objects of `to_json`, written and read as JSON, to figures; items that are pairs are tuples again."""
     return [
         Figure(**row | {"items": tuple(tuple(item) if isinstance(item, list) else item for item in row["items"])})
         for row in rows

@@ -20,22 +20,28 @@ from fusion.evaluation.benchmarks.text.before_after import KINDS, Figure, stderr
 RESAMPLED = 1000  # draws of the bootstrap, for metrics of which lm_eval knows no closed form
 logging.getLogger("lm_eval").setLevel(
     logging.ERROR
-)  # it warns of a model that is an object, which is what is meant here
+)  # it warns about a model that is passed as an object, which is intended here
 
 
 def speaker(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: int, generation: GenerationConfig | None = None
 ) -> HFLM:
-    """A model as lm_eval asks it: a FusionModel's forward on ids is its LLM's, over the LLM's own vocabulary. batch:
-    rows at once; logits are equal bit for bit only at equal shapes, so what is compared has the same. generation: what
-    generate falls back to, if not the model's own."""
+    """Wrap a loaded model for lm_eval.
+
+    A FusionModel's forward on ids is its LLM's, over the LLM's own vocabulary. batch: rows at once; logits are equal
+    bit for bit only at equal shapes, so that models to be compared need the same. generation: replaces the model's own
+    generation config.
+    """
     if generation is not None:
         model.generation_config = generation
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
 
 
 def tasks_in(names: Sequence[str], include_path: Path | None) -> TaskManager:
-    """Where tasks, groups and tags of these names are found. ValueError for a name that is none."""
+    """Return a manager that finds the tasks, groups and tags of these names; ValueError for an unknown one.
+
+    include_path: a folder with tasks of your own; lm_eval's are listed only where it does not have all names.
+    """
     if include_path:
         manager = TaskManager(
             include_path=str(include_path), include_defaults=False
@@ -56,8 +62,11 @@ def tasks_in(names: Sequence[str], include_path: Path | None) -> TaskManager:
 def ask(
     lm: HFLM, manager: TaskManager, name: str, limit: int | None, shots: int | None, chat: bool
 ) -> tuple[list[Figure], dict]:
-    """All figures of a task, or of a group and its tasks; and, by task, its version and its number of examples.
-    ValueError where the task's data cannot be had."""
+    """Evaluate a task, or a group and its tasks; return all figures, and each task's version and number of shots.
+
+    limit: documents of each task, None for all. shots: None for the task's own number. chat: whether to apply the chat
+    template. Raises ValueError where the task's data cannot be loaded.
+    """
     try:
         loaded = manager.load([name])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -87,8 +96,11 @@ def ask(
 
 
 def figures_of(name: str, values: dict, found: dict, task) -> list[Figure]:
-    """Of one row of results: `metric,filter` has its value, and `metric_stderr,filter` its error. task: None for a
-    group, which has no items."""
+    """Convert one row of lm_eval's results to figures.
+
+    values: `metric,filter` has the value, and `metric_stderr,filter` its error. found: all results. task: None for a
+    group, which has no items.
+    """
     figures = []
     for key, value in values.items():
         metric, comma, chosen = key.partition(",")
@@ -106,8 +118,10 @@ def figures_of(name: str, values: dict, found: dict, task) -> list[Figure]:
 
 
 def items_of(metric: str, chosen: str, value: float, samples: Sequence[dict], task) -> tuple[str | None, tuple]:
-    """How the value comes of the documents' parts, and these; (None, ()) where it does not, as of metrics of all
-    answers at once (BLEU)."""
+    """Return how a value is aggregated from the documents' parts, and these parts.
+
+    Returns (None, ()) where it is not, as for metrics of all answers at once (BLEU).
+    """
     kind = getattr(task.aggregation().get(metric), "__name__", "")
     if kind not in KINDS:
         return None, ()

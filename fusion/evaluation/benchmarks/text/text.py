@@ -4,9 +4,9 @@
     fusion benchmark text MODEL --tasks mine --include-path FOLDER -o out/text
                                                        # FOLDER/mine.yaml, as lm_eval has tasks
 
-Needs lm_eval (`pip install lm_eval`). The LLM is asked first, then the model: the same items in batches of the same
-shapes. It goes on, task by task, where it was stopped. `data_files` of a task of one's own are paths from where the
-command runs.
+Needs lm_eval (`pip install lm_eval`). The LLM is evaluated first, then the model, on the same items in batches of the
+same shapes. An interrupted run resumes with the next task. `data_files` of a task of your own are paths relative to the
+working directory.
 """
 
 import argparse
@@ -38,8 +38,11 @@ PROBE = "The quick brown fox: 12 + 30 = 42.\n\n\tNaïve — «漢字» <s> Quest
 
 @dataclass(frozen=True)
 class Settings:
-    """What the outcome depends on, beside the weights. limit: documents of each task, None for all; shots: None as the
-    task has it."""
+    """All that the result depends on, besides the weights.
+
+    against: the LLM, None without one. limit: documents of each task, None for all. shots: None for the task's own
+    number. chat: whether to apply the chat template. batch: rows at once.
+    """
 
     model: str
     against: str | None
@@ -54,7 +57,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two that are asked: how it is loaded, and what its tokens are read with."""
+    """One of the two models that are compared: its name, how to load it, and its tokenizer."""
 
     name: str
     load: Callable[[], PreTrainedModel]
@@ -65,8 +68,10 @@ class Side:
 
 
 def sides_of(settings: Settings, device: str | None) -> list[Side]:
-    """The LLM if there is one, then the model, each to be loaded when it is asked: there need not be room for both.
-    ValueError in one line for what is neither, and for a chat template that lm_eval cannot write."""
+    """Return the LLM, if there is one, then the model, each to be loaded when evaluated: both need not fit at once.
+
+    Raises ValueError, in one line, for what is neither, and for a chat template that lm_eval cannot write.
+    """
     sides = [
         Side(
             AFTER,
@@ -95,7 +100,7 @@ def sides_of(settings: Settings, device: str | None) -> list[Side]:
 
 
 def model_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """The one of a unified model's folder, without its weights. ValueError where there is none."""
+    """Load the tokenizer of a unified model's folder, without its weights; ValueError where there is none."""
     folder = place(model)
     try:
         return FusionProcessor.from_pretrained(folder).tokenizer
@@ -106,7 +111,7 @@ def model_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 
 def load_tokenizer(llm: str) -> PreTrainedTokenizerBase:
-    """The LLM's own. ValueError where there is none."""
+    """Load the LLM's own tokenizer; ValueError where there is none."""
     try:
         return AutoTokenizer.from_pretrained(llm)
     except (OSError, ValueError, KeyError) as error:
@@ -117,7 +122,7 @@ def load_tokenizer(llm: str) -> PreTrainedTokenizerBase:
 
 
 def load_llm(llm: str, dtype: torch.dtype, device: str | None) -> PreTrainedModel:
-    """The LLM itself. ValueError where there is none."""
+    """Load the LLM for evaluation; ValueError where there is none."""
     try:
         return AutoModelForCausalLM.from_pretrained(llm, dtype=dtype).to(device).eval()
     except (OSError, ValueError, KeyError) as error:
@@ -127,8 +132,10 @@ def load_llm(llm: str, dtype: torch.dtype, device: str | None) -> PreTrainedMode
 
 
 def generation_of(llm: str | None) -> GenerationConfig | None:
-    """What the LLM's folder says of generation: ends of texts and penalties that a model made of it has to share for a
-    fair comparison."""
+    """Load the LLM's generation config, None where there is none.
+
+    A model made from the LLM has to share its end tokens and penalties for a fair comparison.
+    """
     try:
         return None if llm is None else GenerationConfig.from_pretrained(llm)
     except OSError:
@@ -136,7 +143,7 @@ def generation_of(llm: str | None) -> GenerationConfig | None:
 
 
 def same_words(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers read a text of many scripts alike, with whatever they put before it."""
+    """Return whether two tokenizers encode a text of many scripts alike, with the tokens that they prepend."""
     return one.encode(PROBE) == other.encode(PROBE) and one.encode("") == other.encode("")
 
 
@@ -144,8 +151,10 @@ def same_words(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> 
 
 
 def ask(side: Side, settings: Settings, manager: Any, out: Path) -> tuple[list[Figure], dict]:
-    """All figures of a side, and what its tasks are; a task that was asked already is read. manager: lm_eval's, of the
-    tasks."""
+    """Evaluate one side on all tasks; return its figures, and each task's version and number of shots.
+
+    Finished tasks are loaded from `out`. manager: lm_eval's, of the tasks.
+    """
     from fusion.evaluation.benchmarks.text import harness
 
     lm, figures, asked = None, [], {}
@@ -163,7 +172,7 @@ def ask(side: Side, settings: Settings, manager: Any, out: Path) -> tuple[list[F
 
 
 def evaluate(settings: Settings, out: Path, device: str | None = None) -> list[Pair]:
-    """The whole evaluation: results.json and the page in `out`. ValueError in one line."""
+    """Run the whole evaluation and write results.json and the page to `out`; ValueError in one line."""
     check(settings)
     from fusion.evaluation.benchmarks.text import harness
 
@@ -191,7 +200,7 @@ def evaluate(settings: Settings, out: Path, device: str | None = None) -> list[P
 
 
 def check(settings: Settings) -> None:
-    """ValueError in one line for what cannot be asked, before anything is loaded."""
+    """Raise ValueError, in one line, for settings that cannot be evaluated, before anything is loaded."""
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError(
             "text benchmarks are asked by lm-evaluation-harness, which is not installed: pip install lm_eval"
@@ -213,7 +222,7 @@ def check(settings: Settings) -> None:
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line; options that lm_eval has are called as it calls them."""
+    """Parse the command line; options that lm_eval has, too, have the same names."""
     parser = argparse.ArgumentParser(prog="fusion benchmark text", description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder of a unified model, or a bundled one's name")
     parser.add_argument(
@@ -236,7 +245,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace) -> str:
-    """The whole program; answers the table."""
+    """Run the evaluation for parsed options, and return the table."""
     tasks = list(dict.fromkeys(name for name in options.tasks.split(",") if name))
     settings = Settings(
         options.model,
@@ -254,5 +263,8 @@ def measure(options: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """0 with the table and the folder, or 1 and one line on stderr; see fusion.evaluation.benchmarks.common.program."""
+    """Run the program: print the table and the folder and return 0, or one line on stderr and return 1.
+
+    See fusion.evaluation.benchmarks.common.program.
+    """
     return program.run(measure, parsed(argv))

@@ -1,4 +1,4 @@
-"""Benchmark questions about images: where images stand in the text, and a model's answers as text alone."""
+"""Benchmark questions about images: placeholders of images in the text, and a model's answers as text alone."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,13 +8,16 @@ from PIL import Image
 
 from fusion.generation.api import Fusion
 
-LENGTH = 256  # tokens of an answer, where nobody says how many
+LENGTH = 256  # most tokens of an answer, unless the task says how many
 PLACE = re.compile(r"<image(?: (\d+))?>")
 
 
 def prompt_of(text: str, images: Sequence[Image.Image]) -> list[str | Image.Image]:
-    """One user's turn. `<image>` stands for the next image and `<image 2>` for the second, there where it is named
-    first; those that the text does not name come before it, and what names none is text."""
+    """Arrange a text and its images as one user's turn.
+
+    `<image>` stands for the next image and `<image 2>` for the second, where it is first named; images that the text
+    does not name come before it, and a placeholder without an image stays text.
+    """
     order, named = [], 0
     for match in PLACE.finditer(text):
         number = int(match[1]) - 1 if match[1] else named
@@ -34,13 +37,16 @@ def prompt_of(text: str, images: Sequence[Image.Image]) -> list[str | Image.Imag
 def answers(
     model: Fusion, prompts: Sequence[list], seed: int, params: Mapping[str, Any], until: Sequence[str] = ()
 ) -> list[str]:
-    """What a model says to each prompt, without drawing, cut off where one of `until` begins. Row r uses seed + r."""
+    """Generate a text answer to each prompt, without images, cut where one of `until` begins.
+
+    Row r uses seed + r. params: sampling parameters.
+    """
     replies = model.generate([*prompts], seed, **{**params, "max_images": 0})
     return [cut("".join(part for part in reply if isinstance(part, str)), until) for reply in replies]
 
 
 def cut(text: str, until: Sequence[str]) -> str:
-    """A text up to the first of some others in it."""
+    """Cut a text at the first occurrence of any of the `until` strings."""
     return text[: min([place for one in until if one and (place := text.find(one)) >= 0], default=len(text))]
 
 
@@ -48,11 +54,11 @@ def cut(text: str, until: Sequence[str]) -> str:
 
 
 def wanted(settings: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """`generation_kwargs` of a task of lmms-eval as sampling parameters of the sampler, and the ends of an answer.
-    ValueError for a search by beams.
+    """Convert `generation_kwargs` of a task of lmms-eval to sampling parameters, and the strings that end an answer.
 
-    An empty line, with which lmms-eval ends an answer unless a task says otherwise, is none: here a turn ends by
-    itself."""
+    An empty line, with which lmms-eval ends an answer unless a task says otherwise, is left out: here a turn ends by
+    itself. Raises ValueError for beam search.
+    """
     if (settings.get("num_beams") or 1) != 1:
         raise ValueError(
             f"num_beams={settings['num_beams']}: answers are written token by token; give --gen_kwargs num_beams=1"
@@ -68,7 +74,7 @@ def wanted(settings: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]
 
 
 def together(settings: Sequence[Any], most: int) -> Iterator[range]:
-    """Places of neighbours that want the same, at most so many."""
+    """Split requests into ranges of neighbours with equal settings, at most `most` each."""
     start = 0
     while start < len(settings):
         end = start + 1

@@ -5,7 +5,7 @@ The harness is github.com/EvolvingLMMs-Lab/lmms-eval, PyPI lmms_eval.
     fusion benchmark lmms --model fusion --model_args pretrained=MODEL --tasks mme --batch_size 8 --output_path out/mme
 
 Every option is lmms-eval's own. model_args: pretrained, dtype and seed; and max_new_tokens, temperature and top_p,
-which stand above the task's.
+which override the task's.
 """
 
 import sys
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str]) -> int:
-    """lmms-eval's own program, which then knows the model `fusion`; 1 and one line where it is not installed."""
+    """Run lmms-eval's own program with the model `fusion`; return 1, and print one line, if it is not installed."""
     try:
         from lmms_eval.__main__ import cli_evaluate
 

@@ -1,4 +1,4 @@
-"""A unified model as lmms-eval asks it: images and a question in, words out."""
+"""A unified model behind lmms-eval's interface: images and a question in, text out."""
 
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
@@ -15,9 +15,12 @@ NAME = "fusion"
 
 
 class FusionModel(lmms):
-    """pretrained: folder of a unified model, or a bundled one's name. Request i of a call is answered with seed + i,
-    alone or in a batch. max_new_tokens, temperature, top_p: instead of the task's. ValueError in one line for what
-    makes no sense."""
+    """A unified model as a model of lmms-eval.
+
+    pretrained: folder of a unified model, or a bundled one's name. Request i of a call is answered with seed + i, alone
+    or in a batch. max_new_tokens, temperature, top_p: override the task's. Raises ValueError, in one line, for invalid
+    values.
+    """
 
     def __init__(
         self,
@@ -41,7 +44,7 @@ class FusionModel(lmms):
         self.fusion = api.load(pretrained, dtype=dtype, device=device)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """An answer to each request: (text, generation_kwargs, doc_to_visual, number, task, split)."""
+        """Generate an answer to each request: (text, generation_kwargs, doc_to_visual, number, task, split)."""
         said: list[str] = []
         for places in tqdm(list(together([one.args[1] for one in requests], self.batch_size)), desc="answers"):
             part = [requests[place].args for place in places]
@@ -59,18 +62,18 @@ class FusionModel(lmms):
         ]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Not for models that answer: raises NotImplementedError."""
+        """Raise NotImplementedError: only tasks that generate answers are supported."""
         raise NotImplementedError("this model answers questions: choose tasks of output_type generate_until")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Not yet: raises NotImplementedError."""
+        """Raise NotImplementedError: questions in several rounds are not supported yet."""
         raise NotImplementedError(
             "questions in several rounds are not asked: choose tasks of output_type generate_until"
         )
 
 
 def register() -> None:
-    """Make it a model of lmms-eval, by NAME."""
+    """Register FusionModel as a model of lmms-eval, by NAME."""
     MODEL_REGISTRY_V2.register_manifest(
         ModelManifest(NAME, simple_class_path=f"{__name__}.{FusionModel.__name__}"), overwrite=True
     )

@@ -2,9 +2,9 @@
 
 Usage: `fusion benchmark understanding MODEL FILE.jsonl -o OUT.jsonl`
 
-Lines of FILE are {"text": ..., "images": [paths]}, paths from the folder of FILE on, and whatever else a line has, such
-as an id or the right answer. Images come before the text, or where it says `<image>` or `<image 2>`. OUT has the same
-lines in the same order, each with the model's "response". It goes on where it was stopped.
+Lines of FILE are {"text": ..., "images": [paths]}, paths relative to the folder of FILE, and may have other entries,
+such as an id or the right answer. Images come before the text, or where it says `<image>` or `<image 2>`. OUT has the
+same lines in the same order, each with the model's "response". An interrupted run resumes.
 """
 
 import argparse
@@ -35,7 +35,7 @@ FORM = 'lines are {"text": ..., "images": [paths]}'
 
 @dataclass(frozen=True)
 class Question:
-    """A line of the file: its number, everything that it says, and where its images are."""
+    """A line of the questions' file: its number, its JSON object, and the paths of its images."""
 
     line: int
     row: dict[str, Any]
@@ -43,7 +43,7 @@ class Question:
 
     @property
     def prompt(self) -> list:
-        """With its images opened. ValueError naming the line whose image cannot be used."""
+        """The user's turn with its images loaded; ValueError naming the line whose image cannot be used."""
         try:
             return prompt_of(self.row["text"], [open_image(path) for path in self.images])
         except ValueError as error:
@@ -54,8 +54,10 @@ class Question:
 
 
 def read_questions(file: Path) -> list[Question]:
-    """All of them; empty lines are none. ValueError in one line that names every line which cannot be used, before
-    anything is asked."""
+    """Load all questions of a file of JSON lines, except empty lines.
+
+    Raises ValueError, in one line that names every line which cannot be used, before anything is answered.
+    """
     try:
         lines = (
             file.read_bytes().decode("utf-8-sig").split("\n")
@@ -82,7 +84,7 @@ def read_questions(file: Path) -> list[Question]:
 
 
 def question_of(number: int, line: str, folder: Path) -> Question:
-    """One line. ValueError saying what is wrong with it."""
+    """Parse one line, whose image paths are relative to `folder`; ValueError saying what is wrong with it."""
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -103,8 +105,11 @@ def question_of(number: int, line: str, folder: Path) -> Question:
 
 
 def begin(out: Path, asked: Mapping[str, Any], questions: Sequence[Question]) -> int:
-    """How many answers are there already, the last whole one at the end of the file; it is made if there is none.
-    ValueError for a file of anything else, or of another model or settings: nothing is written over."""
+    """Return the number of answers in the file `out`, which is created if there is none.
+
+    asked: the settings, stored beside it. A partial line at its end is removed. Raises ValueError for a file of
+    anything else, or of another model or settings; nothing is overwritten.
+    """
     beside, told = file_of(out), json.dumps(asked, indent=1) + "\n"
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -124,8 +129,10 @@ def begin(out: Path, asked: Mapping[str, Any], questions: Sequence[Question]) ->
 
 
 def whole_lines(out: Path, questions: Sequence[Question]) -> int:
-    """Of a file of answers, without the half of a line at its end, which is taken away. ValueError where a line is not
-    the answer to its question."""
+    """Return the number of complete lines of a file of answers, after removing a partial one at its end.
+
+    Raises ValueError where a line is not the answer to its question.
+    """
     data = out.read_bytes()
     lines = data.splitlines(keepends=True)
     done = lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
@@ -152,7 +159,10 @@ def answer(
     params: Mapping[str, Any],
     batch: int,
 ) -> None:
-    """Ask from question `first` on, and append each batch's answers when it is done."""
+    """Answer the questions from index `first` on, and append each batch's answers to `out` when it is done.
+
+    Question i uses seed + i. params: sampling parameters. batch: most questions at once.
+    """
     with (
         out.open("ab") as file,
         tqdm(total=len(questions), initial=first, unit="questions", disable=first == len(questions)) as bar,
@@ -171,7 +181,7 @@ def answer(
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="fusion benchmark understanding", description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder of a unified model, or a bundled one's name")
     parser.add_argument("file", type=Path, help=f"questions as JSON lines; {FORM}")
@@ -192,8 +202,10 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def text_params(words: Sequence[str]) -> dict[str, Any]:
-    """Of the sampler, with their defaults. ValueError for one that no answer in words depends on, and for a value that
-    makes no sense."""
+    """Parse "name=value" words into sampling parameters of text, with their defaults.
+
+    Raises ValueError for a parameter that does not affect text, and for an invalid value.
+    """
     params = SAMPLING_PARAMETERS | params_of(words)
     if unknown := sorted(set(params) - set(SAMPLING_PARAMETERS)):
         raise ValueError(
@@ -207,7 +219,7 @@ def text_params(words: Sequence[str]) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace) -> str:
-    """The whole program."""
+    """Answer the questions that have no answer yet, and return a summary line."""
     if options.batch < 1:
         raise ValueError("--batch is at least 1")
     params, questions = text_params(options.params), read_questions(options.file)
@@ -228,5 +240,5 @@ def measure(options: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The program; see fusion.evaluation.benchmarks.common.program."""
+    """Run the program; see fusion.evaluation.benchmarks.common.program."""
     return program.run(measure, parsed(argv))
