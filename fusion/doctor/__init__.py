@@ -1,1 +1,1 @@
-"""The training doctor: what is wrong with a run, each illness measured on its own and shown with its evidence."""
+"""The training doctor: what is wrong with a run, each fault ("illness") measured on its own and shown with evidence."""

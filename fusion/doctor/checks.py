@@ -1,4 +1,4 @@
-"""All checks of a run in turn, and which illness may be all the reason of which other."""
+"""Runs all checks of a run in turn, and marks the faults that may be entirely due to another one."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -24,17 +24,17 @@ CHECKS: list[tuple[Rule, Callable[[Patient], Finding]]] = [
 """Causes before what may come of them."""
 
 BRINGS = {
-    # What has not been trained long enough has learned nothing yet, whatever else would be wrong with it.
+    # An undertrained model has learned too little yet to show what else would be wrong with it.
     course.GREEN.illness: {rule.illness for rule, _ in CHECKS} - {course.LEAKING.illness, course.GREEN.illness},
-    # Who does not hear what is to change changes nothing.
+    # A model that is not conditioned on the instruction changes nothing.
     words.DEAF.illness: {images.COPY.illness},
-    # Half of the detail is half of what differs between seeds.
+    # Images with half of the detail have half of what differs between seeds.
     images.NOISE.illness: {images.COLLAPSED.illness},
 }
 
 
 def examine(patient: Patient) -> Iterator[Finding]:
-    """What each check finds, as it comes. A check that lacks what it needs says so."""
+    """Run all checks and yield their findings; that of a check that lacks what it needs says so."""
     for rule, check in CHECKS:
         try:
             yield check(patient)
@@ -43,7 +43,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
 
 
 def in_context(findings: Sequence[Finding]) -> list[Finding]:
-    """The same, where those that may come of another illness that was found say of which."""
+    """Return the findings, where `follows` names another illness that was found and may be the whole cause."""
     ill = [finding.illness for finding in findings if finding.ill]
 
     def cause(finding: Finding) -> str | None:

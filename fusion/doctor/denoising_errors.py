@@ -1,4 +1,4 @@
-"""Errors of x on held-out images: the same noise and times for whatever is compared, and times within an interval."""
+"""Errors of the predicted x on held-out images, with the same noise and times for all that is compared."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from fusion.unified.objective import Objective
 
 @dataclass(frozen=True)
 class Within(Objective):
-    """Times spread evenly from `low` to `high`."""
+    """A training objective whose times are spread evenly from `low` to `high`."""
 
     low: float = 0.0
     high: float = 1.0
 
     def sample_times(self, count: int, generator: torch.Generator) -> Float[Tensor, " m"]:
-        """Of `count` images."""
+        """Return the times of `count` images, on the generator's device."""
         return self.low + (self.high - self.low) * uniform(count, generator)
 
 
@@ -30,8 +30,11 @@ class Within(Objective):
 def x_errors(
     patient: Patient, samples: Sequence[Sample], low: float, high: float, rounds: int = 4
 ) -> tuple[Float[Tensor, "m rounds"], Float[Tensor, "m rounds"]]:
-    """Mean squared error of x_hat, and its time, of every target image of some documents, in as many rounds of
-    noise."""
+    """Compute the mean squared error of x_hat, and its time t, of every target image of some documents.
+
+    low, high: bounds of t. rounds: draws of noise and times, the same at every call. Returns errors and times, on the
+    CPU.
+    """
     device, batches = next(patient.learner.model.parameters()).device, patient.batches(samples)
     errors, times = [], []
     for number in range(rounds):
@@ -45,8 +48,10 @@ def x_errors(
 
 
 def misled(tasks: Sequence[Task], most: int = 3) -> list[tuple[Task, list[Sample]]]:
-    """Each task with its document as it would be with the words of others: the next of its kind that say something
-    else, where there are any."""
+    """Return each task with its document as it would be with the texts of other tasks.
+
+    They are the next of its kind that say something else, at most `most`; tasks without any are left out.
+    """
     found = []
     for number, task in enumerate(tasks):
         others = [*tasks[number + 1 :], *tasks[:number]]

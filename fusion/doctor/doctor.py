@@ -24,7 +24,11 @@ COUNT = 96  # held-out documents of each source
 def diagnose(
     run: Path, words: Sequence[str] = (), count: int = COUNT, device: str | None = None, out: Path | None = None
 ) -> list[Finding]:
-    """All findings; also as OUT/doctor.json and OUT/doctor.html. Raises ValueError in one line."""
+    """Run all checks on a run, write doctor.json and doctor.html to `out`, and return the findings.
+
+    words: key=value of the run's config that hold here. count: held-out documents of each source. out: the run's folder
+    if None. Raises ValueError, in one line, where the run cannot be examined.
+    """
     patient, out = Patient(run, words, count, device), out or run
     findings = in_context(list(examine(patient)))
     figures = {"run": str(run), "model": str(patient.folder), "count": count, "summary": summary(findings)}
@@ -36,7 +40,7 @@ def diagnose(
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="fusion doctor", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the folder of a run of train.unified, train.demo or train.diffusion")
     parser.add_argument("--count", type=int, default=COUNT, help="held-out documents of each source that are looked at")
@@ -54,9 +58,12 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> int:
-    """0 where nothing is wrong, 1 where something is, 2 and one line on stderr where the run cannot be examined."""
+    """Run the program: return 0 where nothing is wrong, 1 where something is, 2 where the run cannot be examined.
+
+    In the last case one line on stderr says why.
+    """
     options = parsed(argv)
-    logging.disable_progress_bar()  # of reading weights
+    logging.disable_progress_bar()  # of loading weights
     try:
         if options.count < 1:
             raise ValueError(f"--count {options.count}: give at least 1")

@@ -1,4 +1,4 @@
-"""What a check says: an illness, what was measured of it, where its limits lie and why, and what to do."""
+"""Findings of the doctor's checks: a fault, its measurement, its limits with their reasons, and what to do."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,14 +10,16 @@ ORDER = (SEVERE, MILD, UNCLEAR, WELL, UNKNOWN)
 
 
 class Missing(ValueError):
-    """What a check needs is not there, or too little of it; one line."""
+    """Raised where what a check needs is missing, or there is too little of it; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How an illness is judged. statistic: what is measured, in words. mild, severe: limits of the statistic; ill is
-    what lies beyond, which is above them, or below them where `mild` is above `severe`. reason: why the limits stand
-    there. advice: what to do."""
+    """How one illness, a fault of a run, is judged.
+
+    statistic: what is measured, in words. mild, severe: limits of the statistic; a run is ill beyond them, which is
+    above them, or below them where `mild` is above `severe`. reason: why the limits are there. advice: what to do.
+    """
 
     illness: str
     statistic: str
@@ -27,7 +29,7 @@ class Rule:
     advice: str
 
     def verdict(self, found: Measured) -> str:
-        """Ill only where the whole interval lies beyond a limit; unclear where the value alone does."""
+        """Return the verdict: ill only where the whole interval is beyond a limit, unclear where the value alone is."""
         sign = 1 if self.severe >= self.mild else -1
         measured = found if sign > 0 else -found
         if measured.least > sign * self.severe:
@@ -37,17 +39,24 @@ class Rule:
         return UNCLEAR if measured.value > sign * self.mild else WELL
 
     def judge(self, found: Measured, said: str, evidence: str = "", **figures: float | str) -> "Finding":
-        """said: one sentence with the figures. evidence: HTML. figures: what else was measured, by name."""
+        """Build the finding of a measurement.
+
+        said: one sentence with the figures. evidence: HTML. figures: what else was measured, by name.
+        """
         return Finding(self, self.verdict(found), found, said, evidence, figures)
 
     def unknown(self, why: str) -> "Finding":
-        """Nothing could be measured."""
+        """Build the finding that nothing could be measured; why: the reason."""
         return Finding(self, UNKNOWN, None, why)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found. follows: the illness that may be all the reason of this one."""
+    """The result of a check.
+
+    said: one sentence. evidence: HTML. figures: what else was measured, by name. follows: the illness that may be the
+    whole cause of this one.
+    """
 
     rule: Rule
     verdict: str
@@ -59,16 +68,16 @@ class Finding:
 
     @property
     def illness(self) -> str:
-        """Its name."""
+        """The name of the illness."""
         return self.rule.illness
 
     @property
     def ill(self) -> bool:
-        """Whether it is one."""
+        """Whether the verdict is mild or severe."""
         return self.verdict in (SEVERE, MILD)
 
     def as_json(self) -> dict:
-        """All but the evidence."""
+        """Return all but the evidence, for doctor.json."""
         numbers = (
             {}
             if self.measured is None
@@ -83,6 +92,6 @@ class Finding:
 
 
 def worse(one: Finding, other: Finding) -> Finding:
-    """Of two findings on one illness the worse, with the evidence and the figures of both."""
+    """Merge two findings on one illness: the worse verdict, with the evidence and the figures of both."""
     first, second = sorted((one, other), key=lambda finding: ORDER.index(finding.verdict))
     return replace(first, evidence=first.evidence + second.evidence, figures={**second.figures, **first.figures})

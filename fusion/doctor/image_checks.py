@@ -1,4 +1,4 @@
-"""Illnesses of images: copies of the source, one image for all seeds, too much guidance, blur."""
+"""Checks of generated images: copies of the source, one image for all seeds, too much guidance, blur."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ from fusion.flow.matching import PATHS
 SEEDS, SHOWN = 4, 8
 UNGUIDED = {"guidance": 1.0, "image_guidance": 1.0}
 CHANGED = 8 / 255  # a pixel whose channels differ by less did not change
-HALF = 0.5  # of the way from the source to the true edit
+HALF = 0.5  # of the distance from the source to the true edit
 
 
 def _unguided(patient: Patient) -> dict[str, float]:
@@ -30,12 +30,12 @@ def _guidance(patient: Patient) -> float:
 
 
 def _some(patient: Patient, tasks: Sequence[Task], share: float = 0.5) -> list[Task]:
-    """As many as a share of the held-out documents that are looked at of each source: more of those, surer figures."""
+    """Return the first tasks, as many as a share of `patient.count`, but at least LEAST: more make figures surer."""
     return list(tasks[: max(statistics.LEAST, int(share * patient.count))])
 
 
 def _copies(patient: Patient, tasks: Sequence[Task]) -> int:
-    """Seeds for each of a few, so that about as many images come of them as documents are looked at."""
+    """Return the number of seeds for each task, at most SEEDS, that give about `patient.count` images together."""
     return min(SEEDS, max(1, patient.count // len(tasks)))
 
 
@@ -54,9 +54,12 @@ COPY = Rule(
 
 
 def copying(patient: Patient) -> Finding:
-    """Drawn with the run's own sampling parameters, several times where edits are few; only pixels count that the true
-    edit changes, so that the ground that all three share says nothing. What saw some pairs without a change copies now
-    and then, which a share shows and a median hides."""
+    """Check whether edits copy the source.
+
+    Edits are drawn with the run's own sampling parameters, several times where they are few. Only pixels that the true
+    edit changes count, so that the background that all three images share has no weight. A model that was trained on
+    some pairs without a change copies now and then, which a share shows and a median hides.
+    """
     tasks = _some(patient, [task for task in patient.edits if _changed(task).any()])
     if not tasks:
         return COPY.unknown("no held-out edit changes a pixel")
@@ -105,7 +108,10 @@ COLLAPSED = Rule(
 
 
 def collapsed(patient: Patient) -> Finding:
-    """Without guidance, which narrows by design and has a check of its own."""
+    """Check whether images of one prompt differ between seeds as much as they should.
+
+    They are drawn without guidance, which narrows diversity by design and has a check of its own.
+    """
     tasks = _some(patient, patient.asked, 1 / 6)
     drawn = patient.draw(tasks, copies=SEEDS, **_unguided(patient))
     spread = [_spread(patient, images) for images in drawn]
@@ -128,7 +134,7 @@ def collapsed(patient: Patient) -> Finding:
 
 
 def _spread(patient: Patient, images: Sequence[Image.Image]) -> float:
-    """Variance over seeds, in latents, where the model's errors are measured too."""
+    """Return the variance over seeds, in latents, where the model's errors are measured too."""
     return float(patient.encode(images).var(dim=0).mean())
 
 
@@ -148,7 +154,11 @@ OVER = Rule(
 
 
 def over_guided(patient: Patient) -> Finding:
-    """Of both comparisons the smaller: what is too strong without guidance too is not its doing."""
+    """Check whether guidance exaggerates saturation, contrast or detail.
+
+    Drawn images are compared with the true ones and with those drawn without guidance, and the smaller excess counts:
+    what is too strong without guidance too is not caused by it.
+    """
     scale = _guidance(patient)
     if scale <= 1:
         return OVER.judge(Measured(0.0), "it draws without guidance")
@@ -215,7 +225,7 @@ SOFT = Rule(
 
 
 def blurred(patient: Patient) -> Finding:
-    """Both in the network's answers at low noise and in the images that come of them; the worse counts."""
+    """Check for blur, both in the network's predictions at low noise and in drawn images; the worse counts."""
     tasks = patient.tasks
     if not tasks:
         return NOISE.unknown("no held-out document has an image to draw")
@@ -231,7 +241,10 @@ def blurred(patient: Patient) -> Finding:
 
 
 def _soft(patient: Patient, tasks: list[Task]) -> Finding:
-    """What an autoencoder takes from every image is no fault of training."""
+    """Check the detail of drawn images against that of the true ones as the codec reconstructs them.
+
+    What an autoencoder takes from every image is not a fault of training.
+    """
     drawn = [one for (one,) in patient.draw(tasks)]
     true = [patient.given_back(task.truth) for task in tasks]
     details = [[[looks.detail(looks.values(image)) + looks.FAINT] for image in images] for images in (drawn, true)]

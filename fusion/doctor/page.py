@@ -1,4 +1,4 @@
-"""What the doctor says: a short table for a terminal, figures for programs, and a page with the evidence."""
+"""Output of the doctor: a short table for a terminal, and an HTML page with the evidence."""
 
 from collections.abc import Sequence
 from html import escape
@@ -9,12 +9,12 @@ from fusion.doctor.finding import ORDER, UNCLEAR, UNKNOWN, Finding
 
 
 def by_weight(findings: Sequence[Finding]) -> list[Finding]:
-    """The worst first, causes before what may come of them."""
+    """Sort findings, the worst first, causes before what may be due to them."""
     return sorted(findings, key=lambda finding: (finding.follows is not None, ORDER.index(finding.verdict)))
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """One sentence."""
+    """Summarize the findings in one sentence."""
     ill = [
         f"{finding.illness} ({finding.verdict})"
         for finding in by_weight(findings)
@@ -29,7 +29,7 @@ def summary(findings: Sequence[Finding]) -> str:
 
 
 def as_text(findings: Sequence[Finding]) -> str:
-    """A line each, and under each illness what to do."""
+    """Format the findings for a terminal: a line each, and under each illness what to do."""
     lines = []
     for finding in by_weight(findings):
         lines.append(f"{finding.verdict:<11}{finding.illness:<29}{finding.said}")
@@ -41,7 +41,7 @@ def as_text(findings: Sequence[Finding]) -> str:
 
 
 def render(run: Path, model: Path | None, findings: Sequence[Finding]) -> str:
-    """The page as one string of HTML."""
+    """Render the findings as an HTML page; run, model: their folders."""
     facts = {"run": run, "model": model or "none yet"}
     listed = "".join(
         f"<div><dt>{name}</dt><dd><code>{escape(str(value))}</code></dd></div>" for name, value in facts.items()
@@ -72,7 +72,7 @@ def _numbers(finding: Finding) -> tuple[float | None, str | None]:
 
 
 def _section(finding: Finding) -> Section:
-    """What was measured, why the limits are where they are, what to do, and what it was seen by."""
+    """Render one finding: the measurement, the advice, the reason for the limits, and the evidence."""
     title = finding.illness.capitalize()
     if finding.measured is None:
         return Section(title, "")

@@ -1,4 +1,4 @@
-"""Illnesses of the run itself: it ended too early, or what it is validated on was trained on."""
+"""Checks of the run itself: whether it ended too early, and whether it is validated on what it was trained on."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from fusion.doctor.finding import UNCLEAR, Finding, Rule
 from fusion.doctor.run_data import Patient
 from fusion.sequence.document import blocks
 
-POINTS = 4  # validations in the last half of a run, below which no slope is taken
+POINTS = 4  # fewest validations in the last half of a run that a slope is fitted to
 
 GREEN = Rule(
     "undertrained",
@@ -62,7 +62,10 @@ Curve = Sequence[tuple[float, float]]
 
 
 def undertrained(patient: Patient) -> Finding:
-    """By the curriculum where its last stage was not reached, else by the validation curve."""
+    """Check whether the run ended too early.
+
+    It is judged by the curriculum where its last stage was not reached, else by the validation curve.
+    """
     if not patient.rows:
         return GREEN.unknown("metrics.jsonl is missing")
     return _by_stages(patient) or _by_curve(patient)
@@ -104,8 +107,11 @@ def _by_curve(patient: Patient) -> Finding:
 
 
 def _falls(rows: Sequence[dict], curve: Curve, seen: int) -> list[tuple[str, Measured]]:
-    """What a doubling took off: over the last half; at its end, against the least of the first half; and while the rate
-    was up."""
+    """Measure what a doubling of documents took off the error: a sentence and the measurement, for each of up to three.
+
+    They are over the last half; at its end, against the least of the first half; and while the learning rate was up.
+    The sentence has the placeholder `{takes}`.
+    """
     first, late = ([point for point in curve if (point[0] < seen / 2) == early] for early in (True, False))
     falls = [("twice the documents {takes} the error", falling(late))]
     if first:
@@ -122,21 +128,23 @@ def _falls(rows: Sequence[dict], curve: Curve, seen: int) -> list[tuple[str, Mea
 
 
 def _share(patient: Patient) -> float:
-    """Of the documents or the minutes that it was to last, whichever is more."""
+    """Return the share of the planned documents or minutes that the run lasted, whichever is more."""
     last, training = patient.rows[-1], patient.config.training
     documents, minutes = training.documents, training.minutes
     return max(last["seen"] / documents if documents else 0.0, last["time"] / (60 * minutes) if minutes else 0.0)
 
 
 def _rate(patient: Patient) -> float:
-    """The last learning rate over the largest, less what was to be left of it."""
+    """Return the last learning rate over the largest, less the share that was to be left (`floor`), at least 0."""
     rates, floor = [row["lr"] for row in patient.rows if "lr" in row], patient.config.training.optim.floor
     return max(0.0, rates[-1] / max(*rates, 1e-30) - floor) if rates else 0.0
 
 
 def falling(curve: Curve) -> Measured:
-    """The share that each doubling of x takes off y: a line through log y over log2 x, with the 95% interval of its
-    slope."""
+    """Measure the share that each doubling of x takes off y, with the 95% interval.
+
+    It fits a line through log y over log2 x, and the interval is that of its slope. curve: points (x, y).
+    """
     x, y = np.log2([seen for seen, _ in curve]), np.log2([error for _, error in curve])
     (slope, _), centred = np.polyfit(x, y, 1), x - x.mean()
     left = y - y.mean() - slope * centred
@@ -170,14 +178,16 @@ LEAKING = Rule(
     advice="give images that are the same one subject (a `subject` column, or one file name), or take them out; "
     "fusion data check lists equal ones",
 )
-MOST = 5000  # samples of training that are looked at, evenly spread over all
-NEAREST = 4  # of training, that are looked at pixel by pixel
-ALIKE, OF_ITS_CONTRAST = 8 / 255, 0.2  # images this near are the same one: saved again, resized, a few levels off
+MOST = 5000  # most samples of a source that are compared, evenly spread over all
+NEAREST = 4  # nearest images of training, which are compared pixel by pixel
+ALIKE, OF_ITS_CONTRAST = 8 / 255, 0.2  # images this near count as the same one: saved again, resized, a few levels off
 
 
 def leaking(patient: Patient) -> Finding:
-    """Images are compared as thumbnails, and the nearest pixel by pixel. Crops and mirrored images are not
-    found."""
+    """Check whether validation samples share an image or a subject with training.
+
+    Images are compared as thumbnails, and the nearest pixel by pixel. Crops and mirrored images are not found.
+    """
     sides = {
         side: [source for source in patient.sources(side) if isinstance(source, TableSource)]
         for side in ("train", "validation")
@@ -212,7 +222,7 @@ Illustrated = tuple[Sample, Image.Image]
 
 
 def _images(source: Source) -> list[Illustrated]:
-    """Of at most MOST samples of a source."""
+    """Return the images of at most MOST samples of a source, each with its sample."""
     found = []
     for index in range(0, len(source), max(1, math.ceil(len(source) / MOST))):
         try:
@@ -227,7 +237,7 @@ def _images(source: Source) -> list[Illustrated]:
 
 
 def _twins(train: Sequence[Illustrated], held_out: Sequence[Illustrated]) -> list[tuple[Illustrated, Illustrated]]:
-    """Images of validation with one of training that is the same."""
+    """Return the images of validation that are also in training, each as (validation, training)."""
     small = [torch.from_numpy(np.stack([looks.thumbnail(image) for _, image in side])) for side in (held_out, train)]
     nearest = torch.cat(
         [

@@ -1,4 +1,4 @@
-"""A run as the doctor reads it: config, metrics, model, held-out data, and the images requested there."""
+"""A run as the doctor loads it: config, metrics, model, held-out data, and the images requested there."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,13 +34,16 @@ from fusion.training.learner import Learner, UnifiedLearner
 from fusion.training.metrics import read
 from fusion.worlds.shapes import TASKS, Options, World
 
-ROWS = 16  # documents, or images that are drawn, in a batch
+ROWS = 16  # most documents, or drawn images, of a batch
 
 
 @dataclass(frozen=True)
 class Task:
-    """A held-out image and all that stands before it. sample: ends with the image; source: the last image before
-    it, if that has its size."""
+    """A held-out image and its context.
+
+    sample: ends with the image. truth: the image. source: the last image before it, if it has the same size. kind: of
+    the data's source, of editing or not, and of the context's structure; tasks of one kind can exchange their texts.
+    """
 
     sample: Sample
     truth: Image.Image
@@ -49,19 +52,22 @@ class Task:
 
     @property
     def prompt(self) -> Any:
-        """What stands before the image, for Fusion."""
+        """The context before the image, as a prompt for Fusion."""
         return self.sample.messages[:-1] if self.sample.messages else {"content": self.sample.content[:-1]}
 
     @property
     def words(self) -> str:
-        """All texts that are not the model's."""
+        """All texts that are not the model's, joined by newlines."""
         return "\n".join(block["text"] for block in said(self.sample))
 
 
 class Patient:
-    """A run's folder. words: key=value of its config that hold here, such as data.path where the data has moved. count:
-    held-out documents of each source that are looked at. Raises ValueError in one line where the folder is no run, or
-    nothing in it can be looked at."""
+    """A run that is examined.
+
+    run: its folder. words: key=value of its config that hold here, such as data.path where the data has moved. count:
+    held-out documents of each source that are examined. Raises ValueError, in one line, where the folder is no run, or
+    has neither log nor model.
+    """
 
     def __init__(self, run: str | Path, words: Sequence[str] = (), count: int = 96, device: str | None = None):
         self.run, self.count, self.device = Path(run), count, device
@@ -76,7 +82,7 @@ class Patient:
             )
 
     def _folder(self) -> Path | None:
-        """Where the model is: the finished one, else that of the newest checkpoint."""
+        """Return the folder of the finished model, else of the newest checkpoint's, else None."""
         if any((self.run / "model" / name).is_file() for name in ("config.json", "painter.json")):
             return self.run / "model"
         newest = checkpoint.newest(self.run / "checkpoints")
@@ -84,17 +90,17 @@ class Patient:
 
     @property
     def paints(self) -> bool:
-        """Whether it is a diffusion model, which can do nothing but draw."""
+        """Whether it is a diffusion model, which can generate images alone."""
         return isinstance(self.config, Diffusion)
 
     @property
     def stages(self) -> list[Stage]:
-        """Of its curriculum, if it has one."""
+        """The stages of its curriculum, if it has one."""
         return self.config.world.stages if isinstance(self.config, Demo) else self.config.stages
 
     @cached_property
     def learner(self) -> Learner:
-        """The model, as training sees it. Raises Missing, and ValueError where the folder is broken."""
+        """The model, as in training; Missing if there is none yet, ValueError where its folder is broken."""
         if self.folder is None:
             raise Missing("there is no model yet")
         if self.paints:
@@ -106,7 +112,7 @@ class Patient:
 
     @property
     def params(self) -> dict[str, Any]:
-        """Those that the run itself draws with."""
+        """The sampling parameters with which the run itself draws."""
         if isinstance(self.config, Demo):
             return dict(self.config.scoring.params)
         params = self.config.samples.params
@@ -115,8 +121,7 @@ class Patient:
     # ---- data ----
 
     def sources(self, side: str) -> list[Source]:
-        """What it learns from ("train") or is validated on ("validation"). Raises Missing where the data cannot be
-        opened."""
+        """Open the sources of a side, "train" or "validation"; Missing where they cannot be opened."""
         if isinstance(self.config, Demo):
             if side == "train":
                 return [Curriculum([replace(stage, text=0.0) for stage in self.stages], TRAINING_SEED)]
@@ -134,39 +139,42 @@ class Patient:
 
     @cached_property
     def held_out(self) -> dict[str, list[Sample]]:
-        """Documents of each source, the first of those that validation takes."""
+        """Documents of each source, by its name: the first of those that validation takes, at most `count`."""
         return {source.name: first_samples(source, self.count) for source in self.sources("validation")}
 
     @cached_property
     def tasks(self) -> list[Task]:
-        """Of all held-out documents; those that the model cannot read are left out."""
+        """The tasks of all held-out documents, without those that the model cannot read."""
         found = [task for samples in self.held_out.values() for sample in samples if (task := task_of(sample))]
         return [task for task in found if self.reads(task.sample)]
 
     @property
     def asked(self) -> list[Task]:
-        """Images asked for in words alone. Raises Missing where there is none."""
+        """The tasks without a source image, requested in words alone; Missing where there is none."""
         if not (asked := [task for task in self.tasks if task.source is None]):
             raise Missing("no held-out document asks in words alone for an image")
         return asked
 
     @property
     def edits(self) -> list[Task]:
-        """Images made of another one of the same size. Raises Missing where there is none."""
+        """The tasks that change a source image of the same size; Missing where there is none."""
         if not (edits := [task for task in self.tasks if task.source is not None]):
             raise Missing("no held-out document asks for a change of an image")
         return edits
 
     def reads(self, sample: Sample) -> bool:
-        """Whether it fits the model, and a row of training."""
+        """Return whether a document fits the model, and a row of training."""
         try:
             return bool(self.batches([sample]))
         except BadSample:
             return False
 
     def batches(self, samples: Sequence[Sample]) -> list[Batch] | list[PairBatch]:
-        """Documents as batches, one to a row and in order: whatever else they say, images of the same sizes get the
-        same noise from one generator. Raises BadSample for a document that takes more than a row of training."""
+        """Build batches of documents, one to a row and in order.
+
+        Whatever their texts, images of the same sizes get the same noise from one generator. Raises BadSample for a
+        document that takes more than a row of training.
+        """
         if self.paints:
             return fixed_pairs(samples, self._stride, ROWS)
         laid_out = [self._laid_out(sample) for sample in samples]
@@ -184,23 +192,25 @@ class Patient:
 
     @property
     def codec(self) -> Codec:
-        """Between images and what the model draws."""
+        """The codec between images and what the model draws."""
         return self.learner.text_to_image.codec if self.paints else self.learner.fusion.codec
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> Float[Tensor, "n c h w"]:
-        """Latents of images of one size."""
+        """Encode images of one size as latents, in float32."""
         device = next(self.learner.model.parameters()).device
         return self.codec.encode(torch.stack([to_pixels(image) for image in images]).to(device)).float()
 
     @torch.no_grad()
     def given_back(self, image: Image.Image) -> Image.Image:
-        """An image as the codec gives it back."""
+        """Encode and decode an image by the codec."""
         return to_image(self.codec.decode(self.encode([image]))[0].float().cpu())
 
     def draw(self, tasks: Sequence[Task], copies: int = 1, seed: int = 0, **params: Any) -> list[list[Image.Image]]:
-        """Images of each task, from `copies` noises of their own, with the run's own sampling parameters but for those
-        given."""
+        """Draw `copies` images for each task, each from its own noise; return a list for each task.
+
+        params: override the run's own sampling parameters.
+        """
         numbered = sorted(enumerate(tasks), key=lambda pair: pair[1].truth.size)
         drawn: list[list[Image.Image]] = [[] for _ in tasks]
         for size, group in groupby(numbered, key=lambda pair: pair[1].truth.size):
@@ -256,8 +266,10 @@ def _config(run: Path, words: Sequence[str]) -> Unified | Demo | Diffusion:
 
 
 def task_of(sample: Sample) -> Task | None:
-    """The last image of a document that is asked for and nothing else said beside it, or a page's last behind a text;
-    None where there is none."""
+    """Return the last image of a document that can be a task, None where there is none.
+
+    It is the last one that the assistant answers with and nothing else beside it, or the last of a page behind a text.
+    """
     if sample.messages:
         ends = [
             number
@@ -283,14 +295,17 @@ def _only_an_image(turn: dict) -> bool:
 
 
 def _page(sample: Sample) -> Sample | None:
-    """The last image of a page right behind a text, and that text: the whole page may be longer than any row."""
+    """Return the last image of a page right behind a text, with that text alone, or None.
+
+    The whole page may be longer than any row.
+    """
     pairs = list(zip(sample.content, sample.content[1:], strict=False))
     found = [[text, image] for text, image in pairs if (text["type"], image["type"]) == ("text", "image")]
     return replace(sample, content=found[-1]) if found else None
 
 
 def said(sample: Sample) -> list[dict]:
-    """The text blocks of a task that the model did not write: those of its user, or of its page."""
+    """Return the text blocks of a task that the model did not write: those of its user, or of its page."""
     if not sample.messages:
         return [block for block in sample.content if block["type"] == "text"]
     return [
@@ -303,7 +318,7 @@ def said(sample: Sample) -> list[dict]:
 
 
 def told(sample: Sample, texts: Sequence[str]) -> Sample:
-    """The same document with other texts in the places of `said`."""
+    """Return the document with `texts` in place of those of `said`, in order."""
     left = iter(texts)
 
     def renewed(content: Any) -> list[dict]:

@@ -22,7 +22,7 @@ from fusion.training.perplexity import encode, perplexity
 from fusion.unified.objective import Objective
 
 Misled = list[tuple[Task, list[Sample]]]
-LEAST = 12  # images of a kind, below which nothing is said of it
+LEAST = 12  # fewest images of a kind that it is judged by
 BANDS = tuple((number / 5, number / 5 + 0.2) for number in range(5))
 SHOWN = 8
 
@@ -41,8 +41,11 @@ DEAF = Rule(
 
 
 def deaf(patient: Patient) -> Finding:
-    """Judged kind by kind (source of the data; with or without an image in context) and all together; told of what is
-    most surely deaf."""
+    """Check whether images are conditioned on the text.
+
+    It is judged by kind (source of the data; with or without an image in context) and all together; the finding is of
+    the kind that is most surely not conditioned.
+    """
     kinds = defaultdict(list)
     for task, wrong in misled(patient.tasks):
         if readable := [sample for sample in wrong if patient.reads(sample)]:
@@ -66,10 +69,13 @@ def deaf(patient: Patient) -> Finding:
 
 
 def _heard(patient: Patient, pairs: Misled) -> np.ndarray:
-    """(images, 3): how often wrong words are worse than the right ones, by how much larger the error is with them,
-    and the error with the right."""
+    """Return three numbers for each image, (images, 3), with another document's texts (wrong) and its own (right).
+
+    They are how often wrong texts give a larger error than the right ones, by how much the error is larger, and the
+    error with the right ones.
+    """
     right = x_errors(patient, [task.sample for task, _ in pairs], 0.5, 1.0)[0].mean(-1)
-    turns = range(max(len(wrong) for _, wrong in pairs))  # whoever has fewer of them is told the same ones again
+    turns = range(max(len(wrong) for _, wrong in pairs))  # tasks with fewer of them reuse the same ones
     wrong = torch.stack(
         [x_errors(patient, [told[turn % len(told)] for _, told in pairs], 0.5, 1.0)[0].mean(-1) for turn in turns]
     )
@@ -104,7 +110,10 @@ SILENT = Rule(
 
 @torch.no_grad()
 def silent(patient: Patient) -> Finding:
-    """Teacher-forced, so that pages and conversations are judged alike."""
+    """Check whether the model begins an image where the true answer does.
+
+    It is teacher-forced, so that pages and conversations are judged alike.
+    """
     if patient.paints:
         return SILENT.unknown("a diffusion model can do nothing but draw")
     learner, asked, rightly = patient.learner, 0, 0
@@ -123,7 +132,7 @@ def silent(patient: Patient) -> Finding:
 
 
 def _answers(patient: Patient) -> str:
-    """What it says instead."""
+    """Render a table of what the model answers to requests for images."""
     rows = []
     for task in patient.tasks[:SHOWN]:
         if task.sample.messages:
@@ -149,7 +158,10 @@ FORGETFUL = Rule(
 
 
 def forgetful(patient: Patient) -> Finding:
-    """From the newest perplexities in metrics.jsonl, or taken now where there are none."""
+    """Check by the perplexity of plain text how much the model forgot of its language model.
+
+    Perplexities are those at the last step in metrics.jsonl, or computed now where there are none.
+    """
     if patient.paints:
         return FORGETFUL.unknown("a diffusion model does not write")
     rows = [row for row in patient.rows if "perplexity/now" in row and "perplexity/of_the_llm" in row]
@@ -166,7 +178,7 @@ def _course(rows: list[dict]) -> str:
 
 
 def _perplexities(patient: Patient) -> tuple[float, float]:
-    """Now, and of the language model. Raises Missing where that is not there any more."""
+    """Compute the perplexity of the model and of its language model; Missing where that one cannot be read any more."""
     llm = patient.config.model.llm
     try:
         tokenizer = AutoTokenizer.from_pretrained(llm)
