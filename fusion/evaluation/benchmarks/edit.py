@@ -54,7 +54,7 @@ class Edit:
     beside: str | None = None
 
 
-# ---- what is asked ----
+# ---- the edits of each benchmark ----
 
 
 def read_imgedit(data: Path, images: Path | None) -> list[Edit]:
