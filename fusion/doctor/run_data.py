@@ -90,7 +90,7 @@ class Patient:
 
     @property
     def paints(self) -> bool:
-        """Whether it is a diffusion model, which can generate images alone."""
+        """Whether it is a diffusion model, which can generate only images."""
         return isinstance(self.config, Diffusion)
 
     @property

@@ -158,7 +158,7 @@ FORGETFUL = Rule(
 
 
 def forgetful(patient: Patient) -> Finding:
-    """Check by the perplexity of plain text how much the model forgot of its language model.
+    """Check for lost text ability, by the perplexity of plain text against that of the model's LLM.
 
     Perplexities are those at the last step in metrics.jsonl, or computed now where there are none.
     """
