@@ -194,6 +194,7 @@ def _processor(name: str, stride: int):
     """
     from transformers import AutoConfig, AutoTokenizer
 
+    from fusion.common.llm_files import llm_folder
     from fusion.generation.api import BUNDLED, register
     from fusion.sequence.processor import FusionProcessor
     from fusion.unified.config import FusionConfig
@@ -202,6 +203,7 @@ def _processor(name: str, stride: int):
     register()
     folder = BUNDLED / name if (BUNDLED / name / "config.json").is_file() and not os.path.exists(name) else name
     try:
+        folder = llm_folder(folder)
         config = AutoConfig.from_pretrained(folder)
         if isinstance(config, FusionConfig):
             return FusionProcessor.from_pretrained(folder)

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol, runtime_checkable
 
-from fusion.data.formats import Sample, Source, Stream, WorldSource
+from fusion.data.formats import Chat, Sample, Source, Stream, WorldSource
 from fusion.data.formats.config import DataConfig, open_sources
-from fusion.data.replay import Replay
 from fusion.worlds.shapes import Options, World
 
 
@@ -61,7 +60,7 @@ class Curriculum:
         self,
         stages: Sequence[Stage],
         seed: int = 0,
-        texts: "Texts | Replay | None" = None,
+        texts: "Texts | Chat | None" = None,
         name: str = "world",
         documents: int | None = None,
     ):

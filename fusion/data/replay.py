@@ -13,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fusion.common.atomic import save
-from fusion.data.formats import Sample
+from fusion.common.llm_files import llm_folder
+from fusion.data.formats import Chat
 
 BATCH = 16
 
@@ -35,8 +36,9 @@ def _lines(name: str) -> list[str]:
 @torch.inference_mode()
 def answers(llm: str | Path, asked: Sequence[str], tokens: int = 24) -> list[str]:
     """Return an LLM's greedy answers, of at most so many tokens each, to prompts in its own chat template."""
-    tokenizer = AutoTokenizer.from_pretrained(llm, padding_side="left", trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32, trust_remote_code=False).eval()
+    place = llm_folder(llm)
+    tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left", trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, trust_remote_code=False).eval()
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     said = []
@@ -50,29 +52,11 @@ def answers(llm: str | Path, asked: Sequence[str], tokens: int = 24) -> list[str
     return said
 
 
-def conversations(llm: str | Path, file: Path) -> list[dict]:
-    """Return the replayed conversations, one dict of messages each; asked of the LLM now unless the file has them."""
+def replayed(llm: str | Path, file: Path) -> Chat:
+    """Return the conversations as a source; the LLM is asked for its answers now unless the file has them."""
     if not file.is_file():
         asked = prompts()
         turns = zip(asked, answers(llm, asked), strict=True)
         said = [[{"role": "user", "content": text}, {"role": "assistant", "content": answer}] for text, answer in turns]
         save("".join(json.dumps({"messages": one}) + "\n" for one in said if one[1]["content"].strip()), file)
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-class Replay:
-    """A source of conversations, each a document whose answers have a loss."""
-
-    def __init__(self, found: Sequence[dict], name: str = "replay"):
-        self.name, self._found = name, list(found)
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def sample(self, index: int, rng) -> Sample:
-        """Return conversation number `index`; `rng` is not used."""
-        messages = [
-            {"role": one["role"], "content": [{"type": "text", "text": one["content"]}]}
-            for one in self._found[index]["messages"]
-        ]
-        return Sample(messages, None, self.name, f"{self.name}:{index}")
+    return Chat(file)

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from fusion.common.llm_files import llm_folder
 from fusion.common.tensor_cache import bytes_of, entry, read_entry, write_entry
 from fusion.diffusion.networks.conditioning import Conditioning
 from fusion.sequence.tokens import find_tokenizer
@@ -121,18 +122,15 @@ def load_encoder(config: EncoderConfig, dtype: torch.dtype = torch.float32, weig
     on "meta", and where there is no tokenizer each word is a token. Raises ValueError in one line where there is none,
     or it has no such layer."""
     try:
-        kind = transformers.AutoConfig.from_pretrained(config.path).model_type
+        path = llm_folder(config.path)
+        kind = transformers.AutoConfig.from_pretrained(path).model_type
         loaded = getattr(transformers, CLASSES.get(kind, "AutoModel"))
-        tokenizer = (
-            transformers.AutoTokenizer.from_pretrained(config.path)
-            if weights
-            else find_tokenizer(config.path) or Words()
-        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path) if weights else find_tokenizer(path) or Words()
         with _without_report():
             model = (
-                loaded.from_pretrained(config.path, dtype=dtype, use_safetensors=True)
+                loaded.from_pretrained(path, dtype=dtype, use_safetensors=True)
                 if weights
-                else _without_weights(loaded, config.path)
+                else _without_weights(loaded, path)
             )
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fusion.common import statistics
 from fusion.common.charts import Line, chart, side_by_side
 from fusion.common.html import table
+from fusion.common.llm_files import llm_folder
 from fusion.common.statistics import Measured, wilson
 from fusion.data.formats import Sample
 from fusion.data.packing import fixed_batches
@@ -181,8 +182,8 @@ def _perplexities(patient: Patient) -> tuple[float, float]:
     """Compute the perplexity of the model and of its language model; Missing where that one cannot be read any more."""
     llm = patient.config.model.llm
     try:
-        tokenizer = AutoTokenizer.from_pretrained(llm)
-        base = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(llm_folder(llm))
+        base = AutoModelForCausalLM.from_pretrained(llm_folder(llm), dtype=torch.float32).eval()
         texts, context = _texts(patient)
     except (OSError, ValueError) as error:
         where = "say where it is, model.llm=FOLDER" if not Path(llm).is_dir() else "its files are not whole"

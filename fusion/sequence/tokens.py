@@ -11,6 +11,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from fusion.common.llm_files import llm_folder
+
 CACHE = 65_536  # texts remembered: templates, sizes, questions and short captions return again and again
 
 
@@ -131,6 +133,7 @@ def _any_of(strings: Iterable[str]) -> re.Pattern:
 
 def find_tokenizer(place: str | Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer in a folder or on the hub; None where there is only a model's configuration, or nothing."""
+    place = llm_folder(place)
     folder = Path(place)
     if folder.is_dir() and not any(
         file for pattern in ("*token*", "*vocab*", "*.model") for file in folder.glob(pattern)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from fusion.common.llm_files import llm_folder
 from fusion.generation import api
 from fusion.worlds.shapes import plain_text
 
@@ -32,11 +33,12 @@ class Kept:
         return self.after / self.before - 1
 
 
-def kept(llm_folder: str | Path, fusion_folder: str | Path, texts: Sequence[str], context: int = 256) -> Kept:
+def kept(llm: str | Path, fusion_folder: str | Path, texts: Sequence[str], context: int = 256) -> Kept:
     """Perplexity before and after, both in fp32 with the LLM's own tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(llm_folder)
+    place = llm_folder(llm)
+    tokenizer = AutoTokenizer.from_pretrained(place)
     ids = encode(tokenizer, texts, context)
-    llm = AutoModelForCausalLM.from_pretrained(llm_folder, dtype=torch.float32).eval()
+    llm = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
     model = api.load(fusion_folder, dtype=torch.float32).model
     return Kept(perplexity(llm, ids), perplexity(model, ids), sum(len(one) - 1 for one in ids))
 

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from fusion.common.llm_files import llm_folder
 from fusion.training.perplexity import encode, perplexity, prose
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
@@ -55,8 +56,10 @@ class Forgetting:
     once."""
 
     def __init__(self, llm: str, probe: Probe):
-        self.ids = encode(AutoTokenizer.from_pretrained(llm), probe.read(), probe.context)
-        self.before = perplexity(AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32).eval(), self.ids)
+        self.ids = encode(AutoTokenizer.from_pretrained(llm_folder(llm)), probe.read(), probe.context)
+        self.before = perplexity(
+            AutoModelForCausalLM.from_pretrained(llm_folder(llm), dtype=torch.float32).eval(), self.ids
+        )
 
     def __call__(self, model: PreTrainedModel) -> dict[str, float]:
         """`perplexity/now`, `perplexity/of_the_llm`, and `forgetting`: by which share the first is above the second."""

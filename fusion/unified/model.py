@@ -26,6 +26,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from fusion.common.llm_files import llm_folder
 from fusion.common.tensor_cache import bytes_of
 from fusion.nn.conv import ConvEmbed, ConvHead
 from fusion.nn.kv_cache import PrefixCache
@@ -211,6 +212,7 @@ class FusionModel(Placeable, Steps, PreTrainedModel, GenerationMixin):
         loaded = cls._beside(
             config,
             str(llm or config.base),
+            llm is not None,
             Path(folder),
             kwargs.get("dtype", "auto"),
             kwargs.get("output_loading_info"),
@@ -220,10 +222,13 @@ class FusionModel(Placeable, Steps, PreTrainedModel, GenerationMixin):
         return (model, *info) if info else model
 
     @classmethod
-    def _beside(cls, config: FusionConfig, base: str, folder: Path, dtype, output_loading_info: bool | None):
-        """The weights in a folder, beside an LLM from elsewhere."""
+    def _beside(
+        cls, config: FusionConfig, base: str, fetch: bool, folder: Path, dtype, output_loading_info: bool | None
+    ):
+        """The weights in a folder, beside an LLM from elsewhere. fetch: whether somebody typed its name."""
         try:
-            llm = AutoModelForCausalLM.from_pretrained(base, config=copy.deepcopy(config.text_config), dtype=dtype)
+            place = llm_folder(base, fetch)
+            llm = AutoModelForCausalLM.from_pretrained(place, config=copy.deepcopy(config.text_config), dtype=dtype)
         except (OSError, ValueError) as error:
             said = " ".join(str(error).split())[:150]
             raise BaseError(

@@ -15,9 +15,10 @@ def test_answers_are_asked_for_once_and_kept(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(replay, "answers", lambda llm, asked: calls.append(llm) or ["Yes.", ""])
     monkeypatch.setattr(replay, "prompts", lambda: ["a?", "b?"])
-    found = replay.conversations("llm", tmp_path / "replay.jsonl")
-    assert found == replay.conversations("other", tmp_path / "replay.jsonl") and calls == ["llm"]
-    assert len(found) == 1, "an empty answer teaches nothing"
-    sample = replay.Replay(found).sample(0, random.Random(0))
+    found = replay.replayed("llm", tmp_path / "replay.jsonl")
+    again = replay.replayed("other", tmp_path / "replay.jsonl")
+    assert len(found) == len(again) == 1, "an empty answer teaches nothing"
+    assert calls == ["llm"] and found.name == "replay"
+    sample = found.sample(0, random.Random(0))
     assert [turn["role"] for turn in sample.messages] == ["user", "assistant"]
     assert sample.messages[1]["content"] == [{"type": "text", "text": "Yes."}]

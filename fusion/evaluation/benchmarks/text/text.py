@@ -22,6 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fusion.common.atomic import save
+from fusion.common.llm_files import llm_folder
 from fusion.common.provenance import commit
 from fusion.evaluation.benchmarks.common import program
 from fusion.evaluation.benchmarks.text.before_after import Figure, Pair, as_text, from_json, paired, render, to_json
@@ -113,7 +114,7 @@ def model_tokenizer(model: str) -> PreTrainedTokenizerBase:
 def load_tokenizer(llm: str) -> PreTrainedTokenizerBase:
     """Load the LLM's own tokenizer; ValueError where there is none."""
     try:
-        return AutoTokenizer.from_pretrained(llm)
+        return AutoTokenizer.from_pretrained(llm_folder(llm))
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"{llm}: no tokenizer of an LLM there ({' '.join(str(error).split())[:150]}): give the LLM's folder "
@@ -124,7 +125,7 @@ def load_tokenizer(llm: str) -> PreTrainedTokenizerBase:
 def load_llm(llm: str, dtype: torch.dtype, device: str | None) -> PreTrainedModel:
     """Load the LLM for evaluation; ValueError where there is none."""
     try:
-        return AutoModelForCausalLM.from_pretrained(llm, dtype=dtype).to(device).eval()
+        return AutoModelForCausalLM.from_pretrained(llm_folder(llm), dtype=dtype).to(device).eval()
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"{llm}: no language model there ({' '.join(str(error).split())[:150]}): give the LLM's folder or hub id"

@@ -5,9 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fusion
+from fusion.common import llm_files
+from fusion.common.llm_files import LLMFileError, llm_folder
 from fusion.data.replay import questions
-from fusion.unified import llm_files
-from fusion.unified.llm_files import LLMFileError, llm_folder
 
 NAME = "smollm2-135m-instruct"
 

