@@ -125,7 +125,7 @@ def _padded(rows: Rows, chosen: list[int], length: int) -> Rows:
 
 
 def _first(mask, count: int):
-    """The mask of the first rows of the batch."""
+    """Take the mask of the first rows of the batch, in whatever form a decoder has made it."""
     if isinstance(mask, StreamMask):
-        return mask.first(count)
+        return StreamMask(_first(mask.text, count), _first(mask.images, count))
     return {kind: part[:count] for kind, part in mask.items()} if isinstance(mask, dict) else mask[:count]

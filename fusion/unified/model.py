@@ -172,7 +172,9 @@ class FusionModel(Placeable, Steps, PreTrainedModel, GenerationMixin):
 
     def _driver(self) -> Backbone | StreamBackbone:
         if self.stream is not None:
-            return StreamBackbone(self.llm, self.stream, self.config.reads, self.config.preamble)
+            return StreamBackbone(
+                self.llm, self.stream, self.config.reads, self.config.preamble, self.control_embed.weight
+            )
         return Backbone(self.llm, self.config.positions != "shared", self.twins, self.config.deep == "hidden")
 
     def own_weights(self) -> dict[str, Tensor]:

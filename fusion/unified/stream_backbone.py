@@ -30,15 +30,6 @@ class StreamMask:
     text: Any
     images: Tensor
 
-    def first(self, count: int) -> "StreamMask":
-        """Return the mask of the first rows of the batch."""
-        text = (
-            {kind: part[:count] for kind, part in self.text.items()}
-            if isinstance(self.text, dict)
-            else self.text[:count]
-        )
-        return StreamMask(text, self.images[:count])
-
 
 @dataclass(frozen=True)
 class Documents:
@@ -122,10 +113,14 @@ class StreamBackbone:
     """An LLM, and an image stream that reads it; called as `Backbone` is, for any batch of rows behind a cache, and by
     `packed` for training."""
 
-    def __init__(self, llm: PreTrainedModel, stream: ImageStream, reads: list[int], preamble: list[int]):
+    def __init__(
+        self, llm: PreTrainedModel, stream: ImageStream, reads: list[int], preamble: list[int], control: Tensor
+    ):
+        """Put hooks on the LLM. reads, preamble: as of the settings. control: embeddings of control tokens, which texts
+        have too."""
         self.llm, self.stream, self.reads = llm, stream, reads
         self.reader = Backbone(llm, axial=False)
-        self.states = TextStates(self.reader, reads, preamble)
+        self.states = TextStates(self.reader, reads, preamble, [control])
 
     @property
     def family(self):
@@ -177,8 +172,8 @@ class StreamBackbone:
         modulation: Float[Tensor, "layers 6 m w"] | None = None,
         cache: PrefixCache | None = None,
     ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "n w"] | None]:
-        """Hidden states of rows of text, after the LLM's final norm (zeros where all rows are patches behind a frozen
-        cache), and of patches, after the stream's.
+        """Return hidden states of rows of text, after the LLM's final norm, and of patches, after the stream's. Where all
+        rows are patches behind a frozen cache the LLM is not run, and the first have width 0.
 
         embed: token ids to rows of the LLM. patches: rows of images, embedded; None where all rows are text that no
         image will read. cache: keys and values before these rows, extended by them.

@@ -74,30 +74,37 @@ class TextStates:
     """Read texts with an LLM that never changes, each distinct one once.
 
     reads: numbers of the decoder layers, from 1, whose output is wanted, ascending. preamble: ids that texts may begin
-    with. A model's copy gets a store of its own, empty.
+    with. others: further weights that what is kept depends on. most_bytes: of memory. What is kept is forgotten when the
+    LLM moves, changes its precision, or a weight is written to; a model's copy begins with nothing.
     """
 
     def __init__(
-        self, reader: Backbone, reads: Sequence[int], preamble: Sequence[int] = (), most_bytes: int = MOST_BYTES
+        self,
+        reader: Backbone,
+        reads: Sequence[int],
+        preamble: Sequence[int] = (),
+        others: Sequence[Tensor] = (),
+        most_bytes: int = MOST_BYTES,
     ):
-        self.reader, self.reads, self.preamble = reader, tuple(reads), tuple(preamble)
+        self.reader, self.reads, self.preamble, self.others = reader, tuple(reads), tuple(preamble), others
         self.most_bytes, self.bytes, self.texts_read = most_bytes, 0, 0
         self.kept: OrderedDict[Text, ReadText] = OrderedDict()
         self.start: PrefixCache | None = None  # the preamble's keys and values
         self.taken: list[Tensor] | None = None
+        self.made: tuple | None = None  # by what everything that is kept was computed
         layers = layers_of(reader.llm)
         self.handles = [layers[number - 1].register_forward_hook(_Take(self)) for number in self.reads]
 
     def __deepcopy__(self, memo):
         """Copy for another model, without what was read."""
         copied = memo[id(self)] = copy.copy(self)
-        copied.reader = copy.deepcopy(self.reader, memo)
+        copied.reader, copied.others = copy.deepcopy((self.reader, self.others), memo)
         copied.handles = []
         copied.forget()
         return copied
 
     def forget(self) -> None:
-        """Drop everything that is kept; for an LLM that was moved or whose weights were replaced."""
+        """Drop everything that is kept."""
         self.kept, self.start, self.taken, self.bytes = OrderedDict(), None, None, 0
 
     def unhook(self) -> None:
@@ -121,7 +128,7 @@ class TextStates:
     ) -> list[ReadText]:
         """Return what the LLM has made of each text, in order; those that are not kept are read now. embed: token ids
         to rows of the decoder."""
-        self._check_place()
+        self._check_made()
         found = {text: self.kept[text] for text in texts if text in self.kept}
         missing = [text for text in dict.fromkeys(texts) if text not in found]
         for skip in sorted({text.skip for text in missing}):
@@ -132,11 +139,14 @@ class TextStates:
             self._keep(text, found[text])
         return [found[text] for text in texts]
 
-    def _check_place(self) -> None:
-        """Forget what another device or precision has computed."""
-        if getattr(self, "_place", None) != self.place:
+    def _check_made(self) -> None:
+        """Forget what another device, another precision or other weights have computed: weights that are written to
+        count their versions."""
+        weights = (*self.reader.llm.parameters(), *self.others)
+        made = (*self.place, sum(weight._version for weight in weights))
+        if self.made != made:
             self.forget()
-            self._place = self.place
+            self.made = made
 
     def _keep(self, text: Text, read: ReadText) -> None:
         if text not in self.kept:

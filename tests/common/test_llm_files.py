@@ -85,6 +85,37 @@ def test_its_preamble_is_not_read_by_images_and_its_end_is_known(real, extended)
 
 
 @torch.inference_mode()
+def test_a_model_saved_beside_a_named_llm_is_loaded_again(real, extended, tmp_path, monkeypatch):
+    """And of the name in its config nothing is fetched."""
+    extended.save_pretrained(tmp_path / "model", base=NAME)
+    again = fusion.load(tmp_path / "model")
+    ids = torch.arange(5, 25)[None]
+    assert torch.equal(again.model(input_ids=ids).logits, extended.model(input_ids=ids).logits)
+    monkeypatch.setenv("FUSION_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr(llm_files, "_downloaded", lambda *_: pytest.fail("something was fetched"))
+    with pytest.raises(ValueError, match=f"{NAME}: is not here yet: say llm={NAME} to fetch it"):
+        fusion.load(tmp_path / "model")
+
+
+@torch.inference_mode()
+def test_a_turn_ends_behind_an_image_where_the_model_says_so(extended):
+    """Made to, by its head: it begins an image at once, and ends its turn behind it, though the LLM would go on."""
+    head = torch.nn.Parameter(torch.zeros_like(extended.model.control_head.weight))
+    kept, extended.model.control_head.weight = extended.model.control_head.weight, head
+    bias = torch.tensor([100.0, 0.0, 0.0, 0.0])
+    try:
+        extended.model.control_head.bias = torch.nn.Parameter(bias)
+        first = extended.generate("a cat", steps=1, max_images=1, max_new_tokens=4)
+        extended.model.control_head.bias = torch.nn.Parameter(bias + torch.tensor([0.0, 0.0, 0.0, 90.0]))
+        ended = extended.generate("a cat", steps=1, max_images=1, max_new_tokens=4)
+    finally:
+        extended.model.control_head.weight, extended.model.control_head.bias = kept, None
+    assert [isinstance(part, str) for part in first] == [False, True], "nothing ends it: it writes on"
+    assert [isinstance(part, str) for part in ended] == [False]
+    assert ended[0].size == (32, 32)
+
+
+@torch.inference_mode()
 def test_new_tokens_begin_at_a_probability_that_the_llm_s_logits_decide(extended):
     model = extended.model
     hidden = torch.randn(5, model.config.text_config.hidden_size)

@@ -99,6 +99,20 @@ def test_another_precision_and_a_copy_begin_with_nothing():
     assert read.states.dtype == torch.float64 and len(states.kept) == 1
 
 
+@pytest.mark.parametrize("name", ["control_embed.weight", "llm.model.norm.weight"])
+@torch.no_grad()
+def test_weights_that_are_replaced_are_read_with_anew(name):
+    model = model_of("llama")
+    asked = [Text((1, 2, CONTROL.image_start, 3), (0, 1, 2, 3))]
+    (before,) = model.backbone.states(asked, model.embed_tokens)
+    model.get_parameter(name).mul_(1.5)
+    (after,) = model.backbone.states(asked, model.embed_tokens)
+    assert (after.last[-1] - before.last[-1]).abs().max() > 1e-3
+    model.load_state_dict({key: tensor.clone() for key, tensor in model_of("llama").state_dict().items()})
+    (again,) = model.backbone.states(asked, model.embed_tokens)
+    assert_close(again.last, before.last)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_images_do_not_read_the_preamble_in_training_or_in_sampling(family):
@@ -163,3 +177,25 @@ def test_all_of_the_llm_s_tokens_are_one_column_of_the_decision():
     assert_close(output.logits[:, 1:], logits[:, model.llm_vocab :])
     labels = packed.labels[packed.labels >= 0]
     assert ((output.labels == 0) == (labels < model.config.vocab_base)).all()
+
+
+@torch.no_grad()
+def test_what_ends_a_turn_behind_an_image_is_a_token_of_its_own_and_elsewhere_the_llm_s():
+    """Labels: the stop behind `<|image_end|>` is the fourth control token; the same stop behind words, and other words
+    behind an image, are the LLM's own tokens."""
+    stop = 5
+    model = fresh_fusion("llama", "adaln", "axial", "linear", "frozen+none")
+    assert model.config.control_tokens == 3
+    model.config.stop_ids, model.config.control_tokens = [stop], 4
+    model.control_head = torch.nn.Linear(model.control_head.in_features, 4, bias=False)
+    drawn = image_piece(2, 2, 4)
+    behind, words, other = (
+        model(packed=packed_rows([[pieces]])).labels.tolist()
+        for pieces in (
+            [text(2, 1), drawn, Tokens((stop,), loss=True)],
+            [text(2, 1), Tokens((stop,), loss=True)],
+            [text(2, 1), drawn, Tokens((stop + 1,), loss=True)],
+        )
+    )
+    assert behind[-1] == 1 + 3 and behind.count(4) == 1
+    assert words == [0, 0] and other[-1] == 0 and 4 not in other
