@@ -172,8 +172,9 @@ class StreamBackbone:
         modulation: Float[Tensor, "layers 6 m w"] | None = None,
         cache: PrefixCache | None = None,
     ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "n w"] | None]:
-        """Return hidden states of rows of text, after the LLM's final norm, and of patches, after the stream's. Where all
-        rows are patches behind a frozen cache the LLM is not run, and the first have width 0.
+        """Return hidden states of rows of text, after the LLM's final norm, and of patches, after the stream's.
+
+        Where all rows are patches behind a frozen cache the LLM is not run, and the first have width 0.
 
         embed: token ids to rows of the LLM. patches: rows of images, embedded; None where all rows are text that no
         image will read. cache: keys and values before these rows, extended by them.

@@ -74,8 +74,8 @@ class TextStates:
     """Read texts with an LLM that never changes, each distinct one once.
 
     reads: numbers of the decoder layers, from 1, whose output is wanted, ascending. preamble: ids that texts may begin
-    with. others: further weights that what is kept depends on. most_bytes: of memory. What is kept is forgotten when the
-    LLM moves, changes its precision, or a weight is written to; a model's copy begins with nothing.
+    with. others: further weights that what is kept depends on. most_bytes: of memory. What is kept is forgotten when
+    the LLM moves, changes its precision, or a weight is written to; a model's copy begins with nothing.
     """
 
     def __init__(
