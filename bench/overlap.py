@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--name", default="overlap", help="of the record")
     parser.add_argument("--texts-only", action="store_true", help="do not look at images")
     parser.add_argument("--model", help="a model whose right drawings are counted apart, such as shapes")
-    parser.add_argument("--sampling parameters", nargs="*", default=[], help="of its sampler: guidance=2 steps=20")
+    parser.add_argument("--params", nargs="*", default=[], help="of its sampler: guidance=2 steps=20")
     options = parser.parse_args(argv)
     runs = list(zip(options.runs[::2], map(int, options.runs[1::2]), strict=True))
     watched = Watched(not options.texts_only)

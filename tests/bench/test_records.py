@@ -80,6 +80,20 @@ def test_ratios_are_those_recorded(row):
     assert_printed(cells(row)[1], [figures(record)[first][second] for first, second in paths])
 
 
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ("overlap_demo_59841", "{} occur verbatim among the texts of the second column"),
+        ("overlap_demo_174008", "{} among those of the first"),
+        ("overlap_world", "{} among 52,000 documents"),
+    ],
+)
+def test_prompts_that_training_had_are_as_many_as_recorded(record, words):
+    found = figures(f"{record}_2026-12-01_cpu")["prompts"]
+    assert words.format(found["all"]["seen"]) in " ".join(README.split())
+    assert [found[f"{name}, held out"]["seen"] for name in ("position", "attribute binding")] == [0, 0]
+
+
 def test_the_page_of_figures_prints_the_same_scores():
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
     for row in SCORES:

@@ -209,7 +209,7 @@ def test_stopped_anywhere_it_ends_as_if_it_never_was(known, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             first.run()
         with file.open("a") as torn:
-            torn.write('{"sampling parameters": {"steps"')  # a line that was being written
+            torn.write('{"params": {"steps"')  # a line that was being written
         second, suite = known(True, file, 4000)
         assert second.run() == expected and suite.asked == len(lines) - stop
         assert [one | {"seconds": 0} for one in map(json.loads, file.read_text().splitlines())] == [
